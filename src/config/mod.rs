@@ -1,0 +1,314 @@
+//! The configuration as immutable, valid data.
+//!
+//! `file` mirrors the YAML, `resolve` turns it into a [`Config`] or lists every mistake, `diff`
+//! compares two of them for a reload. Nothing here opens a socket or starts a task, and nothing
+//! here imports a live thing: the pools read the config, never the other way round.
+
+pub mod diff;
+mod file;
+mod resolve;
+mod secret;
+mod template;
+mod units;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+
+pub use resolve::load;
+pub use secret::Secret;
+pub use template::Template;
+
+use crate::id::{PlacementName, ServerName, TenantId};
+
+/// One mistake in a config file: where, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// Dotted path of the setting, e.g. `placements.free.pool.size`; empty for the whole file.
+    pub path: String,
+    /// Line in the file, from 1; absent when the mistake is not in one place.
+    pub line: Option<usize>,
+    pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// A whole, valid configuration. Made by [`load`].
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub listen: Vec<Listen>,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served.
+    pub http: Option<SocketAddr>,
+    /// Users of the admin console (database `pgtenant`); empty: no console.
+    pub admin_users: BTreeMap<String, Arc<Credential>>,
+    pub log: Log,
+    /// OS threads that serve clients, each a runtime of its own.
+    pub workers: usize,
+    pub identify: Identify,
+    /// Clients of the whole proxy, logging in or logged in.
+    pub max_clients: usize,
+    pub timeouts: Timeouts,
+    pub servers: IndexMap<ServerName, Arc<Server>>,
+    pub placements: IndexMap<PlacementName, Arc<Placement>>,
+    pub tenants: HashMap<TenantId, Arc<Tenant>>,
+}
+
+/// A main port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    pub address: SocketAddr,
+    pub tls: Option<ListenTls>,
+}
+
+/// TLS of a main port: PEM files, read (and checked) when the config is loaded so that a reload
+/// can neither half succeed nor read a half-written file later.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ListenTls {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    pub cert_pem: Arc<[u8]>,
+    pub key_pem: Secret,
+    /// Refuse clients that do not use TLS.
+    pub required: bool,
+}
+
+impl fmt::Debug for ListenTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListenTls")
+            .field("cert_file", &self.cert_file)
+            .field("key_file", &self.key_file)
+            .field("required", &self.required)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    pub format: LogFormat,
+    /// A `tracing` filter, e.g. `info` or `pgtenant=debug`.
+    pub filter: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Which parts of a login may name the tenant. All that are given must agree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identify {
+    /// The database name is the tenant.
+    pub by_database: bool,
+    /// The user name is `user<separator>tenant`; the separator splits at its last occurrence.
+    pub by_user: Option<char>,
+    /// The TLS server name is `<tenant><suffix>`, e.g. suffix `.db.example.com`.
+    pub by_sni: Option<String>,
+    /// `options=-c pgtenant.tenant=<tenant>`.
+    pub by_options: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accept to a finished login.
+    pub login: Duration,
+    /// How long a client waits for a server connection.
+    pub checkout: Duration,
+    /// TCP, TLS and login to a server; also the time a change of tenant context may take.
+    pub connect: Duration,
+    /// From SIGTERM to the end of the last client.
+    pub shutdown: Duration,
+    /// An idle server connection is closed after this time.
+    pub server_idle: Duration,
+    /// A server connection is closed at its next clean point after this age.
+    pub server_lifetime: Duration,
+}
+
+/// A PostgreSQL instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub name: ServerName,
+    pub address: ServerAddress,
+    pub tls: ServerTls,
+    /// Most connections the proxy opens to this instance, over all its pools.
+    pub max_connections: usize,
+    /// Login of the health check; it takes one of `max_connections`.
+    pub admin: Option<Arc<Login>>,
+    /// Database of the health check.
+    pub admin_database: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum ServerAddress {
+    Tcp { host: String, port: u16 },
+    /// The socket file itself, e.g. `/run/postgresql/.s.PGSQL.5432`.
+    Unix { path: PathBuf },
+}
+
+impl fmt::Display for ServerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix { path } => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// TLS toward a server, as libpq's `sslmode` and `sslrootcert`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerTls {
+    pub mode: SslMode,
+    /// PEM of the authorities to trust; none: the public ones.
+    pub root_cert_pem: Option<Arc<[u8]>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    Disable,
+    Prefer,
+    Require,
+    VerifyCa,
+    VerifyFull,
+}
+
+/// Role and password of a server login.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Login {
+    pub user: String,
+    pub password: Option<Secret>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// Shared tables under row level security.
+    Pool,
+    /// A schema per tenant.
+    Schema,
+    /// A database per tenant.
+    Database,
+    /// An instance of its own.
+    Instance,
+}
+
+impl fmt::Display for Tier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "pool",
+            Self::Schema => "schema",
+            Self::Database => "database",
+            Self::Instance => "instance",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pooling {
+    /// The server connection is the client's for one transaction.
+    Transaction,
+    /// The server connection is the client's until it leaves.
+    Session,
+}
+
+impl fmt::Display for Pooling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Transaction => "transaction",
+            Self::Session => "session",
+        })
+    }
+}
+
+/// A named kind of place. What its templates mean for a tenant is in [`Route`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    pub name: PlacementName,
+    pub tier: Tier,
+    /// One, or several over which the tenants are spread.
+    pub servers: Vec<ServerName>,
+    pub pooling: Pooling,
+    /// Most server connections of one pool (one server, database and login).
+    pub pool_size: usize,
+    /// Most clients of all tenants of this placement together.
+    pub max_clients: Option<usize>,
+    pub tenants: usize,
+}
+
+/// A tenant: who may log in, how much it may use, where it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    pub id: TenantId,
+    pub users: BTreeMap<String, Arc<Credential>>,
+    pub limits: TenantLimits,
+    pub route: Arc<Route>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TenantLimits {
+    /// Most clients logged in at once.
+    pub clients: Option<usize>,
+    /// Most server connections in use at once.
+    pub active: Option<usize>,
+}
+
+/// What a user proves itself with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    Password(Secret),
+    /// A SCRAM verifier as PostgreSQL stores it:
+    /// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`, already taken apart.
+    Verifier(ScramVerifier),
+}
+
+/// The parts of a SCRAM-SHA-256 verifier (RFC 5803).
+#[derive(Clone, PartialEq, Eq)]
+pub struct ScramVerifier {
+    pub iterations: u32,
+    pub salt: Vec<u8>,
+    pub stored_key: Vec<u8>,
+    pub server_key: Vec<u8>,
+}
+
+impl fmt::Debug for ScramVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ScramVerifier(***)")
+    }
+}
+
+/// Where a tenant's statements run: a placement with its templates filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    pub placement: Arc<Placement>,
+    pub pool: PoolKey,
+    /// The tenant's schema, for `SHOW TENANTS` and errors; it acts through `pool.startup` or
+    /// `context`.
+    pub schema: Option<String>,
+    /// Variables set before any statement of the tenant runs, in this order: name, value.
+    pub context: Vec<(String, String)>,
+    pub pooling: Pooling,
+}
+
+/// What server connections must have in common to be shared: one pool each.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    pub server: ServerName,
+    pub database: String,
+    pub login: Arc<Login>,
+    /// Run-time parameters of the StartupMessage, which are what RESET and DISCARD ALL return to.
+    pub startup: Vec<(String, String)>,
+}

@@ -1,0 +1,7 @@
+//! pgtenant: a tenant-routing PostgreSQL proxy.
+#![doc = include_str!("../docs/map.md")]
+
+pub mod cluster;
+pub mod config;
+pub mod error;
+pub mod id;
