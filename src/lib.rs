@@ -1,7 +1,14 @@
 //! pgtenant: a tenant-routing PostgreSQL proxy.
-#![doc = include_str!("../docs/map.md")]
+
 
 pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod id;
+pub mod protocol;
+pub mod backend;
+pub mod metrics;
+pub mod tenant;
+pub mod app;
+pub mod auth;
+pub mod frontend;

@@ -1,0 +1,306 @@
+//! What all parts of a running proxy share: built once, passed as `Arc<App>`, no statics. Two
+//! proxies can run in one process.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use tokio::runtime::Handle;
+
+use crate::auth::Verifiers;
+use crate::backend::instance::{Instance, Pool};
+use crate::config::{Config, Route};
+use crate::error::{Error, Kind, Result};
+use crate::frontend::client::ClientHandle;
+use crate::id::{PlacementName, ServerName, TenantId};
+use crate::metrics::ProxyMetrics;
+use crate::protocol::startup::CancelKey;
+use crate::tenant::state::TenantState;
+
+pub struct App {
+    config: ArcSwap<Config>,
+    /// Runtimes of the workers.
+    workers: Vec<Handle>,
+    next_worker: AtomicUsize,
+    instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
+    tenants: DashMap<TenantId, Arc<TenantState>>,
+    placements: DashMap<PlacementName, Arc<AtomicUsize>>,
+    /// Clients that are logged in, by what they cancel with.
+    clients: DashMap<CancelKey, Arc<ClientHandle>>,
+    next_client: AtomicU64,
+    /// Connections of clients, logged in or not.
+    connections: AtomicUsize,
+    draining: AtomicBool,
+    pub verifiers: Verifiers,
+    pub metrics: ProxyMetrics,
+    pub started: Instant,
+    /// One reload at a time.
+    reloading: Mutex<()>,
+}
+
+/// Something that is counted for as long as it lives.
+pub struct Counted(Arc<App>, Which);
+
+enum Which {
+    Connection,
+    Placement(Arc<AtomicUsize>),
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let counter = match &self.1 {
+            Which::Connection => &self.0.connections,
+            Which::Placement(counter) => counter,
+        };
+        counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl App {
+    pub fn new(config: Config, workers: Vec<Handle>) -> Arc<Self> {
+        let app = Arc::new(Self {
+            config: ArcSwap::from_pointee(config),
+            workers,
+            next_worker: AtomicUsize::new(0),
+            instances: ArcSwap::default(),
+            tenants: DashMap::new(),
+            placements: DashMap::new(),
+            clients: DashMap::new(),
+            next_client: AtomicU64::new(1),
+            connections: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            verifiers: Verifiers::new(),
+            metrics: ProxyMetrics::default(),
+            started: Instant::now(),
+            reloading: Mutex::default(),
+        });
+        app.arrange(&app.config());
+        app
+    }
+
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    pub fn workers(&self) -> &[Handle] {
+        &self.workers
+    }
+
+    // ---- instances and pools ----
+
+    pub fn instances(&self) -> Arc<HashMap<ServerName, Arc<Instance>>> {
+        self.instances.load_full()
+    }
+
+    /// The pool of a route.
+    ///
+    /// # Errors
+    /// 57P01 if a reload has just removed its server.
+    pub fn pool(&self, route: &Route) -> Result<Arc<Pool>> {
+        let instances = self.instances.load();
+        let instance = instances.get(&route.pool.server).ok_or_else(moved)?;
+        Ok(instance.pool(&route.pool, route.placement.pool_size))
+    }
+
+    /// Makes the instances fit `config`: new ones are built, changed ones reconfigured, others left
+    /// alone.
+    fn arrange(&self, config: &Config) {
+        let old = self.instances.load();
+        let instances = config
+            .servers
+            .iter()
+            .map(|(name, server)| {
+                let instance = match old.get(name) {
+                    Some(instance) => {
+                        instance.reconfigure(server.clone(), config.timeouts.clone());
+                        instance.clone()
+                    }
+                    None => {
+                        let next = self.next_worker.fetch_add(1, Ordering::Relaxed);
+                        let worker = self.workers[next % self.workers.len()].clone();
+                        Instance::new(server.clone(), config.timeouts.clone(), worker)
+                    }
+                };
+                (name.clone(), instance)
+            })
+            .collect::<HashMap<_, _>>();
+        for (name, gone) in old.iter().filter(|(name, _)| !instances.contains_key(*name)) {
+            tracing::info!(server = %name, "server removed");
+            gone.retire_pools(|_| true);
+        }
+        self.instances.store(Arc::new(instances));
+    }
+
+    /// Puts a new config in force: `what changed` and nothing else is touched.
+    ///
+    /// Order of operations: the instances first, so that whoever sees the new tenants finds their
+    /// servers; then the config; then the limits; then the pools that nobody routes to any more are
+    /// closed; last every client is asked whether it may go on.
+    pub fn reload(&self, new: Config) {
+        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.config();
+        let diff = crate::config::diff::diff(&old, &new);
+        self.arrange(&new);
+        let new = Arc::new(new);
+        self.config.store(new.clone());
+        for tenant in &self.tenants {
+            if let Some(known) = new.tenants.get(tenant.key()) {
+                tenant.set_limits(known.limits);
+            }
+        }
+        for instance in self.instances().values() {
+            instance.retire_pools(|key| diff.removed_pools.contains(key));
+        }
+        self.metrics.reloads.add(1);
+        self.call_clients();
+        tracing::info!(%diff, "config reloaded");
+    }
+
+    // ---- tenants ----
+
+    /// What is known of a tenant while the proxy runs.
+    pub fn tenant(&self, id: &TenantId) -> Arc<TenantState> {
+        if let Some(state) = self.tenants.get(id) {
+            return state.clone();
+        }
+        let state = TenantState::new(id.clone());
+        if let Some(tenant) = self.config.load().tenants.get(id) {
+            state.set_limits(tenant.limits);
+        }
+        self.tenants.entry(id.clone()).or_insert_with(|| Arc::new(state)).clone()
+    }
+
+    /// Tenants that have been seen since the start, by name.
+    pub fn seen_tenants(&self) -> Vec<Arc<TenantState>> {
+        let mut tenants: Vec<_> = self.tenants.iter().map(|entry| entry.value().clone()).collect();
+        tenants.sort_by(|a, b| a.id.cmp(&b.id));
+        tenants
+    }
+
+    /// Clients of a placement, over all its tenants.
+    pub fn placement_clients(&self, name: &PlacementName) -> usize {
+        self.placements.get(name).map_or(0, |count| count.load(Ordering::Relaxed))
+    }
+
+    // ---- clients ----
+
+    /// Counts a connection in.
+    ///
+    /// # Errors
+    /// 53300 over the limit of the proxy, 57P03 while it stops.
+    pub fn admit_connection(self: &Arc<Self>) -> Result<Counted> {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(self.clone(), Which::Connection);
+        if self.is_draining() {
+            return Err(Error::new(Kind::CannotConnectNow, "the proxy is shutting down"));
+        }
+        if before >= self.config.load().max_clients {
+            return Err(Error::new(Kind::TooManyConnections, "sorry, too many clients already"));
+        }
+        Ok(counted)
+    }
+
+    /// Connections of clients, logged in or not.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Counts a client of a placement in.
+    ///
+    /// # Errors
+    /// 53300 over the placement's limit.
+    pub fn admit_to_placement(self: &Arc<Self>, route: &Route) -> Result<Counted> {
+        let name = &route.placement.name;
+        let counter = self.placements.entry(name.clone()).or_default().clone();
+        let before = counter.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(self.clone(), Which::Placement(counter));
+        if route.placement.max_clients.is_some_and(|max| before >= max) {
+            return Err(Error::new(
+                Kind::TooManyConnections,
+                format!("too many connections for placement \"{name}\""),
+            ));
+        }
+        Ok(counted)
+    }
+
+    /// A number for a client that no other had or will have.
+    pub fn next_client_id(&self) -> u64 {
+        self.next_client.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn register(self: &Arc<Self>, client: Arc<ClientHandle>) -> Registered {
+        self.clients.insert(client.key.clone(), client.clone());
+        Registered { app: self.clone(), client }
+    }
+
+    /// The client that cancels with `key`.
+    pub fn client(&self, key: &CancelKey) -> Option<Arc<ClientHandle>> {
+        self.clients.get(key).map(|client| client.clone())
+    }
+
+    /// Whether a key is taken.
+    pub fn has_key(&self, key: &CancelKey) -> bool {
+        self.clients.contains_key(key)
+    }
+
+    /// Every client, oldest first.
+    pub fn clients(&self) -> Vec<Arc<ClientHandle>> {
+        let mut clients: Vec<_> = self.clients.iter().map(|entry| entry.value().clone()).collect();
+        clients.sort_by_key(|client| client.id);
+        clients
+    }
+
+    fn call_clients(&self) {
+        self.clients.iter().for_each(|client| client.call());
+    }
+
+    // ---- the end ----
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Takes no new clients and ends the others at their next clean point.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.call_clients();
+    }
+
+    /// Ends every client wherever it is.
+    pub fn kill_clients(&self) {
+        self.clients.iter().for_each(|client| client.kill());
+    }
+}
+
+/// The error of a client whose tenant is no longer where it was.
+pub fn moved() -> Error {
+    Error::new(
+        Kind::AdminShutdown,
+        "terminating connection due to administrator command",
+    )
+    .with_detail("The tenant was changed or removed by a reload of the configuration.")
+}
+
+/// A client that others can find, for as long as this lives.
+pub struct Registered {
+    app: Arc<App>,
+    client: Arc<ClientHandle>,
+}
+
+impl std::ops::Deref for Registered {
+    type Target = Arc<ClientHandle>;
+
+    fn deref(&self) -> &Arc<ClientHandle> {
+        &self.client
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.client.let_go();
+        self.app.clients.remove(&self.client.key);
+    }
+}

@@ -1,0 +1,197 @@
+//! One connection to a server, with what the proxy knows of its state.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::backend::cancel::Fence;
+use crate::backend::context::Context;
+use crate::backend::prepared::Parsed;
+use crate::config::Server;
+use crate::error::{Error, Kind, Result};
+use crate::protocol::buffer::Buffer;
+use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
+use crate::protocol::reply;
+use crate::protocol::startup::CancelKey;
+use crate::protocol::stream::Stream;
+
+/// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
+pub type Parameters = BTreeMap<String, String>;
+
+/// Longest frame that is collected in memory outside of a relay, in bytes. Nothing the proxy asks for itself has
+/// answers near this size.
+const MAX_COLLECTED: usize = 1 << 20;
+
+/// How long a server may take to close its side after Terminate.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A whole message from a server.
+pub struct Frame {
+    pub tag: BackendTag,
+    pub body: Vec<u8>,
+}
+
+pub struct ServerConnection {
+    pub stream: Stream,
+    /// Bytes from the server, to the server.
+    pub inbox: Buffer,
+    pub outbox: Buffer,
+    /// Whose context it carries.
+    pub context: Context,
+    pub parameters: Arc<Parameters>,
+    /// Named statements it has parsed for clients in transaction pooling.
+    pub parsed: Parsed,
+    fence: Arc<Fence>,
+    server: Arc<Server>,
+    pub born: Instant,
+    pub idle_since: Instant,
+    /// Leases in a row to the tenant it is bound to, while others waited.
+    pub turn: u32,
+}
+
+impl ServerConnection {
+    /// A connection that has not logged in.
+    pub fn new(stream: Stream, server: Arc<Server>) -> Self {
+        let key = CancelKey { pid: 0, secret: Box::default() };
+        let now = Instant::now();
+        Self {
+            stream,
+            inbox: Buffer::new(),
+            outbox: Buffer::new(),
+            context: Context::Clean,
+            parameters: Arc::default(),
+            parsed: Parsed::default(),
+            fence: Arc::new(Fence::new(server.clone(), key)),
+            server,
+            born: now,
+            idle_since: now,
+            turn: 0,
+        }
+    }
+
+    pub fn set_key(&mut self, key: CancelKey) {
+        self.fence = Arc::new(Fence::new(self.server.clone(), key));
+    }
+
+    pub fn fence(&self) -> &Arc<Fence> {
+        &self.fence
+    }
+
+    pub fn server(&self) -> &Arc<Server> {
+        &self.server
+    }
+
+    /// Takes over a ParameterStatus body; a malformed one says nothing.
+    pub fn note_parameter(&mut self, body: &[u8]) {
+        if let Some((name, value)) = split_pair(body)
+            && self.parameters.get(name).is_none_or(|known| known != value)
+        {
+            Arc::make_mut(&mut self.parameters).insert(name.to_owned(), value.to_owned());
+        }
+    }
+
+    /// Sends all of `bytes`.
+    ///
+    /// Not cancel safe.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.outbox.extend(bytes);
+        let Self { outbox, stream, .. } = self;
+        poll_fn(|cx| outbox.poll_drain(cx, stream)).await.map_err(|e| self.lost(e))
+    }
+
+    /// The next whole message.
+    ///
+    /// Cancel safe: a part of a message stays in the inbox.
+    pub async fn receive(&mut self) -> Result<Frame> {
+        loop {
+            if let Some(frame) = self.cut()? {
+                return Ok(frame);
+            }
+            let Self { inbox, stream, .. } = self;
+            match poll_fn(|cx| inbox.poll_fill(cx, stream)).await {
+                Ok(0) => return Err(self.lost("the server closed the connection")),
+                Ok(_) => {}
+                Err(e) => return Err(self.lost(e)),
+            }
+        }
+    }
+
+    /// A whole message from the inbox, if there is one.
+    fn cut(&mut self) -> Result<Option<Frame>> {
+        let Some(header) = Header::read(self.inbox.bytes()) else {
+            return Ok(None);
+        };
+        let size = header
+            .size(MAX_COLLECTED)
+            .ok_or_else(|| self.lost("the server sent a message of impossible length"))?;
+        if self.inbox.len() < size {
+            return Ok(None);
+        }
+        let body = self.inbox.bytes()[HEADER..size].to_vec();
+        self.inbox.consume(size);
+        Ok(Some(Frame { tag: BackendTag(header.tag), body }))
+    }
+
+    /// Whether an idle connection is still good: takes in what the server said meanwhile, without
+    /// waiting. A server that shuts down or was restarted says so here.
+    pub fn is_alive(&mut self) -> bool {
+        let mut cx = TaskContext::from_waker(Waker::noop());
+        loop {
+            match self.inbox.poll_fill(&mut cx, &mut self.stream) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => return false,
+                Poll::Pending => break,
+            }
+        }
+        loop {
+            match self.cut() {
+                Ok(Some(Frame { tag: BackendTag::PARAMETER_STATUS, body })) => {
+                    self.note_parameter(&body);
+                }
+                Ok(Some(Frame {
+                    tag: BackendTag::NOTICE_RESPONSE | BackendTag::NOTIFICATION_RESPONSE,
+                    ..
+                })) => {}
+                Ok(None) => return self.inbox.is_empty(),
+                _ => return false,
+            }
+        }
+    }
+
+    /// The connection is gone, or must be treated so.
+    fn lost(&self, cause: impl std::fmt::Display) -> Error {
+        Error::new(Kind::ConnectionFailure, "the server connection was lost")
+            .caused_by(format_args!("server {}: {cause}", self.server.name))
+    }
+
+    /// Ends it and waits (up to a deadline) until the server has let go, so that its slot can be
+    /// counted as free. What still runs is cancelled first.
+    pub async fn close(mut self: Box<Self>, busy: bool) {
+        let goodbye = async {
+            if busy {
+                let fence = self.fence.clone();
+                fence.open(0);
+                if let Err(error) = fence.cancel(0, CLOSE_DEADLINE).await {
+                    tracing::debug!(%error, "could not cancel on a connection that is closed");
+                }
+            }
+            let mut goodbye = Buffer::new();
+            goodbye.extend(reply::TERMINATE);
+            // A frame cut off half-way would swallow the Terminate; then the end of the stream says it.
+            if self.outbox.is_empty() {
+                poll_fn(|cx| goodbye.poll_drain(cx, &mut self.stream)).await?;
+            }
+            tokio::io::AsyncWriteExt::shutdown(&mut self.stream).await?;
+            loop {
+                self.inbox.consume(self.inbox.len());
+                let Self { inbox, stream, .. } = &mut *self;
+                if poll_fn(|cx| inbox.poll_fill(cx, stream)).await? == 0 {
+                    return Ok::<_, std::io::Error>(());
+                }
+            }
+        };
+        let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
+    }
+}

@@ -1,0 +1,286 @@
+//! The tenant context of a server connection: which tenant's variables and which client's settings
+//! it carries, and how it changes from one to the next.
+//!
+//! ```text
+//!            connect                     adopt(T)
+//!   (new) ───────────► Clean ─────────────────────────────► Bound(T)
+//!                        │                                   │  ▲
+//!                        │      SET seen: stale              │  │ adopt(T): variables again
+//!                        │      DISCARD ALL seen: Unknown    ▼  │
+//!                        └──────────────────────────────── Bound(T) stale, Unknown, Bound(S)
+//!                                                              adopt(T): DISCARD ALL first
+//! ```
+//!
+//! A change is acknowledged before any byte of the client is sent: everything goes out in one
+//! write, and all its ReadyForQuery come back, or the connection is closed. Variables are set with
+//! a FunctionCall message of `pg_catalog.set_config`, which is a transaction of its own, leaves the
+//! client's unnamed statement alone and shows no text in `pg_stat_activity`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::prepared::frame;
+use crate::config::Route;
+use crate::error::{Error, Kind, Result};
+use crate::id::TenantId;
+use crate::protocol::frame::{BackendTag, FrontendTag};
+use crate::protocol::reply::ErrorFields;
+
+/// Run-time parameters that a client asked for, by lower-case name: from its StartupMessage, then
+/// as the server reported the client's changes.
+pub type Settings = BTreeMap<String, String>;
+
+/// Reported parameters that no client can set (guc_tables.c: PGC_INTERNAL, or a fact about the server);
+/// the others follow their client.
+const FIXED: [&str; 6] = [
+    "in_hot_standby",
+    "integer_datetimes",
+    "is_superuser",
+    "server_encoding",
+    "server_version",
+    "session_authorization",
+];
+
+/// Whether a reported parameter follows its client from one server connection to the next.
+pub fn follows_client(name: &str) -> bool {
+    !FIXED.contains(&name)
+}
+
+/// `pg_catalog.set_config(text, text, boolean)` (pg_proc.dat).
+const SET_CONFIG_OID: u32 = 2078;
+
+/// What a server connection carries.
+#[derive(Debug, Default)]
+pub enum Context {
+    /// Nothing: as after login or a confirmed DISCARD ALL.
+    #[default]
+    Clean,
+    Bound(Binding),
+    /// Anything.
+    Unknown,
+}
+
+#[derive(Debug, Clone)]
+pub struct Binding {
+    pub tenant: TenantId,
+    /// Whose `context` is set.
+    pub route: Arc<Route>,
+    pub settings: Arc<Settings>,
+    /// The client may have changed a variable: set them again before anything else runs.
+    pub stale: bool,
+}
+
+impl Context {
+    pub fn tenant(&self) -> Option<&TenantId> {
+        match self {
+            Self::Bound(binding) => Some(&binding.tenant),
+            Self::Clean | Self::Unknown => None,
+        }
+    }
+
+    /// Takes note of a command that the client completed, by its CommandComplete tag. Returns
+    /// whether it dropped all prepared statements.
+    pub fn note_command(&mut self, command: &[u8]) -> bool {
+        match command {
+            b"SET" => {
+                if let Self::Bound(binding) = self {
+                    binding.stale = true;
+                }
+            }
+            // RESET ALL has the same tag: whatever the client asked for at startup may be gone.
+            b"RESET" => {
+                if let Self::Bound(binding) = self {
+                    binding.stale = true;
+                    binding.settings = Arc::default();
+                }
+            }
+            b"DISCARD ALL" => {
+                *self = Self::Unknown;
+                return true;
+            }
+            b"DEALLOCATE ALL" => return true,
+            _ => {}
+        }
+        false
+    }
+}
+
+/// Why a connection could not be made a client's.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The connection is unusable, or its tenant context could not be set: close it.
+    Broken(Error),
+    /// A setting that the client asked for is not one the server accepts; the connection is good and
+    /// carries nobody's context.
+    Setting(Error),
+}
+
+/// What is sent for a change, and how to read what comes back.
+#[derive(Default)]
+struct Plan {
+    request: Vec<u8>,
+    /// ReadyForQuery to wait for.
+    answers: usize,
+    /// The first answers up to here decide over the context; what fails later is a setting of the client's.
+    required: usize,
+    scrub: bool,
+}
+
+impl Plan {
+    fn new(wanted: &Binding, context: &Context) -> Self {
+        let mut plan = Self::default();
+        let (variables, applied) = match context {
+            Context::Bound(bound)
+                if bound.tenant == wanted.tenant && same_variables(bound, wanted) =>
+            {
+                (bound.stale, Some(&bound.settings))
+            }
+            Context::Clean => (true, None),
+            Context::Bound(_) | Context::Unknown => {
+                plan.scrub = true;
+                plan.query("DISCARD ALL");
+                (true, None)
+            }
+        };
+        if variables {
+            for (name, value) in &wanted.route.context {
+                plan.set_config(name, value);
+            }
+        }
+        plan.required = plan.answers;
+        plan.settings(applied, &wanted.settings);
+        plan
+    }
+
+    fn settings(&mut self, applied: Option<&Arc<Settings>>, wanted: &Arc<Settings>) {
+        if applied.is_some_and(|applied| Arc::ptr_eq(applied, wanted)) {
+            return;
+        }
+        let empty = Settings::new();
+        let applied = applied.map_or(&empty, |applied| &**applied);
+        for name in applied.keys().filter(|name| !wanted.contains_key(*name)) {
+            self.query(&format!("RESET {}", quote_parameter(name)));
+        }
+        for (name, value) in wanted.iter().filter(|(name, value)| applied.get(*name) != Some(value)) {
+            self.set_config(name, value);
+        }
+    }
+
+    fn query(&mut self, sql: &str) {
+        self.request.extend(frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"]));
+        self.answers += 1;
+    }
+
+    /// A FunctionCall: oid, no argument formats (all text), three arguments, text result.
+    fn set_config(&mut self, name: &str, value: &str) {
+        let argument = |text: &str| {
+            let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+            [&length.to_be_bytes(), text.as_bytes()].concat()
+        };
+        self.request.extend(frame(
+            FrontendTag::FUNCTION_CALL.0,
+            &[
+                &SET_CONFIG_OID.to_be_bytes(),
+                &0_u16.to_be_bytes(),
+                &3_u16.to_be_bytes(),
+                &argument(name),
+                &argument(value),
+                &argument("false"),
+                &0_u16.to_be_bytes(),
+            ],
+        ));
+        self.answers += 1;
+    }
+}
+
+fn same_variables(bound: &Binding, wanted: &Binding) -> bool {
+    Arc::ptr_eq(&bound.route, &wanted.route) || bound.route.context == wanted.route.context
+}
+
+/// `app.x` as `"app"."x"`.
+fn quote_parameter(name: &str) -> String {
+    let parts: Vec<_> = name
+        .split('.')
+        .map(|part| format!("\"{}\"", part.replace('"', "\"\"")))
+        .collect();
+    parts.join(".")
+}
+
+/// Whether `connection` already carries exactly this context.
+pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
+    matches!(&connection.context, Context::Bound(bound)
+        if !bound.stale
+            && bound.tenant == wanted.tenant
+            && same_variables(bound, wanted)
+            && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
+}
+
+/// Makes `connection` carry the context of `wanted`. Returns whether another tenant's (or
+/// an unknown) context had to be scrubbed from it.
+///
+/// Not cancel safe: a connection that is left in the middle must be closed.
+///
+/// # Errors
+/// See [`Refusal`].
+pub async fn adopt(
+    connection: &mut ServerConnection,
+    wanted: &Binding,
+    deadline: Duration,
+) -> Result<bool, Refusal> {
+    if carries(connection, wanted) {
+        return Ok(false);
+    }
+    let plan = Plan::new(wanted, &connection.context);
+    connection.context = Context::Unknown;
+    if plan.scrub {
+        connection.parsed.clear();
+    }
+    match tokio::time::timeout(deadline, exchange(connection, &plan)).await {
+        Ok(done) => done?,
+        Err(_) => {
+            return Err(Refusal::Broken(not_set(format_args!("timed out after {deadline:?}"))));
+        }
+    }
+    connection.context = Context::Bound(Binding { stale: false, ..wanted.clone() });
+    Ok(plan.scrub)
+}
+
+async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), Refusal> {
+    connection.send(&plan.request).await.map_err(Refusal::Broken)?;
+    let mut answered = 0;
+    let mut refused = None;
+    while answered < plan.answers {
+        let Frame { tag, body } = connection.receive().await.map_err(Refusal::Broken)?;
+        match tag {
+            BackendTag::READY_FOR_QUERY if body == b"I" => answered += 1,
+            BackendTag::READY_FOR_QUERY => {
+                return Err(Refusal::Broken(not_set("the server is in a transaction")));
+            }
+            BackendTag::ERROR_RESPONSE if answered < plan.required => {
+                let fields = ErrorFields::read(&body);
+                return Err(Refusal::Broken(not_set(format_args!(
+                    "{}: {}",
+                    fields.sqlstate, fields.message
+                ))));
+            }
+            BackendTag::ERROR_RESPONSE => {
+                refused.get_or_insert_with(|| ErrorFields::read(&body));
+            }
+            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            // CommandComplete, FunctionCallResponse; notices and notifications can come any time.
+            _ => {}
+        }
+    }
+    match refused {
+        None => Ok(()),
+        Some(fields) => Err(Refusal::Setting(
+            Error::new(Kind::FeatureNotSupported, fields.message).with_sqlstate(fields.sqlstate),
+        )),
+    }
+}
+
+fn not_set(cause: impl std::fmt::Display) -> Error {
+    Error::new(Kind::ConnectionFailure, "could not set the tenant context").caused_by(cause)
+}

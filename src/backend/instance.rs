@@ -1,0 +1,300 @@
+//! A PostgreSQL instance as the proxy uses it: one budget of connections, and the pools that share
+//! it. Everything of an instance lives on one worker, so its lock is hardly ever contended.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+
+use crate::backend::connect;
+use crate::backend::connection::{Parameters, ServerConnection};
+use crate::backend::context::Settings;
+use crate::backend::lease::Grant;
+use crate::backend::prepared::Interner;
+use crate::backend::queue::{Granted, PoolCounts, Queue};
+use crate::config::{PoolKey, Server, Timeouts};
+use crate::error::{Error, Kind, Result};
+use crate::metrics::InstanceMetrics;
+use crate::tenant::state::TenantState;
+
+/// After a failed connect, others are refused for this long without trying: a server that is down must not
+/// be stormed, and its clients need not wait to be told.
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// How often idle connections are looked after.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Most session settings of clients whose effect is remembered, per pool.
+const MAX_PROFILES: usize = 256;
+
+pub struct Instance {
+    server: ArcSwap<Server>,
+    timeouts: ArcSwap<Timeouts>,
+    /// The runtime of the worker that serves its clients.
+    pub worker: Handle,
+    queue: Mutex<Queue>,
+    by_key: Mutex<HashMap<PoolKey, Weak<Pool>>>,
+    next_pool: AtomicU64,
+    pub metrics: InstanceMetrics,
+}
+
+/// Server connections with the same server, database, login and pinned parameters.
+pub struct Pool {
+    pub id: u64,
+    pub key: PoolKey,
+    pub instance: Arc<Instance>,
+    size: AtomicUsize,
+    pub statements: Interner,
+    last_failure: Mutex<Option<(Instant, Error)>>,
+    /// What a server reported to a client with such settings.
+    profiles: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The budget for clients: what the config gives, less the health check's own connection.
+fn budget(server: &Server) -> usize {
+    server.max_connections - usize::from(server.admin.is_some())
+}
+
+impl Instance {
+    /// An instance without connections; starts to look after idle ones on `worker`.
+    pub fn new(server: Arc<Server>, timeouts: Timeouts, worker: Handle) -> Arc<Self> {
+        let instance = Arc::new(Self {
+            queue: Mutex::new(Queue::new(budget(&server))),
+            server: ArcSwap::new(server),
+            timeouts: ArcSwap::from_pointee(timeouts),
+            worker,
+            by_key: Mutex::default(),
+            next_pool: AtomicU64::new(1),
+            metrics: InstanceMetrics::default(),
+        });
+        instance.worker.spawn(sweep(Arc::downgrade(&instance)));
+        instance
+    }
+
+    pub fn server(&self) -> Arc<Server> {
+        self.server.load_full()
+    }
+
+    pub fn timeouts(&self) -> Arc<Timeouts> {
+        self.timeouts.load_full()
+    }
+
+    pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
+        lock(&self.queue)
+    }
+
+    /// Takes over a changed config. Connections made with other settings are closed when they are
+    /// idle; a new budget holds at once for new connections.
+    pub fn reconfigure(self: &Arc<Self>, server: Arc<Server>, timeouts: Timeouts) {
+        self.timeouts.store(Arc::new(timeouts));
+        let limit = budget(&server);
+        if *self.server() != *server {
+            self.server.store(server);
+        }
+        self.queue().set_limit(limit);
+        self.close_idle(|_, connection| !self.is_current(connection));
+    }
+
+    /// Closes the idle connections of pools that `retired` names, and the pools with them.
+    pub fn retire_pools(self: &Arc<Self>, retired: impl Fn(&PoolKey) -> bool) {
+        self.close_idle(|pool, _| retired(&pool.key));
+    }
+
+    /// Whether the connection was made with what the config says now (the budget aside).
+    pub(super) fn is_current(&self, connection: &ServerConnection) -> bool {
+        let (now, then) = (self.server.load(), connection.server());
+        Arc::ptr_eq(&now, then) || (now.address == then.address && now.tls == then.tls)
+    }
+
+    /// The pool for `key`; made when it is first asked for.
+    pub fn pool(self: &Arc<Self>, key: &PoolKey, size: usize) -> Arc<Pool> {
+        let mut by_key = lock(&self.by_key);
+        let pool = by_key.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let pool = Arc::new(Pool {
+                id: self.next_pool.fetch_add(1, Relaxed),
+                key: key.clone(),
+                instance: self.clone(),
+                size: AtomicUsize::new(size),
+                statements: Interner::default(),
+                last_failure: Mutex::default(),
+                profiles: Mutex::default(),
+            });
+            by_key.insert(key.clone(), Arc::downgrade(&pool));
+            pool
+        });
+        pool.size.store(size, Relaxed);
+        self.queue().add_pool(pool.clone());
+        pool
+    }
+
+    /// Server connections open now, being made or being closed.
+    pub fn connections(&self) -> usize {
+        self.queue().total()
+    }
+
+    /// Every pool with its numbers, for the admin console and the metrics.
+    pub fn pools(&self) -> Vec<(Arc<Pool>, PoolCounts)> {
+        self.queue().pools().map(|(pool, counts)| (pool.clone(), counts)).collect()
+    }
+
+    /// Calls `look` on every idle connection, under the lock: for the admin console.
+    pub fn for_each_idle(&self, mut look: impl FnMut(&Arc<Pool>, &ServerConnection)) {
+        self.queue().idle().for_each(|(pool, connection)| look(pool, connection));
+    }
+
+    /// Closes `connection` in the background; its slot is free when the server has let it go.
+    pub(super) fn close(self: &Arc<Self>, pool: u64, connection: Box<ServerConnection>, busy: bool) {
+        let instance = self.clone();
+        self.worker.spawn(async move {
+            connection.close(busy).await;
+            instance.queue().release(pool);
+        });
+    }
+
+    fn close_idle(self: &Arc<Self>, unwanted: impl FnMut(&Pool, &mut ServerConnection) -> bool) {
+        let taken = self.queue().take_idle(unwanted);
+        for (pool, connection) in taken {
+            self.close(pool.id, connection, false);
+        }
+    }
+
+    fn sweep(self: &Arc<Self>) {
+        let timeouts = self.timeouts();
+        let over = self.queue().is_over();
+        self.close_idle(|_, connection| {
+            over || connection.idle_since.elapsed() > timeouts.server_idle
+                || connection.born.elapsed() > timeouts.server_lifetime
+                || !connection.is_alive()
+        });
+        self.queue().drop_unused_pools();
+        lock(&self.by_key).retain(|_, pool| pool.strong_count() > 0);
+    }
+}
+
+async fn sweep(instance: Weak<Instance>) {
+    loop {
+        tokio::time::sleep(SWEEP_INTERVAL).await;
+        match instance.upgrade() {
+            Some(instance) => instance.sweep(),
+            None => return,
+        }
+    }
+}
+
+impl Pool {
+    /// Most connections it may have.
+    pub fn size(&self) -> usize {
+        self.size.load(Relaxed)
+    }
+
+    pub(super) fn metrics(&self) -> &InstanceMetrics {
+        &self.instance.metrics
+    }
+
+    /// Makes a connection, whose slot the caller holds.
+    pub(super) async fn connect(&self) -> Result<Box<ServerConnection>> {
+        if let Some((when, error)) = &*lock(&self.last_failure)
+            && when.elapsed() < BACKOFF
+        {
+            return Err(error.clone());
+        }
+        let server = self.instance.server();
+        let deadline = self.instance.timeouts().connect;
+        match connect::connect(&server, &self.key, deadline).await {
+            Ok(connection) => {
+                self.metrics().connects.add(1);
+                tracing::debug!(server = %server.name, pid = connection.fence().pid(), "connected");
+                Ok(Box::new(connection))
+            }
+            Err(error) => {
+                self.metrics().failed_connects.add(1);
+                tracing::warn!(server = %server.name, address = %server.address,
+                    user = %self.key.login.user, database = %self.key.database, %error,
+                    "could not connect");
+                *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    /// What the server reports to a client with `settings`, and the shared copy of the settings, if a
+    /// client had them before.
+    pub fn profile(&self, settings: &Settings) -> Option<(Arc<Settings>, Arc<Parameters>)> {
+        lock(&self.profiles)
+            .get_key_value(settings)
+            .map(|(settings, reported)| (settings.clone(), reported.clone()))
+    }
+
+    /// Remembers what the server reported.
+    pub fn remember_profile(&self, settings: &Arc<Settings>, reported: &Arc<Parameters>) {
+        let mut profiles = lock(&self.profiles);
+        if profiles.len() >= MAX_PROFILES {
+            profiles.clear();
+        }
+        profiles.insert(settings.clone(), reported.clone());
+    }
+
+    /// Forgets what servers reported: they may have changed.
+    pub fn forget_profiles(&self) {
+        lock(&self.profiles).clear();
+    }
+
+    /// A server connection or room for one, at once or never.
+    pub fn try_checkout(self: &Arc<Self>, tenant: &Arc<TenantState>) -> Option<Grant> {
+        let granted = self.instance.queue().try_take(self.id, tenant)?;
+        Some(Grant::new(self.clone(), tenant.clone(), granted))
+    }
+
+    /// A server connection or room for one, when it is this tenant's turn.
+    ///
+    /// Cancel safe: a grant that nobody takes goes back.
+    ///
+    /// # Errors
+    /// 53300 after the checkout deadline.
+    pub async fn checkout(self: &Arc<Self>, tenant: &Arc<TenantState>) -> Result<Grant> {
+        let receiver = {
+            let mut queue = self.instance.queue();
+            match queue.try_take(self.id, tenant) {
+                Some(granted) => return Ok(Grant::new(self.clone(), tenant.clone(), granted)),
+                None => queue.wait(self.id, tenant),
+            }
+        };
+        let mut line = Line { pool: self, tenant, receiver };
+        let deadline = self.instance.timeouts().checkout;
+        let _waiting = tenant.metrics.waiting.enter();
+        let since = Instant::now();
+        let granted = tokio::time::timeout(deadline, &mut line.receiver).await;
+        tenant.metrics.waits.record(since.elapsed());
+        match granted {
+            Ok(Ok(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
+            Ok(Err(_)) => Err(Error::new(Kind::Internal, "the line for server connections broke")),
+            Err(_) => Err(Error::new(
+                Kind::TooManyConnections,
+                format!("no server connection became free within {deadline:?}"),
+            )),
+        }
+    }
+}
+
+/// A place in the line. What is delivered in the moment it is given up goes back.
+struct Line<'a> {
+    pool: &'a Arc<Pool>,
+    tenant: &'a Arc<TenantState>,
+    receiver: tokio::sync::oneshot::Receiver<Granted>,
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        self.receiver.close();
+        if let Ok(granted) = self.receiver.try_recv() {
+            drop(Grant::new(self.pool.clone(), self.tenant.clone(), granted));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The right to use a server connection: a [`Grant`] from the pool, then a [`Lease`] once the
+//! connection is there and carries the client's context.
+//!
+//! A lease goes back only by [`Lease::checkin`] at a clean point. Dropped anywhere else, by an error, a
+//! panic or a cancelled task, it closes the connection.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
+
+use crate::backend::connection::ServerConnection;
+use crate::backend::context::{self, Binding, Refusal};
+use crate::backend::instance::Pool;
+use crate::backend::queue::Granted;
+use crate::error::Result;
+use crate::tenant::state::TenantState;
+
+/// A connection that may or may not be good, or room for a new one. Dropped unused, it goes back.
+pub struct Grant {
+    pool: Arc<Pool>,
+    tenant: Arc<TenantState>,
+    granted: Option<Granted>,
+}
+
+impl Grant {
+    pub(super) fn new(pool: Arc<Pool>, tenant: Arc<TenantState>, granted: Granted) -> Self {
+        Self { pool, tenant, granted: Some(granted) }
+    }
+
+    /// Makes it a lease: connects if it must, and sets the context. None: the idle connection had
+    /// died; check out again.
+    ///
+    /// Not cancel safe: what was begun is closed.
+    ///
+    /// # Errors
+    /// 08006 and what the server gave as it refused; a setting of the client's that the server does
+    /// not accept, with the server's SQLSTATE and words.
+    pub async fn lease(mut self, wanted: &Binding) -> Result<Option<Lease>> {
+        let mut lease = Lease {
+            pool: self.pool.clone(),
+            tenant: self.tenant.clone(),
+            held: Held::Nothing,
+        };
+        let instance = &self.pool.instance;
+        match self.granted.take() {
+            Some(Granted::Ready(connection)) => lease.held = Held::Connection(connection),
+            Some(Granted::Slot) => lease.held = Held::Slot,
+            Some(Granted::Evict { connection, .. }) => {
+                lease.held = Held::Slot;
+                connection.close(false).await;
+            }
+            None => return Ok(None),
+        }
+        if let Held::Connection(connection) = &mut lease.held {
+            if !connection.is_alive() || !instance.is_current(connection) {
+                return Ok(None);
+            }
+        } else {
+            lease.held = Held::Connection(self.pool.connect().await?);
+        }
+        let deadline = instance.timeouts().connect;
+        match context::adopt(&mut lease, wanted, deadline).await {
+            Ok(scrubbed) => {
+                if scrubbed {
+                    lease.tenant.metrics.switches.add(1);
+                }
+                Ok(Some(lease))
+            }
+            Err(Refusal::Broken(error)) => Err(error),
+            Err(Refusal::Setting(error)) => {
+                lease.checkin();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        if let Some(granted) = self.granted.take() {
+            let mut queue = self.pool.instance.queue();
+            queue.take_back(self.pool.id, granted);
+            queue.deactivate(&self.tenant);
+        }
+    }
+}
+
+/// A server connection in use by one client of one tenant.
+pub struct Lease {
+    pool: Arc<Pool>,
+    tenant: Arc<TenantState>,
+    held: Held,
+}
+
+enum Held {
+    /// Room in the budget; the connection is just being made.
+    Slot,
+    Connection(Box<ServerConnection>),
+    /// It was given back.
+    Nothing,
+}
+
+impl Lease {
+    /// Gives the connection back. Only at a clean point: nothing owed in either direction, outside
+    /// a transaction, no cancel under way.
+    pub fn checkin(mut self) {
+        let Held::Connection(connection) = std::mem::replace(&mut self.held, Held::Nothing) else {
+            return;
+        };
+        let instance = &self.pool.instance;
+        let outlived = connection.born.elapsed() > instance.timeouts().server_lifetime;
+        let mut queue = instance.queue();
+        if outlived || queue.is_over() || !instance.is_current(&connection) {
+            queue.deactivate(&self.tenant);
+            drop(queue);
+            instance.close(self.pool.id, connection, false);
+        } else {
+            queue.put_back(self.pool.id, &self.tenant, connection);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let instance = &self.pool.instance;
+        match std::mem::replace(&mut self.held, Held::Nothing) {
+            Held::Nothing => {}
+            Held::Slot => {
+                let mut queue = instance.queue();
+                queue.deactivate(&self.tenant);
+                queue.release(self.pool.id);
+            }
+            Held::Connection(connection) => {
+                instance.queue().deactivate(&self.tenant);
+                instance.close(self.pool.id, connection, true);
+            }
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = ServerConnection;
+
+    fn deref(&self) -> &ServerConnection {
+        match &self.held {
+            Held::Connection(connection) => connection,
+            _ => unreachable!("a lease that is handed out holds a connection"),
+        }
+    }
+}
+
+impl DerefMut for Lease {
+    fn deref_mut(&mut self) -> &mut ServerConnection {
+        match &mut self.held {
+            Held::Connection(connection) => connection,
+            _ => unreachable!("a lease that is handed out holds a connection"),
+        }
+    }
+}

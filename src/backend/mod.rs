@@ -1,0 +1,11 @@
+//! The face to PostgreSQL: connecting, pooling, and changing whose context a connection carries.
+//! Hands out leases; never holds a client.
+
+pub mod cancel;
+pub mod connect;
+pub mod connection;
+pub mod context;
+pub mod instance;
+pub mod lease;
+pub mod prepared;
+mod queue;

@@ -1,0 +1,331 @@
+//! The bookkeeping of one instance: which pools have which connections, and who waits for one.
+//! Pure data under the instance's lock; nothing here waits or touches a socket.
+//!
+//! A connection is found in this order: an idle one that carries the tenant's context; an idle one
+//! that carries none; a new one within the pool's size and the instance's budget; the least
+//! recently used idle one of another tenant in the same pool; the slot of the least recently used
+//! idle one of another pool. Else the tenant waits, behind its own clients only: tenants are served in turn.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::backend::connection::ServerConnection;
+use crate::backend::instance::Pool;
+use crate::id::TenantId;
+use crate::tenant::state::TenantState;
+
+/// Leases in a row that a tenant may take on one connection while other tenants wait: changing the tenant
+/// costs more than a short transaction.
+const TURN: u32 = 4;
+
+/// What a checkout is given.
+pub enum Granted {
+    /// An idle connection; whose context it carries must still be checked.
+    Ready(Box<ServerConnection>),
+    /// Room for a new one.
+    Slot,
+    /// Room for a new one, once this idle one of another pool is closed.
+    Evict { from: u64, connection: Box<ServerConnection> },
+}
+
+struct Waiter {
+    tenant: Arc<TenantState>,
+    sender: oneshot::Sender<Granted>,
+}
+
+pub struct PoolState {
+    pub pool: Arc<Pool>,
+    /// Least recently used first.
+    idle: VecDeque<Box<ServerConnection>>,
+    /// Connections, idle or not, also those that are just being made or closed.
+    total: usize,
+    waiting: HashMap<TenantId, VecDeque<Waiter>>,
+}
+
+/// Numbers of a pool for the admin console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolCounts {
+    pub total: usize,
+    pub idle: usize,
+    pub waiting: usize,
+}
+
+pub struct Queue {
+    /// Most connections over all pools.
+    limit: usize,
+    total: usize,
+    pools: HashMap<u64, PoolState>,
+    /// Tenants with waiting clients, next one first.
+    ring: VecDeque<(u64, TenantId)>,
+}
+
+impl Queue {
+    pub fn new(limit: usize) -> Self {
+        Self { limit, total: 0, pools: HashMap::new(), ring: VecDeque::new() }
+    }
+
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        while self.dispatch() {}
+    }
+
+    pub fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Over a limit that was lowered: connections are closed instead of kept.
+    pub fn is_over(&self) -> bool {
+        self.total > self.limit
+    }
+
+    pub fn pools(&self) -> impl Iterator<Item = (&Arc<Pool>, PoolCounts)> {
+        self.pools.values().map(|state| {
+            let waiting = state.waiting.values().map(VecDeque::len).sum();
+            let counts = PoolCounts { total: state.total, idle: state.idle.len(), waiting };
+            (&state.pool, counts)
+        })
+    }
+
+    /// Idle connections, for the admin console and the sweeper.
+    pub fn idle(&self) -> impl Iterator<Item = (&Arc<Pool>, &ServerConnection)> {
+        self.pools.values().flat_map(|state| state.idle.iter().map(|c| (&state.pool, &**c)))
+    }
+
+    pub fn add_pool(&mut self, pool: Arc<Pool>) {
+        self.pools.entry(pool.id).or_insert_with(|| PoolState {
+            pool,
+            idle: VecDeque::new(),
+            total: 0,
+            waiting: HashMap::new(),
+        });
+    }
+
+    /// Drops pools that have no connection and that nobody else holds.
+    pub fn drop_unused_pools(&mut self) {
+        self.pools.retain(|_, state| {
+            state.total > 0 || !state.waiting.is_empty() || Arc::strong_count(&state.pool) > 1
+        });
+    }
+
+    /// A connection or room for one, if `tenant` need not wait.
+    pub fn try_take(&mut self, pool: u64, tenant: &Arc<TenantState>) -> Option<Granted> {
+        let behind_its_own = self.pools.get(&pool)?.waiting.contains_key(&tenant.id);
+        if behind_its_own || !tenant.may_activate() {
+            return None;
+        }
+        let granted = self.find(pool, &tenant.id)?;
+        tenant.activate();
+        Some(granted)
+    }
+
+    /// Stands in line.
+    pub fn wait(&mut self, pool: u64, tenant: &Arc<TenantState>) -> oneshot::Receiver<Granted> {
+        let (sender, receiver) = oneshot::channel();
+        if let Some(state) = self.pools.get_mut(&pool) {
+            let line = state.waiting.entry(tenant.id.clone()).or_insert_with(|| {
+                self.ring.push_back((pool, tenant.id.clone()));
+                VecDeque::new()
+            });
+            line.push_back(Waiter { tenant: tenant.clone(), sender });
+        }
+        receiver
+    }
+
+    fn find(&mut self, pool: u64, tenant: &TenantId) -> Option<Granted> {
+        let room = self.total < self.limit;
+        let state = self.pools.get_mut(&pool)?;
+        let of = |wanted: Option<&TenantId>| {
+            state.idle.iter().rposition(|connection| connection.context.tenant() == wanted)
+        };
+        let free = of(Some(tenant)).or_else(|| of(None));
+        if let Some(connection) = free.and_then(|at| state.idle.remove(at)) {
+            return Some(Granted::Ready(connection));
+        }
+        let below_size = state.total < state.pool.size();
+        if below_size && room {
+            state.total += 1;
+            self.total += 1;
+            return Some(Granted::Slot);
+        }
+        if let Some(mut connection) = state.idle.pop_front() {
+            connection.turn = 0;
+            return Some(Granted::Ready(connection));
+        }
+        if below_size && self.total == self.limit {
+            let (_, from) = self
+                .pools
+                .iter()
+                .filter_map(|(&id, state)| Some((state.idle.front()?.idle_since, id)))
+                .min()?;
+            let victim = self.pools.get_mut(&from)?;
+            let connection = victim.idle.pop_front()?;
+            victim.total -= 1;
+            victim.pool.metrics().evictions.add(1);
+            self.pools.get_mut(&pool)?.total += 1;
+            return Some(Granted::Evict { from, connection });
+        }
+        None
+    }
+
+    /// Puts back what a lease or an unused grant held, and serves who waits.
+    pub fn put_back(&mut self, pool: u64, tenant: &TenantState, mut connection: Box<ServerConnection>) {
+        tenant.deactivate();
+        connection.idle_since = Instant::now();
+        if self.ring.is_empty() {
+            if let Some(state) = self.pools.get_mut(&pool) {
+                state.idle.push_back(connection);
+            }
+            return;
+        }
+        let Some(state) = self.pools.get_mut(&pool) else { return };
+        let stays = connection.context.tenant() == Some(&tenant.id) && connection.turn < TURN;
+        connection.turn += 1;
+        state.idle.push_back(connection);
+        let position = stays
+            .then(|| self.ring.iter().position(|(p, t)| *p == pool && *t == tenant.id))
+            .flatten();
+        if !position.is_some_and(|position| self.serve(position) == Served::Granted) {
+            self.dispatch();
+        }
+    }
+
+    /// Counts a connection of `pool` out that is closed now.
+    pub fn release(&mut self, pool: u64) {
+        self.uncount(pool);
+        self.dispatch();
+    }
+
+    fn uncount(&mut self, pool: u64) {
+        self.total -= 1;
+        if let Some(state) = self.pools.get_mut(&pool) {
+            state.total -= 1;
+        }
+    }
+
+    /// Counts the server connection of a lease that ends without giving it back.
+    pub fn deactivate(&mut self, tenant: &TenantState) {
+        tenant.deactivate();
+        self.dispatch();
+    }
+
+    /// Takes out idle connections that `unwanted` names; they still count until
+    /// [`release`](Self::release).
+    pub fn take_idle(
+        &mut self,
+        mut unwanted: impl FnMut(&Pool, &mut ServerConnection) -> bool,
+    ) -> Vec<(Arc<Pool>, Box<ServerConnection>)> {
+        let mut taken = Vec::new();
+        for state in self.pools.values_mut() {
+            let (out, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut state.idle)
+                .into_iter()
+                .map(|mut c| (unwanted(&state.pool, &mut c), c))
+                .partition(|(out, _)| *out);
+            state.idle = kept.into_iter().map(|(_, c)| c).collect();
+            taken.extend(out.into_iter().map(|(_, c)| (state.pool.clone(), c)));
+        }
+        taken
+    }
+
+    /// Serves the first waiting tenant that can be. Called once for whatever comes free, since
+    /// that serves no more than one. False: nothing could be given.
+    fn dispatch(&mut self) -> bool {
+        let mut position = 0;
+        while position < self.ring.len() {
+            match self.serve(position) {
+                Served::Granted => return true,
+                Served::Gone => {}
+                Served::Blocked => position += 1,
+            }
+        }
+        false
+    }
+
+    /// Serves the tenant at `position` of the ring once; it then goes to the end, unless none of its
+    /// clients waits any more.
+    fn serve(&mut self, position: usize) -> Served {
+        let Some((pool, tenant)) = self.ring.get(position).cloned() else {
+            return Served::Blocked;
+        };
+        while let Some(waiter) = self.first_in_line(pool, &tenant) {
+            if !waiter.may_activate() {
+                return Served::Blocked;
+            }
+            let Some(granted) = self.find(pool, &tenant) else {
+                return Served::Blocked;
+            };
+            match self.hand_over(pool, &tenant, granted) {
+                None => {
+                    self.ring.remove(position);
+                    if self.first_in_line(pool, &tenant).is_some() {
+                        self.ring.push_back((pool, tenant));
+                    }
+                    return Served::Granted;
+                }
+                // It left in this very moment: try the next.
+                Some(granted) => self.take_back(pool, granted),
+            }
+        }
+        self.ring.remove(position);
+        Served::Gone
+    }
+
+    /// The tenant whose client is next in its line; the line goes when it is empty.
+    fn first_in_line(&mut self, pool: u64, tenant: &TenantId) -> Option<Arc<TenantState>> {
+        let waiting = &mut self.pools.get_mut(&pool)?.waiting;
+        let line = waiting.get_mut(tenant)?;
+        while line.front().is_some_and(|waiter| waiter.sender.is_closed()) {
+            line.pop_front();
+        }
+        let first = line.front().map(|waiter| waiter.tenant.clone());
+        if first.is_none() {
+            waiting.remove(tenant);
+        }
+        first
+    }
+
+    /// Gives to the first in line; what could not be delivered comes back.
+    fn hand_over(&mut self, pool: u64, tenant: &TenantId, granted: Granted) -> Option<Granted> {
+        let line = self.pools.get_mut(&pool).and_then(|state| state.waiting.get_mut(tenant));
+        let Some(waiter) = line.and_then(VecDeque::pop_front) else {
+            return Some(granted);
+        };
+        waiter.tenant.activate();
+        let undelivered = waiter.sender.send(granted).err();
+        if undelivered.is_some() {
+            waiter.tenant.deactivate();
+        }
+        undelivered
+    }
+
+    /// Takes back what was not used.
+    pub fn take_back(&mut self, pool: u64, granted: Granted) {
+        match granted {
+            Granted::Ready(connection) => {
+                if let Some(state) = self.pools.get_mut(&pool) {
+                    state.idle.push_back(connection);
+                }
+            }
+            Granted::Slot => self.uncount(pool),
+            Granted::Evict { from, connection } => {
+                self.uncount(pool);
+                if let Some(state) = self.pools.get_mut(&from) {
+                    self.total += 1;
+                    state.total += 1;
+                    state.idle.push_front(connection);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Served {
+    Granted,
+    /// Nobody of the tenant waits any more.
+    Gone,
+    /// Nothing can be given to it now; it keeps its place.
+    Blocked,
+}

@@ -1,0 +1,150 @@
+//! A client as others see it: the cancel path, the admin console, a reload, a shutdown.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::{Instant, SystemTime};
+
+use futures_util::task::AtomicWaker;
+
+use crate::backend::cancel::Fence;
+use crate::id::TenantId;
+use crate::protocol::startup::CancelKey;
+
+/// What a client is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activity {
+    /// Connected, with no server connection.
+    Idle,
+    /// Waiting for a server connection.
+    Waiting,
+    /// Using one.
+    Active,
+}
+
+/// Shared by a client's task and whoever looks at it or calls it.
+#[derive(Debug)]
+pub struct ClientHandle {
+    /// Unique for the life of the process; never 0.
+    pub id: u64,
+    /// What the client knows to cancel by.
+    pub key: CancelKey,
+    pub tenant: TenantId,
+    pub user: String,
+    /// The database as the client named it.
+    pub database: String,
+    pub peer: Option<SocketAddr>,
+    pub tls: bool,
+    pub connected: SystemTime,
+    pub since: Instant,
+    activity: AtomicU8,
+    /// Of the server connection it holds.
+    fence: Mutex<Option<Arc<Fence>>>,
+    /// Counts calls; the client's task compares it with what it has answered.
+    calls: AtomicU64,
+    killed: AtomicU8,
+    cancelled: AtomicU8,
+    waker: AtomicWaker,
+}
+
+/// What a handle is made of.
+pub struct NewClient {
+    pub id: u64,
+    pub key: CancelKey,
+    pub tenant: TenantId,
+    pub user: String,
+    pub database: String,
+    pub peer: Option<SocketAddr>,
+    pub tls: bool,
+}
+
+impl ClientHandle {
+    pub fn new(new: NewClient) -> Self {
+        let NewClient { id, key, tenant, user, database, peer, tls } = new;
+        Self {
+            id,
+            key,
+            tenant,
+            user,
+            database,
+            peer,
+            tls,
+            connected: SystemTime::now(),
+            since: Instant::now(),
+            activity: AtomicU8::new(Activity::Idle as u8),
+            fence: Mutex::default(),
+            calls: AtomicU64::new(0),
+            killed: AtomicU8::new(0),
+            cancelled: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    pub fn activity(&self) -> Activity {
+        match self.activity.load(Ordering::Relaxed) {
+            x if x == Activity::Waiting as u8 => Activity::Waiting,
+            x if x == Activity::Active as u8 => Activity::Active,
+            _ => Activity::Idle,
+        }
+    }
+
+    pub fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    fn link(&self) -> std::sync::MutexGuard<'_, Option<Arc<Fence>>> {
+        self.fence.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The fence of the server connection it holds now.
+    pub fn fence(&self) -> Option<Arc<Fence>> {
+        self.link().clone()
+    }
+
+    /// Opens the fence of the server connection it now holds: cancels find their way.
+    pub fn take_hold(&self, fence: &Arc<Fence>) {
+        fence.open(self.id);
+        *self.link() = Some(fence.clone());
+    }
+
+    /// Closes the fence. True: no cancel is under way.
+    pub fn let_go(&self) -> bool {
+        self.link().take().is_none_or(|fence| fence.close())
+    }
+
+    /// Asks the client's task to look around: the config changed, the proxy stops.
+    pub fn call(&self) {
+        self.calls.fetch_add(1, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Ends the client wherever it is.
+    pub fn kill(&self) {
+        self.killed.store(1, Ordering::Release);
+        self.call();
+    }
+
+    /// Ends its wait for a server connection, if it waits.
+    pub fn cancel_wait(&self) {
+        if self.activity() == Activity::Waiting {
+            self.cancelled.store(1, Ordering::Release);
+            self.call();
+        }
+    }
+
+    pub fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether its wait was to end; asking answers it.
+    pub fn take_cancelled(&self) -> bool {
+        self.cancelled.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Number of calls so far; registers `waker` for the next.
+    pub fn calls(&self, waker: &Waker) -> u64 {
+        self.waker.register(waker);
+        self.calls.load(Ordering::Acquire)
+    }
+}

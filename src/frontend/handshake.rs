@@ -1,0 +1,116 @@
+//! The first stage of a client: TLS or not, and its first packet.
+
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsStream};
+
+use crate::error::{Error, Kind, Result};
+use crate::protocol::startup::{self, CancelKey, Packet, Startup};
+use crate::protocol::stream::Stream;
+
+/// ALPN name that a direct TLS connection must negotiate (PostgreSQL 17, `PG_ALPN_PROTOCOL`).
+pub const ALPN: &[u8] = b"postgresql";
+
+/// First byte of a TLS record of a handshake, by which a direct TLS connection is told from a packet.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// How a client begins.
+pub enum Opening {
+    Login { stream: Stream, startup: Startup, sni: Option<String> },
+    Cancel(CancelKey, Stream),
+    /// It left without a word.
+    Nothing,
+}
+
+/// An opening that failed, with the stream if an error can still be said on it.
+pub type Failed = (Option<Stream>, Error);
+
+/// Negotiates TLS and reads the first packet.
+///
+/// Not cancel safe: the connection is then closed.
+///
+/// # Errors
+/// 08P01 and 0A000 as [`startup::read`], 28000 where TLS is required and not used, 08006 for a
+/// handshake that fails.
+pub async fn open(tcp: TcpStream, tls: Option<&TlsAcceptor>, required: bool) -> Result<Opening, Failed> {
+    let mut first = [0];
+    match tcp.peek(&mut first).await {
+        Ok(0) | Err(_) => return Ok(Opening::Nothing),
+        Ok(_) => {}
+    }
+    let mut stream = match (first[0] == TLS_HANDSHAKE, tls) {
+        (true, Some(tls)) => accept(tls, tcp, true).await?,
+        (true, None) => return Err((None, failed("direct TLS is not offered"))),
+        (false, _) => Stream::Tcp(tcp),
+    };
+    let mut gss_asked = false;
+    loop {
+        let packet = match startup::read(&mut stream).await {
+            Ok(Some(packet)) => packet,
+            Ok(None) => return Ok(Opening::Nothing),
+            Err(error) => return Err((Some(stream), error)),
+        };
+        match packet {
+            Packet::SslRequest => {
+                // One request of each kind, and none inside TLS (ProcessStartupPacket).
+                let Stream::Tcp(mut tcp) = stream else {
+                    let error = Error::new(Kind::ProtocolViolation, "unsupported frontend protocol 1234.5679");
+                    return Err((Some(stream), error));
+                };
+                match tls {
+                    Some(tls) => {
+                        tcp.write_all(b"S").await.map_err(gone)?;
+                        stream = accept(tls, tcp, false).await?;
+                    }
+                    None => {
+                        tcp.write_all(b"N").await.map_err(gone)?;
+                        stream = Stream::Tcp(tcp);
+                    }
+                }
+            }
+            Packet::GssEncRequest if !gss_asked => {
+                gss_asked = true;
+                stream.write_all(b"N").await.map_err(gone)?;
+                stream.flush().await.map_err(gone)?;
+            }
+            Packet::GssEncRequest => {
+                let error = Error::new(Kind::ProtocolViolation, "unsupported frontend protocol 1234.5680");
+                return Err((Some(stream), error));
+            }
+            Packet::Cancel(key) => return Ok(Opening::Cancel(key, stream)),
+            Packet::Startup(_) if required && !stream.is_tls() => {
+                let error = Error::new(Kind::InvalidAuthorization, "connection requires TLS")
+                    .with_hint("Use sslmode=require or stronger.");
+                return Err((Some(stream), error));
+            }
+            Packet::Startup(startup) => {
+                let sni = match &stream {
+                    Stream::Tls(tls) => match &**tls {
+                        TlsStream::Server(tls) => tls.get_ref().1.server_name().map(str::to_owned),
+                        TlsStream::Client(_) => None,
+                    },
+                    _ => None,
+                };
+                return Ok(Opening::Login { stream, startup, sni });
+            }
+        }
+    }
+}
+
+async fn accept(tls: &TlsAcceptor, tcp: TcpStream, direct: bool) -> Result<Stream, Failed> {
+    let tls = tls.accept(tcp).await.map_err(|e| (None, failed(e)))?;
+    if direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+        return Err((None, failed("direct TLS without ALPN \"postgresql\"")));
+    }
+    Ok(Stream::Tls(Box::new(TlsStream::Server(tls))))
+}
+
+fn failed(cause: impl std::fmt::Display) -> Error {
+    Error::new(Kind::ConnectionFailure, "TLS handshake failed").caused_by(cause)
+}
+
+fn gone(error: io::Error) -> Failed {
+    (None, Error::new(Kind::ConnectionFailure, "the client left").caused_by(error))
+}

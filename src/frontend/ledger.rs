@@ -1,0 +1,404 @@
+//! What a server still owes for the messages it was sent, in order: a queue, not a counter, because
+//! an error makes the server skip messages, and COPY makes it swallow Syncs.
+//!
+//! ```text
+//!   client  P  B  E  S │ Q        sent:    push() ──►  [Parse Bind Execute Sync Query]
+//!   server  1  2  C  Z │ C Z      replies: reply() ◄── pops from the front
+//!           E········Z │ C Z      an error pops to the Sync, which it leaves
+//! ```
+//!
+//! It may believe that more is owed than is: then the server connection stays with its client. It
+//! never believes that less is owed, for then the next client would read this one's replies; where the
+//! protocol leaves it open, the ledger is `uncertain` and the connection is never reused.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::backend::prepared::Statement;
+use crate::protocol::frame::BackendTag;
+use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
+
+/// A message that has, or stands for, a reply.
+#[derive(Debug, Clone)]
+pub enum Owed {
+    /// Answered up to ReadyForQuery.
+    Query,
+    FunctionCall,
+    Sync,
+    /// A Parse; of a named statement in transaction pooling if one is given.
+    Parse(Option<Arc<Statement>>),
+    Bind,
+    Describe,
+    Execute,
+    Close,
+    /// A Parse or Close of the proxy's own: its reply is swallowed.
+    SkippedParse(Option<Arc<Statement>>),
+    SkippedClose,
+    /// The client's Parse or Close was not sent: the proxy answers in its place.
+    FakeParse,
+    FakeClose,
+    /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
+    CopyEnd,
+}
+
+impl Owed {
+    fn ends_with_ready(&self) -> bool {
+        matches!(self, Self::Query | Self::FunctionCall | Self::Sync)
+    }
+
+    /// The reply the proxy gives itself.
+    fn fake(&self) -> Option<&'static [u8]> {
+        match self {
+            Self::FakeParse => Some(PARSE_COMPLETE),
+            Self::FakeClose => Some(CLOSE_COMPLETE),
+            _ => None,
+        }
+    }
+}
+
+/// What to do with a server's reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    Forward,
+    Swallow,
+}
+
+/// The server reads COPY data: until the client ends it, the server swallows Syncs.
+#[derive(Debug, Default)]
+struct CopyIn {
+    /// CopyDone or CopyFail was sent.
+    ended: bool,
+    /// A Sync was taken for swallowed. If the COPY fails, whether it was cannot be told.
+    swallowed: bool,
+}
+
+#[derive(Debug, Default)]
+pub struct Ledger {
+    owed: VecDeque<Owed>,
+    /// After an error in an extended batch whose Sync was not sent yet: the server skips all else.
+    skipping: bool,
+    copy: Option<CopyIn>,
+    /// Extended messages were sent whose Sync was not: their implicit transaction is open.
+    unsynced: bool,
+    /// What is owed cannot be told any more.
+    uncertain: bool,
+    /// Status of the last ReadyForQuery, if nothing was sent after it.
+    idle: bool,
+    /// Named statements whose Parse failed or was skipped, and whether it was the client's own.
+    failed: Vec<(Arc<Statement>, bool)>,
+}
+
+impl Ledger {
+    /// Records that a message was sent (or is answered by the proxy).
+    pub fn push(&mut self, message: Owed) {
+        self.idle = false;
+        match message {
+            Owed::Sync if self.copy_is_open() => {
+                self.copy.get_or_insert_default().swallowed = true;
+                return;
+            }
+            Owed::Sync => self.skipping = false,
+            Owed::CopyEnd if self.copy_is_open() => {
+                self.copy.get_or_insert_default().ended = true;
+                return;
+            }
+            // Without a COPY it means something only if one begins before it.
+            Owed::CopyEnd if self.owed.is_empty() => return,
+            _ if self.skipping => {
+                self.note_failed(&message);
+                return;
+            }
+            Owed::Query | Owed::FunctionCall | Owed::CopyEnd => {}
+            _ => self.unsynced = true,
+        }
+        self.owed.push_back(message);
+    }
+
+    /// Records a reply by its tag; `idle` is true for a ReadyForQuery outside a transaction.
+    pub fn reply(&mut self, tag: BackendTag, idle: bool) -> Reply {
+        match tag {
+            BackendTag::READY_FOR_QUERY => self.ready(idle),
+            BackendTag::ERROR_RESPONSE => self.error(),
+            BackendTag::PARSE_COMPLETE => {
+                return self.complete(|owed| matches!(owed, Owed::Parse(_) | Owed::SkippedParse(_)));
+            }
+            BackendTag::CLOSE_COMPLETE => {
+                return self.complete(|owed| matches!(owed, Owed::Close | Owed::SkippedClose));
+            }
+            BackendTag::BIND_COMPLETE => return self.complete(|owed| matches!(owed, Owed::Bind)),
+            BackendTag::ROW_DESCRIPTION | BackendTag::NO_DATA => {
+                if let Some(Owed::Describe) = self.front() {
+                    self.owed.pop_front();
+                }
+            }
+            BackendTag::COMMAND_COMPLETE
+            | BackendTag::EMPTY_QUERY_RESPONSE
+            | BackendTag::PORTAL_SUSPENDED => {
+                self.copy = None;
+                if let Some(Owed::Execute) = self.front() {
+                    self.owed.pop_front();
+                }
+            }
+            BackendTag::COPY_IN_RESPONSE | BackendTag::COPY_BOTH_RESPONSE => self.copy_begins(),
+            _ => {}
+        }
+        Reply::Forward
+    }
+
+    /// The reply that the proxy owes next, if it is its turn.
+    pub fn take_fake(&mut self) -> Option<&'static [u8]> {
+        let fake = self.front().and_then(Owed::fake)?;
+        self.owed.pop_front();
+        Some(fake)
+    }
+
+    /// Statements whose Parse did not take effect since this was last asked, and whether it was the client's own
+    /// (not one that the proxy put before a Bind).
+    pub fn take_failed(&mut self) -> Vec<(Arc<Statement>, bool)> {
+        std::mem::take(&mut self.failed)
+    }
+
+    /// Nothing is owed, no transaction is open, and that is certain.
+    pub fn is_clean(&self) -> bool {
+        self.idle && self.owed.is_empty() && !self.uncertain
+    }
+
+    /// Whether it becomes clean, or comes to rest in a transaction, without another message from the client.
+    pub fn will_settle(&self) -> bool {
+        !self.uncertain
+            && !self.skipping
+            && !self.copy_is_open()
+            && self.owed.back().is_none_or(Owed::ends_with_ready)
+            && (!self.unsynced || !self.owed.is_empty())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.owed.is_empty()
+    }
+
+    fn front(&mut self) -> Option<&Owed> {
+        while let Some(Owed::CopyEnd) = self.owed.front() {
+            self.owed.pop_front();
+        }
+        self.owed.front()
+    }
+
+    fn complete(&mut self, expected: impl Fn(&Owed) -> bool) -> Reply {
+        let Some(front) = self.front().filter(|front| expected(front)) else {
+            self.uncertain = true;
+            return Reply::Forward;
+        };
+        let reply = match front {
+            Owed::SkippedParse(_) | Owed::SkippedClose => Reply::Swallow,
+            _ => Reply::Forward,
+        };
+        self.owed.pop_front();
+        reply
+    }
+
+    fn ready(&mut self, idle: bool) {
+        self.copy = None;
+        loop {
+            match self.owed.pop_front() {
+                Some(owed) if owed.ends_with_ready() => break,
+                Some(_) => {}
+                None => {
+                    self.uncertain = true;
+                    break;
+                }
+            }
+        }
+        self.unsynced = self
+            .owed
+            .iter()
+            .any(|owed| !owed.ends_with_ready() && !matches!(owed, Owed::CopyEnd));
+        self.idle = idle && self.owed.is_empty();
+    }
+
+    fn error(&mut self) {
+        self.uncertain |= self.copy.take().is_some_and(|copy| copy.swallowed);
+        match self.front() {
+            // Its ReadyForQuery follows.
+            Some(owed) if owed.ends_with_ready() => {}
+            Some(_) => {
+                while let Some(owed) = self.owed.front() {
+                    if matches!(owed, Owed::Sync) {
+                        return;
+                    }
+                    if let Some(owed) = self.owed.pop_front() {
+                        self.note_failed(&owed);
+                    }
+                }
+                self.skipping = true;
+            }
+            // FATAL, and the end of the connection; or something that cannot be.
+            None => self.uncertain = true,
+        }
+    }
+
+    fn note_failed(&mut self, owed: &Owed) {
+        match owed {
+            Owed::Parse(Some(statement)) => self.failed.push((statement.clone(), true)),
+            Owed::SkippedParse(Some(statement)) => self.failed.push((statement.clone(), false)),
+            _ => {}
+        }
+    }
+
+    fn copy_is_open(&self) -> bool {
+        self.copy.as_ref().is_some_and(|copy| !copy.ended)
+    }
+
+    /// The server swallows the Syncs between here and the end of the COPY.
+    fn copy_begins(&mut self) {
+        if self.front().is_none() {
+            self.uncertain = true;
+        }
+        let mut copy = CopyIn::default();
+        let mut at = 1;
+        while !copy.ended
+            && let Some(owed) = self.owed.get(at)
+        {
+            match owed {
+                Owed::CopyEnd => copy.ended = true,
+                Owed::Sync => copy.swallowed = true,
+                _ => {
+                    at += 1;
+                    continue;
+                }
+            }
+            self.owed.remove(at);
+        }
+        self.copy = Some(copy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plays a conversation: capital words are what the client sends, the tags after `>` what the
+    /// server answers; `Z` is idle, `T` as `z` in a transaction.
+    fn play(script: &str) -> Ledger {
+        let mut ledger = Ledger::default();
+        let mut replies = false;
+        for word in script.split_whitespace() {
+            match (word, replies) {
+                (">", _) => replies = true,
+                ("<", _) => replies = false,
+                ("Q", false) => ledger.push(Owed::Query),
+                ("F", false) => ledger.push(Owed::FunctionCall),
+                ("S", false) => ledger.push(Owed::Sync),
+                ("P", false) => ledger.push(Owed::Parse(None)),
+                ("B", false) => ledger.push(Owed::Bind),
+                ("D", false) => ledger.push(Owed::Describe),
+                ("E", false) => ledger.push(Owed::Execute),
+                ("C", false) => ledger.push(Owed::Close),
+                ("c", false) => ledger.push(Owed::CopyEnd),
+                ("z", true) => {
+                    ledger.reply(BackendTag::READY_FOR_QUERY, false);
+                }
+                (tag, true) => {
+                    ledger.reply(BackendTag(tag.as_bytes()[0]), tag == "Z");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        ledger
+    }
+
+    #[test]
+    fn conversations_end_clean_exactly_when_nothing_is_owed() {
+        for (script, clean) in [
+            ("", false),
+            ("Q > T D C Z", true),
+            ("Q > T D C z", false),
+            ("Q > E Z", true),
+            ("Q Q > C Z", false),
+            ("Q Q > C Z E Z", true),
+            ("F > V Z", true),
+            ("P B D E S > 1 2 T D C Z", true),
+            ("P B D E S > 1 2 n C Z", true),
+            ("P D S > 1 t T Z", true),
+            ("P B E S > 1 2 s Z", true),
+            ("P B E S > 1 2 I Z", true),
+            // An error skips to the Sync, whether that was sent before or after.
+            ("P B E S > E Z", true),
+            ("P B E > E < S > Z", true),
+            ("P B E > 1 E < P B E Q F S > Z", true),
+            ("P B E Q S > E Z", true),
+            ("P B E S P B E S > E Z 1 2 C Z", true),
+            ("P B E S P B E S > E Z 1 2 C", false),
+            // Without a Sync the implicit transaction is open, though all was answered.
+            ("P B E > 1 2 C", false),
+            ("Q P B > C Z 1 2", false),
+            ("P B E Q > 1 2 C C Z", true),
+            // COPY swallows the Sync sent with it, unless it fails before it begins.
+            ("P B E S > 1 2 G < c S > C Z", true),
+            ("P B E S > 1 2 E Z < c S > Z", true),
+            ("P B E S > 1 2 E Z < c S", false),
+            ("P B E S c S > 1 2 G C Z", true),
+            ("Q > G < c > C Z", true),
+            ("Q > G < c > E Z", true),
+            ("Q > G < c > C < c > G C Z", true),
+            // It failed half-way: whether the first Sync was read is not known.
+            ("P B E S > 1 2 G E < c S > Z", false),
+            ("P B E S c S > 1 2 G E Z", false),
+            ("P B E > 1 2 G E < S > Z", true),
+            // Stray CopyDone is ignored by the server.
+            ("c Q > C Z", true),
+            ("Q c > C Z", true),
+            // Things that cannot be are never taken for clean.
+            ("Q > C Z Z", false),
+            ("Q > 1 C Z", false),
+            ("> E", false),
+        ] {
+            assert_eq!(play(script).is_clean(), clean, "{script}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_settles_without_the_client_only_if_no_word_of_it_is_missing() {
+        for (script, settles) in [
+            ("Q", true),
+            ("Q > T D C z", true),
+            ("P B E S", true),
+            ("P B E", false),
+            ("P B E > 1 2 C", false),
+            ("Q > G", false),
+            ("Q > G < c", true),
+            ("P B E > E", false),
+            ("P B E S > 1 2 G E", false),
+        ] {
+            assert_eq!(play(script).will_settle(), settles, "{script}");
+        }
+    }
+
+    #[test]
+    fn the_proxy_answers_in_its_place_of_the_order() {
+        let mut ledger = Ledger::default();
+        ledger.push(Owed::Sync);
+        ledger.push(Owed::FakeParse);
+        ledger.push(Owed::FakeClose);
+        ledger.push(Owed::SkippedParse(None));
+        ledger.push(Owed::Bind);
+        assert_eq!(ledger.take_fake(), None);
+        ledger.reply(BackendTag::READY_FOR_QUERY, true);
+        assert_eq!(ledger.take_fake(), Some(PARSE_COMPLETE));
+        assert_eq!(ledger.take_fake(), Some(CLOSE_COMPLETE));
+        assert_eq!(ledger.take_fake(), None);
+        assert_eq!(ledger.reply(BackendTag::PARSE_COMPLETE, false), Reply::Swallow);
+        assert_eq!(ledger.reply(BackendTag::BIND_COMPLETE, false), Reply::Forward);
+    }
+
+    #[test]
+    fn statements_whose_parse_was_skipped_are_told() {
+        let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0");
+        let mut ledger = Ledger::default();
+        ledger.push(Owed::Parse(None));
+        ledger.push(Owed::Parse(Some(statement.clone())));
+        ledger.reply(BackendTag::ERROR_RESPONSE, false);
+        ledger.push(Owed::SkippedParse(Some(statement)));
+        assert_eq!(ledger.take_failed().len(), 2);
+        assert_eq!(ledger.take_failed().len(), 0);
+    }
+}

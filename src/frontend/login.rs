@@ -1,0 +1,364 @@
+//! From an accepted socket to a client that is logged in, on whatever worker accepted it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pgwire::messages::startup::Authentication;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::app::{App, Counted};
+use crate::auth::{MAX_MESSAGE, Offer};
+use crate::backend::context::Settings;
+use crate::config::{Config, Credential, Tenant};
+use crate::error::{Error, Kind, Result};
+use crate::frontend::client::{ClientHandle, NewClient};
+use crate::frontend::handshake::{self, Opening};
+use crate::frontend::session::{Guards, LoggedIn};
+use crate::protocol::frame::{FrontendTag, HEADER, Header};
+use crate::protocol::reply::Replies;
+use crate::protocol::startup::{CancelKey, NEWEST, Startup, Version};
+use crate::protocol::stream::Stream;
+use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
+
+/// What a main port offers.
+pub struct Door {
+    pub tls: Option<TlsAcceptor>,
+    pub tls_required: bool,
+    pub offer: Offer,
+}
+
+/// What came of a connection.
+pub enum Admitted {
+    Tenant(LoggedIn),
+    /// A user of the admin console, with what it is to be told first.
+    Admin { stream: Stream, user: String, greeting: Replies, guard: Counted },
+    /// It is dealt with: a cancel, a refusal, a port check.
+    Done,
+}
+
+/// Startup, cancel or authentication, within the login deadline. What is refused is told so here.
+pub async fn admit(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) -> Admitted {
+    let deadline = app.config().timeouts.login;
+    match tokio::time::timeout(deadline, begin(app, door, tcp, peer)).await {
+        Ok(admitted) => admitted,
+        Err(_) => {
+            app.metrics.refused.add(1);
+            tracing::info!(%peer, "login took too long");
+            Admitted::Done
+        }
+    }
+}
+
+async fn begin(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) -> Admitted {
+    let _ = tcp.set_nodelay(true);
+    let (mut stream, startup, sni) =
+        match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
+            Ok(Opening::Login { stream, startup, sni }) => (stream, startup, sni),
+            Ok(Opening::Cancel(key, stream)) => {
+                cancel(app, &key).await;
+                drop(stream);
+                return Admitted::Done;
+            }
+            Ok(Opening::Nothing) => return Admitted::Done,
+            Err((stream, error)) => {
+                app.metrics.refused.add(1);
+                tracing::info!(%peer, sqlstate = error.sqlstate(), %error, "connection refused");
+                if let Some(mut stream) = stream {
+                    say(&mut stream, Replies::new().fatal(&error)).await;
+                }
+                return Admitted::Done;
+            }
+        };
+    let counted = match app.admit_connection() {
+        Ok(counted) => counted,
+        Err(error) => return refuse(app, stream, peer, &startup.user, &error).await,
+    };
+    let user = startup.user.clone();
+    match log_in(app, door, &mut stream, startup, sni.as_deref(), peer).await {
+        Ok(Outcome::Admin { user, greeting }) => {
+            Admitted::Admin { stream, user, greeting, guard: counted }
+        }
+        Ok(Outcome::Tenant(prepared)) => Admitted::Tenant(prepared.finish(app, stream, counted)),
+        Err(error) => refuse(app, stream, peer, &user, &error).await,
+    }
+}
+
+async fn refuse(app: &App, mut stream: Stream, peer: SocketAddr, user: &str, error: &Error) -> Admitted {
+    app.metrics.refused.add(1);
+    tracing::info!(%peer, user, sqlstate = error.sqlstate(), %error, "login refused");
+    say(&mut stream, Replies::new().fatal(error)).await;
+    Admitted::Done
+}
+
+async fn say(stream: &mut Stream, replies: &Replies) {
+    let _ = stream.write_all(replies.bytes()).await;
+    let _ = stream.flush().await;
+    let _ = stream.shutdown().await;
+}
+
+/// Passes a cancel on if its key is known. Whether it was is not told: the connection just closes.
+async fn cancel(app: &App, key: &CancelKey) {
+    let Some(client) = app.client(key) else {
+        tracing::debug!(pid = key.pid, "cancel request with an unknown key");
+        return;
+    };
+    client.cancel_wait();
+    let Some(fence) = client.fence() else { return };
+    let deadline = app.config().timeouts.connect;
+    match fence.cancel(client.id, deadline).await {
+        Ok(true) => app.tenant(&client.tenant).metrics.cancels.add(1),
+        Ok(false) => {}
+        Err(error) => tracing::warn!(tenant = %client.tenant, %error, "cancel request failed"),
+    }
+}
+
+enum Outcome {
+    Tenant(Prepared),
+    Admin { user: String, greeting: Replies },
+}
+
+/// A login that succeeded, but for its socket.
+struct Prepared {
+    tenant: Arc<Tenant>,
+    user: String,
+    credential: Arc<Credential>,
+    settings: Settings,
+    greeting: Replies,
+    database: String,
+    key: CancelKey,
+    peer: SocketAddr,
+    placement: Counted,
+    guard: crate::tenant::state::ClientGuard,
+}
+
+impl Prepared {
+    fn finish(self, app: &Arc<App>, stream: Stream, connection: Counted) -> LoggedIn {
+        let Self { tenant, user, credential, settings, greeting, database, key, peer, placement, guard } =
+            self;
+        let handle = Arc::new(ClientHandle::new(NewClient {
+            id: app.next_client_id(),
+            key,
+            tenant: tenant.id.clone(),
+            user,
+            database,
+            peer: Some(peer),
+            tls: stream.is_tls(),
+        }));
+        LoggedIn {
+            app: app.clone(),
+            stream,
+            registered: app.register(handle),
+            tenant: app.tenant(&tenant.id),
+            route: tenant.route.clone(),
+            credential,
+            settings,
+            greeting,
+            guards: Guards { connection, placement, tenant: guard },
+        }
+    }
+}
+
+/// Identify, authenticate, then what only an authenticated client may learn.
+async fn log_in(
+    app: &Arc<App>,
+    door: &Door,
+    stream: &mut Stream,
+    mut startup: Startup,
+    sni: Option<&str>,
+    peer: SocketAddr,
+) -> Result<Outcome> {
+    let config = app.config();
+    let claim = identify(&config, &mut startup, sni);
+    let (scope, user, credential) = credential_of(&config, &claim, &startup);
+    let verifier = {
+        let (app, scope, user, credential) =
+            (app.clone(), scope.to_owned(), user.clone(), credential.clone());
+        // A password's first use costs a millisecond that other clients of this worker should not wait.
+        tokio::task::spawn_blocking(move || app.verifiers.verifier(&scope, &user, credential.as_ref()))
+            .await
+            .map_err(|e| Error::new(Kind::Internal, "could not check the password").caused_by(e))?
+    };
+    let mut greeting = Replies::new();
+    negotiate(&startup, &mut greeting);
+    let proved = authenticate(door, stream, &mut greeting, &verifier).await?;
+    let wrong = || {
+        if let Claim::Tenant { tenant, .. } = &claim {
+            app.tenant(&tenant.id).metrics.refused.add(1);
+        }
+        Error::new(
+            Kind::InvalidPassword,
+            format!("password authentication failed for user \"{}\"", startup.user),
+        )
+    };
+    let (Some(last), Some(credential)) = (proved, credential) else {
+        return Err(wrong());
+    };
+    greeting.authentication(&Authentication::SASLFinal(last.into()));
+    greeting.authentication(&Authentication::Ok);
+    match claim {
+        Claim::Nobody => Err(wrong()),
+        Claim::Admin { user } => Ok(Outcome::Admin { user, greeting }),
+        Claim::Tenant { tenant, user, database_known } => {
+            let admitted = permit(app, &tenant, &startup, database_known);
+            let (placement, guard) = match admitted {
+                Ok(guards) => guards,
+                Err(error) => {
+                    app.tenant(&tenant.id).metrics.refused.add(1);
+                    // As PostgreSQL does: the client is authenticated, then refused.
+                    let _ = stream.write_all(greeting.bytes()).await;
+                    return Err(error);
+                }
+            };
+            let database = startup.database.clone().unwrap_or_else(|| startup.user.clone());
+            Ok(Outcome::Tenant(Prepared {
+                key: new_key(app, startup.version),
+                tenant,
+                user,
+                credential,
+                settings: settings(&startup),
+                greeting,
+                database,
+                peer,
+                placement,
+                guard,
+            }))
+        }
+    }
+}
+
+/// Whose credential decides: the tenant's (or the console's) name, the user's, and what it must prove.
+fn credential_of(
+    config: &Config,
+    claim: &Claim,
+    startup: &Startup,
+) -> (String, String, Option<Arc<Credential>>) {
+    match claim {
+        Claim::Tenant { tenant, user, .. } => {
+            (tenant.id.to_string(), user.clone(), tenant.users.get(user).cloned())
+        }
+        Claim::Admin { user } => {
+            (ADMIN_DATABASE.to_owned(), user.clone(), config.admin_users.get(user).cloned())
+        }
+        Claim::Nobody => (String::new(), startup.user.clone(), None),
+    }
+}
+
+/// NegotiateProtocolVersion, if the client asked for more than is spoken.
+fn negotiate(startup: &Startup, greeting: &mut Replies) {
+    if startup.version > NEWEST || !startup.extensions.is_empty() {
+        greeting.negotiate_protocol_version(startup.version.min(NEWEST), &startup.extensions);
+    }
+}
+
+/// The SASL exchange. Some: the client proved that it knows the password, and this is to be said last.
+async fn authenticate(
+    door: &Door,
+    stream: &mut Stream,
+    greeting: &mut Replies,
+    verifier: &crate::config::ScramVerifier,
+) -> Result<Option<String>> {
+    let tls = stream.is_tls();
+    greeting.authentication(&Authentication::SASL(door.offer.mechanisms(tls)));
+    send(stream, std::mem::take(greeting)).await?;
+    let first = password_message(stream).await?;
+    let (answer, exchange) = door.offer.begin(tls, &first, verifier)?;
+    let mut replies = Replies::new();
+    replies.authentication(&Authentication::SASLContinue(answer.into()));
+    send(stream, replies).await?;
+    let last = password_message(stream).await?;
+    Ok(exchange.finish(&last))
+}
+
+async fn send(stream: &mut Stream, replies: Replies) -> Result<()> {
+    let sent = async {
+        stream.write_all(replies.bytes()).await?;
+        stream.flush().await
+    };
+    sent.await.map_err(left)
+}
+
+fn left(error: std::io::Error) -> Error {
+    Error::new(Kind::ConnectionFailure, "the client left during login").caused_by(error)
+}
+
+/// The body of the next message, which must be a password message. Reads exactly that: what follows belongs to
+/// the session.
+async fn password_message(stream: &mut Stream) -> Result<Vec<u8>> {
+    let mut header = [0; HEADER];
+    stream.read_exact(&mut header).await.map_err(left)?;
+    let header = Header::read(&header)
+        .ok_or_else(|| Error::new(Kind::Internal, "a header of five bytes is none"))?;
+    if FrontendTag(header.tag) != FrontendTag::PASSWORD {
+        return Err(Error::new(
+            Kind::ProtocolViolation,
+            format!("expected SASL response, got message type {}", header.tag),
+        ));
+    }
+    let size = header
+        .size(MAX_MESSAGE)
+        .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid message length"))?;
+    let mut body = vec![0; size - HEADER];
+    stream.read_exact(&mut body).await.map_err(left)?;
+    Ok(body)
+}
+
+/// What an authenticated client may still be refused for.
+fn permit(
+    app: &Arc<App>,
+    tenant: &Arc<Tenant>,
+    startup: &Startup,
+    database_known: bool,
+) -> Result<(Counted, crate::tenant::state::ClientGuard)> {
+    if !database_known {
+        let name = startup.database.as_deref().unwrap_or(&startup.user);
+        return Err(Error::new(
+            Kind::UnknownDatabase,
+            format!("database \"{name}\" does not exist"),
+        ));
+    }
+    if let Some(replication) = &startup.replication
+        && !matches!(
+            replication.to_ascii_lowercase().as_str(),
+            "false" | "f" | "off" | "no" | "n" | "0"
+        )
+    {
+        return Err(Error::new(
+            Kind::FeatureNotSupported,
+            "replication connections are not supported by pgtenant",
+        ));
+    }
+    let placement = app.admit_to_placement(&tenant.route)?;
+    let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {
+        Error::new(
+            Kind::TooManyConnections,
+            format!("too many connections for tenant \"{}\"", tenant.id),
+        )
+    })?;
+    Ok((placement, guard))
+}
+
+/// The run-time parameters the client asks for; of one given twice the last counts, as in PostgreSQL.
+fn settings(startup: &Startup) -> Settings {
+    startup
+        .parameters
+        .iter()
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
+        .collect()
+}
+
+/// A cancel key nobody has: 4 random bytes, or 32 since protocol 3.2.
+fn new_key(app: &App, version: Version) -> CancelKey {
+    let length = if version >= NEWEST { 32 } else { 4 };
+    loop {
+        let mut secret = vec![0; length];
+        rand::fill(&mut secret[..]);
+        let pid = rand::random_range(1..i32::MAX);
+        let key = CancelKey { pid, secret: secret.into() };
+        if !app.has_key(&key) {
+            return key;
+        }
+    }
+}
+

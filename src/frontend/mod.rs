@@ -1,0 +1,17 @@
+//! The face to clients. A client's life has six stages, each a file:
+//!
+//! 1. `handshake`: TLS and the StartupMessage; a CancelRequest ends here.
+//! 2. `login`: whose login is it (`tenant::identify`), is it true (`auth`), may it (limits).
+//! 3. The connection moves to the worker of its instance; `session` welcomes it with the parameters of its
+//!    server.
+//! 4. `session` waits for a message without holding a server connection, then checks one out.
+//! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is.
+//! 6. The end: what is owed is played out, what is not clean is closed.
+
+pub mod client;
+pub mod handshake;
+pub mod ledger;
+pub mod login;
+pub mod relay;
+pub mod session;
+mod statements;

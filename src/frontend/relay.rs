@@ -1,0 +1,532 @@
+//! Passing frames between a client and the server connection it holds, until a clean point.
+//!
+//! Frames pass as bytes. Looked at are their tags, for the [`Ledger`]; of what the server says,
+//! ReadyForQuery, ParameterStatus, ErrorResponse and CommandComplete; and, in transaction pooling, the names in
+//! Parse, Bind, Describe and Close. Bodies stream: no message is collected but those.
+//!
+//! One task polls both sockets; nothing is handed from task to task. Each side is read only while
+//! the other takes what was read before, so memory is bounded.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
+
+use crate::backend::connection::{Parameters, ServerConnection};
+use crate::backend::context::{Context, Settings, follows_client};
+use crate::backend::instance::Pool;
+use crate::error::{Error, Kind, Result};
+use crate::frontend::client::ClientHandle;
+use crate::frontend::ledger::{Ledger, Owed, Reply};
+use crate::frontend::statements::{Rewritten, Statements, Target};
+use crate::metrics::TenantMetrics;
+use crate::protocol::buffer::Buffer;
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
+use crate::protocol::stream::Stream;
+
+/// A side is not read while the other still holds this many bytes of it.
+const HIGH_WATER: usize = 64 * 1024;
+/// Longest message of a server that is collected to be looked at, in bytes.
+const MAX_COLLECTED: usize = 1 << 20;
+
+/// A client's socket and what the proxy knows of its session.
+pub struct ClientSide {
+    pub stream: Stream,
+    pub inbox: Buffer,
+    pub outbox: Buffer,
+    /// In transaction pooling: its prepared statements.
+    pub statements: Option<Statements>,
+    /// The run-time parameters it asked for.
+    pub settings: Arc<Settings>,
+    /// The parameters it was told.
+    pub reported: Arc<Parameters>,
+}
+
+/// Why a relay ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// Nothing is owed, no transaction is open.
+    Clean,
+    /// The client said Terminate, or closed its side.
+    ClientGone,
+    /// Called while clean (session pooling), or killed anywhere.
+    Called,
+    /// The server closed the connection; the client was sent all it said.
+    ServerGone,
+}
+
+pub struct Relay<'a> {
+    pub client: &'a mut ClientSide,
+    pub server: &'a mut ServerConnection,
+    pub pool: &'a Pool,
+    pub handle: &'a ClientHandle,
+    pub metrics: &'a TenantMetrics,
+    /// Calls answered so far.
+    pub answered: u64,
+    /// Session pooling: a clean point is no end.
+    pub keep: bool,
+    pub ledger: Ledger,
+    /// Bytes of a frame that is passing, still to come from the client and from the server.
+    client_rest: usize,
+    server_rest: usize,
+    transaction_began: Option<Instant>,
+    fatal_seen: bool,
+}
+
+impl<'a> Relay<'a> {
+    pub fn new(
+        client: &'a mut ClientSide,
+        server: &'a mut ServerConnection,
+        pool: &'a Pool,
+        handle: &'a ClientHandle,
+        metrics: &'a TenantMetrics,
+    ) -> Self {
+        let keep = client.statements.is_none();
+        if let Some(statements) = &mut client.statements {
+            statements.begin_lease();
+        }
+        Self {
+            client,
+            server,
+            pool,
+            handle,
+            metrics,
+            answered: 0,
+            keep,
+            ledger: Ledger::default(),
+            client_rest: 0,
+            server_rest: 0,
+            transaction_began: None,
+            fatal_seen: false,
+        }
+    }
+
+    /// Relays until the [`End`].
+    ///
+    /// Cancel safe in that nothing is lost, but the server connection is then in an unknown state: close it.
+    ///
+    /// # Errors
+    /// 08P01 for bytes of the client that are not the protocol; 54000 for a statement too long
+    /// for transaction pooling.
+    pub async fn run(&mut self) -> Result<End> {
+        poll_fn(|cx| self.poll(cx)).await
+    }
+
+    /// Whether the server said why it closed the connection.
+    pub fn fatal_seen(&self) -> bool {
+        self.fatal_seen
+    }
+
+    /// After the client has gone: lets the server finish what it was sent, as it would direct, and throws
+    /// the replies away. True: the connection came to a clean point.
+    pub async fn play_out(&mut self) -> bool {
+        if self.client_rest > 0 || !self.ledger.will_settle() {
+            return false;
+        }
+        poll_fn(|cx| {
+            loop {
+                self.client.outbox.consume(self.client.outbox.len());
+                if self.handle.is_killed() {
+                    return Poll::Ready(false);
+                }
+                match self.poll_server(cx) {
+                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(_) => return Poll::Ready(false),
+                    Poll::Pending => {
+                        if self.write_server(cx).is_err() {
+                            return Poll::Ready(false);
+                        }
+                        if self.ledger.is_empty() {
+                            return Poll::Ready(self.is_clean());
+                        }
+                        self.handle.calls(cx.waker());
+                        return Poll::Pending;
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    fn is_clean(&self) -> bool {
+        self.ledger.is_clean()
+            && self.client_rest == 0
+            && self.server_rest == 0
+            && self.server.inbox.is_empty()
+            && self.server.outbox.is_empty()
+    }
+
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
+        loop {
+            let mut moved = false;
+            // 1. What the server says comes first: it frees the connection.
+            if self.client.outbox.len() < HIGH_WATER {
+                match self.poll_server(cx) {
+                    Poll::Ready(Ok(true)) => moved = true,
+                    Poll::Ready(Ok(false)) => return self.poll_last_words(cx),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {}
+                }
+            }
+            let had = self.client.outbox.len();
+            let ClientSide { outbox, stream, .. } = &mut *self.client;
+            if had > 0 {
+                match outbox.poll_drain(cx, stream) {
+                    Poll::Ready(Ok(())) => moved |= had >= HIGH_WATER,
+                    Poll::Ready(Err(_)) => return Poll::Ready(Ok(End::ClientGone)),
+                    Poll::Pending => moved |= had >= HIGH_WATER && outbox.len() < HIGH_WATER,
+                }
+            }
+            // 2. At a clean point the connection goes back before the client is heard again.
+            if self.is_clean() {
+                if !self.keep {
+                    return Poll::Ready(Ok(End::Clean));
+                }
+                if self.handle.calls(cx.waker()) != self.answered {
+                    return Poll::Ready(Ok(End::Called));
+                }
+            }
+            // 3. What the client says.
+            match self.poll_client(cx)? {
+                Step::Moved => moved = true,
+                Step::Gone => return Poll::Ready(Ok(End::ClientGone)),
+                Step::Still => {}
+            }
+            if self.write_server(cx).is_err() {
+                // It may still have said why.
+                if !moved {
+                    return self.poll_last_words(cx);
+                }
+            }
+            if !moved {
+                self.handle.calls(cx.waker());
+                return match self.handle.is_killed() {
+                    true => Poll::Ready(Ok(End::Called)),
+                    false => Poll::Pending,
+                };
+            }
+        }
+    }
+
+    /// The server is gone: what it said last goes to the client.
+    fn poll_last_words(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
+        let rest = self.server.inbox.len().min(self.server_rest);
+        self.server.inbox.move_to(&mut self.client.outbox, rest);
+        let ClientSide { outbox, stream, .. } = &mut *self.client;
+        match outbox.poll_drain(cx, stream) {
+            Poll::Ready(_) => Poll::Ready(Ok(End::ServerGone)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    // ---- server to client ----
+
+    /// Reads once and passes what came. `Ok(false)`: the server has closed.
+    fn poll_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<bool>> {
+        let ServerConnection { inbox, stream, .. } = &mut *self.server;
+        match inbox.poll_fill(cx, stream) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Ok(false)),
+            Poll::Ready(Ok(_)) => {
+                let before = self.client.outbox.len();
+                let passed = self.pass_server_frames();
+                self.server.inbox.trim();
+                self.metrics.sent.add((self.client.outbox.len() - before) as u64);
+                Poll::Ready(passed.map(|()| true))
+            }
+        }
+    }
+
+    fn pass_server_frames(&mut self) -> Result<()> {
+        // `run` bytes at the front of the inbox pass as they are.
+        let mut run = 0;
+        loop {
+            let inbox = &self.server.inbox;
+            if self.server_rest > 0 {
+                let n = self.server_rest.min(inbox.len() - run);
+                run += n;
+                self.server_rest -= n;
+            }
+            if self.server_rest > 0 {
+                break;
+            }
+            while let Some(fake) = self.ledger.take_fake() {
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                run = 0;
+                self.client.outbox.extend(fake);
+            }
+            let bytes = &self.server.inbox.bytes()[run..];
+            let Some(header) = Header::read(bytes) else {
+                break;
+            };
+            let size = header.backend_size().ok_or_else(|| lost("impossible message length"))?;
+            let tag = BackendTag(header.tag);
+            let looked_at = matches!(
+                tag,
+                BackendTag::READY_FOR_QUERY
+                    | BackendTag::PARAMETER_STATUS
+                    | BackendTag::COMMAND_COMPLETE
+                    | BackendTag::PARSE_COMPLETE
+                    | BackendTag::CLOSE_COMPLETE
+            );
+            if looked_at && bytes.len() < size {
+                if size > MAX_COLLECTED {
+                    return Err(lost("a message is too long to be looked at"));
+                }
+                break;
+            }
+            let reply = match tag {
+                BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
+                _ => self.note_reply(tag, run, size),
+            };
+            match reply {
+                Reply::Forward => {
+                    let whole = size.min(self.server.inbox.len() - run);
+                    run += whole;
+                    self.server_rest = size - whole;
+                }
+                Reply::Swallow => {
+                    self.server.inbox.move_to(&mut self.client.outbox, run);
+                    self.server.inbox.consume(size);
+                    run = 0;
+                }
+            }
+        }
+        self.server.inbox.move_to(&mut self.client.outbox, run);
+        Ok(())
+    }
+
+    /// Takes note of a reply whose frame starts at `at` in the server's inbox.
+    fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Reply {
+        let ServerConnection { inbox, context, parameters, parsed, .. } = &mut *self.server;
+        let bytes = &inbox.bytes()[at..];
+        match tag {
+            BackendTag::READY_FOR_QUERY => {
+                let idle = bytes.get(HEADER) == Some(&b'I');
+                self.metrics.queries.add(1);
+                if idle && let Some(began) = self.transaction_began.take() {
+                    self.metrics.transactions.record(began.elapsed());
+                }
+                return self.ledger.reply(tag, idle);
+            }
+            BackendTag::COMMAND_COMPLETE => {
+                let command = bytes.get(HEADER..size - 1).unwrap_or_default();
+                if context.note_command(command) {
+                    parsed.clear();
+                    if let Some(statements) = &mut self.client.statements {
+                        statements.clear();
+                    }
+                }
+            }
+            BackendTag::PARAMETER_STATUS => {
+                if let Some((name, value)) = split_pair(&bytes[HEADER..size]) {
+                    note_parameter(self.client, context, parameters, name, value);
+                }
+            }
+            BackendTag::ERROR_RESPONSE => {
+                self.metrics.errors.add(1);
+                self.fatal_seen |= is_fatal(&bytes[HEADER..size.min(bytes.len())]);
+                let reply = self.ledger.reply(tag, false);
+                for (statement, of_client) in self.ledger.take_failed() {
+                    parsed.forget(&statement);
+                    if of_client && let Some(statements) = &mut self.client.statements {
+                        statements.forget(&statement);
+                    }
+                }
+                return reply;
+            }
+            _ => {}
+        }
+        self.ledger.reply(tag, false)
+    }
+
+    // ---- client to server ----
+
+    fn poll_client(&mut self, cx: &mut TaskContext<'_>) -> Result<Step> {
+        if self.server.outbox.len() >= HIGH_WATER {
+            return Ok(Step::Still);
+        }
+        // Bytes that came before the checkout, or were left by backpressure, go first.
+        let before = self.server.outbox.len();
+        if !self.client.inbox.is_empty() && self.pass_client_frames()? {
+            return Ok(Step::Gone);
+        }
+        let mut step = match self.server.outbox.len() > before {
+            true => Step::Moved,
+            false => Step::Still,
+        };
+        if self.server.outbox.len() < HIGH_WATER {
+            let ClientSide { inbox, stream, .. } = &mut *self.client;
+            match inbox.poll_fill(cx, stream) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(0) | Err(_)) => return Ok(Step::Gone),
+                Poll::Ready(Ok(_)) => {
+                    step = Step::Moved;
+                    if self.pass_client_frames()? {
+                        return Ok(Step::Gone);
+                    }
+                }
+            }
+        }
+        self.metrics.received.add((self.server.outbox.len() - before) as u64);
+        self.client.inbox.trim();
+        Ok(step)
+    }
+
+    fn write_server(&mut self, cx: &mut TaskContext<'_>) -> io::Result<()> {
+        let ServerConnection { outbox, stream, .. } = &mut *self.server;
+        if outbox.is_empty() {
+            return Ok(());
+        }
+        match outbox.poll_drain(cx, stream) {
+            Poll::Ready(Err(e)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes what the client's inbox holds. True: the client said Terminate.
+    fn pass_client_frames(&mut self) -> Result<bool> {
+        // `run` bytes at the front of the inbox pass as they are.
+        let mut run = 0;
+        let terminate = loop {
+            let inbox = &self.client.inbox;
+            if self.client_rest > 0 {
+                let n = self.client_rest.min(inbox.len() - run);
+                run += n;
+                self.client_rest -= n;
+            }
+            let bytes = &inbox.bytes()[run..];
+            let Some(header) = Header::read(bytes).filter(|_| self.client_rest == 0) else {
+                break false;
+            };
+            if self.server.outbox.len() + run >= HIGH_WATER {
+                break false;
+            }
+            let size = frame_size(header)?;
+            let tag = FrontendTag(header.tag);
+            if tag == FrontendTag::TERMINATE {
+                break true;
+            }
+            if self.transaction_began.is_none() {
+                self.transaction_began = Some(Instant::now());
+            }
+            let mut rest = size;
+            if self.client.statements.is_some() && names_a_statement(tag) {
+                self.client.inbox.move_to(&mut self.server.outbox, run);
+                run = 0;
+                match self.rewrite(tag, size)? {
+                    Rewritten::NeedMore => break false,
+                    Rewritten::Consumed(n) => {
+                        self.client.inbox.consume(n);
+                        rest -= n;
+                    }
+                }
+            } else if let Some(owed) = self.owed(tag) {
+                self.ledger.push(owed);
+            }
+            let here = rest.min(self.client.inbox.len() - run);
+            run += here;
+            self.client_rest = rest - here;
+        };
+        self.client.inbox.move_to(&mut self.server.outbox, run);
+        // What the proxy answers at once; never in the middle of a frame that is passing.
+        while self.server_rest == 0
+            && let Some(fake) = self.ledger.take_fake()
+        {
+            self.client.outbox.extend(fake);
+        }
+        Ok(terminate)
+    }
+
+    /// Deals with a message that names a prepared statement, at the front of the client's inbox.
+    fn rewrite(&mut self, tag: FrontendTag, size: usize) -> Result<Rewritten> {
+        let Some(statements) = &mut self.client.statements else {
+            return Ok(Rewritten::Consumed(0));
+        };
+        let ServerConnection { parsed, outbox, .. } = &mut *self.server;
+        let interner = &self.pool.statements;
+        let mut target = Target { parsed, outbox, ledger: &mut self.ledger, interner };
+        statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)
+    }
+
+    /// What a message that passes as it is will be answered with.
+    fn owed(&mut self, tag: FrontendTag) -> Option<Owed> {
+        Some(match tag {
+            FrontendTag::QUERY => {
+                if let Some(statements) = &mut self.client.statements {
+                    statements.drop_unnamed();
+                }
+                Owed::Query
+            }
+            FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
+            FrontendTag::SYNC => Owed::Sync,
+            FrontendTag::PARSE => Owed::Parse(None),
+            FrontendTag::BIND => Owed::Bind,
+            FrontendTag::DESCRIBE => Owed::Describe,
+            FrontendTag::EXECUTE => Owed::Execute,
+            FrontendTag::CLOSE => Owed::Close,
+            FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,
+            _ => return None,
+        })
+    }
+}
+
+enum Step {
+    Moved,
+    Still,
+    Gone,
+}
+
+fn names_a_statement(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::PARSE | FrontendTag::BIND | FrontendTag::DESCRIBE | FrontendTag::CLOSE
+    )
+}
+
+/// The size of a client's frame.
+///
+/// # Errors
+/// 08P01 for a tag or a length that PostgreSQL would not take.
+pub fn frame_size(header: Header) -> Result<usize> {
+    let limit = FrontendTag(header.tag).limit().ok_or_else(|| {
+        Error::new(
+            Kind::ProtocolViolation,
+            format!("invalid frontend message type {}", header.tag),
+        )
+    })?;
+    header
+        .size(limit)
+        .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid message length"))
+}
+
+fn lost(cause: &str) -> Error {
+    Error::new(Kind::ConnectionFailure, "the server connection was lost").caused_by(cause)
+}
+
+/// A parameter changed while the client held the connection: the client is told by the frame
+/// itself, and what it can set follows it from now on.
+fn note_parameter(
+    client: &mut ClientSide,
+    context: &mut Context,
+    parameters: &mut Arc<Parameters>,
+    name: &str,
+    value: &str,
+) {
+    Arc::make_mut(parameters).insert(name.to_owned(), value.to_owned());
+    Arc::make_mut(&mut client.reported).insert(name.to_owned(), value.to_owned());
+    if follows_client(name) {
+        Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
+        if let Context::Bound(binding) = context {
+            Arc::make_mut(&mut binding.settings).insert(name.to_ascii_lowercase(), value.to_owned());
+        }
+    }
+}
+
+/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
+/// the severity, its second the same in English.
+fn is_fatal(body: &[u8]) -> bool {
+    let severity = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
+    severity.is_some_and(|(field, _)| field == b"VFATAL" || field == b"VPANIC")
+}

@@ -1,0 +1,527 @@
+//! The life of a client that is logged in: welcome, then wait for a message, check a server
+//! connection out, relay, give it back.
+//!
+//! ```text
+//!   welcome ──► Idle ──message──► Waiting ──grant──► Active ──clean point──► Idle
+//!                │ Terminate, EOF      │ refused: error, stays         │ else
+//!                ▼                     ▼                               ▼
+//!               end                   Idle                end; the server connection closes
+//! ```
+//!
+//! In session pooling the first message checks the server connection out and it stays.
+
+use std::future::poll_fn;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use crate::app::{App, Counted, Registered, moved};
+use crate::backend::context::{Binding, Settings};
+use crate::backend::instance::Pool;
+use crate::backend::lease::Lease;
+use crate::config::{Credential, Pooling, Route};
+use crate::error::{Error, Kind, Result};
+use crate::frontend::client::Activity;
+use crate::frontend::relay::{ClientSide, End, Relay, frame_size};
+use crate::frontend::statements::Statements;
+use crate::protocol::buffer::Buffer;
+use crate::protocol::frame::{FrontendTag, Header};
+use crate::protocol::reply::Replies;
+use crate::protocol::stream::Stream;
+use crate::tenant::state::{ClientGuard, TenantState};
+
+/// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
+/// that it has left.
+const READ_AHEAD: usize = 64 * 1024;
+
+/// What login hands over.
+pub struct LoggedIn {
+    pub app: Arc<App>,
+    pub stream: Stream,
+    pub registered: Registered,
+    pub tenant: Arc<TenantState>,
+    pub route: Arc<Route>,
+    pub credential: Arc<Credential>,
+    pub settings: Settings,
+    /// What the client is to be told before it is ready: the end of authentication.
+    pub greeting: Replies,
+    pub guards: Guards,
+}
+
+/// What the client is counted in.
+pub struct Guards {
+    pub connection: Counted,
+    pub placement: Counted,
+    pub tenant: ClientGuard,
+}
+
+pub struct Session {
+    app: Arc<App>,
+    registered: Registered,
+    tenant: Arc<TenantState>,
+    route: Arc<Route>,
+    credential: Arc<Credential>,
+    pool: Arc<Pool>,
+    side: ClientSide,
+    /// Calls of the handle that were answered.
+    answered: u64,
+    guards: Guards,
+}
+
+/// Serves a client to its end on the worker of its instance.
+pub fn start(login: LoggedIn) {
+    match login.app.pool(&login.route) {
+        Ok(pool) => {
+            let worker = pool.instance.worker.clone();
+            worker.spawn(async move {
+                if let Some(session) = welcome(login, pool).await {
+                    serve(session).await;
+                }
+            });
+        }
+        Err(error) => {
+            let app = login.app.clone();
+            let mut stream = login.stream;
+            let worker = app.workers()[0].clone();
+            worker.spawn(async move { say_last(&mut stream, &error).await });
+        }
+    }
+}
+
+/// Runs the session; when a reload moves it to another instance, on that one's worker.
+async fn serve(mut session: Session) {
+    match session.run().await {
+        Ok(ControlFlow::Break(())) => {}
+        Ok(ControlFlow::Continue(())) => {
+            let worker = session.pool.instance.worker.clone();
+            worker.spawn(async move {
+                match session.adopt() {
+                    Ok(session) => Box::pin(serve(session)).await,
+                    Err(error) => tracing::warn!(%error, "could not move a client to another worker"),
+                }
+            });
+        }
+        Err(error) => session.refuse_and_close(&error).await,
+    }
+}
+
+/// Tells the client the end of authentication, its parameters and its cancel key.
+async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
+    let LoggedIn { app, stream, registered, tenant, route, credential, settings, mut greeting, guards } =
+        login;
+    let mut stream = match stream.adopt() {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "could not move a client to its worker");
+            return None;
+        }
+    };
+    let deadline = app.config().timeouts.login;
+    let profile = tokio::time::timeout(deadline, profile(&pool, &tenant, &route, settings)).await;
+    let (settings, reported) = match profile {
+        Ok(Ok(profile)) => profile,
+        Ok(Err(error)) => {
+            log_refusal(&registered, &error);
+            let _ = write(&mut stream, greeting.fatal(&error).bytes()).await;
+            return None;
+        }
+        Err(_) => return None,
+    };
+    for (name, value) in reported.iter() {
+        greeting.parameter_status(name, value);
+    }
+    greeting.backend_key_data(&registered.key).ready();
+    if write(&mut stream, greeting.bytes()).await.is_err() {
+        return None;
+    }
+    tenant.metrics.logins.add(1);
+    tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
+    let side = ClientSide {
+        stream,
+        inbox: Buffer::new(),
+        outbox: Buffer::new(),
+        statements: (route.pooling == Pooling::Transaction).then(Statements::default),
+        settings,
+        reported,
+    };
+    Some(Session { app, registered, tenant, route, credential, pool, side, answered: 0, guards })
+}
+
+type Profile = (Arc<Settings>, Arc<crate::backend::connection::Parameters>);
+
+/// What a server reports to a client with `settings`; asks one unless it is known.
+async fn profile(
+    pool: &Arc<Pool>,
+    tenant: &Arc<TenantState>,
+    route: &Arc<Route>,
+    settings: Settings,
+) -> Result<Profile> {
+    if let Some(profile) = pool.profile(&settings) {
+        return Ok(profile);
+    }
+    let settings = Arc::new(settings);
+    let wanted = Binding {
+        tenant: tenant.id.clone(),
+        route: route.clone(),
+        settings: settings.clone(),
+        stale: false,
+    };
+    let lease = loop {
+        if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
+            break lease;
+        }
+    };
+    let reported = lease.parameters.clone();
+    lease.checkin();
+    pool.remember_profile(&settings, &reported);
+    Ok((settings, reported))
+}
+
+async fn write(stream: &mut Stream, bytes: &[u8]) -> std::io::Result<()> {
+    let mut buffer = Buffer::new();
+    buffer.extend(bytes);
+    poll_fn(|cx| buffer.poll_drain(cx, stream)).await
+}
+
+async fn say_last(stream: &mut Stream, error: &Error) {
+    let _ = write(stream, Replies::new().fatal(error).bytes()).await;
+    let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
+}
+
+fn log_refusal(registered: &Registered, error: &Error) {
+    tracing::info!(tenant = %registered.tenant, user = %registered.user, client = registered.id,
+        peer = ?registered.peer, sqlstate = error.sqlstate(), %error, "client refused");
+}
+
+/// What an idle client woke up for.
+enum Woken {
+    Message,
+    Called,
+    Gone,
+}
+
+/// How a wait for a server connection ended.
+enum Checkout {
+    Leased(Lease),
+    Refused(Error),
+    Gone,
+}
+
+impl Session {
+    /// The session with its socket on this worker.
+    fn adopt(self) -> Result<Self> {
+        let Self { app, registered, tenant, route, credential, pool, side, answered, guards } = self;
+        let ClientSide { stream, inbox, outbox, statements, settings, reported } = side;
+        let stream = stream
+            .adopt()
+            .map_err(|e| Error::new(Kind::Internal, "could not move the connection").caused_by(e))?;
+        let side = ClientSide { stream, inbox, outbox, statements, settings, reported };
+        Ok(Self { app, registered, tenant, route, credential, pool, side, answered, guards })
+    }
+
+    /// Until the client leaves (`Break`) or must go on at another worker (`Continue`).
+    ///
+    /// # Errors
+    /// What ends the client: it is told so as FATAL.
+    async fn run(&mut self) -> Result<ControlFlow<()>> {
+        loop {
+            match poll_fn(|cx| self.poll_idle(cx)).await? {
+                Woken::Gone => return Ok(ControlFlow::Break(())),
+                Woken::Called => {
+                    if self.look_around()? {
+                        return Ok(ControlFlow::Continue(()));
+                    }
+                }
+                Woken::Message => match self.checkout().await {
+                    Checkout::Leased(lease) => {
+                        if self.use_lease(lease).await?.is_break() {
+                            return Ok(ControlFlow::Break(()));
+                        }
+                    }
+                    Checkout::Refused(error) => {
+                        if self.refuse_batch(&error).await?.is_break() {
+                            return Ok(ControlFlow::Break(()));
+                        }
+                    }
+                    Checkout::Gone => return Ok(ControlFlow::Break(())),
+                },
+            }
+        }
+    }
+
+    /// Waits, without a server connection, for the start of a message or for a call.
+    fn poll_idle(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<Woken>> {
+        let ClientSide { stream, inbox, outbox, .. } = &mut self.side;
+        if !outbox.is_empty()
+            && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
+        {
+            return Poll::Ready(Ok(Woken::Gone));
+        }
+        loop {
+            if let Some(header) = Header::read(inbox.bytes()) {
+                frame_size(header)?;
+                return Poll::Ready(Ok(match FrontendTag(header.tag) {
+                    FrontendTag::TERMINATE => Woken::Gone,
+                    _ => Woken::Message,
+                }));
+            }
+            match inbox.poll_fill(cx, stream) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(Woken::Gone)),
+                Poll::Pending => break,
+            }
+        }
+        if self.registered.calls(cx.waker()) != self.answered {
+            return Poll::Ready(Ok(Woken::Called));
+        }
+        Poll::Pending
+    }
+
+    /// Answers a call: may this client go on, and where? True: at another instance.
+    ///
+    /// # Errors
+    /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
+    fn look_around(&mut self) -> Result<bool> {
+        self.answered = self.registered.calls(std::task::Waker::noop());
+        if self.app.is_draining() || self.registered.is_killed() {
+            return Err(Error::new(
+                Kind::AdminShutdown,
+                "terminating connection due to administrator command",
+            ));
+        }
+        let config = self.app.config();
+        let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
+        let credential = tenant.users.get(&self.registered.user).ok_or_else(moved)?;
+        if *credential != self.credential {
+            return Err(moved());
+        }
+        if tenant.route == self.route {
+            return Ok(false);
+        }
+        if tenant.route.pooling != self.route.pooling {
+            return Err(moved());
+        }
+        if tenant.route.placement.name != self.route.placement.name {
+            self.guards.placement = self.app.admit_to_placement(&tenant.route)?;
+        }
+        self.route = tenant.route.clone();
+        let pool = self.app.pool(&self.route)?;
+        let elsewhere = !Arc::ptr_eq(&pool.instance, &self.pool.instance);
+        if !Arc::ptr_eq(&pool, &self.pool)
+            && let Some(statements) = &mut self.side.statements
+        {
+            statements.rehome(&pool.statements);
+        }
+        self.pool = pool;
+        Ok(elsewhere)
+    }
+
+    fn binding(&self) -> Binding {
+        Binding {
+            tenant: self.tenant.id.clone(),
+            route: self.route.clone(),
+            settings: self.side.settings.clone(),
+            stale: false,
+        }
+    }
+
+    async fn checkout(&mut self) -> Checkout {
+        let wanted = self.binding();
+        loop {
+            let grant = match self.pool.try_checkout(&self.tenant) {
+                Some(grant) => grant,
+                None => {
+                    self.registered.set_activity(Activity::Waiting);
+                    let pool = self.pool.clone();
+                    let tenant = self.tenant.clone();
+                    let waited = tokio::select! {
+                        biased;
+                        granted = pool.checkout(&tenant) => Some(granted),
+                        error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
+                    };
+                    self.registered.set_activity(Activity::Idle);
+                    match waited {
+                        Some(Ok(grant)) => grant,
+                        Some(Err(error)) => return Checkout::Refused(error),
+                        None => return Checkout::Gone,
+                    }
+                }
+            };
+            match grant.lease(&wanted).await {
+                Ok(Some(lease)) => return Checkout::Leased(lease),
+                Ok(None) => {}
+                Err(error) => return Checkout::Refused(error),
+            }
+        }
+    }
+
+    /// While waiting in line: ready when the client has left (None), or its wait was cancelled or must end.
+    fn poll_wait(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Error>> {
+        self.registered.calls(cx.waker());
+        if self.registered.is_killed() {
+            return Poll::Ready(None);
+        }
+        if self.registered.take_cancelled() {
+            return Poll::Ready(Some(Error::new(
+                Kind::QueryCanceled,
+                "canceling statement due to user request",
+            )));
+        }
+        let ClientSide { stream, inbox, .. } = &mut self.side;
+        while inbox.len() < READ_AHEAD {
+            match inbox.poll_fill(cx, stream) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(None),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Relays on a lease until it is given back or the client is at its end (`Break`).
+    async fn use_lease(&mut self, mut lease: Lease) -> Result<ControlFlow<()>> {
+        self.tell_parameters(&lease);
+        self.registered.take_hold(lease.fence());
+        self.registered.set_activity(Activity::Active);
+        let mut relay =
+            Relay::new(&mut self.side, &mut lease, &self.pool, &self.registered, &self.tenant.metrics);
+        relay.answered = self.answered;
+        let end = relay.run().await;
+        let fatal_seen = relay.fatal_seen();
+        let clean = match &end {
+            Ok(End::Clean) => true,
+            Ok(End::Called) => relay.ledger.is_clean(),
+            Ok(End::ClientGone) => relay.play_out().await,
+            Ok(End::ServerGone) | Err(_) => false,
+        };
+        self.registered.set_activity(Activity::Idle);
+        let no_cancel = self.registered.let_go();
+        match (clean, no_cancel) {
+            (true, true) => self.give_back(lease),
+            (true, false) => {
+                // A cancel is on its way: the connection is nobody's until it has arrived.
+                let keep_route = self.route.pooling;
+                tokio::spawn(async move {
+                    if lease.fence().clone().settled().await {
+                        give_back(lease, keep_route);
+                    }
+                });
+            }
+            (false, _) => drop(lease),
+        }
+        match end? {
+            End::Clean => Ok(ControlFlow::Continue(())),
+            End::ClientGone => Ok(ControlFlow::Break(())),
+            End::Called if clean => Ok(ControlFlow::Continue(())),
+            End::Called => Err(Error::new(
+                Kind::AdminShutdown,
+                "terminating connection due to administrator command",
+            )),
+            End::ServerGone if fatal_seen => Ok(ControlFlow::Break(())),
+            End::ServerGone => Err(Error::new(
+                Kind::ConnectionFailure,
+                "the server connection was lost while it was in use",
+            )),
+        }
+    }
+
+    fn give_back(&self, lease: Lease) {
+        give_back(lease, self.route.pooling);
+    }
+
+    /// Tells the client what this server connection reports other than it was told before.
+    fn tell_parameters(&mut self, lease: &Lease) {
+        if Arc::ptr_eq(&self.side.reported, &lease.parameters) {
+            return;
+        }
+        let mut replies = Replies::new();
+        for (name, value) in lease.parameters.iter() {
+            if self.side.reported.get(name) != Some(value) {
+                replies.parameter_status(name, value);
+            }
+        }
+        self.side.outbox.extend(replies.bytes());
+        self.side.reported = lease.parameters.clone();
+    }
+
+    /// Answers the message that could not be served, and leaves the client as it was: a Query or
+    /// FunctionCall with an error, an extended batch with an error up to its Sync.
+    async fn refuse_batch(&mut self, error: &Error) -> Result<ControlFlow<()>> {
+        if self.registered.is_killed() || self.app.is_draining() {
+            return Err(error.clone());
+        }
+        log_refusal(&self.registered, error);
+        self.tenant.metrics.refused.add(1);
+        self.side.outbox.extend(Replies::new().error(error).bytes());
+        loop {
+            let Some(tag) = self.skip_message().await? else {
+                return Ok(ControlFlow::Break(()));
+            };
+            match tag {
+                FrontendTag::QUERY | FrontendTag::FUNCTION_CALL | FrontendTag::SYNC => break,
+                FrontendTag::TERMINATE => return Ok(ControlFlow::Break(())),
+                _ => {}
+            }
+        }
+        self.side.outbox.extend(Replies::new().ready().bytes());
+        let ClientSide { outbox, stream, .. } = &mut self.side;
+        let flushed = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
+        Ok(match flushed {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        })
+    }
+
+    /// Reads a message and throws it away. None: the client has left.
+    async fn skip_message(&mut self) -> Result<Option<FrontendTag>> {
+        let mut rest: Option<(FrontendTag, usize)> = None;
+        loop {
+            let ClientSide { stream, inbox, outbox, .. } = &mut self.side;
+            match rest {
+                None => {
+                    if let Some(header) = Header::read(inbox.bytes()) {
+                        rest = Some((FrontendTag(header.tag), frame_size(header)?));
+                        continue;
+                    }
+                }
+                Some((tag, size)) if size <= inbox.len() => {
+                    inbox.consume(size);
+                    return Ok(Some(tag));
+                }
+                Some((tag, size)) => {
+                    rest = Some((tag, size - inbox.len()));
+                    inbox.consume(inbox.len());
+                }
+            }
+            let filled = poll_fn(|cx| {
+                if !outbox.is_empty() {
+                    let _ = outbox.poll_drain(cx, stream);
+                }
+                inbox.poll_fill(cx, stream)
+            });
+            if !matches!(filled.await, Ok(n) if n > 0) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The last word.
+    async fn refuse_and_close(mut self, error: &Error) {
+        log_refusal(&self.registered, error);
+        let ClientSide { stream, outbox, .. } = &mut self.side;
+        outbox.extend(Replies::new().fatal(error).bytes());
+        let goodbye = async {
+            let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
+            let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
+        };
+        let _ = tokio::time::timeout(self.app.config().timeouts.connect, goodbye).await;
+    }
+}
+
+/// A connection that one client had to itself may hold anything of its session.
+fn give_back(mut lease: Lease, pooling: Pooling) {
+    if pooling == Pooling::Session {
+        lease.context = crate::backend::context::Context::Unknown;
+    }
+    lease.checkin();
+}

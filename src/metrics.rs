@@ -1,0 +1,151 @@
+//! Counters that anybody may add to and the admin console and the metrics endpoint read. Plain
+//! atomics: adding costs a few nanoseconds and never waits.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Counts one in for as long as the guard lives.
+    pub fn enter(&self) -> GaugeGuard<'_> {
+        self.0.fetch_add(1, Relaxed);
+        GaugeGuard(self)
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+pub struct GaugeGuard<'a>(&'a Gauge);
+
+impl Drop for GaugeGuard<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Upper bounds of the latency buckets in microseconds; above the last is the open bucket.
+pub const LATENCY_BOUNDS_US: [u64; 14] = [
+    100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000,
+    5_000_000, 30_000_000,
+];
+
+/// How long things took, in the buckets of [`LATENCY_BOUNDS_US`].
+#[derive(Debug, Default)]
+pub struct Latency {
+    buckets: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl Latency {
+    pub fn record(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = LATENCY_BOUNDS_US.partition_point(|&bound| bound < us);
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+
+    /// Sum in microseconds.
+    pub fn sum_us(&self) -> u64 {
+        self.sum_us.load(Relaxed)
+    }
+
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Relaxed)).sum()
+    }
+
+    /// Count of each bucket (not cumulative), the open one last.
+    pub fn buckets(&self) -> [u64; LATENCY_BOUNDS_US.len() + 1] {
+        std::array::from_fn(|i| self.buckets[i].load(Relaxed))
+    }
+}
+
+/// What one tenant has done.
+#[derive(Debug, Default)]
+pub struct TenantMetrics {
+    /// Logins that succeeded.
+    pub logins: Counter,
+    /// Logins refused after the tenant was known: wrong password, limits.
+    pub refused: Counter,
+    /// ReadyForQuery messages: simple queries and Syncs.
+    pub queries: Counter,
+    /// Times a server connection came back at a clean point (in session pooling: transactions too).
+    pub transactions: Latency,
+    /// ErrorResponses from servers.
+    pub errors: Counter,
+    /// Bytes from clients and to clients.
+    pub received: Counter,
+    pub sent: Counter,
+    /// Clients waiting for a server connection now.
+    pub waiting: Gauge,
+    /// How long those that had to wait did.
+    pub waits: Latency,
+    /// Server connections that changed to this tenant.
+    pub switches: Counter,
+    /// CancelRequests passed on.
+    pub cancels: Counter,
+}
+
+/// What the whole proxy has done outside of any tenant.
+#[derive(Debug, Default)]
+pub struct ProxyMetrics {
+    /// Connections accepted.
+    pub accepted: Counter,
+    /// Logins refused: nobody in particular, or before it could be told who.
+    pub refused: Counter,
+    /// Reloads that took effect, and that did not.
+    pub reloads: Counter,
+    pub failed_reloads: Counter,
+}
+
+/// What one instance has seen.
+#[derive(Debug, Default)]
+pub struct InstanceMetrics {
+    pub connects: Counter,
+    pub failed_connects: Counter,
+    /// Idle connections of one pool closed because another pool needed the slot.
+    pub evictions: Counter,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_falls_into_the_first_bucket_that_holds_it() {
+        let latency = Latency::default();
+        for us in [0, 100, 101, 30_000_000, 30_000_001] {
+            latency.record(Duration::from_micros(us));
+        }
+        let buckets = latency.buckets();
+        assert_eq!((buckets[0], buckets[1], buckets[13], buckets[14]), (2, 1, 1, 1));
+        assert_eq!((latency.count(), latency.sum_us()), (5, 60_000_202));
+    }
+
+    #[test]
+    fn a_gauge_falls_when_its_guard_goes() {
+        let gauge = Gauge::default();
+        let guard = gauge.enter();
+        assert_eq!(gauge.get(), 1);
+        drop(guard);
+        assert_eq!(gauge.get(), 0);
+    }
+}

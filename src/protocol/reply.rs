@@ -1,0 +1,137 @@
+//! What the proxy itself says to a client, as frames. Built with pgwire's message types; never on the
+//! way of a query.
+
+use bytes::{Bytes, BytesMut};
+use pgwire::messages::Message;
+use pgwire::messages::response::{ErrorResponse, ReadyForQuery, TransactionStatus};
+use pgwire::messages::startup::{
+    Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey,
+};
+
+use crate::error::Error;
+use crate::protocol::startup::{CancelKey, Version};
+
+/// ParseComplete, whole.
+pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
+/// CloseComplete, whole.
+pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
+/// Sync, whole.
+pub const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Terminate, whole.
+pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// Frames one after the other.
+#[derive(Default)]
+pub struct Replies(BytesMut);
+
+impl Replies {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends a message; one too long for the protocol is left out and logged.
+    fn push(&mut self, message: &impl Message) -> &mut Self {
+        let before = self.0.len();
+        if let Err(e) = message.encode(&mut self.0) {
+            self.0.truncate(before);
+            tracing::error!(error = %e, "could not encode a message");
+        }
+        self
+    }
+
+    pub fn authentication(&mut self, message: &Authentication) -> &mut Self {
+        self.push(message)
+    }
+
+    pub fn parameter_status(&mut self, name: &str, value: &str) -> &mut Self {
+        self.push(&ParameterStatus::new(name.to_owned(), value.to_owned()))
+    }
+
+    pub fn backend_key_data(&mut self, key: &CancelKey) -> &mut Self {
+        let secret = SecretKey::Bytes(Bytes::copy_from_slice(&key.secret));
+        self.push(&BackendKeyData::new(key.pid, secret))
+    }
+
+    pub fn negotiate_protocol_version(&mut self, newest: Version, unknown: &[String]) -> &mut Self {
+        self.push(&NegotiateProtocolVersion::new(newest.code(), unknown.to_vec()))
+    }
+
+    /// ReadyForQuery outside a transaction.
+    pub fn ready(&mut self) -> &mut Self {
+        self.push(&ReadyForQuery::new(TransactionStatus::Idle))
+    }
+
+    /// An ErrorResponse of severity FATAL: the connection ends after it.
+    pub fn fatal(&mut self, error: &Error) -> &mut Self {
+        let field = |code: u8, text: &str| (code, text.replace('\0', ""));
+        let mut fields = vec![
+            field(b'S', "FATAL"),
+            field(b'V', "FATAL"),
+            field(b'C', error.sqlstate()),
+            field(b'M', error.message()),
+        ];
+        fields.extend(error.detail().map(|detail| field(b'D', detail)));
+        fields.extend(error.hint().map(|hint| field(b'H', hint)));
+        self.push(&ErrorResponse::new(fields))
+    }
+
+    pub fn raw(&mut self, frames: &[u8]) -> &mut Self {
+        self.0.extend_from_slice(frames);
+        self
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The fields of an ErrorResponse or NoticeResponse body that the proxy reads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ErrorFields {
+    pub severity: String,
+    pub sqlstate: String,
+    pub message: String,
+}
+
+impl ErrorFields {
+    /// Reads what it can of `body`; a malformed one leaves fields empty.
+    pub fn read(mut body: &[u8]) -> Self {
+        let mut fields = Self::default();
+        while let Some((&code, rest)) = body.split_first() {
+            let Some((text, rest)) = crate::protocol::frame::split_cstr(rest) else {
+                break;
+            };
+            let text = || String::from_utf8_lossy(text).into_owned();
+            match code {
+                b'V' => fields.severity = text(),
+                b'S' if fields.severity.is_empty() => fields.severity = text(),
+                b'C' => fields.sqlstate = text(),
+                b'M' => fields.message = text(),
+                _ => {}
+            }
+            body = rest;
+        }
+        fields
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    #[test]
+    fn an_error_is_read_back_as_it_was_written() {
+        let error = Error::new(Kind::TooManyConnections, "too many").with_hint("fewer");
+        let mut replies = Replies::new();
+        replies.fatal(&error);
+        assert_eq!(
+            ErrorFields::read(&replies.bytes()[5..]),
+            ErrorFields {
+                severity: "FATAL".into(),
+                sqlstate: "53300".into(),
+                message: "too many".into()
+            }
+        );
+    }
+}

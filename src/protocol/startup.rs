@@ -1,0 +1,364 @@
+//! What a client says before it is logged in: SSLRequest, GSSENCRequest, CancelRequest or a
+//! StartupMessage, as `ProcessStartupPacket` in PostgreSQL's backend_startup.c reads it.
+//!
+//! Reads exactly the bytes of one packet and never more, so that nothing sent in plain text can be
+//! taken for part of what follows under TLS.
+
+use std::io;
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::error::{Error, Kind, Result};
+use crate::protocol::frame::split_cstr;
+
+/// PostgreSQL's MAX_STARTUP_PACKET_LENGTH (pqcomm.h), in bytes without the length field.
+const MAX_PACKET: usize = 10_000;
+/// Longest cancel key in bytes (protocol 3.2).
+const MAX_CANCEL_KEY: usize = 256;
+
+const CANCEL_REQUEST: u32 = 80_877_102;
+const SSL_REQUEST: u32 = 80_877_103;
+const GSSENC_REQUEST: u32 = 80_877_104;
+
+/// Newest protocol version spoken to clients.
+pub const NEWEST: Version = Version { major: 3, minor: 2 };
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    pub major: u16,
+    pub minor: u16,
+}
+
+impl Version {
+    pub fn code(self) -> i32 {
+        (i32::from(self.major) << 16) | i32::from(self.minor)
+    }
+}
+
+/// A client's first packet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Packet {
+    SslRequest,
+    GssEncRequest,
+    Cancel(CancelKey),
+    Startup(Startup),
+}
+
+/// What names a query to cancel: the proxy's own keys toward clients, a server's toward servers.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct CancelKey {
+    pub pid: i32,
+    /// 4 bytes, or up to 256 since protocol 3.2.
+    pub secret: Box<[u8]>,
+}
+
+impl std::fmt::Debug for CancelKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CancelKey({}, ***)", self.pid)
+    }
+}
+
+impl CancelKey {
+    /// The CancelRequest packet for this key.
+    pub fn request(&self) -> Vec<u8> {
+        let length = u32::try_from(12 + self.secret.len()).unwrap_or(u32::MAX);
+        let mut packet = Vec::with_capacity(12 + self.secret.len());
+        packet.extend_from_slice(&length.to_be_bytes());
+        packet.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
+        packet.extend_from_slice(&self.pid.to_be_bytes());
+        packet.extend_from_slice(&self.secret);
+        packet
+    }
+}
+
+/// A StartupMessage. Parameter names are as sent; the values of `user`, `database`, `options` and
+/// `replication` are taken out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Startup {
+    pub version: Version,
+    pub user: String,
+    /// None where the client left it out (PostgreSQL then takes the user's name).
+    pub database: Option<String>,
+    pub replication: Option<String>,
+    /// Run-time parameters of `options` first, then those of their own, as PostgreSQL applies them.
+    pub parameters: Vec<(String, String)>,
+    /// Names of protocol extensions (`_pq_.…`); none is known.
+    pub extensions: Vec<String>,
+}
+
+fn violation(message: &str) -> Error {
+    Error::new(Kind::ProtocolViolation, message)
+}
+
+/// Reads one packet. `None`: the client left without a word, as a port check does.
+///
+/// Not cancel safe: a partly read packet is lost.
+///
+/// # Errors
+/// 08P01 for bytes that are no packet, 0A000 for a protocol version that is not spoken, and what
+/// [`Startup`] refuses; `Err` of the socket as 08006.
+pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Option<Packet>> {
+    let mut length = [0; 4];
+    match io.read(&mut length[..1]).await {
+        Ok(0) => return Ok(None),
+        Ok(_) => {}
+        Err(e) => return Err(lost(&e)),
+    }
+    io.read_exact(&mut length[1..]).await.map_err(|e| lost(&e))?;
+    let length = u32::from_be_bytes(length) as usize;
+    if !(8..=MAX_PACKET + 4).contains(&length) {
+        return Err(violation("invalid length of startup packet"));
+    }
+    let mut body = vec![0; length - 4];
+    io.read_exact(&mut body).await.map_err(|e| lost(&e))?;
+    parse(&body).map(Some)
+}
+
+fn lost(e: &io::Error) -> Error {
+    Error::new(Kind::ConnectionFailure, "could not receive the startup packet").caused_by(e)
+}
+
+fn parse(body: &[u8]) -> Result<Packet> {
+    let Some((code, rest)) = body.split_first_chunk::<4>() else {
+        return Err(violation("invalid length of startup packet"));
+    };
+    match u32::from_be_bytes(*code) {
+        SSL_REQUEST if rest.is_empty() => Ok(Packet::SslRequest),
+        GSSENC_REQUEST if rest.is_empty() => Ok(Packet::GssEncRequest),
+        CANCEL_REQUEST => parse_cancel(rest),
+        SSL_REQUEST | GSSENC_REQUEST => Err(violation("invalid length of startup packet")),
+        code => {
+            let version = Version {
+                major: (code >> 16) as u16,
+                minor: (code & 0xffff) as u16,
+            };
+            if version.major != NEWEST.major {
+                return Err(Error::new(
+                    Kind::FeatureNotSupported,
+                    format!(
+                        "unsupported frontend protocol {}.{}: server supports 3.0 to {}.{}",
+                        version.major, version.minor, NEWEST.major, NEWEST.minor
+                    ),
+                ));
+            }
+            parse_startup(version, rest).map(Packet::Startup)
+        }
+    }
+}
+
+fn parse_cancel(rest: &[u8]) -> Result<Packet> {
+    match rest.split_first_chunk::<4>() {
+        Some((pid, secret)) if (4..=MAX_CANCEL_KEY).contains(&secret.len()) => {
+            Ok(Packet::Cancel(CancelKey {
+                pid: i32::from_be_bytes(*pid),
+                secret: secret.into(),
+            }))
+        }
+        _ => Err(violation("invalid length of cancel request packet")),
+    }
+}
+
+fn parse_startup(version: Version, mut rest: &[u8]) -> Result<Startup> {
+    let bad_layout =
+        || violation("invalid startup packet layout: expected terminator as last byte");
+    let (mut user, mut database, mut options, mut replication) = (None, None, None, None);
+    let mut own = Vec::new();
+    let mut extensions = Vec::new();
+    loop {
+        let (name, after) = text(rest).ok_or_else(bad_layout)??;
+        if name.is_empty() {
+            if !after.is_empty() {
+                return Err(bad_layout());
+            }
+            break;
+        }
+        let (value, after) = text(after).ok_or_else(bad_layout)??;
+        rest = after;
+        let once = |slot: &mut Option<String>| {
+            if slot.replace(value.to_owned()).is_some() {
+                // PostgreSQL takes the last; a proxy that decides by one and is read by the other
+                // would let two tenants be named at once.
+                return Err(violation(&format!(
+                    "startup packet gives \"{name}\" more than once"
+                )));
+            }
+            Ok(())
+        };
+        match name {
+            "user" => once(&mut user)?,
+            "database" => once(&mut database)?,
+            "options" => once(&mut options)?,
+            "replication" => once(&mut replication)?,
+            _ if name.starts_with("_pq_.") => extensions.push(name.to_owned()),
+            _ => own.push((name.to_owned(), value.to_owned())),
+        }
+    }
+    let user = user.filter(|user| !user.is_empty()).ok_or_else(|| {
+        Error::new(
+            Kind::InvalidAuthorization,
+            "no PostgreSQL user name specified in startup packet",
+        )
+    })?;
+    let mut parameters = parse_options(options.as_deref().unwrap_or(""))?;
+    parameters.extend(own);
+    Ok(Startup {
+        version,
+        user,
+        database: database.filter(|database| !database.is_empty()),
+        replication,
+        parameters,
+        extensions,
+    })
+}
+
+/// The string at the start of `bytes` and what follows it; none without its NUL.
+fn text(bytes: &[u8]) -> Option<Result<(&str, &[u8])>> {
+    let (text, rest) = split_cstr(bytes)?;
+    Some(match std::str::from_utf8(text) {
+        Ok(text) => Ok((text, rest)),
+        Err(_) => Err(violation("startup packet is not valid UTF-8")),
+    })
+}
+
+/// Reads the `options` parameter as PostgreSQL's `pg_split_opts` and `process_postgres_switches`
+/// do for a client that is no superuser: `-c name=value`, `-cname=value` and `--name=value`.
+///
+/// # Errors
+/// 42601, with PostgreSQL's words, for any other switch.
+fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
+    let mut parameters = Vec::new();
+    let mut arguments = split_options(options).into_iter();
+    while let Some(argument) = arguments.next() {
+        let setting = if let Some(long) = argument.strip_prefix("--") {
+            long.to_owned()
+        } else if argument == "-c" {
+            arguments.next().ok_or_else(|| invalid_switch(&argument))?
+        } else if let Some(short) = argument.strip_prefix("-c") {
+            short.to_owned()
+        } else {
+            return Err(invalid_switch(&argument));
+        };
+        let Some((name, value)) = setting.split_once('=') else {
+            return Err(Error::new(
+                Kind::SyntaxError,
+                format!("{argument} requires a value"),
+            ));
+        };
+        parameters.push((name.replace('-', "_"), value.to_owned()));
+    }
+    Ok(parameters)
+}
+
+fn invalid_switch(argument: &str) -> Error {
+    Error::new(
+        Kind::SyntaxError,
+        format!("invalid command-line argument for server process: {argument}"),
+    )
+}
+
+/// Splits at white space; a backslash takes the next character as it is.
+fn split_options(options: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = options.chars();
+    while let Some(c) = chars.next() {
+        if c.is_ascii_whitespace() || c == '\x0b' {
+            words.extend(word.take());
+        } else {
+            let c = if c == '\\' { chars.next() } else { Some(c) };
+            word.get_or_insert_default().extend(c);
+        }
+    }
+    words.extend(word);
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
+        let mut body = version.to_be_bytes().to_vec();
+        for (name, value) in pairs {
+            for text in [name, value] {
+                body.extend_from_slice(text.as_bytes());
+                body.push(0);
+            }
+        }
+        body.push(0);
+        body
+    }
+
+    fn startup(pairs: &[(&str, &str)]) -> Result<Startup> {
+        match parse(&packet(0x0003_0000, pairs))? {
+            Packet::Startup(startup) => Ok(startup),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_startup_message_is_taken_apart() {
+        let startup = startup(&[
+            ("user", "app.globex"),
+            ("TimeZone", "UTC"),
+            ("options", r"-c geqo=off --statement-timeout=5s -cx.y=a\ b"),
+            ("_pq_.command_tag", "1"),
+        ])
+        .unwrap();
+        assert_eq!((startup.user.as_str(), startup.database), ("app.globex", None));
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect()
+        };
+        assert_eq!(
+            startup.parameters,
+            pairs(&[("geqo", "off"), ("statement_timeout", "5s"), ("x.y", "a b"), ("TimeZone", "UTC")])
+        );
+        assert_eq!(startup.extensions, ["_pq_.command_tag"]);
+    }
+
+    #[test]
+    fn what_postgresql_would_not_accept_is_refused_with_its_sqlstate() {
+        for (pairs, sqlstate) in [
+            (&[("database", "x")][..], "28000"),
+            (&[("user", "")], "28000"),
+            (&[("user", "a"), ("user", "b")], "08P01"),
+            (&[("user", "a"), ("database", "a"), ("database", "b")], "08P01"),
+            (&[("user", "a"), ("options", "-d 5")], "42601"),
+            (&[("user", "a"), ("options", "-c")], "42601"),
+            (&[("user", "a"), ("options", "-c geqo")], "42601"),
+            (&[("user", "a"), ("options", "stray")], "42601"),
+        ] {
+            assert_eq!(startup(pairs).unwrap_err().sqlstate(), sqlstate, "{pairs:?}");
+        }
+        assert_eq!(parse(&packet(0x0002_0000, &[])).unwrap_err().sqlstate(), "0A000");
+        for body in [
+            &b"\0\x03\0\0user\0a"[..],
+            b"\0\x03\0\0user\0a\0",
+            b"\0\x03\0\0user\0a\0\0extra",
+            b"\0\x03\0\0user\0\xff\xfe\0\0",
+            b"\0\x03\0\0",
+            b"\x04\xd2\x16\x2e\0\0\0\x01",
+            b"\x04\xd2\x16\x2fextra",
+        ] {
+            assert_eq!(parse(body).unwrap_err().sqlstate(), "08P01", "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_cancel_request_survives_the_round_trip() {
+        for secret in [vec![1, 2, 3, 4], vec![7; 32]] {
+            let key = CancelKey { pid: -5, secret: secret.into() };
+            assert_eq!(parse(&key.request()[4..]).unwrap(), Packet::Cancel(key));
+        }
+    }
+
+    #[tokio::test]
+    async fn lengths_that_lie_are_refused_without_waiting_for_the_rest() {
+        for bytes in [&b"\0\0\0\x07"[..], b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"] {
+            let mut io = bytes;
+            assert_eq!(read(&mut io).await.unwrap_err().sqlstate(), "08P01");
+        }
+        assert_eq!(read(&mut &b""[..]).await.unwrap(), None);
+        assert_eq!(read(&mut &b"\0\0"[..]).await.unwrap_err().sqlstate(), "08006");
+    }
+}

@@ -1,0 +1,92 @@
+//! A socket of either kind, with or without TLS, to a client or to a server.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
+
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// The other end, where it has an address.
+    pub fn peer_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(tcp) => tcp.peer_addr().ok(),
+            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// Registers the socket with the runtime this is called on, so that a connection accepted on one
+    /// worker is served on another. A TLS session moves with its state: only the socket under it
+    /// is exchanged for a duplicate.
+    ///
+    /// # Errors
+    /// The operating system's, when a descriptor cannot be duplicated or registered.
+    pub fn adopt(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(tcp) => Self::Tcp(TcpStream::from_std(tcp.into_std()?)?),
+            Self::Unix(unix) => Self::Unix(UnixStream::from_std(unix.into_std()?)?),
+            Self::Tls(mut tls) => {
+                let tcp = match &mut *tls {
+                    TlsStream::Client(tls) => tls.get_mut().0,
+                    TlsStream::Server(tls) => tls.get_mut().0,
+                };
+                let duplicate = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
+                *tcp = TcpStream::from_std(duplicate)?;
+                Self::Tls(tls)
+            }
+        })
+    }
+}
+
+macro_rules! delegate {
+    ($self:ident, $method:ident($($arg:expr),*)) => {
+        match $self.get_mut() {
+            Stream::Tcp(io) => Pin::new(io).$method($($arg),*),
+            Stream::Unix(io) => Pin::new(io).$method($($arg),*),
+            Stream::Tls(io) => Pin::new(io).$method($($arg),*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        delegate!(self, poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,85 @@
+//! Whose login is it? Only a claim: the credential, which belongs to the tenant, proves it.
+
+use std::sync::Arc;
+
+use crate::config::{Config, Tenant};
+use crate::protocol::startup::Startup;
+
+/// Database name of the admin console.
+pub const ADMIN_DATABASE: &str = "pgtenant";
+
+/// The name of the option that may name the tenant.
+pub const TENANT_OPTION: &str = "pgtenant.tenant";
+
+/// Who a client says it is.
+#[derive(Debug)]
+pub enum Claim {
+    Tenant {
+        tenant: Arc<Tenant>,
+        /// Without the tenant's name, if that came with it.
+        user: String,
+        /// Whether the database it asked for is one that this tenant has.
+        database_known: bool,
+    },
+    /// A user of the admin console.
+    Admin { user: String },
+    /// Nobody that is known; or the parts of the login name two tenants.
+    Nobody,
+}
+
+/// Reads the claim from a login. The tenant's option is taken out of the startup parameters.
+///
+/// Every part of the login that may name a tenant, and does, must name the same one. A database that is
+/// not a tenant's name is no hint when another part names the tenant; whether the tenant has it
+/// is told after the login.
+pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Claim {
+    let options = take_option(startup);
+    if startup.database.as_deref() == Some(ADMIN_DATABASE) && !config.admin_users.is_empty() {
+        return Claim::Admin { user: startup.user.clone() };
+    }
+    let by = &config.identify;
+    let (user, user_hint) = match by.by_user.and_then(|separator| startup.user.rsplit_once(separator)) {
+        Some((user, tenant)) => (user, Some(tenant.to_owned())),
+        None => (startup.user.as_str(), None),
+    };
+    let sni_hint = by.by_sni.as_ref().and_then(|suffix| {
+        let host = sni?.to_ascii_lowercase();
+        host.strip_suffix(&suffix.to_ascii_lowercase()).map(str::to_owned)
+    });
+    if !options.is_empty() && !by.by_options {
+        return Claim::Nobody;
+    }
+    let database = startup.database.as_deref();
+    let mut hints = user_hint.into_iter().chain(sni_hint).chain(options);
+    let first = hints.next();
+    if hints.any(|hint| Some(&hint) != first.as_ref()) {
+        return Claim::Nobody;
+    }
+    let named = match (&first, database) {
+        (Some(hint), _) => hint,
+        (None, Some(database)) if by.by_database => database,
+        (None, _) => return Claim::Nobody,
+    };
+    let Some(tenant) = config.tenants.get(named) else {
+        return Claim::Nobody;
+    };
+    let database_known = database.is_none_or(|database| {
+        database == tenant.id.as_str()
+            || database == tenant.route.pool.database
+            || database == startup.user
+            || database == user
+    });
+    Claim::Tenant { tenant: tenant.clone(), user: user.to_owned(), database_known }
+}
+
+fn take_option(startup: &mut Startup) -> Vec<String> {
+    let mut hints = Vec::new();
+    startup.parameters.retain(|(name, value)| {
+        let is_hint = name.eq_ignore_ascii_case(TENANT_OPTION);
+        if is_hint {
+            hints.push(value.clone());
+        }
+        !is_hint
+    });
+    hints
+}

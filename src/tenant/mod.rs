@@ -1,0 +1,4 @@
+//! Tenants: who a login claims to be, what is known of each, how much it may use.
+
+pub mod identify;
+pub mod state;

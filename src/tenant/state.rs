@@ -1,0 +1,79 @@
+//! What is known of a tenant while the proxy runs: counters, and the limits they are held against.
+//! Survives reloads; kept for as long as the process runs, so that counters never go back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use crate::config::TenantLimits;
+use crate::id::TenantId;
+use crate::metrics::TenantMetrics;
+
+#[derive(Debug)]
+pub struct TenantState {
+    pub id: TenantId,
+    pub metrics: TenantMetrics,
+    clients: AtomicUsize,
+    active: AtomicUsize,
+    client_limit: AtomicUsize,
+    active_limit: AtomicUsize,
+}
+
+impl TenantState {
+    pub fn new(id: TenantId) -> Self {
+        Self {
+            id,
+            metrics: TenantMetrics::default(),
+            clients: AtomicUsize::new(0),
+            active: AtomicUsize::new(0),
+            client_limit: AtomicUsize::new(usize::MAX),
+            active_limit: AtomicUsize::new(usize::MAX),
+        }
+    }
+
+    pub fn set_limits(&self, limits: TenantLimits) {
+        self.client_limit.store(limits.clients.unwrap_or(usize::MAX), Relaxed);
+        self.active_limit.store(limits.active.unwrap_or(usize::MAX), Relaxed);
+    }
+
+    /// Clients logged in now.
+    pub fn clients(&self) -> usize {
+        self.clients.load(Relaxed)
+    }
+
+    /// Server connections in use now.
+    pub fn active(&self) -> usize {
+        self.active.load(Relaxed)
+    }
+
+    /// Counts a client in for as long as the guard lives, or refuses it over the limit.
+    pub fn admit(self: &Arc<Self>) -> Option<ClientGuard> {
+        let before = self.clients.fetch_add(1, Relaxed);
+        let guard = ClientGuard(self.clone());
+        (before < self.client_limit.load(Relaxed)).then_some(guard)
+    }
+
+    /// Whether it may use one more server connection.
+    pub fn may_activate(&self) -> bool {
+        self.active() < self.active_limit.load(Relaxed)
+    }
+
+    /// Counts a server connection in; [`deactivate`](Self::deactivate) counts it out. Both are called under
+    /// the instance's lock, by the pool alone.
+    pub(crate) fn activate(&self) {
+        self.active.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn deactivate(&self) {
+        self.active.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A client that is counted.
+#[derive(Debug)]
+pub struct ClientGuard(Arc<TenantState>);
+
+impl Drop for ClientGuard {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Relaxed);
+    }
+}
