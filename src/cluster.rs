@@ -23,7 +23,7 @@ use rand::distr::Alphanumeric;
 
 pub use process::{Ending, Process, dying_with_us};
 
-use dir::Dir;
+pub use dir::Dir;
 
 /// The superuser of every cluster. Over the Unix socket it needs no password.
 pub const SUPERUSER: &str = "postgres";

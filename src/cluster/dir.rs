@@ -122,7 +122,7 @@ impl Drop for Dir {
     fn drop(&mut self) {
         // A process that was killed may still be writing.
         for _ in 0..20 {
-            match fs::remove_dir_all(&self.path) {
+            match remove(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     thread::sleep(Duration::from_millis(50))
                 }
@@ -163,9 +163,19 @@ fn sweep(base: &Path) {
             && fs::symlink_metadata(&path)
                 .is_ok_and(|meta| meta.is_dir() && meta.uid() == Uid::effective().as_raw());
         if ours && is_abandoned(&path) {
-            let _ = fs::remove_dir_all(&path);
+            let _ = remove(&path);
         }
     }
+}
+
+/// Removes what is below first: were we killed in between, the lock still tells the next sweep.
+fn remove(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            fs::remove_dir_all(entry.path())?;
+        }
+    }
+    fs::remove_dir_all(path)
 }
 
 fn is_abandoned(path: &Path) -> bool {
@@ -173,13 +183,19 @@ fn is_abandoned(path: &Path) -> bool {
         && !has_live_postmaster(path)
 }
 
+/// Whether the process that `postmaster.pid` names is still one that was started with this directory.
 fn has_live_postmaster(path: &Path) -> bool {
-    fs::read_to_string(path.join(super::DATA).join("postmaster.pid"))
+    let data = path.join(super::DATA);
+    let cmdline = fs::read_to_string(data.join("postmaster.pid"))
         .ok()
         .and_then(|text| {
-            text.lines()
-                .next()
-                .map(|pid| Path::new("/proc").join(pid).exists())
-        })
-        .unwrap_or(false)
+            Some(
+                Path::new("/proc")
+                    .join(text.lines().next()?)
+                    .join("cmdline"),
+            )
+        });
+    cmdline
+        .and_then(|file| fs::read_to_string(file).ok())
+        .is_some_and(|arguments| arguments.contains(data.to_string_lossy().as_ref()))
 }

@@ -150,12 +150,21 @@ fn keep(
 
 /// A command that runs `program` and gets `signal` from the kernel when we die without ending it,
 /// as with SIGKILL. By `setpriv` of util-linux, which is part of every Debian; without it such a
-/// death leaves the child behind.
+/// death leaves the child behind. By `env` too: what a shell starts in the background ignores SIGINT
+/// and SIGQUIT, and a child that inherited that could miss them before it sets its own handlers.
 pub fn dying_with_us(program: &std::path::Path, signal: Signal) -> Command {
     let name = signal.as_str().trim_start_matches("SIG");
     let wrapped = |program: &std::path::Path| {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", name, "--"]).arg(program);
+        command
+            .args([
+                "--pdeathsig",
+                name,
+                "--",
+                "env",
+                "--default-signal=INT,QUIT",
+            ])
+            .arg(program);
         command
     };
     let works = wrapped("true".as_ref())
