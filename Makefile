@@ -1,0 +1,48 @@
+# One entry point for people and CI. `make help` lists the targets.
+#
+# Each target first installs what it needs and is missing (scripts/install), with sudo when not root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Where rustup puts cargo, in case it was installed a moment ago.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help build demo test lint bench install-deps
+
+help: ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+build: ## Build the release binary, target/release/pgtenant
+	@scripts/install build
+	$(CARGO) build --release --locked
+
+demo: ## Show every tier with servers of its own; ONCE=1 ends after the checks
+	@scripts/install demo
+	$(CARGO) run --locked -- demo $(if $(ONCE),--once)
+
+lint: ## Formatting, clippy, licences and advisories
+	@scripts/install build
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	else echo "cargo-deny is not installed: licences and advisories were left out (cargo install cargo-deny)"; fi
+
+# The integration tests run twice: against the PostgreSQL of the system and against PostgreSQL 18.
+test: lint ## Everything that CI runs
+	@scripts/install test
+	export PGTENANT_TEST_PYTHON="$$PWD/.deps/venv/bin/python" PGTENANT_TEST_NODE_PATH="$$PWD/.deps/node/node_modules"; \
+	$(CARGO) test --locked; \
+	export PGTENANT_PG_BINDIR="$$(scripts/postgres18)"; \
+	echo "The integration tests against PostgreSQL 18:"; \
+	$(CARGO) test --locked --test it
+
+bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run
+	@scripts/install bench
+	$(CARGO) bench --locked
+
+install-deps: ## Install everything that any target needs
+	@scripts/install build demo test bench

@@ -1,0 +1,3 @@
+//! The commands of `pgtenant`.
+
+pub mod demo;
