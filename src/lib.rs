@@ -1,6 +1,7 @@
 //! pgtenant: a tenant-routing PostgreSQL proxy.
 #![doc = include_str!("../docs/map.md")]
 
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod error;

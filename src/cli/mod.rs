@@ -1,0 +1,5 @@
+//! The subcommands that are not the proxy itself. Each is a plain function of its arguments and
+//! its output, and gives an exit code of `sysexits.h`.
+
+pub mod check;
+pub mod hash_password;
