@@ -342,7 +342,7 @@ fn path(open: &[Open<'_>]) -> String {
 fn control_character(text: &str) -> Option<(usize, String)> {
     let allowed = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t' | '\u{85}');
     let (at, character) = text.char_indices().find(|(_, c)| !allowed(*c))?;
-    let line = text[..at].matches('\n').count() + 1;
+    let line = text.split_at(at).0.matches('\n').count() + 1;
     Some((line, format!("has the control character {character:?}")))
 }
 

@@ -32,7 +32,7 @@ pub fn expanded(
     let mut rest = text;
     while let Some(at) = rest.find("${") {
         let (before, from) = rest.split_at(at);
-        let inside = &from["${".len()..];
+        let inside = from.strip_prefix("${").unwrap_or_default();
         if let Some(before) = before.strip_suffix('$') {
             whole.push_str(before);
             whole.push_str("${");
