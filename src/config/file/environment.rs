@@ -21,7 +21,11 @@ pub fn is_template(at: &At<'_>) -> bool {
     )
 }
 
-/// Replaces `${NAME}` and `${NAME:-text}`, as a shell does it: the default also stands in for an empty variable. Returns all errors.
+/// Replaces `${NAME}` and `${NAME:-text}`, as a shell does it: the default also stands in for an
+/// empty variable.
+///
+/// # Errors
+/// All of them, each the end of a sentence that begins with the setting.
 pub fn expanded(
     text: &str,
     template: bool,
