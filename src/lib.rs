@@ -1,6 +1,5 @@
 //! pgtenant: a tenant-routing PostgreSQL proxy.
 
-
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -1,3 +1,5 @@
-//! The commands of `pgtenant`.
+//! The subcommands that are not the proxy itself. Each is a plain function of its arguments and
+//! its output, and gives an exit code of `sysexits.h`.
 
-pub mod demo;
+pub mod check;
+pub mod hash_password;

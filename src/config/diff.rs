@@ -1,0 +1,194 @@
+//! What changes from one configuration to the next: the plan of a reload, without carrying it out.
+
+use std::collections::HashSet;
+
+use super::{Config, Listen, PoolKey, Route, Server, Tenant};
+use crate::id::{PlacementName, ServerName, TenantId};
+
+/// The differences of two configurations. Everything that is not named here keeps its pools,
+/// connections and statistics. Lists are in a stable order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Diff {
+    pub servers_added: Vec<ServerName>,
+    /// Their pools are in `pools_removed`, unless no tenant used them.
+    pub servers_removed: Vec<ServerName>,
+    /// Address or TLS changed: connections that exist are to the wrong place or made under the
+    /// wrong rules, and their pools must be emptied.
+    pub servers_changed: Vec<ServerName>,
+    /// `max_connections` changed: connections stay, the budget is another.
+    pub servers_resized: Vec<ServerName>,
+    /// Login or database of the health check changed: no pool is concerned.
+    pub servers_admin_changed: Vec<ServerName>,
+    /// Pools that no tenant uses any more. A new password of a login makes a new pool and removes
+    /// the old one.
+    pub pools_removed: Vec<PoolKey>,
+    /// Size of pools or limit of clients changed: connections stay. That a placement is new, gone
+    /// or spread otherwise shows in its tenants.
+    pub placements_resized: Vec<PlacementName>,
+    pub tenants_added: Vec<TenantId>,
+    /// Their clients must go.
+    pub tenants_removed: Vec<TenantId>,
+    /// Placement, pool, context or pooling changed: clients must go where the new route leads.
+    pub tenants_moved: Vec<TenantId>,
+    /// Who may log in changed, or with what. Clients that have logged in may no longer be allowed.
+    pub tenants_users_changed: Vec<TenantId>,
+    /// Limits changed: they hold for the next client or checkout.
+    pub tenants_limits_changed: Vec<TenantId>,
+    /// The listening addresses are the same, and certificate, key or `required` of one is not:
+    /// holds for the next client.
+    pub listen_tls_changed: bool,
+    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `log`.
+    pub needs_restart: Vec<&'static str>,
+}
+
+impl Diff {
+    /// Whether the two configurations route and serve alike.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Compares. Settings that are read afresh each time they are used (identify, timeouts, limits of
+/// the proxy, users of the console) are not listed.
+pub fn diff(old: &Config, new: &Config) -> Diff {
+    let mut diff = Diff {
+        pools_removed: pools_removed(old, new),
+        listen_tls_changed: listen_tls_changed(&old.listen, &new.listen),
+        needs_restart: needs_restart(old, new),
+        ..Diff::default()
+    };
+    servers(old, new, &mut diff);
+    placements(old, new, &mut diff);
+    tenants(old, new, &mut diff);
+    diff
+}
+
+fn servers(old: &Config, new: &Config, diff: &mut Diff) {
+    let gone = old
+        .servers
+        .keys()
+        .filter(|name| !new.servers.contains_key(*name));
+    diff.servers_removed.extend(gone.cloned());
+    for (name, server) in &new.servers {
+        let Some(before) = old.servers.get(name) else {
+            diff.servers_added.push(name.clone());
+            continue;
+        };
+        if before.address != server.address || before.tls != server.tls {
+            diff.servers_changed.push(name.clone());
+        }
+        if before.max_connections != server.max_connections {
+            diff.servers_resized.push(name.clone());
+        }
+        if admin(before) != admin(server) {
+            diff.servers_admin_changed.push(name.clone());
+        }
+    }
+}
+
+fn admin(server: &Server) -> impl PartialEq {
+    (&server.admin, &server.admin_database)
+}
+
+fn pools_removed(old: &Config, new: &Config) -> Vec<PoolKey> {
+    let pools = |config: &'_ Config| -> HashSet<PoolKey> {
+        config
+            .tenants
+            .values()
+            .map(|tenant| tenant.route.pool.clone())
+            .collect()
+    };
+    let mut removed: Vec<PoolKey> = pools(old).difference(&pools(new)).cloned().collect();
+    removed.sort_by(|a, b| order(a).cmp(&order(b)));
+    removed
+}
+
+fn order(pool: &PoolKey) -> impl Ord {
+    (
+        &pool.server,
+        &pool.database,
+        &pool.login.user,
+        &pool.startup,
+    )
+}
+
+fn placements(old: &Config, new: &Config, diff: &mut Diff) {
+    for (name, placement) in &new.placements {
+        let Some(before) = old.placements.get(name) else {
+            continue;
+        };
+        if before.pool_size != placement.pool_size || before.max_clients != placement.max_clients {
+            diff.placements_resized.push(name.clone());
+        }
+    }
+}
+
+fn tenants(old: &Config, new: &Config, diff: &mut Diff) {
+    let gone = old
+        .tenants
+        .keys()
+        .filter(|id| !new.tenants.contains_key(*id));
+    diff.tenants_removed.extend(gone.cloned());
+    for (id, tenant) in &new.tenants {
+        match old.tenants.get(id) {
+            None => diff.tenants_added.push(id.clone()),
+            Some(before) => tenant_changes(before, tenant, diff),
+        }
+    }
+    for list in [
+        &mut diff.tenants_added,
+        &mut diff.tenants_removed,
+        &mut diff.tenants_moved,
+        &mut diff.tenants_users_changed,
+        &mut diff.tenants_limits_changed,
+    ] {
+        list.sort();
+    }
+}
+
+fn tenant_changes(old: &Tenant, new: &Tenant, diff: &mut Diff) {
+    if !same_route(&old.route, &new.route) {
+        diff.tenants_moved.push(new.id.clone());
+    }
+    if old.users != new.users {
+        diff.tenants_users_changed.push(new.id.clone());
+    }
+    if old.limits != new.limits {
+        diff.tenants_limits_changed.push(new.id.clone());
+    }
+}
+
+/// Not the whole placement: its size, and how many tenants it has, change without moving anybody.
+fn same_route(old: &Route, new: &Route) -> bool {
+    old.placement.name == new.placement.name
+        && old.placement.tier == new.placement.tier
+        && old.pool == new.pool
+        && old.schema == new.schema
+        && old.context == new.context
+        && old.pooling == new.pooling
+}
+
+fn same_sockets(old: &[Listen], new: &[Listen]) -> bool {
+    let socket = |listen: &Listen| (listen.address, listen.tls.is_some());
+    old.iter().map(socket).eq(new.iter().map(socket))
+}
+
+fn listen_tls_changed(old: &[Listen], new: &[Listen]) -> bool {
+    same_sockets(old, new) && old != new
+}
+
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let changed = [
+        ("listen", !same_sockets(&old.listen, &new.listen)),
+        ("http", old.http != new.http),
+        ("workers", old.workers != new.workers),
+        ("log", old.log != new.log),
+    ];
+    changed
+        .into_iter()
+        .filter_map(|(name, changed)| changed.then_some(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

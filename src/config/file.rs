@@ -1,0 +1,355 @@
+//! The config file as it is written: one struct for each section, and [`ConfigFile::read`], which
+//! makes them from text. `config/pgtenant.yaml` shows every setting in use.
+//!
+//! What is checked here is the form: known settings, values of the right type, variables that are
+//! set. What the values mean together is `resolve`'s. A setting without which an entry makes no
+//! sense is an `Option` all the same, so that its absence is one mistake among the others and not
+//! the end of reading.
+//!
+//! This module and those below it are the only ones that know the YAML library.
+
+mod environment;
+mod known;
+mod read;
+
+use std::time::Duration;
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+
+use super::units::{Count, Period};
+use super::{LogFormat, Pooling, Secret, SslMode, Tier};
+
+/// The whole file. An entry that is `None` has mistakes that are already reported; its name is
+/// kept, so that what refers to it is not reported as dangling.
+#[derive(Debug, Default)]
+pub struct ConfigFile {
+    /// Main ports. Default: `127.0.0.1:6432` without TLS.
+    pub listen: Option<Vec<Option<ListenFile>>>,
+    /// Metrics and health. Default: none.
+    pub http: Option<HttpFile>,
+    /// The admin console. Default: none.
+    pub admin: Option<AdminConsoleFile>,
+    pub log: LogFile,
+    /// Threads that serve clients. Default: one for each core.
+    pub workers: Option<Count>,
+    pub identify: IdentifyFile,
+    pub limits: LimitsFile,
+    pub timeouts: TimeoutsFile,
+    /// PostgreSQL instances by name. Required.
+    pub servers: Option<IndexMap<String, Option<ServerFile>>>,
+    /// Kinds of places by name. Required.
+    pub placements: Option<IndexMap<String, Option<PlacementFile>>>,
+    /// Tenants by id. Required, though it may be `{}`: a file that was cut short must not be read
+    /// as one that removes all tenants.
+    pub tenants: Option<IndexMap<String, Option<TenantFile>>>,
+}
+
+/// An entry of `listen`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ListenFile {
+    /// IP address and port, e.g. `0.0.0.0:6432`. Required.
+    pub address: Option<String>,
+    /// Default: clients cannot use TLS.
+    pub tls: Option<ListenTlsFile>,
+}
+
+/// `listen[].tls`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ListenTlsFile {
+    /// PEM file of the certificate chain, leaf first. Required.
+    pub cert: Option<String>,
+    /// PEM file of its private key. Required.
+    pub key: Option<String>,
+    /// Refuse clients without TLS. Default: false.
+    pub required: bool,
+}
+
+/// `http`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct HttpFile {
+    /// IP address and port. Required.
+    pub address: Option<String>,
+}
+
+/// `admin`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct AdminConsoleFile {
+    /// Who may log in to the console. Required.
+    pub users: IndexMap<String, CredentialFile>,
+}
+
+/// What a user proves itself with: exactly one of the two.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping with `scram` or `password`")]
+pub struct CredentialFile {
+    /// A SCRAM-SHA-256 verifier.
+    pub scram: Option<Secret>,
+    /// The password itself.
+    pub password: Option<Secret>,
+}
+
+/// `log`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct LogFile {
+    /// Default: text.
+    pub format: LogFormat,
+    /// A `tracing` filter. Default: info.
+    pub filter: String,
+}
+
+impl Default for LogFile {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            filter: "info".to_owned(),
+        }
+    }
+}
+
+/// `identify`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct IdentifyFile {
+    /// Which parts of a login may name the tenant. Default: user and database.
+    pub by: Vec<By>,
+    /// One character between user and tenant. Default: `.`
+    pub user_separator: String,
+    /// What follows the tenant in a TLS server name, e.g. `.db.example.com`. Required with `sni`.
+    pub sni_suffix: Option<String>,
+}
+
+impl Default for IdentifyFile {
+    fn default() -> Self {
+        Self {
+            by: vec![By::User, By::Database],
+            user_separator: ".".to_owned(),
+            sni_suffix: None,
+        }
+    }
+}
+
+/// A part of a login.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    User,
+    Database,
+    Sni,
+    Options,
+}
+
+/// `limits` of the whole proxy.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct LimitsFile {
+    /// Clients, logging in or logged in. Default: 10000.
+    pub clients: Count,
+}
+
+impl Default for LimitsFile {
+    fn default() -> Self {
+        Self {
+            clients: Count(10_000),
+        }
+    }
+}
+
+/// `timeouts`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct TimeoutsFile {
+    /// From accept to a finished login. Default: 15s.
+    pub login: Period,
+    /// Waiting for a server connection. Default: 10s.
+    pub checkout: Period,
+    /// Connecting to a server. Default: 5s.
+    pub connect: Period,
+    /// From SIGTERM until the last client is closed. Default: 30s.
+    pub shutdown: Period,
+    /// An idle server connection is closed after this. Default: 10m.
+    pub server_idle: Period,
+    /// A server connection is replaced after this. Default: 1h.
+    pub server_lifetime: Period,
+}
+
+impl Default for TimeoutsFile {
+    fn default() -> Self {
+        let seconds = |seconds| Period(Duration::from_secs(seconds));
+        Self {
+            login: seconds(15),
+            checkout: seconds(10),
+            connect: seconds(5),
+            shutdown: seconds(30),
+            server_idle: seconds(10 * 60),
+            server_lifetime: seconds(60 * 60),
+        }
+    }
+}
+
+/// An entry of `servers`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ServerFile {
+    /// A name, an address, or the directory of a Unix socket. Required.
+    pub host: Option<String>,
+    /// Default: 5432.
+    pub port: Count,
+    /// Default: prefer.
+    pub sslmode: SslMode,
+    /// PEM file of the authorities to trust. Default: the public ones.
+    pub root_cert: Option<String>,
+    /// Of all pools of this instance together. Required.
+    pub max_connections: Option<Count>,
+    /// Login for health checks. Default: none, and no health checks.
+    pub admin: Option<ServerAdminFile>,
+}
+
+impl Default for ServerFile {
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: Count(5432),
+            sslmode: SslMode::Prefer,
+            root_cert: None,
+            max_connections: None,
+            admin: None,
+        }
+    }
+}
+
+/// `servers.*.admin`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ServerAdminFile {
+    /// Required.
+    pub user: Option<String>,
+    /// Default: none.
+    pub password: Option<Secret>,
+    /// Default: postgres.
+    pub database: String,
+}
+
+impl Default for ServerAdminFile {
+    fn default() -> Self {
+        Self {
+            user: None,
+            password: None,
+            database: "postgres".to_owned(),
+        }
+    }
+}
+
+/// An entry of `placements`. `database`, `schema`, `login` and the values of `context` are
+/// templates.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct PlacementFile {
+    /// Required.
+    pub tier: Option<Tier>,
+    /// Either this or `servers` is required.
+    pub server: Option<String>,
+    /// Several servers over which the tenants are spread.
+    pub servers: Option<Vec<String>>,
+    /// With `servers`: tenants that have a server by name. Default: all by hash.
+    pub shard_map: IndexMap<String, String>,
+    /// Required.
+    pub database: Option<String>,
+    /// Required in tier schema, and only there.
+    pub schema: Option<String>,
+    /// Required.
+    pub login: Option<LoginFile>,
+    /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
+    pub context: IndexMap<String, String>,
+    /// Default: transaction.
+    pub pooling: Pooling,
+    pub pool: PoolFile,
+    pub limits: PlacementLimitsFile,
+}
+
+impl Default for PlacementFile {
+    fn default() -> Self {
+        Self {
+            tier: None,
+            server: None,
+            servers: None,
+            shard_map: IndexMap::new(),
+            database: None,
+            schema: None,
+            login: None,
+            context: IndexMap::new(),
+            pooling: Pooling::Transaction,
+            pool: PoolFile::default(),
+            limits: PlacementLimitsFile::default(),
+        }
+    }
+}
+
+/// `placements.*.login`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct LoginFile {
+    /// Required.
+    pub user: Option<String>,
+    /// Default: none; the server must then trust the proxy.
+    pub password: Option<Secret>,
+    /// Instead of `password`: a file that holds it.
+    pub password_file: Option<String>,
+}
+
+/// `placements.*.pool`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct PoolFile {
+    /// Server connections of one pool (server, database and login). Default: 20.
+    pub size: Count,
+}
+
+impl Default for PoolFile {
+    fn default() -> Self {
+        Self { size: Count(20) }
+    }
+}
+
+/// `placements.*.limits`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct PlacementLimitsFile {
+    /// Clients of all its tenants together. Default: no limit.
+    pub clients: Option<Count>,
+}
+
+/// An entry of `tenants`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct TenantFile {
+    /// Required.
+    pub placement: Option<String>,
+    /// One of the placement's servers, before map and hash. Default: by map or hash.
+    pub server: Option<String>,
+    /// For the templates of the placement. Default: none.
+    pub attributes: IndexMap<String, String>,
+    /// Who may log in. Required.
+    pub users: IndexMap<String, CredentialFile>,
+    pub limits: TenantLimitsFile,
+    /// Default: the placement's.
+    pub pooling: Option<Pooling>,
+}
+
+/// `tenants.*.limits`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct TenantLimitsFile {
+    /// Clients at once. Default: no limit.
+    pub clients: Option<Count>,
+    /// Server connections in use at once. Default: no limit.
+    pub active: Option<Count>,
+}
+
+#[cfg(test)]
+mod tests;

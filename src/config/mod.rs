@@ -1,15 +1,18 @@
 //! The configuration as immutable, valid data.
 //!
-//! `file` mirrors the YAML, `resolve` turns it into a [`Config`] or lists every mistake, `diff`
-//! compares two of them for a reload. Nothing here opens a socket or starts a task, and nothing
-//! here imports a live thing: the pools read the config, never the other way round.
+//! `file` mirrors the YAML, `outline` knows the line of each setting, `resolve` turns the file into
+//! a [`Config`] or lists every mistake, `diff` compares two of them for a reload. Nothing here
+//! opens a socket or starts a task, and nothing here imports a live thing: the pools read the
+//! config, never the other way round.
 
 pub mod diff;
 mod file;
+mod outline;
 mod resolve;
 mod secret;
 mod template;
 mod units;
+mod verifier;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -19,10 +22,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use indexmap::IndexMap;
+use serde::Deserialize;
 
-pub use resolve::load;
+pub use resolve::{load, load_text, rendezvous};
 pub use secret::Secret;
 pub use template::Template;
+pub use verifier::{InvalidVerifier, MAX_ITERATIONS};
 
 use crate::id::{PlacementName, ServerName, TenantId};
 
@@ -49,7 +54,7 @@ impl fmt::Display for Mistake {
 }
 
 /// A whole, valid configuration. Made by [`load`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub listen: Vec<Listen>,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
@@ -104,7 +109,8 @@ pub struct Log {
     pub filter: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum LogFormat {
     Text,
     Json,
@@ -155,9 +161,14 @@ pub struct Server {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ServerAddress {
-    Tcp { host: String, port: u16 },
+    Tcp {
+        host: String,
+        port: u16,
+    },
     /// The socket file itself, e.g. `/run/postgresql/.s.PGSQL.5432`.
-    Unix { path: PathBuf },
+    Unix {
+        path: PathBuf,
+    },
 }
 
 impl fmt::Display for ServerAddress {
@@ -178,7 +189,8 @@ pub struct ServerTls {
     pub root_cert_pem: Option<Arc<[u8]>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SslMode {
     Disable,
     Prefer,
@@ -194,7 +206,8 @@ pub struct Login {
     pub password: Option<Secret>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Tier {
     /// Shared tables under row level security.
     Pool,
@@ -217,7 +230,8 @@ impl fmt::Display for Tier {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Pooling {
     /// The server connection is the client's for one transaction.
     Transaction,

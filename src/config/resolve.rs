@@ -1,1 +1,455 @@
-pub fn load(_p: &std::path::Path) -> Result<super::Config, Vec<super::Mistake>> { Err(vec![]) }
+//! From the file to a valid [`Config`], or to all mistakes at once.
+//!
+//! Every function here takes the place it looks at ([`At`]), adds what is wrong to one list, and
+//! returns `None` if nothing usable is left. `None` alone is never reported again by a caller, so
+//! one cause gives one mistake.
+
+mod pem;
+mod placement;
+mod server;
+mod tenant;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use sha2::{Digest, Sha256};
+
+use super::file::{
+    By, ConfigFile, CredentialFile, HttpFile, IdentifyFile, ListenFile, LogFile, TimeoutsFile,
+};
+use super::outline::{At, Mistakes};
+use super::units::Count;
+use super::{Config, Credential, Identify, Listen, Log, Mistake, ScramVerifier, Secret, Timeouts};
+use crate::id::{self, ServerName, TenantId};
+
+/// Where a file without `listen` listens.
+const DEFAULT_LISTEN: &str = "127.0.0.1:6432";
+
+/// More OS threads than any machine has use for.
+const MAX_WORKERS: usize = 1024;
+
+/// PostgreSQL's own bound on `max_connections` (`MAX_BACKENDS` in postmaster.h).
+const MAX_CONNECTIONS: usize = 262_143;
+
+/// More clients than file descriptors can be had.
+const MAX_CLIENTS: usize = 10_000_000;
+
+/// Loads the file at `path`. Relative paths in it are relative to its directory, variables are
+/// those of the process.
+///
+/// # Errors
+/// All mistakes, in the order of the file.
+pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
+    let whole_file = |line, message| {
+        vec![Mistake {
+            path: String::new(),
+            line,
+            message,
+        }]
+    };
+    let bytes =
+        std::fs::read(path).map_err(|error| whole_file(None, format!("cannot read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let before = error.as_bytes().iter().take(valid);
+        let line = before.filter(|byte| **byte == b'\n').count() + 1;
+        whole_file(Some(line), "is not UTF-8".to_owned())
+    })?;
+    let dir = path.parent().unwrap_or(Path::new(""));
+    load_text(&text, dir, &|name| std::env::var(name).ok())
+}
+
+/// [`load`] of a text that need not be a file: `dir` is what relative paths start from,
+/// `environment` looks variables up.
+///
+/// # Errors
+/// All mistakes, in the order of the text.
+pub fn load_text(
+    text: &str,
+    dir: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, Vec<Mistake>> {
+    let (file, mistakes) = ConfigFile::read(text, environment);
+    let mut resolver = Resolver { mistakes, dir };
+    match file.and_then(|file| resolver.config(file)) {
+        Some(config) if resolver.mistakes.is_empty() => Ok(config),
+        _ => Err(resolver.mistakes.into_sorted()),
+    }
+}
+
+/// The server of a tenant by rendezvous hashing: the one whose SHA-256 of `server 0x00 tenant`,
+/// read as a big-endian number of its first eight bytes, is the highest. The order of `servers`
+/// does not matter. Adding a server moves only the tenants that it wins, one in `n`; removing one
+/// moves only its own. `None` if there are no servers.
+pub fn rendezvous<'a>(servers: &'a [ServerName], tenant: &TenantId) -> Option<&'a ServerName> {
+    let weight = |server: &ServerName| -> [u8; 8] {
+        let hash = Sha256::new()
+            .chain_update(server.as_str())
+            .chain_update([0])
+            .chain_update(tenant.as_str())
+            .finalize();
+        // Big-endian numbers compare as their bytes do.
+        let mut weight = [0; 8];
+        weight
+            .iter_mut()
+            .zip(hash)
+            .for_each(|(to, from)| *to = from);
+        weight
+    };
+    servers
+        .iter()
+        .max_by_key(|server| (weight(server), *server))
+}
+
+struct Resolver<'t, 'd> {
+    mistakes: Mistakes<'t>,
+    dir: &'d Path,
+}
+
+impl Resolver<'_, '_> {
+    fn config(&mut self, file: ConfigFile) -> Option<Config> {
+        let listen = self.listen(file.listen);
+        let http = file.http.and_then(|http| self.http(http, &listen));
+        let console = file.admin.is_some();
+        let admin_users = file.admin.map(|admin| self.console_users(&admin.users));
+        let log = self.log(file.log);
+        let workers = self.workers(file.workers);
+        let identify = self.identify(file.identify);
+        let limits_at = At::ROOT.key("limits");
+        let max_clients = self.count(&limits_at.key("clients"), file.limits.clients, MAX_CLIENTS);
+        let server_files = self.required(&At::ROOT, "servers", file.servers);
+        let placement_files = self.required(&At::ROOT, "placements", file.placements);
+        let tenant_files = self.required(&At::ROOT, "tenants", file.tenants);
+        let server_files = server_files.unwrap_or_default();
+        let placement_files = placement_files.unwrap_or_default();
+        let tenant_files = tenant_files.unwrap_or_default();
+
+        let servers = self.servers(&server_files);
+        let plans = self.placements(&placement_files, &server_files, &tenant_files);
+        let tenants = self.tenants(&tenant_files, &plans, &identify, console);
+        Some(Config {
+            listen,
+            http,
+            admin_users: admin_users.unwrap_or_default(),
+            log: log?,
+            workers: workers?,
+            identify,
+            max_clients: max_clients?,
+            timeouts: timeouts(&file.timeouts),
+            servers,
+            placements: plans
+                .into_values()
+                .flatten()
+                .map(|plan| (plan.placement.name.clone(), plan.placement))
+                .collect(),
+            tenants,
+        })
+    }
+
+    fn required<T>(&mut self, at: &At<'_>, key: &'static str, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            self.mistakes.add(&at.key(key), "is required");
+        }
+        value
+    }
+
+    /// A number from 1 to `most`.
+    fn count(&mut self, at: &At<'_>, count: Count, most: usize) -> Option<usize> {
+        match usize::try_from(count.0) {
+            Ok(0) => {
+                self.mistakes.add(at, "must be at least 1");
+                None
+            }
+            Ok(count) if count <= most => Some(count),
+            _ => {
+                self.mistakes
+                    .add(at, format_args!("must be at most {most}"));
+                None
+            }
+        }
+    }
+
+    fn optional_count(&mut self, at: &At<'_>, count: Option<Count>) -> Option<usize> {
+        count.and_then(|count| self.count(at, count, MAX_CLIENTS))
+    }
+
+    /// The path of a file named in the config, relative to the config itself.
+    fn path(&self, file: &str) -> PathBuf {
+        self.dir.join(file)
+    }
+
+    fn listen(&mut self, files: Option<Vec<Option<ListenFile>>>) -> Vec<Listen> {
+        let at = At::ROOT.key("listen");
+        let default = || {
+            vec![Some(ListenFile {
+                address: Some(DEFAULT_LISTEN.to_owned()),
+                tls: None,
+            })]
+        };
+        let files = files.unwrap_or_else(default);
+        if files.is_empty() {
+            self.mistakes.add(&at, "needs at least one address");
+        }
+        let mut seen = HashMap::new();
+        let mut listen = Vec::new();
+        for (i, file) in files.into_iter().enumerate() {
+            let Some(file) = file else { continue };
+            let at = at.index(i);
+            let address = self.required(&at, "address", file.address);
+            let address = address.and_then(|text| self.address(&at.key("address"), &text));
+            let tls = file.tls.map(|tls| self.listen_tls(&at.key("tls"), &tls));
+            let Some(address) = address else { continue };
+            // Port 0 is a free port each time.
+            if address.port() != 0
+                && let Some(first) = seen.insert(address, i)
+            {
+                let message = format_args!("is given twice, first in listen[{first}]");
+                self.mistakes.add(&at.key("address"), message);
+            }
+            listen.push(Listen {
+                address,
+                tls: tls.flatten(),
+            });
+        }
+        listen
+    }
+
+    fn address(&mut self, at: &At<'_>, text: &str) -> Option<SocketAddr> {
+        let address = text.parse().ok();
+        if address.is_none() {
+            self.mistakes.add(
+                at,
+                "must be an IP address and a port, such as 127.0.0.1:6432 or [::1]:6432",
+            );
+        }
+        address
+    }
+
+    fn http(&mut self, file: HttpFile, listen: &[Listen]) -> Option<SocketAddr> {
+        let at = At::ROOT.key("http");
+        let text = self.required(&at, "address", file.address)?;
+        let at = at.key("address");
+        let address = self.address(&at, &text)?;
+        if address.port() != 0
+            && let Some(i) = listen.iter().position(|listen| listen.address == address)
+        {
+            self.mistakes
+                .add(&at, format_args!("is also the address of listen[{i}]"));
+        }
+        Some(address)
+    }
+
+    fn console_users(
+        &mut self,
+        files: &IndexMap<String, CredentialFile>,
+    ) -> BTreeMap<String, Arc<Credential>> {
+        self.users(&At::ROOT.key("admin").key("users"), files, None)
+    }
+
+    fn log(&mut self, file: LogFile) -> Option<Log> {
+        let log = At::ROOT.key("log");
+        let at = log.key("filter");
+        if file.filter.trim().is_empty() {
+            self.mistakes.add(&at, "must not be empty");
+            return None;
+        }
+        if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(&file.filter) {
+            self.mistakes
+                .add(&at, format_args!("is not a log filter: {error}"));
+            return None;
+        }
+        Some(Log {
+            format: file.format,
+            filter: file.filter,
+        })
+    }
+
+    fn workers(&mut self, workers: Option<Count>) -> Option<usize> {
+        match workers {
+            Some(count) => self.count(&At::ROOT.key("workers"), count, MAX_WORKERS),
+            None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
+        }
+    }
+
+    fn identify(&mut self, file: IdentifyFile) -> Identify {
+        let at = At::ROOT.key("identify");
+        let by = |part| file.by.contains(&part);
+        if file.by.is_empty() {
+            self.mistakes.add(
+                &at.key("by"),
+                "needs at least one of user, database, sni, options",
+            );
+        }
+        let separator = self.separator(&at.key("user_separator"), &file.user_separator);
+        let suffix = match &file.sni_suffix {
+            Some(suffix) => self.sni_suffix(&at.key("sni_suffix"), suffix, by(By::Sni)),
+            None if by(By::Sni) => {
+                self.mistakes
+                    .add(&at.key("sni_suffix"), "is required with sni in identify.by");
+                None
+            }
+            None => None,
+        };
+        Identify {
+            by_database: by(By::Database),
+            by_user: separator.filter(|_| by(By::User)),
+            by_sni: suffix,
+            by_options: by(By::Options),
+        }
+    }
+
+    fn separator(&mut self, at: &At<'_>, text: &str) -> Option<char> {
+        let mut characters = text.chars();
+        let (Some(separator), None) = (characters.next(), characters.next()) else {
+            self.mistakes.add(at, "must be one character");
+            return None;
+        };
+        // The last separator splits, so it must not be part of a tenant's name.
+        if separator.is_control() || id::TenantId::new(&format!("a{separator}")).is_ok() {
+            let message = "must not be a character that the name of a tenant may hold";
+            self.mistakes.add(at, message);
+            return None;
+        }
+        Some(separator)
+    }
+
+    fn sni_suffix(&mut self, at: &At<'_>, suffix: &str, used: bool) -> Option<String> {
+        if !used {
+            self.mistakes
+                .add(at, "has no effect without sni in identify.by");
+            return None;
+        }
+        let is_label = |label: &str| {
+            !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+        };
+        match suffix.strip_prefix('.') {
+            Some(domain) if domain.split('.').all(is_label) => Some(suffix.to_ascii_lowercase()),
+            _ => {
+                self.mistakes
+                    .add(at, "must be a domain with a dot before it: .db.example.com");
+                None
+            }
+        }
+    }
+
+    fn users(
+        &mut self,
+        at: &At<'_>,
+        files: &IndexMap<String, CredentialFile>,
+        separator: Option<char>,
+    ) -> BTreeMap<String, Arc<Credential>> {
+        if files.is_empty() {
+            self.mistakes.add(at, "needs at least one user");
+        }
+        let mut users = BTreeMap::new();
+        for (name, file) in files {
+            let at = at.key(&**name);
+            if name.is_empty() {
+                self.mistakes.add(&at, "a user's name must not be empty");
+            }
+            if let Some(c) = name
+                .chars()
+                .find(|c| c.is_control() || Some(*c) == separator)
+            {
+                let why = if c.is_control() {
+                    ""
+                } else {
+                    ", which is identify.user_separator"
+                };
+                self.mistakes
+                    .add(&at, format_args!("must not hold {c:?}{why}"));
+            }
+            if let Some(credential) = self.credential(&at, file) {
+                users.insert(name.clone(), Arc::new(credential));
+            }
+        }
+        users
+    }
+
+    fn credential(&mut self, at: &At<'_>, file: &CredentialFile) -> Option<Credential> {
+        match (&file.scram, &file.password) {
+            (Some(scram), None) => match ScramVerifier::parse(scram.expose()) {
+                Ok(verifier) => Some(Credential::Verifier(verifier)),
+                Err(error) => {
+                    self.mistakes.add(&at.key("scram"), error);
+                    None
+                }
+            },
+            (None, Some(password)) => {
+                let valid = self.password(&at.key("password"), password);
+                valid.then(|| Credential::Password(password.clone()))
+            }
+            _ => {
+                self.mistakes
+                    .add(at, "needs exactly one of scram and password");
+                None
+            }
+        }
+    }
+
+    fn password(&mut self, at: &At<'_>, password: &Secret) -> bool {
+        match password_mistake(password.expose()) {
+            Some(mistake) => {
+                self.mistakes.add(at, mistake);
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// A name of ours, if it is one.
+    fn name<T>(&mut self, at: &At<'_>, name: Result<T, id::InvalidName>) -> Option<T> {
+        name.map_err(|error| self.mistakes.add(at, format_args!("the name {error}")))
+            .ok()
+    }
+}
+
+/// What is wrong with a password, of a client or for a server.
+fn password_mistake(password: &str) -> Option<&'static str> {
+    if password.is_empty() {
+        Some("must not be empty")
+    } else if password.contains('\0') {
+        Some("must not hold a NUL")
+    } else {
+        None
+    }
+}
+
+/// What is wrong with the name of a database, role or schema. PostgreSQL cuts longer names off
+/// without an error, which would make one place of two.
+fn name_mistake(name: &str) -> Option<String> {
+    if name.is_empty() {
+        Some("must not be empty".to_owned())
+    } else if name.len() > id::MAX_NAME {
+        Some(format!("must be at most {} bytes long", id::MAX_NAME))
+    } else {
+        let control = name.chars().find(|c| c.is_control())?;
+        Some(format!("must not hold {control:?}"))
+    }
+}
+
+fn timeouts(file: &TimeoutsFile) -> Timeouts {
+    Timeouts {
+        login: file.login.0,
+        checkout: file.checkout.0,
+        connect: file.connect.0,
+        shutdown: file.shutdown.0,
+        server_idle: file.server_idle.0,
+        server_lifetime: file.server_lifetime.0,
+    }
+}
+
+/// Names that occur twice in a list.
+fn repeated(names: &[String]) -> Vec<usize> {
+    let mut seen = HashSet::new();
+    (0..names.len())
+        .filter(|&i| names.get(i).is_some_and(|name| !seen.insert(name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

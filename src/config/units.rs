@@ -1,0 +1,144 @@
+//! Values with a unit as people write them: durations and counts.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+/// Longest duration accepted. Beyond a year a mistake is likelier than an intention.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A duration in the file: `500ms`, `15s`, `10m`, `1h`, `2d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Period(pub Duration);
+
+/// A whole number in the file. Text made of digits counts too, because that is what an environment
+/// variable gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count(pub u64);
+
+/// Reads `15s` and the like.
+///
+/// # Errors
+/// What is wrong, as the end of a sentence that begins with the setting.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    if number.is_empty() {
+        return Err("must be a duration such as 15s".to_owned());
+    }
+    let milliseconds: u64 = match unit.trim() {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        "d" => 24 * 60 * 60 * 1000,
+        "" => {
+            return Err(format!(
+                "needs a unit: {text}ms, {text}s, {text}m, {text}h or {text}d"
+            ));
+        }
+        other => return Err(format!("has the unit {other:?}: must be ms, s, m, h or d")),
+    };
+    // A number too long for 64 bits is too long in any unit.
+    let amount = number.parse::<u64>().unwrap_or(u64::MAX);
+    let duration = Duration::from_millis(amount.saturating_mul(milliseconds));
+    if duration.is_zero() || duration > LONGEST {
+        return Err("must be from 1ms to 365d".to_owned());
+    }
+    Ok(duration)
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Period;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as 15s")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Period, E> {
+                duration(text).map(Period).map_err(E::custom)
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Period, E> {
+                self.visit_str(&number.to_string())
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl Visitor<'_> for Number {
+            type Value = Count;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Count, E> {
+                Ok(Count(number))
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Count, E> {
+                u64::try_from(number)
+                    .map(Count)
+                    .map_err(|_| E::custom("must not be negative"))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Count, E> {
+                text.parse()
+                    .map(Count)
+                    .map_err(|_| E::custom("must be a whole number"))
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_a_number_and_a_unit() {
+        for (text, milliseconds) in [
+            ("500ms", 500),
+            ("15s", 15_000),
+            ("10m", 600_000),
+            ("1h", 3_600_000),
+            ("2d", 172_800_000),
+            ("365d", 31_536_000_000),
+            ("10 s", 10_000),
+        ] {
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_duration_that_cannot_be_meant_says_why() {
+        for (text, why) in [
+            ("15", "needs a unit: 15ms, 15s, 15m, 15h or 15d"),
+            ("", "must be a duration such as 15s"),
+            ("-1s", "must be a duration such as 15s"),
+            ("soon", "must be a duration such as 15s"),
+            ("1.5s", "has the unit \".5s\": must be ms, s, m, h or d"),
+            ("15sec", "has the unit \"sec\": must be ms, s, m, h or d"),
+            ("0s", "must be from 1ms to 365d"),
+            ("366d", "must be from 1ms to 365d"),
+            ("99999999999999999999999999d", "must be from 1ms to 365d"),
+            ("18446744073709551615d", "must be from 1ms to 365d"),
+        ] {
+            assert_eq!(duration(text), Err(why.to_owned()), "{text}");
+        }
+    }
+}

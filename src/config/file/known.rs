@@ -1,0 +1,110 @@
+//! The names of all settings, as serde knows them, and which of them a misspelt one may have meant.
+
+use std::cell::Cell;
+
+use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
+
+use super::{
+    AdminConsoleFile, CredentialFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
+    ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile,
+    ServerAdminFile, ServerFile, TenantFile, TenantLimitsFile, TimeoutsFile,
+};
+
+/// What to say of a setting that is none of the `known` ones.
+pub fn unknown_setting(key: &str, known: &[&str]) -> String {
+    match nearest(key, known) {
+        Some(name) => format!("unknown setting, did you mean `{name}`?"),
+        None if known.is_empty() => "unknown setting".to_owned(),
+        None => format!("unknown setting; there are {}", known.join(", ")),
+    }
+}
+
+/// The settings of a section.
+pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
+    match section {
+        ["listen", _] => fields::<ListenFile>(),
+        ["listen", _, "tls"] => fields::<ListenTlsFile>(),
+        ["http"] => fields::<HttpFile>(),
+        ["admin"] => fields::<AdminConsoleFile>(),
+        ["admin", "users", _] | ["tenants", _, "users", _] => fields::<CredentialFile>(),
+        ["log"] => fields::<LogFile>(),
+        ["identify"] => fields::<IdentifyFile>(),
+        ["limits"] => fields::<LimitsFile>(),
+        ["timeouts"] => fields::<TimeoutsFile>(),
+        ["servers", _] => fields::<ServerFile>(),
+        ["servers", _, "admin"] => fields::<ServerAdminFile>(),
+        ["placements", _] => fields::<PlacementFile>(),
+        ["placements", _, "login"] => fields::<LoginFile>(),
+        ["placements", _, "pool"] => fields::<PoolFile>(),
+        ["placements", _, "limits"] => fields::<PlacementLimitsFile>(),
+        ["tenants", _] => fields::<TenantFile>(),
+        ["tenants", _, "limits"] => fields::<TenantLimitsFile>(),
+        _ => &[],
+    }
+}
+
+/// The field names of a struct, as serde knows them.
+fn fields<T: DeserializeOwned>() -> &'static [&'static str] {
+    struct Probe<'a>(&'a Cell<&'static [&'static str]>);
+
+    impl<'de> Deserializer<'de> for Probe<'_> {
+        type Error = de::value::Error;
+
+        fn deserialize_struct<V: Visitor<'de>>(
+            self,
+            _name: &'static str,
+            fields: &'static [&'static str],
+            visitor: V,
+        ) -> Result<V::Value, Self::Error> {
+            self.0.set(fields);
+            self.deserialize_any(visitor)
+        }
+
+        fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, Self::Error> {
+            Err(de::Error::custom("only the names are wanted"))
+        }
+
+        serde::forward_to_deserialize_any! {
+            bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+            option unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier
+            ignored_any
+        }
+    }
+
+    let names = Cell::new(&[][..]);
+    // Always an error: the probe has no value to give.
+    let _ = T::deserialize(Probe(&names));
+    names.get()
+}
+
+/// The known name that is a slip of the pen away, if there is one.
+fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    let close = (name.chars().count() / 3).max(1);
+    known
+        .iter()
+        .map(|candidate| (edits(name, candidate), *candidate))
+        .filter(|(distance, _)| *distance <= close)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// How many characters must be changed, put in or taken out (Levenshtein).
+fn edits(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    // A longer name than this is no slip of the pen, and would cost its square.
+    for (i, a) in from.chars().take(64).enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (b, cell) in to.iter().zip(row.iter_mut().skip(1)) {
+            let change = diagonal + usize::from(a != *b);
+            diagonal = *cell;
+            left = change.min(*cell + 1).min(left + 1);
+            *cell = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}

@@ -1,0 +1,336 @@
+//! Placements: what can be checked of them without a tenant, and what their templates become.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
+use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
+use crate::config::outline::At;
+use crate::config::{Placement, Secret, Template, Tier, template};
+use crate::id::{PlacementName, ServerName};
+
+/// Longest password file read. It is a password, not a text.
+const MAX_PASSWORD_FILE: u64 = 4096;
+
+/// Run-time parameters of every StartupMessage. A role may have others by `ALTER ROLE … SET`; the
+/// startup packet beats that, and is what RESET and DISCARD ALL return to.
+const PINNED: [(&str, &str); 2] = [
+    ("row_security", "on"),
+    ("standard_conforming_strings", "on"),
+];
+
+/// A placement with its templates still unfilled.
+pub(super) struct Plan {
+    pub placement: Arc<Placement>,
+    pub shard_map: HashMap<String, ServerName>,
+    pub database: Template,
+    pub schema: Option<Template>,
+    pub user: Template,
+    pub password: Option<Password>,
+    /// By variable, in the order of the file. The names are in lower case, because PostgreSQL
+    /// compares them so.
+    pub context: Vec<(String, Template)>,
+    /// Run-time parameters that do not depend on the tenant, in a fixed order: equal settings give
+    /// equal pools.
+    pub startup: Vec<(String, String)>,
+}
+
+pub(super) enum Password {
+    Text(Template),
+    /// A file for each tenant.
+    File(Template),
+}
+
+/// Placements by name. `None`: has mistakes.
+pub(super) type Plans = IndexMap<String, Option<Plan>>;
+
+impl Resolver<'_, '_> {
+    pub(super) fn placements(
+        &mut self,
+        files: &IndexMap<String, Option<PlacementFile>>,
+        servers: &IndexMap<String, Option<ServerFile>>,
+        tenants: &IndexMap<String, Option<TenantFile>>,
+    ) -> Plans {
+        let at = At::ROOT.key("placements");
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        for placement in tenants
+            .values()
+            .flatten()
+            .filter_map(|t| t.placement.as_deref())
+        {
+            *counts.entry(placement).or_default() += 1;
+        }
+        let mut plans = IndexMap::with_capacity(files.len());
+        for (name, file) in files {
+            let at = at.key(&**name);
+            let count = counts.get(&**name).copied().unwrap_or_default();
+            let placement_name = self.name(&at, PlacementName::new(name));
+            let plan = file.as_ref().and_then(|file| {
+                let shard_map = self.shard_map(&at.key("shard_map"), file, tenants);
+                let targets = self.targets(&at, file, servers);
+                self.placement(&at, placement_name, file, targets?, shard_map, count)
+            });
+            plans.insert(name.clone(), plan);
+        }
+        plans
+    }
+
+    /// The servers of a placement, from `server` or `servers`.
+    fn targets(
+        &mut self,
+        at: &At<'_>,
+        file: &PlacementFile,
+        servers: &IndexMap<String, Option<ServerFile>>,
+    ) -> Option<Vec<ServerName>> {
+        let mut known = |at: &At<'_>, name: &str| {
+            if servers.contains_key(name) {
+                // An invalid name is reported where the server is defined.
+                return ServerName::new(name).ok();
+            }
+            self.mistakes
+                .add(at, format_args!("there is no server {name:?}"));
+            None
+        };
+        match (&file.server, &file.servers) {
+            (Some(name), None) => Some(vec![known(&at.key("server"), name)?]),
+            (None, Some(names)) => {
+                let at = at.key("servers");
+                let targets: Vec<Option<ServerName>> = names
+                    .iter()
+                    .enumerate()
+                    .map(|(i, name)| known(&at.index(i), name))
+                    .collect();
+                if names.is_empty() {
+                    self.mistakes.add(&at, "needs at least one server");
+                    return None;
+                }
+                for i in repeated(names) {
+                    self.mistakes.add(&at.index(i), "is given twice");
+                }
+                targets.into_iter().collect()
+            }
+            _ => {
+                self.mistakes
+                    .add(at, "needs exactly one of server and servers");
+                None
+            }
+        }
+    }
+
+    fn shard_map(
+        &mut self,
+        at: &At<'_>,
+        file: &PlacementFile,
+        tenants: &IndexMap<String, Option<TenantFile>>,
+    ) -> HashMap<String, ServerName> {
+        let Some(servers) = &file.servers else {
+            if !file.shard_map.is_empty() {
+                self.mistakes.add(at, "has no effect without servers");
+            }
+            return HashMap::new();
+        };
+        let servers: HashSet<&str> = servers.iter().map(|name| &**name).collect();
+        let mut map = HashMap::with_capacity(file.shard_map.len());
+        for (tenant, server) in &file.shard_map {
+            if !tenants.contains_key(tenant) {
+                self.mistakes
+                    .add(&at.key(&**tenant), "there is no such tenant");
+            }
+            if !servers.contains(&**server) {
+                let message = format_args!("{server:?} is not one of the placement's servers");
+                self.mistakes.add(&at.key(&**tenant), message);
+            } else if let Ok(server) = ServerName::new(server) {
+                map.insert(tenant.clone(), server);
+            }
+        }
+        map
+    }
+
+    fn placement(
+        &mut self,
+        at: &At<'_>,
+        name: Option<PlacementName>,
+        file: &PlacementFile,
+        servers: Vec<ServerName>,
+        shard_map: HashMap<String, ServerName>,
+        tenants: usize,
+    ) -> Option<Plan> {
+        let tier = self.required(at, "tier", file.tier);
+        let database = self.required(at, "database", file.database.as_deref());
+        let database = database.and_then(|text| self.template(&at.key("database"), text));
+        let schema = file
+            .schema
+            .as_deref()
+            .map(|text| self.template(&at.key("schema"), text));
+        match tier {
+            Some(Tier::Schema) if schema.is_none() => {
+                self.mistakes
+                    .add(&at.key("schema"), "is required in tier schema");
+            }
+            Some(tier) if tier != Tier::Schema && schema.is_some() => {
+                let message = format_args!("has no meaning in tier {tier}, only in tier schema");
+                self.mistakes.add(&at.key("schema"), message);
+            }
+            _ => {}
+        }
+        let context = self.context(&at.key("context"), &file.context);
+        if tier == Some(Tier::Pool) && file.context.is_empty() {
+            let message = "is required in tier pool: without it nothing tells tenants apart";
+            self.mistakes.add(&at.key("context"), message);
+        }
+        let login = self.required(at, "login", file.login.as_ref());
+        let login = login.and_then(|login| self.login(&at.key("login"), login));
+        let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
+        let limits = at.key("limits");
+        let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
+
+        let (user, password) = login?;
+        let context = context?;
+        let placement = Placement {
+            name: name?,
+            tier: tier?,
+            servers,
+            pooling: file.pooling,
+            pool_size: pool_size?,
+            max_clients,
+            tenants,
+        };
+        Some(Plan {
+            placement: Arc::new(placement),
+            shard_map,
+            database: database?,
+            schema: match schema {
+                Some(schema) => Some(schema?),
+                None => None,
+            },
+            user,
+            password,
+            startup: startup(&context),
+            context,
+        })
+    }
+
+    fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {
+        Template::parse(text)
+            .map_err(|error| self.mistakes.add(at, error))
+            .ok()
+    }
+
+    fn login(&mut self, at: &At<'_>, file: &LoginFile) -> Option<(Template, Option<Password>)> {
+        let user = self.required(at, "user", file.user.as_deref());
+        let user = user.and_then(|text| self.template(&at.key("user"), text));
+        let password = match (&file.password, &file.password_file) {
+            (None, None) => None,
+            (Some(text), None) => {
+                let at = at.key("password");
+                Some(Password::Text(self.template(&at, text.expose())?))
+            }
+            (None, Some(file)) => {
+                let at = at.key("password_file");
+                let file = self.template(&at, file)?;
+                Some(self.password_of_all(&at, file)?)
+            }
+            (Some(_), Some(_)) => {
+                self.mistakes
+                    .add(at, "needs only one of password and password_file");
+                return None;
+            }
+        };
+        Some((user?, password))
+    }
+
+    /// One file for all tenants is read once, here.
+    fn password_of_all(&mut self, at: &At<'_>, file: Template) -> Option<Password> {
+        let Ok(name) = file.fill(|_| None) else {
+            return Some(Password::File(file));
+        };
+        match self.read_password(&name) {
+            Ok(password) => {
+                let text = template::escape(password.expose());
+                Some(Password::Text(self.template(at, &text)?))
+            }
+            Err(error) => {
+                self.mistakes.add(at, error);
+                None
+            }
+        }
+    }
+
+    /// The password in a file, without the newline that editors put at the end.
+    pub(super) fn read_password(&self, file: &str) -> Result<Secret, String> {
+        let path = self.path(file);
+        let say = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
+        let mut text = String::new();
+        File::open(&path)
+            .and_then(|file| file.take(MAX_PASSWORD_FILE + 1).read_to_string(&mut text))
+            .map_err(|error| say(&error))?;
+        if text.len() as u64 > MAX_PASSWORD_FILE {
+            return Err(say(&"is too long for a password"));
+        }
+        let password = text.strip_suffix('\n').unwrap_or(&text);
+        let password = password.strip_suffix('\r').unwrap_or(password);
+        match password_mistake(password) {
+            Some(mistake) => Err(say(&mistake)),
+            None => Ok(Secret::new(password.to_owned())),
+        }
+    }
+
+    fn context(
+        &mut self,
+        at: &At<'_>,
+        variables: &IndexMap<String, String>,
+    ) -> Option<Vec<(String, Template)>> {
+        let mut context = Vec::with_capacity(variables.len());
+        let mut seen = HashSet::new();
+        let mut whole = true;
+        for (name, text) in variables {
+            let at = at.key(&**name);
+            let lower = name.to_ascii_lowercase();
+            if !is_custom_variable(name) {
+                let message = "must be a variable of an application, such as app.tenant_id: \
+                               names of letters, digits and '_', with a dot between them";
+                self.mistakes.add(&at, message);
+                whole = false;
+            } else if !seen.insert(lower.clone()) {
+                self.mistakes
+                    .add(&at, "is given twice: upper and lower case are the same");
+                whole = false;
+            }
+            match self.template(&at, text) {
+                Some(template) => context.push((lower, template)),
+                None => whole = false,
+            }
+        }
+        whole.then_some(context)
+    }
+}
+
+/// A custom variable as `valid_custom_variable_name` of PostgreSQL's guc.c has it, in ASCII.
+/// Built-in parameters have no dot, and are not what tells tenants apart.
+fn is_custom_variable(name: &str) -> bool {
+    let is_identifier = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$')
+    };
+    name.contains('.') && name.split('.').all(is_identifier)
+}
+
+/// The pinned parameters, and every variable of the context as `''`: what a reset connection
+/// carries. A policy must therefore deny on `''` as it does on NULL.
+fn startup(context: &[(String, Template)]) -> Vec<(String, String)> {
+    let pinned = PINNED
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let empty = context
+        .iter()
+        .map(|(name, _)| (name.clone(), String::new()));
+    let mut startup: Vec<_> = pinned.chain(empty).collect();
+    startup.sort();
+    startup
+}

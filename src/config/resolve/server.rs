@@ -1,0 +1,140 @@
+//! Servers: where they are, how they are reached, and how many connections they take.
+
+use std::net::Ipv6Addr;
+use std::path::Path;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::{MAX_CONNECTIONS, Resolver, name_mistake};
+use crate::config::file::{ServerAdminFile, ServerFile};
+use crate::config::outline::At;
+use crate::config::{Login, Server, ServerAddress, ServerTls, SslMode};
+use crate::id::ServerName;
+
+/// Longest path of a Unix socket (`sun_path`, with its final NUL).
+const MAX_SOCKET_PATH: usize = 107;
+
+impl Resolver<'_, '_> {
+    pub(super) fn servers(
+        &mut self,
+        files: &IndexMap<String, Option<ServerFile>>,
+    ) -> IndexMap<ServerName, Arc<Server>> {
+        let at = At::ROOT.key("servers");
+        let mut servers = IndexMap::with_capacity(files.len());
+        for (name, file) in files {
+            let at = at.key(&**name);
+            let server_name = self.name(&at, ServerName::new(name));
+            let server = file
+                .as_ref()
+                .and_then(|file| self.server(&at, server_name?, file));
+            if let Some(server) = server {
+                servers.insert(server.name.clone(), Arc::new(server));
+            }
+        }
+        servers
+    }
+
+    fn server(&mut self, at: &At<'_>, name: ServerName, file: &ServerFile) -> Option<Server> {
+        let port = self.count(&at.key("port"), file.port, usize::from(u16::MAX));
+        let port = port.and_then(|port| u16::try_from(port).ok());
+        let host = self.required(at, "host", file.host.as_deref());
+        let address = host
+            .zip(port)
+            .and_then(|(host, port)| self.server_address(at, host, port));
+        if let Some(ServerAddress::Unix { .. }) = address
+            && !matches!(file.sslmode, SslMode::Disable | SslMode::Prefer)
+        {
+            self.mistakes.add(
+                &at.key("sslmode"),
+                "a Unix socket has no TLS: must be disable",
+            );
+        }
+        let tls = self.server_tls(at, file);
+        let max_at = at.key("max_connections");
+        let max_connections = self.required(at, "max_connections", file.max_connections);
+        let max_connections = max_connections.and_then(|n| self.count(&max_at, n, MAX_CONNECTIONS));
+        if file.admin.is_some() && max_connections == Some(1) {
+            self.mistakes.add(
+                &max_at,
+                "must be at least 2, because the admin login takes one",
+            );
+        }
+        let admin = match &file.admin {
+            Some(admin) => Some(Arc::new(self.admin(&at.key("admin"), admin)?)),
+            None => None,
+        };
+        let admin_database = match &file.admin {
+            Some(admin) => admin.database.clone(),
+            None => ServerAdminFile::default().database,
+        };
+        Some(Server {
+            name,
+            address: address?,
+            tls: tls?,
+            max_connections: max_connections?,
+            admin,
+            admin_database,
+        })
+    }
+
+    fn server_address(&mut self, at: &At<'_>, host: &str, port: u16) -> Option<ServerAddress> {
+        let at = at.key("host");
+        if host.starts_with('/') {
+            let path = Path::new(host).join(format!(".s.PGSQL.{port}"));
+            if path.as_os_str().len() > MAX_SOCKET_PATH {
+                let message =
+                    format_args!("gives a socket path of more than {MAX_SOCKET_PATH} bytes");
+                self.mistakes.add(&at, message);
+                return None;
+            }
+            return Some(ServerAddress::Unix { path });
+        }
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|h| h.strip_suffix(']'))
+            .unwrap_or(host);
+        let is_name = !host.is_empty()
+            && host
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'));
+        if is_name || bare.parse::<Ipv6Addr>().is_ok() {
+            return Some(ServerAddress::Tcp {
+                host: bare.to_owned(),
+                port,
+            });
+        }
+        let message = "must be a host name, an IP address or the directory of a Unix socket, \
+                       without a port";
+        self.mistakes.add(&at, message);
+        None
+    }
+
+    fn server_tls(&mut self, at: &At<'_>, file: &ServerFile) -> Option<ServerTls> {
+        let root_cert_pem = match &file.root_cert {
+            Some(root) => Some(self.root_cert(&at.key("root_cert"), root)?),
+            None => None,
+        };
+        Some(ServerTls {
+            mode: file.sslmode,
+            root_cert_pem,
+        })
+    }
+
+    fn admin(&mut self, at: &At<'_>, file: &ServerAdminFile) -> Option<Login> {
+        if let Some(mistake) = name_mistake(&file.database) {
+            self.mistakes.add(&at.key("database"), mistake);
+        }
+        if let Some(password) = &file.password {
+            self.password(&at.key("password"), password);
+        }
+        let user = self.required(at, "user", file.user.clone())?;
+        if let Some(mistake) = name_mistake(&user) {
+            self.mistakes.add(&at.key("user"), mistake);
+        }
+        Some(Login {
+            user,
+            password: file.password.clone(),
+        })
+    }
+}

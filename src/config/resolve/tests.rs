@@ -1,0 +1,1018 @@
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Pooling, Tier};
+
+const BASE: &str = "\
+listen: [{ address: 127.0.0.1:6432 }]
+http: { address: 127.0.0.1:9187 }
+identify: { by: [user, database] }
+limits: { clients: 10000 }
+servers:
+  s1: { host: 10.0.0.1, max_connections: 10 }
+  s2: { host: 10.0.0.2, max_connections: 10 }
+placements:
+  free:
+    { tier: pool, server: s1, database: app, login: { user: app, password: x }, context: { app.t: '{tenant}' } }
+  spread:
+    { tier: pool, servers: [s1, s2], database: wide, login: { user: app }, context: { app.t: '{tenant}' } }
+  pro:
+    { tier: schema, server: s1, database: app, schema: 't_{tenant}', login: { user: 't_{tenant}' } }
+  own:
+    { tier: database, server: s1, database: 'db_{tenant}', login: { user: 'db_{tenant}' } }
+  box:
+    { tier: instance, server: s2, database: app, login: { user: app } }
+tenants:
+  f1: { placement: free, users: { app: { password: f1 } } }
+  f2: { placement: free, users: { app: { password: f2 } } }
+  w1: { placement: spread, users: { app: { password: w1 } } }
+  p1: { placement: pro, users: { app: { password: p1 } } }
+  p2: { placement: pro, users: { app: { password: p2 } } }
+  o1: { placement: own, users: { app: { password: o1 } } }
+  o2: { placement: own, users: { app: { password: o2 } } }
+  b1: { placement: box, users: { app: { password: b1 } } }
+";
+
+fn resolve(text: &str) -> Result<Config, Vec<String>> {
+    let result = load_text(text, Path::new("/nonexistent"), &|_| None);
+    result.map_err(|mistakes| mistakes.iter().map(ToString::to_string).collect())
+}
+
+/// The base with each `from` replaced by its `to`.
+fn changed(changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(BASE.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replacen(from, to, 1)
+    })
+}
+
+fn route<'c>(config: &'c Config, tenant: &str) -> &'c crate::config::Route {
+    &config.tenants[tenant].route
+}
+
+fn pairs(list: &[(String, String)]) -> Vec<(&str, &str)> {
+    list.iter()
+        .map(|(name, value)| (&**name, &**value))
+        .collect()
+}
+
+#[test]
+fn each_tier_gives_the_route_that_its_isolation_needs() {
+    let config = resolve(BASE).unwrap();
+    let pinned = [
+        ("row_security", "on"),
+        ("standard_conforming_strings", "on"),
+    ];
+
+    let free = route(&config, "f1");
+    assert_eq!(
+        (free.pool.server.as_str(), &*free.pool.database),
+        ("s1", "app")
+    );
+    assert_eq!(pairs(&free.context), [("app.t", "f1")]);
+    assert_eq!(
+        pairs(&free.pool.startup),
+        [("app.t", ""), pinned[0], pinned[1]]
+    );
+    assert_eq!(free.pool, route(&config, "f2").pool);
+    assert!(Arc::ptr_eq(
+        &free.pool.login,
+        &route(&config, "f2").pool.login
+    ));
+    assert_eq!(
+        (free.placement.tier, free.placement.tenants),
+        (Tier::Pool, 2)
+    );
+
+    let pro = route(&config, "p1");
+    assert_eq!(
+        (pro.schema.as_deref(), &*pro.pool.login.user),
+        (Some("t_p1"), "t_p1")
+    );
+    assert_eq!(
+        pairs(&pro.pool.startup),
+        [pinned[0], pinned[1], ("search_path", "t_p1")]
+    );
+
+    let own = route(&config, "o1");
+    assert_eq!(
+        (&*own.pool.database, &*own.pool.login.user),
+        ("db_o1", "db_o1")
+    );
+    assert_eq!(pairs(&own.pool.startup), pinned);
+
+    let instance = route(&config, "b1");
+    assert_eq!(instance.pool.server.as_str(), "s2");
+    assert_eq!(instance.pooling, Pooling::Transaction);
+}
+
+#[test]
+fn a_mistake_names_its_setting_and_line() {
+    for (from, to, mistake) in [
+        (
+            "127.0.0.1:6432",
+            "localhost:6432",
+            "line 1: listen[0].address: must be an IP address and a port, such as 127.0.0.1:6432 or [::1]:6432",
+        ),
+        (
+            "127.0.0.1:6432 }",
+            "127.0.0.1:6432 }, { address: 127.0.0.1:6432 }",
+            "line 1: listen[1].address: is given twice, first in listen[0]",
+        ),
+        (
+            "[{ address: 127.0.0.1:6432 }]",
+            "[]",
+            "line 1: listen: needs at least one address",
+        ),
+        (
+            "address: 127.0.0.1:6432",
+            "tls: { cert: c, key: k }, address: 127.0.0.1:6432",
+            "line 1: listen[0].tls.cert: cannot read /nonexistent/c: No such file or directory (os error 2)",
+        ),
+        (
+            "address: 127.0.0.1:6432",
+            "tls: {}, address: 127.0.0.1:6432",
+            "line 1: listen[0].tls.cert: is required",
+        ),
+        (
+            "9187",
+            "6432",
+            "line 2: http.address: is also the address of listen[0]",
+        ),
+        (
+            "{ address: 127.0.0.1:9187 }",
+            "{}",
+            "line 2: http.address: is required",
+        ),
+        (
+            "http:",
+            "workers: 0\nhttp:",
+            "line 2: workers: must be at least 1",
+        ),
+        (
+            "http:",
+            "workers: 1025\nhttp:",
+            "line 2: workers: must be at most 1024",
+        ),
+        (
+            "http:",
+            "admin: {}\nhttp:",
+            "line 2: admin.users: needs at least one user",
+        ),
+        (
+            "http:",
+            "admin: { users: { a: {} } }\nhttp:",
+            "line 2: admin.users.a: needs exactly one of scram and password",
+        ),
+        (
+            "http:",
+            "log: { filter: 'a=b=c' }\nhttp:",
+            "line 2: log.filter: is not a log filter: error parsing level filter: expected one of \"off\", \"error\", \"warn\", \"info\", \"debug\", \"trace\", or a number 0-5",
+        ),
+        (
+            "http:",
+            "log: { filter: '' }\nhttp:",
+            "line 2: log.filter: must not be empty",
+        ),
+        (
+            "[user, database]",
+            "[]",
+            "line 3: identify.by: needs at least one of user, database, sni, options",
+        ),
+        (
+            "[user, database]",
+            "[sni]",
+            "line 3: identify.sni_suffix: is required with sni in identify.by",
+        ),
+        (
+            "[user, database]",
+            "[user], sni_suffix: .db",
+            "line 3: identify.sni_suffix: has no effect without sni in identify.by",
+        ),
+        (
+            "[user, database]",
+            "[sni], sni_suffix: db.example",
+            "line 3: identify.sni_suffix: must be a domain with a dot before it: .db.example.com",
+        ),
+        (
+            "[user, database]",
+            "[user], user_separator: '::'",
+            "line 3: identify.user_separator: must be one character",
+        ),
+        (
+            "[user, database]",
+            "[user], user_separator: '-'",
+            "line 3: identify.user_separator: must not be a character that the name of a tenant may hold",
+        ),
+        (
+            "clients: 10000",
+            "clients: 0",
+            "line 4: limits.clients: must be at least 1",
+        ),
+        (
+            "s1: { host: 10.0.0.1, ",
+            "s1: { ",
+            "line 6: servers.s1.host: is required",
+        ),
+        (
+            "10.0.0.1",
+            "10.0.0.1:5432",
+            "line 6: servers.s1.host: must be a host name, an IP address or the directory of a Unix socket, without a port",
+        ),
+        (
+            "10.0.0.1",
+            "''",
+            "line 6: servers.s1.host: must be a host name, an IP address or the directory of a Unix socket, without a port",
+        ),
+        (
+            "10.0.0.1,",
+            "10.0.0.1, port: 0,",
+            "line 6: servers.s1.port: must be at least 1",
+        ),
+        (
+            "10.0.0.1,",
+            "10.0.0.1, port: 65536,",
+            "line 6: servers.s1.port: must be at most 65535",
+        ),
+        (
+            "10.0.0.1,",
+            "/run, sslmode: require,",
+            "line 6: servers.s1.sslmode: a Unix socket has no TLS: must be disable",
+        ),
+        (
+            "10.0.0.1,",
+            "10.0.0.1, root_cert: ca,",
+            "line 6: servers.s1.root_cert: cannot read /nonexistent/ca: No such file or directory (os error 2)",
+        ),
+        (
+            "10.0.0.1, max_connections: 10",
+            "10.0.0.1",
+            "line 6: servers.s1.max_connections: is required",
+        ),
+        (
+            "max_connections: 10",
+            "max_connections: 0",
+            "line 6: servers.s1.max_connections: must be at least 1",
+        ),
+        (
+            "max_connections: 10",
+            "max_connections: 1, admin: { user: root }",
+            "line 6: servers.s1.max_connections: must be at least 2, because the admin login takes one",
+        ),
+        (
+            "max_connections: 10",
+            "max_connections: 10, admin: {}",
+            "line 6: servers.s1.admin.user: is required",
+        ),
+        (
+            "max_connections: 10",
+            "max_connections: 10, admin: { user: a, password: '' }",
+            "line 6: servers.s1.admin.password: must not be empty",
+        ),
+        (
+            "s2: {",
+            "s.3: { host: x, max_connections: 1 }\n  s2: {",
+            "line 7: servers.s.3: the name may hold only letters, digits, '_' and '-', and not '.'",
+        ),
+        (
+            "tier: pool, server: s1",
+            "tier: pool, server: s9",
+            "line 10: placements.free.server: there is no server \"s9\"",
+        ),
+        (
+            "tier: pool, server: s1",
+            "tier: pool",
+            "line 9: placements.free: needs exactly one of server and servers",
+        ),
+        (
+            "tier: pool, server: s1",
+            "tier: pool, server: s1, servers: [s1]",
+            "line 9: placements.free: needs exactly one of server and servers",
+        ),
+        (
+            "tier: pool, server: s1",
+            "tier: pool, server: s1, shard_map: { f1: s1 }",
+            "line 10: placements.free.shard_map: has no effect without servers",
+        ),
+        (
+            "[s1, s2]",
+            "[]",
+            "line 12: placements.spread.servers: needs at least one server",
+        ),
+        (
+            "[s1, s2]",
+            "[s1, s1]",
+            "line 12: placements.spread.servers[1]: is given twice",
+        ),
+        (
+            "[s1, s2]",
+            "[s1, s9]",
+            "line 12: placements.spread.servers[1]: there is no server \"s9\"",
+        ),
+        (
+            "[s1, s2]",
+            "[s1], shard_map: { w1: s2 }",
+            "line 12: placements.spread.shard_map.w1: \"s2\" is not one of the placement's servers",
+        ),
+        (
+            "[s1, s2]",
+            "[s1], shard_map: { w9: s1 }",
+            "line 12: placements.spread.shard_map.w9: there is no such tenant",
+        ),
+        (
+            "{ tier: pool, server: s1",
+            "{ server: s1",
+            "line 9: placements.free.tier: is required",
+        ),
+        (
+            "database: app, login",
+            "login",
+            "line 9: placements.free.database: is required",
+        ),
+        (
+            "login: { user: app, password: x }, ",
+            "",
+            "line 9: placements.free.login: is required",
+        ),
+        (
+            "{ user: app, password: x }",
+            "{ password: x }",
+            "line 10: placements.free.login.user: is required",
+        ),
+        (
+            "{ user: app, password: x }",
+            "{ user: app, password: x, password_file: y }",
+            "line 10: placements.free.login: needs only one of password and password_file",
+        ),
+        (
+            "{ user: app, password: x }",
+            "{ user: app, password_file: y }",
+            "line 10: placements.free.login.password_file: /nonexistent/y: No such file or directory (os error 2)",
+        ),
+        (
+            "{ user: app, password: x }",
+            "{ user: 'a{', password: x }",
+            "line 10: placements.free.login.user: has a '{' without a '}' (a brace itself is written '{{')",
+        ),
+        (
+            ", context: { app.t: '{tenant}' } }",
+            " }",
+            "line 9: placements.free.context: is required in tier pool: without it nothing tells tenants apart",
+        ),
+        (
+            "app.t:",
+            "search_path:",
+            "line 10: placements.free.context.search_path: must be a variable of an application, such as app.tenant_id: names of letters, digits and '_', with a dot between them",
+        ),
+        (
+            "app.t:",
+            "app.:",
+            "line 10: placements.free.context.app.: must be a variable of an application, such as app.tenant_id: names of letters, digits and '_', with a dot between them",
+        ),
+        (
+            "app.t:",
+            "App.T: x, app.t:",
+            "line 10: placements.free.context.app.t: is given twice: upper and lower case are the same",
+        ),
+        (
+            "tier: pool,",
+            "tier: pool, schema: x,",
+            "line 10: placements.free.schema: has no meaning in tier pool, only in tier schema",
+        ),
+        (
+            "schema: 't_{tenant}', ",
+            "",
+            "line 13: placements.pro.schema: is required in tier schema",
+        ),
+        (
+            "tier: pool,",
+            "tier: pool, pool: { size: 0 },",
+            "line 10: placements.free.pool.size: must be at least 1",
+        ),
+        (
+            "tier: pool,",
+            "tier: pool, limits: { clients: 0 },",
+            "line 10: placements.free.limits.clients: must be at least 1",
+        ),
+        (
+            "tenants:\n",
+            "tenants:\n  -t: { placement: free, users: { a: { password: b } } }\n",
+            "line 20: tenants.-t: the name must begin with a letter or a digit",
+        ),
+        (
+            "f1: { placement: free",
+            "f1: { placement: fre",
+            "line 20: tenants.f1.placement: there is no placement \"fre\"",
+        ),
+        (
+            "f1: { placement: free, ",
+            "f1: { ",
+            "line 20: tenants.f1.placement: is required",
+        ),
+        (
+            "users: { app: { password: f1 } }",
+            "users: {}",
+            "line 20: tenants.f1.users: needs at least one user",
+        ),
+        (
+            ", users: { app: { password: f1 } }",
+            "",
+            "line 20: tenants.f1.users: needs at least one user",
+        ),
+        (
+            "password: f1",
+            "password: ''",
+            "line 20: tenants.f1.users.app.password: must not be empty",
+        ),
+        (
+            "password: f1",
+            "password: \"a\\0b\"",
+            "line 20: tenants.f1.users.app.password: must not hold a NUL",
+        ),
+        (
+            "password: f1",
+            "password: f1, scram: x",
+            "line 20: tenants.f1.users.app: needs exactly one of scram and password",
+        ),
+        (
+            "password: f1",
+            "scram: md5abc",
+            "line 20: tenants.f1.users.app.scram: must be a verifier, SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey> (`pgtenant hash-password` makes one)",
+        ),
+        (
+            "app: { password: f1",
+            "a.b: { password: f1",
+            "line 20: tenants.f1.users.a.b: must not hold '.', which is identify.user_separator",
+        ),
+        (
+            "app: { password: f1",
+            "\"a\\0\": { password: f1",
+            "line 20: tenants.f1.users.a\0: must not hold '\\0'",
+        ),
+        (
+            "app: { password: f1",
+            "'': { password: f1",
+            "line 20: tenants.f1.users.: a user's name must not be empty",
+        ),
+        (
+            "f1: { ",
+            "f1: { server: s2, ",
+            "line 20: tenants.f1.server: \"s2\" is not a server of placement free",
+        ),
+        (
+            "f1: { ",
+            "f1: { attributes: { tenant: x }, ",
+            "line 20: tenants.f1.attributes.tenant: is the tenant's id and cannot be changed",
+        ),
+        (
+            "f1: { ",
+            "f1: { attributes: { 'a b': x }, ",
+            "line 20: tenants.f1.attributes.a b: the name must be letters, digits, '_' and '-'",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { active: 0 }, ",
+            "line 20: tenants.f1.limits.active: must be at least 1",
+        ),
+    ] {
+        let found = resolve(&changed(&[(from, to)])).expect_err(to);
+        assert_eq!(
+            found.first().map(|m| &**m),
+            Some(mistake),
+            "{from} → {to}: {found:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_a_template_gives_is_checked_at_the_tenant() {
+    for (from, to, mistake) in [
+        (
+            "app.t: '{tenant}'",
+            "app.t: '{tenant}', app.r: '{region}'",
+            "line 20: tenants.f1: has no attribute \"region\", which placements.free.context.app.r asks for",
+        ),
+        (
+            "app.t: '{tenant}'",
+            "app.t: '{tenant}', app.r: ''",
+            "line 20: tenants.f1: placements.free.context.app.r gives \"\": must not be empty",
+        ),
+        (
+            "app.t: '{tenant}'",
+            "app.t: '{tenant}', app.r: ä",
+            "line 20: tenants.f1: placements.free.context.app.r gives \"ä\": must be printable ASCII",
+        ),
+        (
+            "database: app",
+            "database: ''",
+            "line 20: tenants.f1: placements.free.database gives \"\": must not be empty",
+        ),
+        (
+            "password: x",
+            "password: ''",
+            "line 20: tenants.f1: placements.free.login.password must not be empty",
+        ),
+        (
+            "password: x",
+            "password_file: 'x/{tenant}'",
+            "line 20: tenants.f1: placements.free.login.password_file: /nonexistent/x/f1: No such file or directory (os error 2)",
+        ),
+        (
+            "'t_{tenant}', login",
+            "'pg_{tenant}', login",
+            "line 23: tenants.p1: placements.pro.schema gives \"pg_p1\": must not be a schema of the system",
+        ),
+        (
+            "'t_{tenant}', login",
+            "'$user', login",
+            "line 23: tenants.p1: placements.pro.schema gives \"$user\": must not be a schema of the system",
+        ),
+    ] {
+        let found = resolve(&changed(&[(from, to)])).expect_err(to);
+        assert_eq!(
+            found.first().map(|m| &**m),
+            Some(mistake),
+            "{from} → {to}: {found:#?}"
+        );
+    }
+    let long = "x".repeat(64);
+    let found = resolve(&changed(&[(
+        "'db_{tenant}', login",
+        &format!("{long}, login"),
+    )]));
+    assert!(found.unwrap_err()[0].ends_with("must be at most 63 bytes long"));
+    let long = format!("app.t: '{{tenant}}{}'", "x".repeat(1024));
+    let found = resolve(&changed(&[("app.t: '{tenant}'", &long)]));
+    assert!(found.unwrap_err()[0].ends_with("must be at most 1024 bytes long"));
+}
+
+#[test]
+fn two_tenants_in_one_place_are_a_mistake_wherever_the_tier_keeps_them_apart() {
+    for (changes, mistake) in [
+        (
+            &[("app.t: '{tenant}'", "app.t: x")][..],
+            "line 21: tenants.f2: has the same context as tenant f1, and would see its rows \
+             (is {tenant} missing in placements.free.context?)",
+        ),
+        (
+            &[("schema: 't_{tenant}'", "schema: x")],
+            "line 24: tenants.p2: has schema \"x\" in common with tenant p1 \
+             (is {tenant} missing in placements.pro.schema?)",
+        ),
+        (
+            &[("database: 'db_{tenant}'", "database: x")],
+            "line 26: tenants.o2: has database \"x\" of server s1 in common with tenant o1, and \
+             one of them must have it alone (is {tenant} missing in placements.own.database?)",
+        ),
+        (
+            &[("database: 'db_{tenant}'", "database: app")],
+            "line 25: tenants.o1: has database \"app\" of server s1 in common with tenant f1, and \
+             one of them must have it alone (is {tenant} missing in placements.own.database?)",
+        ),
+        (
+            &[("o2: { placement: own", "o2: { placement: box")],
+            "line 27: tenants.b1: has database \"app\" of server s2 in common with tenant o2, and \
+             one of them must have it alone (is {tenant} missing in placements.box.database?)",
+        ),
+        (
+            &[
+                ("o2: { placement: own", "o2: { placement: box"),
+                (
+                    "database: app, login: { user: app } }",
+                    "database: app, login: { user: app }, context: { a.b: c } }",
+                ),
+            ],
+            "line 27: tenants.b1: has the same context as tenant o2, and would see its rows \
+             (is {tenant} missing in placements.box.context?)",
+        ),
+    ] {
+        let found = resolve(&changed(changes)).expect_err(mistake);
+        assert_eq!(found.first().map(|m| &**m), Some(mistake), "{found:#?}");
+    }
+    let silo = changed(&[
+        ("o2: { placement: own", "o2: { placement: box"),
+        (
+            "database: app, login: { user: app } }",
+            "database: app, login: { user: app }, context: { a.b: '{tenant}' } }",
+        ),
+    ]);
+    assert!(resolve(&silo).is_ok());
+}
+
+#[test]
+fn the_same_values_in_another_order_of_variables_are_the_same_context() {
+    let found = resolve(&changed(&[
+        ("app.t: '{tenant}'", "app.a: x, app.b: '{tenant}'"),
+        (
+            "  spread:",
+            "  also:\n    { tier: pool, server: s1, database: app, login: { user: app, password: x }, context: { app.b: f1, APP.A: x } }\n  spread:",
+        ),
+        (
+            "tenants:\n",
+            "tenants:\n  again: { placement: also, users: { a: { password: b } } }\n",
+        ),
+    ]));
+    let found = found.unwrap_err();
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert!(
+        found[0].contains("tenants.f1: has the same context as tenant again"),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn placements_that_share_a_pool_must_agree_on_its_size() {
+    let found = resolve(&changed(&[
+        (
+            "  spread:",
+            "  also:\n    { tier: pool, server: s1, database: app, login: { user: app, password: x }, context: { app.t: 'x{tenant}' }, pool: { size: 3 } }\n  spread:",
+        ),
+        ("f2: { placement: free", "f2: { placement: also"),
+    ]));
+    assert_eq!(
+        found.unwrap_err(),
+        [
+            "line 12: placements.also.pool.size: must be 20 like that of placement free: they share \
+          server connections, because server, database, login and variables are the same"
+        ]
+    );
+}
+
+#[test]
+fn the_console_takes_the_name_of_its_database() {
+    let tenant = ("f1: {", "pgtenant: {");
+    assert!(resolve(&changed(&[tenant])).is_ok());
+    let console = (
+        "http:",
+        "admin: { users: { root: { password: x } } }\nhttp:",
+    );
+    let found = resolve(&changed(&[tenant, console])).unwrap_err();
+    assert_eq!(
+        found,
+        ["line 21: tenants.pgtenant: the name is taken by the database of the admin console"]
+    );
+}
+
+#[test]
+fn mistakes_in_several_sections_come_together_in_the_order_of_the_file() {
+    let found = resolve(&changed(&[
+        ("clients: 10000", "clients: 0"),
+        ("10.0.0.2", "''"),
+        ("tier: pool, server: s1", "tier: pool, server: s9"),
+        ("password: o2", "password: ''"),
+        ("placement: box", "placement: bux"),
+    ]));
+    let settings: Vec<String> = found
+        .unwrap_err()
+        .iter()
+        .map(|mistake| mistake.split(": ").nth(1).unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        settings,
+        [
+            "limits.clients",
+            "servers.s2.host",
+            "placements.free.server",
+            "tenants.o2.users.app.password",
+            "tenants.b1.placement",
+        ]
+    );
+}
+
+#[test]
+fn an_entry_with_a_mistake_is_not_reported_as_missing_too() {
+    let found = resolve(&changed(&[
+        (
+            "s1: { host: 10.0.0.1,",
+            "s1: { host: 10.0.0.1, sslmode: maybe,",
+        ),
+        ("tier: database", "tier: databas"),
+    ]));
+    assert_eq!(found.unwrap_err().len(), 2);
+}
+
+#[test]
+fn a_server_is_a_host_or_the_directory_of_a_socket() {
+    for (host, address) in [
+        ("db_1.example.com", "db_1.example.com:5432"),
+        ("'::1'", "[::1]:5432"),
+        ("'[::1]'", "[::1]:5432"),
+        ("/run/postgresql", "/run/postgresql/.s.PGSQL.5432"),
+    ] {
+        let config = resolve(&changed(&[("10.0.0.1", host)])).unwrap();
+        assert_eq!(config.servers["s1"].address.to_string(), address);
+    }
+    let long = format!("/{}", "x".repeat(100));
+    assert!(resolve(&changed(&[("10.0.0.1", &long)])).is_err());
+}
+
+#[test]
+fn a_pin_comes_before_the_map_and_the_map_before_the_hash() {
+    let server = |changes: &[(&str, &str)]| {
+        let config = resolve(&changed(changes)).unwrap();
+        route(&config, "w1").pool.server.to_string()
+    };
+    let hashed = server(&[]);
+    let other = if hashed == "s1" { "s2" } else { "s1" };
+    let map = format!("[s1, s2], shard_map: {{ w1: {other} }}");
+    assert_eq!(server(&[("[s1, s2]", &map)]), other);
+    let pin = format!("w1: {{ server: {hashed}, ");
+    assert_eq!(server(&[("[s1, s2]", &map), ("w1: { ", &pin)]), hashed);
+    assert_eq!(server(&[("[s1, s2]", "[s2, s1]")]), hashed);
+}
+
+fn servers(names: &[&str]) -> Vec<ServerName> {
+    names
+        .iter()
+        .map(|name| ServerName::new(name).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_server_of_a_tenant_never_changes_with_a_release() {
+    let three = servers(&["eu-1", "eu-2", "eu-3"]);
+    for (tenant, server) in [
+        ("umbrella", "eu-3"),
+        ("hooli", "eu-3"),
+        ("globex", "eu-2"),
+        ("initech", "eu-3"),
+        ("550e8400-e29b-41d4-a716-446655440000", "eu-3"),
+    ] {
+        let tenant = TenantId::new(tenant).unwrap();
+        let found = rendezvous(&three, &tenant).map(ServerName::as_str);
+        assert_eq!(found, Some(server), "{tenant}");
+    }
+    assert_eq!(rendezvous(&[], &TenantId::new("x").unwrap()), None);
+}
+
+#[test]
+fn a_new_server_takes_its_share_and_moves_nobody_else() {
+    let old = servers(&["a", "b", "c", "d"]);
+    let new = servers(&["e", "d", "c", "b", "a"]);
+    let mut moved = 0;
+    for i in 0..2000 {
+        let tenant = TenantId::new(&format!("t{i}")).unwrap();
+        let (before, after) = (rendezvous(&old, &tenant), rendezvous(&new, &tenant));
+        if before != after {
+            assert_eq!(after.map(ServerName::as_str), Some("e"));
+            moved += 1;
+        }
+    }
+    assert!(
+        (300..500).contains(&moved),
+        "one in five should move, not {moved} of 2000"
+    );
+}
+
+#[test]
+fn two_thousand_tenants_are_two_thousand_routes_over_few_pools() {
+    let mut text = BASE.to_owned();
+    for i in 0..2000 {
+        let placement = if i % 2 == 0 { "free" } else { "spread" };
+        text +=
+            &format!("  n{i}: {{ placement: {placement}, users: {{ a: {{ password: b }} }} }}\n");
+    }
+    let config = resolve(&text).unwrap();
+    assert_eq!(config.tenants.len(), 2008);
+    let pools: HashSet<_> = config.tenants.values().map(|t| &t.route.pool).collect();
+    // free, spread on two servers, two schemas, two databases, an instance.
+    assert_eq!(pools.len(), 8);
+    let logins: HashSet<_> = config
+        .tenants
+        .values()
+        .map(|t| Arc::as_ptr(&t.route.pool.login))
+        .collect();
+    assert_eq!(logins.len(), 6);
+
+    let broken = text.replace("password: b }", "password: '' }");
+    assert_eq!(resolve(&broken).unwrap_err().len(), 2000);
+}
+
+#[test]
+fn braces_from_the_environment_are_not_placeholders() {
+    let text = changed(&[("password: x", "password: \"${P}-{tenant}\"")]);
+    let config = load_text(&text, Path::new(""), &|_| Some("{p}".to_owned())).unwrap();
+    let password = route(&config, "f1").pool.login.password.clone();
+    assert_eq!(password, Some(Secret::new("{p}-f1".to_owned())));
+}
+
+#[test]
+fn passwords_come_from_files_without_their_last_newline() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = |file: &str| {
+        let text = changed(&[("password: x", &format!("password_file: '{file}'"))]);
+        load_text(&text, dir.path(), &|_| None)
+    };
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write("f1", "one\n");
+    write("f2", "two\r\n");
+    write("all", "{all} \n\n");
+    write("empty", "\n");
+    write("long", &"x".repeat(5000));
+    let password = |config: &Config, tenant| {
+        route(config, tenant)
+            .pool
+            .login
+            .password
+            .as_ref()
+            .unwrap()
+            .expose()
+            .to_owned()
+    };
+
+    let each = load("{tenant}").unwrap();
+    assert_eq!(
+        (password(&each, "f1"), password(&each, "f2")),
+        ("one".into(), "two".into())
+    );
+    let all = load("all").unwrap();
+    assert_eq!(password(&all, "f1"), "{all} \n");
+    for (file, why) in [
+        ("empty", "must not be empty"),
+        ("long", "is too long for a password"),
+    ] {
+        let mistakes = load(file).unwrap_err();
+        assert!(mistakes[0].message.ends_with(why), "{mistakes:?}");
+    }
+}
+
+#[test]
+fn certificates_must_load_and_fit_their_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let one = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let two = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    write("one.crt", &one.cert.pem());
+    write("one.key", &one.signing_key.serialize_pem());
+    write("two.key", &two.signing_key.serialize_pem());
+    write("text", "hello");
+    let load = |cert: &str, key: &str, root: &str| {
+        let tls =
+            format!("tls: {{ cert: {cert}, key: {key}, required: true }}, address: 127.0.0.1:6432");
+        let root = format!("10.0.0.1, root_cert: {root},");
+        let text = changed(&[("address: 127.0.0.1:6432", &tls), ("10.0.0.1,", &root)]);
+        load_text(&text, dir.path(), &|_| None)
+    };
+
+    let config = load("one.crt", "one.key", "one.crt").unwrap();
+    let tls = config.listen[0].tls.as_ref().unwrap();
+    assert!(tls.required && tls.cert_pem.starts_with(b"-----BEGIN"));
+    assert_eq!(tls.cert_file, dir.path().join("one.crt"));
+    assert!(config.servers["s1"].tls.root_cert_pem.is_some());
+
+    for (cert, key, root, path) in [
+        ("one.crt", "two.key", "one.crt", "listen[0].tls"),
+        ("text", "one.key", "one.crt", "listen[0].tls.cert"),
+        ("one.key", "one.key", "one.crt", "listen[0].tls.cert"),
+        ("one.crt", "one.crt", "one.crt", "listen[0].tls.key"),
+        ("one.crt", "one.key", "text", "servers.s1.root_cert"),
+    ] {
+        let mistakes = load(cert, key, root).unwrap_err();
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert_eq!(mistakes[0].path, path, "{mistakes:?}");
+    }
+}
+
+fn config_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config")
+}
+
+#[test]
+fn every_file_in_the_config_directory_loads() {
+    let mut loaded = 0;
+    for entry in std::fs::read_dir(config_dir()).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "yaml")
+        {
+            load(&path).unwrap_or_else(|mistakes| panic!("{}: {mistakes:#?}", path.display()));
+            loaded += 1;
+        }
+    }
+    assert!(loaded >= 2);
+}
+
+fn reference() -> String {
+    std::fs::read_to_string(config_dir().join("pgtenant.yaml")).unwrap()
+}
+
+#[test]
+fn the_minimal_file_is_minimal() {
+    let text = std::fs::read_to_string(config_dir().join("minimal.yaml")).unwrap();
+    assert!(text.lines().count() <= 10);
+}
+
+#[test]
+fn the_defaults_are_those_that_the_reference_file_shows() {
+    let text = reference();
+    let load = |text: &str| load_text(text, &config_dir(), &|_| None).unwrap();
+    let with_defaults_left_out: String = {
+        let default_sections = ["listen:", "log:", "identify:", "limits:", "timeouts:"];
+        let default_lines = [
+            "    port: 5432",
+            "    sslmode: prefer ",
+            "    pooling: transaction ",
+            "    pool: {",
+        ];
+        let mut left_out = false;
+        let mut removed = 0;
+        let kept: Vec<&str> = text
+            .lines()
+            .filter(|line| {
+                if line.starts_with(|c: char| c.is_ascii_alphabetic()) {
+                    left_out = default_sections
+                        .iter()
+                        .any(|section| line.starts_with(section));
+                }
+                let remove = left_out
+                    || default_lines
+                        .iter()
+                        .any(|default| line.starts_with(default));
+                removed += usize::from(remove);
+                !remove
+            })
+            .collect();
+        assert!(removed > 20, "{removed} lines");
+        kept.join("\n")
+    };
+    assert_eq!(load(&text), load(&with_defaults_left_out));
+
+    let timeouts = load(&text).timeouts;
+    assert_eq!(timeouts.login, Duration::from_secs(15));
+    assert_eq!(timeouts.server_lifetime, Duration::from_secs(3600));
+}
+
+#[test]
+fn every_setting_that_is_commented_out_in_the_reference_file_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    for (name, text) in [
+        ("server.crt", pair.cert.pem()),
+        ("server.key", pair.signing_key.serialize_pem()),
+        ("ca.crt", pair.cert.pem()),
+    ] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let mut settings = 0;
+    let lines: Vec<String> = reference()
+        .lines()
+        .map(|line| {
+            let Some(setting) = line.trim_start().strip_prefix("# ") else {
+                return line.to_owned();
+            };
+            let key = setting.trim_start().split(':').next().unwrap_or_default();
+            let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            if !is_key || !setting.contains(':') || !line.starts_with(' ') {
+                return line.to_owned();
+            }
+            settings += 1;
+            line.replacen("# ", "", 1)
+        })
+        .collect();
+    assert_eq!(settings, 10);
+    let text = lines
+        .join("\n")
+        .replace("by: [user, database]", "by: [user, database, sni, options]");
+    let config = load_text(&text, dir.path(), &|name| Some(name.to_lowercase())).unwrap();
+    assert_eq!(config.identify.by_sni.as_deref(), Some(".db.example.com"));
+    assert!(config.listen[0].tls.is_some());
+    let shared = &config.servers["shared"];
+    assert!(shared.admin.is_some() && shared.tls.root_cert_pem.is_some());
+}
+
+#[test]
+fn a_file_that_is_not_text_is_a_mistake_with_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("broken.yaml");
+    std::fs::write(&path, b"workers: 1\nlog: \xff\n").unwrap();
+    let mistakes = load(&path).unwrap_err();
+    assert_eq!(
+        (mistakes[0].line, &*mistakes[0].message),
+        (Some(2), "is not UTF-8")
+    );
+}
+
+#[test]
+fn an_empty_file_is_a_mistake() {
+    for text in ["", "~", "# nothing\n"] {
+        assert_eq!(resolve(text).unwrap_err(), ["the file is empty"]);
+    }
+}
+
+#[test]
+fn no_secret_shows_in_a_debug_print_or_a_mistake() {
+    let config = load_text(BASE, Path::new(""), &|_| None).unwrap();
+    let text = format!("{:?}", config.tenants["f1"].route.pool.login);
+    assert_eq!(text, "Login { user: \"app\", password: Some(***) }");
+
+    let text = changed(&[
+        ("login: { user: app, password: x }", "login: hunter2"),
+        ("{ password: f1 }", "hunter2"),
+        ("{ password: f2 }", "{ scram: hunter2 }"),
+        ("{ password: p1 }", "[hunter2]"),
+    ]);
+    let found = resolve(&text).unwrap_err();
+    assert_eq!(found.len(), 4);
+    assert!(!found.join("\n").contains("hunter2"), "{found:#?}");
+}
