@@ -2,23 +2,26 @@
 //! proxies can run in one process.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use crate::auth::Verifiers;
 use crate::backend::instance::{Instance, Pool};
-use crate::config::{Config, Route};
+use crate::client::ClientHandle;
+use crate::config::{self, Config, Mistake, Route};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::client::ClientHandle;
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
 use crate::protocol::startup::CancelKey;
 use crate::tenant::state::TenantState;
+use crate::tls::Door;
 
 pub struct App {
     config: ArcSwap<Config>,
@@ -33,7 +36,11 @@ pub struct App {
     next_client: AtomicU64,
     /// Connections of clients, logged in or not.
     connections: AtomicUsize,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
+    /// What each main port offers.
+    doors: ArcSwap<Vec<Arc<Door>>>,
+    /// What a reload reads again.
+    config_path: Option<PathBuf>,
     pub verifiers: Verifiers,
     pub metrics: ProxyMetrics,
     pub started: Instant,
@@ -60,9 +67,14 @@ impl Drop for Counted {
 }
 
 impl App {
-    pub fn new(config: Config, workers: Vec<Handle>) -> Arc<Self> {
+    /// # Errors
+    /// TLS settings of a main port that cannot be used.
+    pub fn new(
+        config: Config,
+        config_path: Option<PathBuf>,
+        workers: Vec<Handle>,
+    ) -> Result<Arc<Self>> {
         let app = Arc::new(Self {
-            config: ArcSwap::from_pointee(config),
             workers,
             next_worker: AtomicUsize::new(0),
             instances: ArcSwap::default(),
@@ -71,14 +83,17 @@ impl App {
             clients: DashMap::new(),
             next_client: AtomicU64::new(1),
             connections: AtomicUsize::new(0),
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
+            doors: ArcSwap::from_pointee(doors(&config)?),
+            config: ArcSwap::from_pointee(config),
+            config_path,
             verifiers: Verifiers::new(),
             metrics: ProxyMetrics::default(),
             started: Instant::now(),
             reloading: Mutex::default(),
         });
         app.arrange(&app.config());
-        app
+        Ok(app)
     }
 
     pub fn config(&self) -> Arc<Config> {
@@ -127,36 +142,93 @@ impl App {
                 (name.clone(), instance)
             })
             .collect::<HashMap<_, _>>();
-        for (name, gone) in old.iter().filter(|(name, _)| !instances.contains_key(*name)) {
+        for (name, gone) in old
+            .iter()
+            .filter(|(name, _)| !instances.contains_key(*name))
+        {
             tracing::info!(server = %name, "server removed");
             gone.retire_pools(|_| true);
         }
         self.instances.store(Arc::new(instances));
     }
 
-    /// Puts a new config in force: `what changed` and nothing else is touched.
+    /// Reads the config file again and puts it in force.
     ///
-    /// Order of operations: the instances first, so that whoever sees the new tenants finds their
-    /// servers; then the config; then the limits; then the pools that nobody routes to any more are
-    /// closed; last every client is asked whether it may go on.
-    pub fn reload(&self, new: Config) {
-        let _one = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+    /// # Errors
+    /// Every mistake in it; then nothing has changed.
+    pub fn reload_file(&self) -> Result<(), Vec<Mistake>> {
+        let mistake = |message: String| {
+            vec![Mistake {
+                path: String::new(),
+                line: None,
+                message,
+            }]
+        };
+        let path = self.config_path.as_ref();
+        let reloaded = path
+            .ok_or_else(|| mistake("the proxy was not started from a file".to_owned()))
+            .and_then(|path| config::load(path))
+            .and_then(|config| self.reload(config).map_err(|e| mistake(e.to_string())));
+        if let Err(mistakes) = &reloaded {
+            self.metrics.failed_reloads.add(1);
+            for mistake in mistakes {
+                tracing::error!(%mistake, "config not reloaded");
+            }
+        }
+        reloaded
+    }
+
+    /// Puts a new config in force: what changed, and nothing else, is touched.
+    ///
+    /// Order of operations: all that can fail is built first. Then the instances, so that whoever sees
+    /// the new tenants finds their servers; the config; the limits; the pools that nobody routes
+    /// to any more are closed; last every client is asked whether it may go on.
+    ///
+    /// # Errors
+    /// TLS settings of a main port that cannot be used; then nothing has changed.
+    pub fn reload(&self, new: Config) -> Result<()> {
+        let _one = self
+            .reloading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let old = self.config();
-        let diff = crate::config::diff::diff(&old, &new);
+        let diff = config::diff::diff(&old, &new);
+        let doors = doors(&new)?;
         self.arrange(&new);
         let new = Arc::new(new);
         self.config.store(new.clone());
+        if diff.listen_tls_changed {
+            self.doors.store(Arc::new(doors));
+        }
         for tenant in &self.tenants {
             if let Some(known) = new.tenants.get(tenant.key()) {
                 tenant.set_limits(known.limits);
             }
         }
         for instance in self.instances().values() {
-            instance.retire_pools(|key| diff.removed_pools.contains(key));
+            instance.retire_pools(|key| diff.pools_removed.contains(key));
         }
         self.metrics.reloads.add(1);
         self.call_clients();
-        tracing::info!(%diff, "config reloaded");
+        for setting in &diff.needs_restart {
+            tracing::warn!(setting, "this change needs a restart");
+        }
+        tracing::info!(
+            tenants_added = diff.tenants_added.len(),
+            tenants_removed = diff.tenants_removed.len(),
+            tenants_moved = diff.tenants_moved.len(),
+            servers_added = diff.servers_added.len(),
+            servers_removed = diff.servers_removed.len(),
+            servers_changed = diff.servers_changed.len(),
+            pools_removed = diff.pools_removed.len(),
+            "config reloaded"
+        );
+        Ok(())
+    }
+
+    /// What the main port at this position of the config offers.
+    pub fn door(&self, position: usize) -> Option<Arc<Door>> {
+        self.doors.load().get(position).cloned()
     }
 
     // ---- tenants ----
@@ -170,19 +242,28 @@ impl App {
         if let Some(tenant) = self.config.load().tenants.get(id) {
             state.set_limits(tenant.limits);
         }
-        self.tenants.entry(id.clone()).or_insert_with(|| Arc::new(state)).clone()
+        self.tenants
+            .entry(id.clone())
+            .or_insert_with(|| Arc::new(state))
+            .clone()
     }
 
     /// Tenants that have been seen since the start, by name.
     pub fn seen_tenants(&self) -> Vec<Arc<TenantState>> {
-        let mut tenants: Vec<_> = self.tenants.iter().map(|entry| entry.value().clone()).collect();
+        let mut tenants: Vec<_> = self
+            .tenants
+            .iter()
+            .map(|entry| entry.value().clone())
+            .collect();
         tenants.sort_by(|a, b| a.id.cmp(&b.id));
         tenants
     }
 
     /// Clients of a placement, over all its tenants.
     pub fn placement_clients(&self, name: &PlacementName) -> usize {
-        self.placements.get(name).map_or(0, |count| count.load(Ordering::Relaxed))
+        self.placements
+            .get(name)
+            .map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     // ---- clients ----
@@ -195,10 +276,16 @@ impl App {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(self.clone(), Which::Connection);
         if self.is_draining() {
-            return Err(Error::new(Kind::CannotConnectNow, "the proxy is shutting down"));
+            return Err(Error::new(
+                Kind::CannotConnectNow,
+                "the proxy is shutting down",
+            ));
         }
         if before >= self.config.load().max_clients {
-            return Err(Error::new(Kind::TooManyConnections, "sorry, too many clients already"));
+            return Err(Error::new(
+                Kind::TooManyConnections,
+                "sorry, too many clients already",
+            ));
         }
         Ok(counted)
     }
@@ -233,7 +320,10 @@ impl App {
 
     pub fn register(self: &Arc<Self>, client: Arc<ClientHandle>) -> Registered {
         self.clients.insert(client.key.clone(), client.clone());
-        Registered { app: self.clone(), client }
+        Registered {
+            app: self.clone(),
+            client,
+        }
     }
 
     /// The client that cancels with `key`.
@@ -248,7 +338,11 @@ impl App {
 
     /// Every client, oldest first.
     pub fn clients(&self) -> Vec<Arc<ClientHandle>> {
-        let mut clients: Vec<_> = self.clients.iter().map(|entry| entry.value().clone()).collect();
+        let mut clients: Vec<_> = self
+            .clients
+            .iter()
+            .map(|entry| entry.value().clone())
+            .collect();
         clients.sort_by_key(|client| client.id);
         clients
     }
@@ -260,19 +354,52 @@ impl App {
     // ---- the end ----
 
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        *self.draining.borrow()
+    }
+
+    /// Ready once the proxy takes no new clients.
+    ///
+    /// Cancel safe.
+    pub async fn draining(&self) {
+        let mut draining = self.draining.subscribe();
+        // The sender lives as long as self.
+        let _ = draining.wait_for(|draining| *draining).await;
     }
 
     /// Takes no new clients and ends the others at their next clean point.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.send_replace(true);
         self.call_clients();
+    }
+
+    /// Closes idle server connections and waits until the servers have let them go, or a few seconds.
+    pub async fn close_servers(&self) {
+        let instances = self.instances();
+        for instance in instances.values() {
+            instance.retire_pools(|_| true);
+        }
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while instances
+            .values()
+            .any(|instance| instance.connections() > 0)
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Ends every client wherever it is.
     pub fn kill_clients(&self) {
         self.clients.iter().for_each(|client| client.kill());
     }
+}
+
+fn doors(config: &Config) -> Result<Vec<Arc<Door>>> {
+    config
+        .listen
+        .iter()
+        .map(|listen| Door::new(listen).map(Arc::new))
+        .collect()
 }
 
 /// The error of a client whose tenant is no longer where it was.

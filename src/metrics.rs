@@ -136,7 +136,10 @@ mod tests {
             latency.record(Duration::from_micros(us));
         }
         let buckets = latency.buckets();
-        assert_eq!((buckets[0], buckets[1], buckets[13], buckets[14]), (2, 1, 1, 1));
+        assert_eq!(
+            (buckets[0], buckets[1], buckets[13], buckets[14]),
+            (2, 1, 1, 1)
+        );
         assert_eq!((latency.count(), latency.sum_us()), (5, 60_000_202));
     }
 

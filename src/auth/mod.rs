@@ -2,4 +2,4 @@
 
 mod scram;
 
-pub use scram::{Exchange, Offer, Verifiers};
+pub use scram::{Exchange, MAX_MESSAGE, Offer, Verifiers};

@@ -42,13 +42,20 @@ impl Offer {
                 auth.configure_certificate(pem).map(|()| auth)
             })
             .transpose()?;
-        Ok(Self { plain: ScramServerAuth::new(), bound })
+        Ok(Self {
+            plain: ScramServerAuth::new(),
+            bound,
+        })
     }
 
     /// Names of the mechanisms for a client, best first.
     pub fn mechanisms(&self, tls: bool) -> Vec<String> {
         let bound = (tls && self.bound.is_some()).then_some(PLUS);
-        bound.into_iter().chain([PLAIN]).map(str::to_owned).collect()
+        bound
+            .into_iter()
+            .chain([PLAIN])
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Begins the exchange with the client's first message, a SASLInitialResponse body. Returns what
@@ -56,7 +63,12 @@ impl Offer {
     ///
     /// # Errors
     /// 08P01 for a message that is not SCRAM, or a mechanism that was not offered.
-    pub fn begin(&self, tls: bool, body: &[u8], verifier: &ScramVerifier) -> Result<(String, Exchange)> {
+    pub fn begin(
+        &self,
+        tls: bool,
+        body: &[u8],
+        verifier: &ScramVerifier,
+    ) -> Result<(String, Exchange)> {
         let malformed = || Error::new(Kind::ProtocolViolation, "malformed SCRAM message");
         let (mechanism, rest) = crate::protocol::frame::split_cstr(body).ok_or_else(malformed)?;
         let (_, message) = rest.split_first_chunk::<4>().ok_or_else(malformed)?;
@@ -65,7 +77,12 @@ impl Offer {
             // A client that says it could bind, though binding was offered, was lied to on the way.
             (m, Some(bound)) if tls && m == PLAIN.as_bytes() => bound,
             (m, _) if m == PLAIN.as_bytes() => &self.plain,
-            _ => return Err(Error::new(Kind::ProtocolViolation, "client selected an invalid SASL authentication mechanism")),
+            _ => {
+                return Err(Error::new(
+                    Kind::ProtocolViolation,
+                    "client selected an invalid SASL authentication mechanism",
+                ));
+            }
         };
         if (mechanism == PLUS.as_bytes()) != message.starts_with(b"p=") {
             return Err(malformed());
@@ -109,12 +126,20 @@ impl Default for Verifiers {
 
 impl Verifiers {
     pub fn new() -> Self {
-        Self { derived: DashMap::new(), salt_key: rand::random() }
+        Self {
+            derived: DashMap::new(),
+            salt_key: rand::random(),
+        }
     }
 
     /// What to check a login against. Takes a millisecond of CPU for a password seen for the first
     /// time; call it where that does not stop others.
-    pub fn verifier(&self, tenant: &str, user: &str, credential: Option<&Arc<Credential>>) -> ScramVerifier {
+    pub fn verifier(
+        &self,
+        tenant: &str,
+        user: &str,
+        credential: Option<&Arc<Credential>>,
+    ) -> ScramVerifier {
         let password = match credential.map(|credential| &**credential) {
             Some(Credential::Verifier(verifier)) => return verifier.clone(),
             Some(Credential::Password(password)) => password,
@@ -127,13 +152,19 @@ impl Verifiers {
             return known.1.clone();
         }
         let verifier = derive(password, &self.salt(tenant, user));
-        self.derived.insert(key, (password.clone(), verifier.clone()));
+        self.derived
+            .insert(key, (password.clone(), verifier.clone()));
         verifier
     }
 
     fn salt(&self, tenant: &str, user: &str) -> Vec<u8> {
         let mut hash = Sha256::new();
-        for part in [&self.salt_key[..], tenant.as_bytes(), b"\0", user.as_bytes()] {
+        for part in [
+            &self.salt_key[..],
+            tenant.as_bytes(),
+            b"\0",
+            user.as_bytes(),
+        ] {
             hash.update(part);
         }
         hash.finalize()[..16].to_vec()
@@ -153,9 +184,14 @@ impl Verifiers {
 
 fn derive(password: &Secret, salt: &[u8]) -> ScramVerifier {
     let salted = gen_salted_password(password.expose(), salt, SCRAM_ITERATIONS);
-    let secret = ScramSecret::verifier_from_salted_password(salt.to_vec(), salted, SCRAM_ITERATIONS);
+    let secret =
+        ScramSecret::verifier_from_salted_password(salt.to_vec(), salted, SCRAM_ITERATIONS);
     let (stored_key, server_key) = match secret {
-        ScramSecret::Verifier { stored_key, server_key, .. } => (stored_key, server_key),
+        ScramSecret::Verifier {
+            stored_key,
+            server_key,
+            ..
+        } => (stored_key, server_key),
         // Not what the constructor makes; no proof fits an empty key.
         ScramSecret::SaltedPassword { .. } => Default::default(),
     };
@@ -204,7 +240,10 @@ mod tests {
     fn an_unknown_user_has_the_same_salt_every_time_as_a_known_one_has() {
         let verifiers = Verifiers::new();
         let mock = |user| verifiers.verifier("x", user, None);
-        assert_eq!((mock("a").salt, mock("a").iterations), (mock("a").salt, 4096));
+        assert_eq!(
+            (mock("a").salt, mock("a").iterations),
+            (mock("a").salt, 4096)
+        );
         assert_ne!(mock("a").salt, mock("b").salt);
         assert_eq!(mock("a").salt.len(), 16);
     }

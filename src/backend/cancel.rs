@@ -42,7 +42,12 @@ struct State {
 
 impl Fence {
     pub fn new(server: Arc<Server>, key: CancelKey) -> Self {
-        Self { server, key, state: Mutex::default(), changed: Notify::new() }
+        Self {
+            server,
+            key,
+            state: Mutex::default(),
+            changed: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,7 +103,10 @@ impl Fence {
         // The request goes on if whoever asked for it does not stay to see its end.
         let fence = self.clone();
         let sending = tokio::spawn(async move {
-            let mut guard = InFlight { fence: &fence, seen: false };
+            let mut guard = InFlight {
+                fence: &fence,
+                seen: false,
+            };
             let sent = tokio::time::timeout(deadline, fence.send()).await;
             guard.seen = matches!(sent, Ok(Ok(())));
             sent.unwrap_or_else(|_| Err(failed("timed out")))
@@ -110,7 +118,10 @@ impl Fence {
     /// Sends the request and waits until the server has closed the connection.
     async fn send(&self) -> Result<()> {
         let mut stream = connect::open(&self.server).await?;
-        stream.write_all(&self.key.request()).await.map_err(failed)?;
+        stream
+            .write_all(&self.key.request())
+            .await
+            .map_err(failed)?;
         stream.flush().await.map_err(failed)?;
         let mut rest = [0; 64];
         while let Ok(n) = stream.read(&mut rest).await

@@ -29,7 +29,11 @@ const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 const PROTOCOL_3_0: [u8; 4] = [0, 3, 0, 0];
 
 fn failed(cause: impl std::fmt::Display) -> Error {
-    Error::new(Kind::ConnectionFailure, "could not connect to the tenant's server").caused_by(cause)
+    Error::new(
+        Kind::ConnectionFailure,
+        "could not connect to the tenant's server",
+    )
+    .caused_by(cause)
 }
 
 /// Connects and logs in. The connection is idle and carries no tenant's context.
@@ -39,7 +43,11 @@ fn failed(cause: impl std::fmt::Display) -> Error {
 /// # Errors
 /// 08006 for the network, TLS, or a login the server refuses (its words go to the log, not to the client);
 /// 53300, 57P03 and 3D000 as the server gave them.
-pub async fn connect(server: &Arc<Server>, key: &PoolKey, deadline: Duration) -> Result<ServerConnection> {
+pub async fn connect(
+    server: &Arc<Server>,
+    key: &PoolKey,
+    deadline: Duration,
+) -> Result<ServerConnection> {
     let attempt = async {
         let stream = open(server).await?;
         let mut connection = ServerConnection::new(stream, server.clone());
@@ -63,7 +71,9 @@ pub async fn open(server: &Server) -> Result<Stream> {
             return Ok(Stream::Unix(unix));
         }
         ServerAddress::Tcp { host, port } => {
-            let tcp = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
+            let tcp = TcpStream::connect((host.as_str(), *port))
+                .await
+                .map_err(failed)?;
             tcp.set_nodelay(true).map_err(failed)?;
             (host, tcp)
         }
@@ -77,7 +87,11 @@ pub async fn open(server: &Server) -> Result<Stream> {
         b'S' => {}
         b'N' if server.tls.mode == SslMode::Prefer => return Ok(Stream::Tcp(tcp)),
         b'N' => return Err(failed("the server does not offer TLS")),
-        other => return Err(failed(format_args!("unexpected answer {other:#04x} to SSLRequest"))),
+        other => {
+            return Err(failed(format_args!(
+                "unexpected answer {other:#04x} to SSLRequest"
+            )));
+        }
     }
     let name = TlsName::try_from(host.clone()).map_err(failed)?;
     let connector = TlsConnector::from(client_config(&server.tls)?);
@@ -98,7 +112,9 @@ fn client_config(tls: &ServerTls) -> Result<Arc<ClientConfig>> {
         .map_err(failed)?;
     let verifier: Arc<dyn ServerCertVerifier> = match tls.mode {
         SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(Checks { chain: None }),
-        SslMode::VerifyCa => Arc::new(Checks { chain: Some(chain_verifier(tls)?) }),
+        SslMode::VerifyCa => Arc::new(Checks {
+            chain: Some(chain_verifier(tls)?),
+        }),
         SslMode::VerifyFull => chain_verifier(tls)?,
     };
     let mut config = builder
@@ -145,9 +161,9 @@ impl ServerCertVerifier for Checks {
         };
         // The name is the last thing that webpki checks: a chain that does not hold fails before.
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
-                Ok(ServerCertVerified::assertion())
-            }
+            Err(rustls::Error::InvalidCertificate(
+                NotValidForName | NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
             checked => checked,
         }
     }
@@ -181,13 +197,18 @@ impl ServerCertVerifier for Checks {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
+        provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
 fn startup_message(key: &PoolKey) -> Vec<u8> {
     let own = [("user", &key.login.user), ("database", &key.database)];
-    let pinned = key.startup.iter().map(|(name, value)| (name.as_str(), value));
+    let pinned = key
+        .startup
+        .iter()
+        .map(|(name, value)| (name.as_str(), value));
     let mut message = vec![0; 4];
     message.extend_from_slice(&PROTOCOL_3_0);
     for (name, value) in own.into_iter().chain(pinned) {
@@ -222,7 +243,11 @@ async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> 
             BackendTag::NOTICE_RESPONSE => {}
             BackendTag::ERROR_RESPONSE => return Err(refused(&ErrorFields::read(&body))),
             BackendTag::READY_FOR_QUERY => return Ok(()),
-            tag => return Err(failed(format_args!("unexpected message {tag:?} during login"))),
+            tag => {
+                return Err(failed(format_args!(
+                    "unexpected message {tag:?} during login"
+                )));
+            }
         }
     }
 }
@@ -233,10 +258,19 @@ fn refused(fields: &ErrorFields) -> Error {
     let error = match fields.sqlstate.as_str() {
         "57P03" | "57P01" | "57P02" => Error::new(Kind::CannotConnectNow, fields.message.clone()),
         "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()),
-        "3D000" => Error::new(Kind::UnknownDatabase, "the tenant's database does not exist"),
-        _ => Error::new(Kind::ConnectionFailure, "could not log in to the tenant's server"),
+        "3D000" => Error::new(
+            Kind::UnknownDatabase,
+            "the tenant's database does not exist",
+        ),
+        _ => Error::new(
+            Kind::ConnectionFailure,
+            "could not log in to the tenant's server",
+        ),
     };
-    error.caused_by(format_args!("{} {}: {}", fields.severity, fields.sqlstate, fields.message))
+    error.caused_by(format_args!(
+        "{} {}: {}",
+        fields.severity, fields.sqlstate, fields.message
+    ))
 }
 
 async fn authenticate(
@@ -273,7 +307,9 @@ async fn authenticate(
                 offered = rest;
             }
             if !known {
-                return Err(failed("the server offers no SASL mechanism but unknown ones"));
+                return Err(failed(
+                    "the server offers no SASL mechanism but unknown ones",
+                ));
             }
             let exchange = ScramSha256::new(password()?, ChannelBinding::unsupported());
             let first = exchange.message();
@@ -291,7 +327,13 @@ async fn authenticate(
             let exchange = scram.as_mut().ok_or_else(malformed)?;
             return exchange.finish(data).map_err(failed);
         }
-        other => return Err(failed(format_args!("unknown authentication method {other}"))),
+        other => {
+            return Err(failed(format_args!(
+                "unknown authentication method {other}"
+            )));
+        }
     };
-    connection.send(&frame(FrontendTag::PASSWORD.0, &[&answer])).await
+    connection
+        .send(&frame(FrontendTag::PASSWORD.0, &[&answer]))
+        .await
 }

@@ -54,7 +54,10 @@ pub struct ServerConnection {
 impl ServerConnection {
     /// A connection that has not logged in.
     pub fn new(stream: Stream, server: Arc<Server>) -> Self {
-        let key = CancelKey { pid: 0, secret: Box::default() };
+        let key = CancelKey {
+            pid: 0,
+            secret: Box::default(),
+        };
         let now = Instant::now();
         Self {
             stream,
@@ -98,7 +101,9 @@ impl ServerConnection {
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.outbox.extend(bytes);
         let Self { outbox, stream, .. } = self;
-        poll_fn(|cx| outbox.poll_drain(cx, stream)).await.map_err(|e| self.lost(e))
+        poll_fn(|cx| outbox.poll_drain(cx, stream))
+            .await
+            .map_err(|e| self.lost(e))
     }
 
     /// The next whole message.
@@ -131,7 +136,10 @@ impl ServerConnection {
         }
         let body = self.inbox.bytes()[HEADER..size].to_vec();
         self.inbox.consume(size);
-        Ok(Some(Frame { tag: BackendTag(header.tag), body }))
+        Ok(Some(Frame {
+            tag: BackendTag(header.tag),
+            body,
+        }))
     }
 
     /// Whether an idle connection is still good: takes in what the server said meanwhile, without
@@ -147,7 +155,10 @@ impl ServerConnection {
         }
         loop {
             match self.cut() {
-                Ok(Some(Frame { tag: BackendTag::PARAMETER_STATUS, body })) => {
+                Ok(Some(Frame {
+                    tag: BackendTag::PARAMETER_STATUS,
+                    body,
+                })) => {
                     self.note_parameter(&body);
                 }
                 Ok(Some(Frame {

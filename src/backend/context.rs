@@ -163,13 +163,17 @@ impl Plan {
         for name in applied.keys().filter(|name| !wanted.contains_key(*name)) {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
-        for (name, value) in wanted.iter().filter(|(name, value)| applied.get(*name) != Some(value)) {
+        for (name, value) in wanted
+            .iter()
+            .filter(|(name, value)| applied.get(*name) != Some(value))
+        {
             self.set_config(name, value);
         }
     }
 
     fn query(&mut self, sql: &str) {
-        self.request.extend(frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"]));
+        self.request
+            .extend(frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"]));
         self.answers += 1;
     }
 
@@ -240,15 +244,23 @@ pub async fn adopt(
     match tokio::time::timeout(deadline, exchange(connection, &plan)).await {
         Ok(done) => done?,
         Err(_) => {
-            return Err(Refusal::Broken(not_set(format_args!("timed out after {deadline:?}"))));
+            return Err(Refusal::Broken(not_set(format_args!(
+                "timed out after {deadline:?}"
+            ))));
         }
     }
-    connection.context = Context::Bound(Binding { stale: false, ..wanted.clone() });
+    connection.context = Context::Bound(Binding {
+        stale: false,
+        ..wanted.clone()
+    });
     Ok(plan.scrub)
 }
 
 async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), Refusal> {
-    connection.send(&plan.request).await.map_err(Refusal::Broken)?;
+    connection
+        .send(&plan.request)
+        .await
+        .map_err(Refusal::Broken)?;
     let mut answered = 0;
     let mut refused = None;
     while answered < plan.answers {

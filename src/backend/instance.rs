@@ -141,16 +141,26 @@ impl Instance {
 
     /// Every pool with its numbers, for the admin console and the metrics.
     pub fn pools(&self) -> Vec<(Arc<Pool>, PoolCounts)> {
-        self.queue().pools().map(|(pool, counts)| (pool.clone(), counts)).collect()
+        self.queue()
+            .pools()
+            .map(|(pool, counts)| (pool.clone(), counts))
+            .collect()
     }
 
     /// Calls `look` on every idle connection, under the lock: for the admin console.
     pub fn for_each_idle(&self, mut look: impl FnMut(&Arc<Pool>, &ServerConnection)) {
-        self.queue().idle().for_each(|(pool, connection)| look(pool, connection));
+        self.queue()
+            .idle()
+            .for_each(|(pool, connection)| look(pool, connection));
     }
 
     /// Closes `connection` in the background; its slot is free when the server has let it go.
-    pub(super) fn close(self: &Arc<Self>, pool: u64, connection: Box<ServerConnection>, busy: bool) {
+    pub(super) fn close(
+        self: &Arc<Self>,
+        pool: u64,
+        connection: Box<ServerConnection>,
+        busy: bool,
+    ) {
         let instance = self.clone();
         self.worker.spawn(async move {
             connection.close(busy).await;
@@ -266,7 +276,11 @@ impl Pool {
                 None => queue.wait(self.id, tenant),
             }
         };
-        let mut line = Line { pool: self, tenant, receiver };
+        let mut line = Line {
+            pool: self,
+            tenant,
+            receiver,
+        };
         let deadline = self.instance.timeouts().checkout;
         let _waiting = tenant.metrics.waiting.enter();
         let since = Instant::now();
@@ -274,7 +288,10 @@ impl Pool {
         tenant.metrics.waits.record(since.elapsed());
         match granted {
             Ok(Ok(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
-            Ok(Err(_)) => Err(Error::new(Kind::Internal, "the line for server connections broke")),
+            Ok(Err(_)) => Err(Error::new(
+                Kind::Internal,
+                "the line for server connections broke",
+            )),
             Err(_) => Err(Error::new(
                 Kind::TooManyConnections,
                 format!("no server connection became free within {deadline:?}"),

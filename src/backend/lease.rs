@@ -23,7 +23,11 @@ pub struct Grant {
 
 impl Grant {
     pub(super) fn new(pool: Arc<Pool>, tenant: Arc<TenantState>, granted: Granted) -> Self {
-        Self { pool, tenant, granted: Some(granted) }
+        Self {
+            pool,
+            tenant,
+            granted: Some(granted),
+        }
     }
 
     /// Makes it a lease: connects if it must, and sets the context. None: the idle connection had

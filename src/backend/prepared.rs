@@ -77,13 +77,20 @@ impl Interner {
             return statement;
         }
         if inner.statements.len() >= inner.sweep_at {
-            inner.statements.retain(|_, statement| statement.strong_count() > 0);
+            inner
+                .statements
+                .retain(|_, statement| statement.strong_count() > 0);
             inner.sweep_at = (inner.statements.len() * 2).max(64);
         }
         inner.last_id += 1;
         let definition = Bytes::copy_from_slice(definition);
-        let statement = Arc::new(Statement { id: inner.last_id, definition: definition.clone() });
-        inner.statements.insert(definition, Arc::downgrade(&statement));
+        let statement = Arc::new(Statement {
+            id: inner.last_id,
+            definition: definition.clone(),
+        });
+        inner
+            .statements
+            .insert(definition, Arc::downgrade(&statement));
         statement
     }
 }
@@ -117,10 +124,16 @@ impl Parsed {
     pub fn insert(&mut self, statement: &Arc<Statement>) -> Option<Vec<u8>> {
         self.clock += 1;
         let evicted = (self.statements.len() >= CAPACITY)
-            .then(|| self.statements.iter().min_by_key(|(_, (_, used))| *used).map(|(&id, _)| id))
+            .then(|| {
+                self.statements
+                    .iter()
+                    .min_by_key(|(_, (_, used))| *used)
+                    .map(|(&id, _)| id)
+            })
             .flatten()
             .and_then(|id| self.statements.remove(&id));
-        self.statements.insert(statement.id, (statement.clone(), self.clock));
+        self.statements
+            .insert(statement.id, (statement.clone(), self.clock));
         evicted.map(|(statement, _)| statement.close_frame())
     }
 
@@ -142,19 +155,28 @@ mod tests {
     #[test]
     fn equal_definitions_are_one_statement_while_somebody_knows_it() {
         let interner = Interner::default();
-        let (a, b) = (interner.intern(b"SELECT 1\0\0\0"), interner.intern(b"SELECT 1\0\0\0"));
+        let (a, b) = (
+            interner.intern(b"SELECT 1\0\0\0"),
+            interner.intern(b"SELECT 1\0\0\0"),
+        );
         assert!(Arc::ptr_eq(&a, &b));
         assert!(!Arc::ptr_eq(&a, &interner.intern(b"SELECT 2\0\0\0")));
         let id = a.id;
         drop((a, b));
-        assert_ne!(interner.intern(b"SELECT 1\0\0\0").id, id, "names are never used twice");
+        assert_ne!(
+            interner.intern(b"SELECT 1\0\0\0").id,
+            id,
+            "names are never used twice"
+        );
     }
 
     #[test]
     fn the_least_recently_used_statement_makes_room() {
         let interner = Interner::default();
         let mut parsed = Parsed::default();
-        let all: Vec<_> = (0..CAPACITY).map(|i| interner.intern(format!("{i}\0\0\0").as_bytes())).collect();
+        let all: Vec<_> = (0..CAPACITY)
+            .map(|i| interner.intern(format!("{i}\0\0\0").as_bytes()))
+            .collect();
         for statement in &all {
             assert_eq!(parsed.insert(statement), None);
         }
@@ -167,6 +189,9 @@ mod tests {
     #[test]
     fn a_parse_frame_holds_the_name_and_the_definition() {
         let statement = Interner::default().intern(b"SELECT 1\0\0\0");
-        assert_eq!(statement.parse_frame(), b"P\0\0\0\x1apgtenant_1\0SELECT 1\0\0\0");
+        assert_eq!(
+            statement.parse_frame(),
+            b"P\0\0\0\x1apgtenant_1\0SELECT 1\0\0\0"
+        );
     }
 }

@@ -28,7 +28,10 @@ pub enum Granted {
     /// Room for a new one.
     Slot,
     /// Room for a new one, once this idle one of another pool is closed.
-    Evict { from: u64, connection: Box<ServerConnection> },
+    Evict {
+        from: u64,
+        connection: Box<ServerConnection>,
+    },
 }
 
 struct Waiter {
@@ -64,7 +67,12 @@ pub struct Queue {
 
 impl Queue {
     pub fn new(limit: usize) -> Self {
-        Self { limit, total: 0, pools: HashMap::new(), ring: VecDeque::new() }
+        Self {
+            limit,
+            total: 0,
+            pools: HashMap::new(),
+            ring: VecDeque::new(),
+        }
     }
 
     pub fn set_limit(&mut self, limit: usize) {
@@ -84,14 +92,20 @@ impl Queue {
     pub fn pools(&self) -> impl Iterator<Item = (&Arc<Pool>, PoolCounts)> {
         self.pools.values().map(|state| {
             let waiting = state.waiting.values().map(VecDeque::len).sum();
-            let counts = PoolCounts { total: state.total, idle: state.idle.len(), waiting };
+            let counts = PoolCounts {
+                total: state.total,
+                idle: state.idle.len(),
+                waiting,
+            };
             (&state.pool, counts)
         })
     }
 
     /// Idle connections, for the admin console and the sweeper.
     pub fn idle(&self) -> impl Iterator<Item = (&Arc<Pool>, &ServerConnection)> {
-        self.pools.values().flat_map(|state| state.idle.iter().map(|c| (&state.pool, &**c)))
+        self.pools
+            .values()
+            .flat_map(|state| state.idle.iter().map(|c| (&state.pool, &**c)))
     }
 
     pub fn add_pool(&mut self, pool: Arc<Pool>) {
@@ -129,7 +143,10 @@ impl Queue {
                 self.ring.push_back((pool, tenant.id.clone()));
                 VecDeque::new()
             });
-            line.push_back(Waiter { tenant: tenant.clone(), sender });
+            line.push_back(Waiter {
+                tenant: tenant.clone(),
+                sender,
+            });
         }
         receiver
     }
@@ -138,7 +155,10 @@ impl Queue {
         let room = self.total < self.limit;
         let state = self.pools.get_mut(&pool)?;
         let of = |wanted: Option<&TenantId>| {
-            state.idle.iter().rposition(|connection| connection.context.tenant() == wanted)
+            state
+                .idle
+                .iter()
+                .rposition(|connection| connection.context.tenant() == wanted)
         };
         let free = of(Some(tenant)).or_else(|| of(None));
         if let Some(connection) = free.and_then(|at| state.idle.remove(at)) {
@@ -171,7 +191,12 @@ impl Queue {
     }
 
     /// Puts back what a lease or an unused grant held, and serves who waits.
-    pub fn put_back(&mut self, pool: u64, tenant: &TenantState, mut connection: Box<ServerConnection>) {
+    pub fn put_back(
+        &mut self,
+        pool: u64,
+        tenant: &TenantState,
+        mut connection: Box<ServerConnection>,
+    ) {
         tenant.deactivate();
         connection.idle_since = Instant::now();
         if self.ring.is_empty() {
@@ -180,12 +205,18 @@ impl Queue {
             }
             return;
         }
-        let Some(state) = self.pools.get_mut(&pool) else { return };
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return;
+        };
         let stays = connection.context.tenant() == Some(&tenant.id) && connection.turn < TURN;
         connection.turn += 1;
         state.idle.push_back(connection);
         let position = stays
-            .then(|| self.ring.iter().position(|(p, t)| *p == pool && *t == tenant.id))
+            .then(|| {
+                self.ring
+                    .iter()
+                    .position(|(p, t)| *p == pool && *t == tenant.id)
+            })
             .flatten();
         if !position.is_some_and(|position| self.serve(position) == Served::Granted) {
             self.dispatch();
@@ -288,7 +319,10 @@ impl Queue {
 
     /// Gives to the first in line; what could not be delivered comes back.
     fn hand_over(&mut self, pool: u64, tenant: &TenantId, granted: Granted) -> Option<Granted> {
-        let line = self.pools.get_mut(&pool).and_then(|state| state.waiting.get_mut(tenant));
+        let line = self
+            .pools
+            .get_mut(&pool)
+            .and_then(|state| state.waiting.get_mut(tenant));
         let Some(waiter) = line.and_then(VecDeque::pop_front) else {
             return Some(granted);
         };

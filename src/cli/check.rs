@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::config::{self, Config, PoolKey, ServerAddress, SslMode};
+use crate::config::{self, Config, Mistake, PoolKey, ServerAddress, SslMode};
 use crate::id::ServerName;
 
 /// `EX_CONFIG`: the configuration is not valid.
@@ -22,25 +22,30 @@ pub fn run(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Resul
             Ok(0)
         }
         Err(mistakes) => {
-            for mistake in &mistakes {
-                write!(err, "{}:", path.display())?;
-                if let Some(line) = mistake.line {
-                    write!(err, "{line}:")?;
-                }
-                if !mistake.path.is_empty() {
-                    write!(err, " {}:", mistake.path)?;
-                }
-                writeln!(err, " {}", mistake.message)?;
-            }
-            let number = mistakes.len();
-            writeln!(
-                err,
-                "{number} mistake{}",
-                if number == 1 { "" } else { "s" }
-            )?;
+            report(path, &mistakes, err)?;
             Ok(EX_CONFIG)
         }
     }
+}
+
+/// Writes each mistake as `path:line: setting: message`, and how many there are.
+///
+/// # Errors
+/// Those of `err`.
+pub fn report(path: &Path, mistakes: &[Mistake], err: &mut impl Write) -> io::Result<()> {
+    for mistake in mistakes {
+        write!(err, "{}:", path.display())?;
+        if let Some(line) = mistake.line {
+            write!(err, "{line}:")?;
+        }
+        if !mistake.path.is_empty() {
+            write!(err, " {}:", mistake.path)?;
+        }
+        writeln!(err, " {}", mistake.message)?;
+    }
+    let number = mistakes.len();
+    let plural = if number == 1 { "" } else { "s" };
+    writeln!(err, "{number} mistake{plural}")
 }
 
 fn summary(config: &Config, out: &mut impl Write) -> io::Result<()> {

@@ -2,4 +2,7 @@
 //! its output, and gives an exit code of `sysexits.h`.
 
 pub mod check;
+pub mod demo;
 pub mod hash_password;
+pub mod healthcheck;
+pub mod serve;

@@ -9,16 +9,18 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::startup::{self, CancelKey, Packet, Startup};
 use crate::protocol::stream::Stream;
-
-/// ALPN name that a direct TLS connection must negotiate (PostgreSQL 17, `PG_ALPN_PROTOCOL`).
-pub const ALPN: &[u8] = b"postgresql";
+use crate::tls::ALPN;
 
 /// First byte of a TLS record of a handshake, by which a direct TLS connection is told from a packet.
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// How a client begins.
 pub enum Opening {
-    Login { stream: Stream, startup: Startup, sni: Option<String> },
+    Login {
+        stream: Stream,
+        startup: Startup,
+        sni: Option<String>,
+    },
     Cancel(CancelKey, Stream),
     /// It left without a word.
     Nothing,
@@ -34,7 +36,11 @@ pub type Failed = (Option<Stream>, Error);
 /// # Errors
 /// 08P01 and 0A000 as [`startup::read`], 28000 where TLS is required and not used, 08006 for a
 /// handshake that fails.
-pub async fn open(tcp: TcpStream, tls: Option<&TlsAcceptor>, required: bool) -> Result<Opening, Failed> {
+pub async fn open(
+    tcp: TcpStream,
+    tls: Option<&TlsAcceptor>,
+    required: bool,
+) -> Result<Opening, Failed> {
     let mut first = [0];
     match tcp.peek(&mut first).await {
         Ok(0) | Err(_) => return Ok(Opening::Nothing),
@@ -56,7 +62,10 @@ pub async fn open(tcp: TcpStream, tls: Option<&TlsAcceptor>, required: bool) -> 
             Packet::SslRequest => {
                 // One request of each kind, and none inside TLS (ProcessStartupPacket).
                 let Stream::Tcp(mut tcp) = stream else {
-                    let error = Error::new(Kind::ProtocolViolation, "unsupported frontend protocol 1234.5679");
+                    let error = Error::new(
+                        Kind::ProtocolViolation,
+                        "unsupported frontend protocol 1234.5679",
+                    );
                     return Err((Some(stream), error));
                 };
                 match tls {
@@ -76,7 +85,10 @@ pub async fn open(tcp: TcpStream, tls: Option<&TlsAcceptor>, required: bool) -> 
                 stream.flush().await.map_err(gone)?;
             }
             Packet::GssEncRequest => {
-                let error = Error::new(Kind::ProtocolViolation, "unsupported frontend protocol 1234.5680");
+                let error = Error::new(
+                    Kind::ProtocolViolation,
+                    "unsupported frontend protocol 1234.5680",
+                );
                 return Err((Some(stream), error));
             }
             Packet::Cancel(key) => return Ok(Opening::Cancel(key, stream)),
@@ -93,7 +105,11 @@ pub async fn open(tcp: TcpStream, tls: Option<&TlsAcceptor>, required: bool) -> 
                     },
                     _ => None,
                 };
-                return Ok(Opening::Login { stream, startup, sni });
+                return Ok(Opening::Login {
+                    stream,
+                    startup,
+                    sni,
+                });
             }
         }
     }
@@ -112,5 +128,8 @@ fn failed(cause: impl std::fmt::Display) -> Error {
 }
 
 fn gone(error: io::Error) -> Failed {
-    (None, Error::new(Kind::ConnectionFailure, "the client left").caused_by(error))
+    (
+        None,
+        Error::new(Kind::ConnectionFailure, "the client left").caused_by(error),
+    )
 }

@@ -120,7 +120,8 @@ impl Ledger {
             BackendTag::READY_FOR_QUERY => self.ready(idle),
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::PARSE_COMPLETE => {
-                return self.complete(|owed| matches!(owed, Owed::Parse(_) | Owed::SkippedParse(_)));
+                return self
+                    .complete(|owed| matches!(owed, Owed::Parse(_) | Owed::SkippedParse(_)));
             }
             BackendTag::CLOSE_COMPLETE => {
                 return self.complete(|owed| matches!(owed, Owed::Close | Owed::SkippedClose));
@@ -208,6 +209,7 @@ impl Ledger {
                 }
             }
         }
+        self.front();
         self.unsynced = self
             .owed
             .iter()
@@ -386,8 +388,14 @@ mod tests {
         assert_eq!(ledger.take_fake(), Some(PARSE_COMPLETE));
         assert_eq!(ledger.take_fake(), Some(CLOSE_COMPLETE));
         assert_eq!(ledger.take_fake(), None);
-        assert_eq!(ledger.reply(BackendTag::PARSE_COMPLETE, false), Reply::Swallow);
-        assert_eq!(ledger.reply(BackendTag::BIND_COMPLETE, false), Reply::Forward);
+        assert_eq!(
+            ledger.reply(BackendTag::PARSE_COMPLETE, false),
+            Reply::Swallow
+        );
+        assert_eq!(
+            ledger.reply(BackendTag::BIND_COMPLETE, false),
+            Reply::Forward
+        );
     }
 
     #[test]

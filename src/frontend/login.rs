@@ -6,14 +6,13 @@ use std::sync::Arc;
 use pgwire::messages::startup::Authentication;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
 
 use crate::app::{App, Counted};
-use crate::auth::{MAX_MESSAGE, Offer};
+use crate::auth::MAX_MESSAGE;
 use crate::backend::context::Settings;
+use crate::client::{ClientHandle, NewClient};
 use crate::config::{Config, Credential, Tenant};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::client::{ClientHandle, NewClient};
 use crate::frontend::handshake::{self, Opening};
 use crate::frontend::session::{Guards, LoggedIn};
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
@@ -21,21 +20,23 @@ use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Startup, Version};
 use crate::protocol::stream::Stream;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
-
-/// What a main port offers.
-pub struct Door {
-    pub tls: Option<TlsAcceptor>,
-    pub tls_required: bool,
-    pub offer: Offer,
-}
+use crate::tls::Door;
 
 /// What came of a connection.
 pub enum Admitted {
     Tenant(LoggedIn),
-    /// A user of the admin console, with what it is to be told first.
-    Admin { stream: Stream, user: String, greeting: Replies, guard: Counted },
+    Admin(AdminLogin),
     /// It is dealt with: a cancel, a refusal, a port check.
     Done,
+}
+
+/// A user of the admin console that is logged in.
+pub struct AdminLogin {
+    pub stream: Stream,
+    pub user: String,
+    /// What it is to be told first: the end of authentication.
+    pub greeting: Replies,
+    pub connection: Counted,
 }
 
 /// Startup, cancel or authentication, within the login deadline. What is refused is told so here.
@@ -55,7 +56,11 @@ async fn begin(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) ->
     let _ = tcp.set_nodelay(true);
     let (mut stream, startup, sni) =
         match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
-            Ok(Opening::Login { stream, startup, sni }) => (stream, startup, sni),
+            Ok(Opening::Login {
+                stream,
+                startup,
+                sni,
+            }) => (stream, startup, sni),
             Ok(Opening::Cancel(key, stream)) => {
                 cancel(app, &key).await;
                 drop(stream);
@@ -77,15 +82,24 @@ async fn begin(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) ->
     };
     let user = startup.user.clone();
     match log_in(app, door, &mut stream, startup, sni.as_deref(), peer).await {
-        Ok(Outcome::Admin { user, greeting }) => {
-            Admitted::Admin { stream, user, greeting, guard: counted }
-        }
+        Ok(Outcome::Admin { user, greeting }) => Admitted::Admin(AdminLogin {
+            stream,
+            user,
+            greeting,
+            connection: counted,
+        }),
         Ok(Outcome::Tenant(prepared)) => Admitted::Tenant(prepared.finish(app, stream, counted)),
         Err(error) => refuse(app, stream, peer, &user, &error).await,
     }
 }
 
-async fn refuse(app: &App, mut stream: Stream, peer: SocketAddr, user: &str, error: &Error) -> Admitted {
+async fn refuse(
+    app: &App,
+    mut stream: Stream,
+    peer: SocketAddr,
+    user: &str,
+    error: &Error,
+) -> Admitted {
     app.metrics.refused.add(1);
     tracing::info!(%peer, user, sqlstate = error.sqlstate(), %error, "login refused");
     say(&mut stream, Replies::new().fatal(error)).await;
@@ -135,8 +149,18 @@ struct Prepared {
 
 impl Prepared {
     fn finish(self, app: &Arc<App>, stream: Stream, connection: Counted) -> LoggedIn {
-        let Self { tenant, user, credential, settings, greeting, database, key, peer, placement, guard } =
-            self;
+        let Self {
+            tenant,
+            user,
+            credential,
+            settings,
+            greeting,
+            database,
+            key,
+            peer,
+            placement,
+            guard,
+        } = self;
         let handle = Arc::new(ClientHandle::new(NewClient {
             id: app.next_client_id(),
             key,
@@ -155,7 +179,11 @@ impl Prepared {
             credential,
             settings,
             greeting,
-            guards: Guards { connection, placement, tenant: guard },
+            guards: Guards {
+                connection,
+                placement,
+                tenant: guard,
+            },
         }
     }
 }
@@ -173,12 +201,18 @@ async fn log_in(
     let claim = identify(&config, &mut startup, sni);
     let (scope, user, credential) = credential_of(&config, &claim, &startup);
     let verifier = {
-        let (app, scope, user, credential) =
-            (app.clone(), scope.to_owned(), user.clone(), credential.clone());
+        let (app, scope, user, credential) = (
+            app.clone(),
+            scope.to_owned(),
+            user.clone(),
+            credential.clone(),
+        );
         // A password's first use costs a millisecond that other clients of this worker should not wait.
-        tokio::task::spawn_blocking(move || app.verifiers.verifier(&scope, &user, credential.as_ref()))
-            .await
-            .map_err(|e| Error::new(Kind::Internal, "could not check the password").caused_by(e))?
+        tokio::task::spawn_blocking(move || {
+            app.verifiers.verifier(&scope, &user, credential.as_ref())
+        })
+        .await
+        .map_err(|e| Error::new(Kind::Internal, "could not check the password").caused_by(e))?
     };
     let mut greeting = Replies::new();
     negotiate(&startup, &mut greeting);
@@ -189,7 +223,10 @@ async fn log_in(
         }
         Error::new(
             Kind::InvalidPassword,
-            format!("password authentication failed for user \"{}\"", startup.user),
+            format!(
+                "password authentication failed for user \"{}\"",
+                startup.user
+            ),
         )
     };
     let (Some(last), Some(credential)) = (proved, credential) else {
@@ -200,7 +237,11 @@ async fn log_in(
     match claim {
         Claim::Nobody => Err(wrong()),
         Claim::Admin { user } => Ok(Outcome::Admin { user, greeting }),
-        Claim::Tenant { tenant, user, database_known } => {
+        Claim::Tenant {
+            tenant,
+            user,
+            database_known,
+        } => {
             let admitted = permit(app, &tenant, &startup, database_known);
             let (placement, guard) = match admitted {
                 Ok(guards) => guards,
@@ -211,7 +252,10 @@ async fn log_in(
                     return Err(error);
                 }
             };
-            let database = startup.database.clone().unwrap_or_else(|| startup.user.clone());
+            let database = startup
+                .database
+                .clone()
+                .unwrap_or_else(|| startup.user.clone());
             Ok(Outcome::Tenant(Prepared {
                 key: new_key(app, startup.version),
                 tenant,
@@ -235,12 +279,16 @@ fn credential_of(
     startup: &Startup,
 ) -> (String, String, Option<Arc<Credential>>) {
     match claim {
-        Claim::Tenant { tenant, user, .. } => {
-            (tenant.id.to_string(), user.clone(), tenant.users.get(user).cloned())
-        }
-        Claim::Admin { user } => {
-            (ADMIN_DATABASE.to_owned(), user.clone(), config.admin_users.get(user).cloned())
-        }
+        Claim::Tenant { tenant, user, .. } => (
+            tenant.id.to_string(),
+            user.clone(),
+            tenant.users.get(user).cloned(),
+        ),
+        Claim::Admin { user } => (
+            ADMIN_DATABASE.to_owned(),
+            user.clone(),
+            config.admin_users.get(user).cloned(),
+        ),
         Claim::Nobody => (String::new(), startup.user.clone(), None),
     }
 }
@@ -355,10 +403,12 @@ fn new_key(app: &App, version: Version) -> CancelKey {
         let mut secret = vec![0; length];
         rand::fill(&mut secret[..]);
         let pid = rand::random_range(1..i32::MAX);
-        let key = CancelKey { pid, secret: secret.into() };
+        let key = CancelKey {
+            pid,
+            secret: secret.into(),
+        };
         if !app.has_key(&key) {
             return key;
         }
     }
 }
-

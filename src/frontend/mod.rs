@@ -8,7 +8,6 @@
 //! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is.
 //! 6. The end: what is owed is played out, what is not clean is closed.
 
-pub mod client;
 pub mod handshake;
 pub mod ledger;
 pub mod login;

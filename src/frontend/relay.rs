@@ -16,8 +16,8 @@ use std::time::Instant;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
+use crate::client::ClientHandle;
 use crate::error::{Error, Kind, Result};
-use crate::frontend::client::ClientHandle;
 use crate::frontend::ledger::{Ledger, Owed, Reply};
 use crate::frontend::statements::{Rewritten, Statements, Target};
 use crate::metrics::TenantMetrics;
@@ -232,7 +232,9 @@ impl<'a> Relay<'a> {
                 let before = self.client.outbox.len();
                 let passed = self.pass_server_frames();
                 self.server.inbox.trim();
-                self.metrics.sent.add((self.client.outbox.len() - before) as u64);
+                self.metrics
+                    .sent
+                    .add((self.client.outbox.len() - before) as u64);
                 Poll::Ready(passed.map(|()| true))
             }
         }
@@ -260,7 +262,9 @@ impl<'a> Relay<'a> {
             let Some(header) = Header::read(bytes) else {
                 break;
             };
-            let size = header.backend_size().ok_or_else(|| lost("impossible message length"))?;
+            let size = header
+                .backend_size()
+                .ok_or_else(|| lost("impossible message length"))?;
             let tag = BackendTag(header.tag);
             let looked_at = matches!(
                 tag,
@@ -299,7 +303,13 @@ impl<'a> Relay<'a> {
 
     /// Takes note of a reply whose frame starts at `at` in the server's inbox.
     fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Reply {
-        let ServerConnection { inbox, context, parameters, parsed, .. } = &mut *self.server;
+        let ServerConnection {
+            inbox,
+            context,
+            parameters,
+            parsed,
+            ..
+        } = &mut *self.server;
         let bytes = &inbox.bytes()[at..];
         match tag {
             BackendTag::READY_FOR_QUERY => {
@@ -369,7 +379,9 @@ impl<'a> Relay<'a> {
                 }
             }
         }
-        self.metrics.received.add((self.server.outbox.len() - before) as u64);
+        self.metrics
+            .received
+            .add((self.server.outbox.len() - before) as u64);
         self.client.inbox.trim();
         Ok(step)
     }
@@ -446,7 +458,12 @@ impl<'a> Relay<'a> {
         };
         let ServerConnection { parsed, outbox, .. } = &mut *self.server;
         let interner = &self.pool.statements;
-        let mut target = Target { parsed, outbox, ledger: &mut self.ledger, interner };
+        let mut target = Target {
+            parsed,
+            outbox,
+            ledger: &mut self.ledger,
+            interner,
+        };
         statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)
     }
 
@@ -519,7 +536,8 @@ fn note_parameter(
     if follows_client(name) {
         Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
         if let Context::Bound(binding) = context {
-            Arc::make_mut(&mut binding.settings).insert(name.to_ascii_lowercase(), value.to_owned());
+            Arc::make_mut(&mut binding.settings)
+                .insert(name.to_ascii_lowercase(), value.to_owned());
         }
     }
 }

@@ -15,13 +15,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
+use futures_util::future::BoxFuture;
+
 use crate::app::{App, Counted, Registered, moved};
 use crate::backend::context::{Binding, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
+use crate::client::Activity;
 use crate::config::{Credential, Pooling, Route};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::client::Activity;
 use crate::frontend::relay::{ClientSide, End, Relay, frame_size};
 use crate::frontend::statements::Statements;
 use crate::protocol::buffer::Buffer;
@@ -88,27 +90,39 @@ pub fn start(login: LoggedIn) {
     }
 }
 
-/// Runs the session; when a reload moves it to another instance, on that one's worker.
-async fn serve(mut session: Session) {
-    match session.run().await {
-        Ok(ControlFlow::Break(())) => {}
-        Ok(ControlFlow::Continue(())) => {
-            let worker = session.pool.instance.worker.clone();
-            worker.spawn(async move {
-                match session.adopt() {
-                    Ok(session) => Box::pin(serve(session)).await,
-                    Err(error) => tracing::warn!(%error, "could not move a client to another worker"),
-                }
-            });
+/// Runs the session; when a reload moves it to another instance, on that one's worker. Boxed, because
+/// it may start itself anew.
+fn serve(mut session: Session) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        match session.run().await {
+            Ok(ControlFlow::Break(())) => {}
+            Ok(ControlFlow::Continue(())) => {
+                let worker = session.pool.instance.worker.clone();
+                worker.spawn(async move {
+                    match session.adopt() {
+                        Ok(session) => serve(session).await,
+                        Err(error) => tracing::warn!(%error, "could not move a client"),
+                    }
+                });
+            }
+            Err(error) => session.refuse_and_close(&error).await,
         }
-        Err(error) => session.refuse_and_close(&error).await,
-    }
+    })
 }
 
 /// Tells the client the end of authentication, its parameters and its cancel key.
 async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
-    let LoggedIn { app, stream, registered, tenant, route, credential, settings, mut greeting, guards } =
-        login;
+    let LoggedIn {
+        app,
+        stream,
+        registered,
+        tenant,
+        route,
+        credential,
+        settings,
+        mut greeting,
+        guards,
+    } = login;
     let mut stream = match stream.adopt() {
         Ok(stream) => stream,
         Err(error) => {
@@ -144,7 +158,17 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         settings,
         reported,
     };
-    Some(Session { app, registered, tenant, route, credential, pool, side, answered: 0, guards })
+    Some(Session {
+        app,
+        registered,
+        tenant,
+        route,
+        credential,
+        pool,
+        side,
+        answered: 0,
+        guards,
+    })
 }
 
 type Profile = (Arc<Settings>, Arc<crate::backend::connection::Parameters>);
@@ -210,13 +234,47 @@ enum Checkout {
 impl Session {
     /// The session with its socket on this worker.
     fn adopt(self) -> Result<Self> {
-        let Self { app, registered, tenant, route, credential, pool, side, answered, guards } = self;
-        let ClientSide { stream, inbox, outbox, statements, settings, reported } = side;
-        let stream = stream
-            .adopt()
-            .map_err(|e| Error::new(Kind::Internal, "could not move the connection").caused_by(e))?;
-        let side = ClientSide { stream, inbox, outbox, statements, settings, reported };
-        Ok(Self { app, registered, tenant, route, credential, pool, side, answered, guards })
+        let Self {
+            app,
+            registered,
+            tenant,
+            route,
+            credential,
+            pool,
+            side,
+            answered,
+            guards,
+        } = self;
+        let ClientSide {
+            stream,
+            inbox,
+            outbox,
+            statements,
+            settings,
+            reported,
+        } = side;
+        let stream = stream.adopt().map_err(|e| {
+            Error::new(Kind::Internal, "could not move the connection").caused_by(e)
+        })?;
+        let side = ClientSide {
+            stream,
+            inbox,
+            outbox,
+            statements,
+            settings,
+            reported,
+        };
+        Ok(Self {
+            app,
+            registered,
+            tenant,
+            route,
+            credential,
+            pool,
+            side,
+            answered,
+            guards,
+        })
     }
 
     /// Until the client leaves (`Break`) or must go on at another worker (`Continue`).
@@ -251,7 +309,12 @@ impl Session {
 
     /// Waits, without a server connection, for the start of a message or for a call.
     fn poll_idle(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<Woken>> {
-        let ClientSide { stream, inbox, outbox, .. } = &mut self.side;
+        let ClientSide {
+            stream,
+            inbox,
+            outbox,
+            ..
+        } = &mut self.side;
         if !outbox.is_empty()
             && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
         {
@@ -383,8 +446,13 @@ impl Session {
         self.tell_parameters(&lease);
         self.registered.take_hold(lease.fence());
         self.registered.set_activity(Activity::Active);
-        let mut relay =
-            Relay::new(&mut self.side, &mut lease, &self.pool, &self.registered, &self.tenant.metrics);
+        let mut relay = Relay::new(
+            &mut self.side,
+            &mut lease,
+            &self.pool,
+            &self.registered,
+            &self.tenant.metrics,
+        );
         relay.answered = self.answered;
         let end = relay.run().await;
         let fatal_seen = relay.fatal_seen();
@@ -476,7 +544,12 @@ impl Session {
     async fn skip_message(&mut self) -> Result<Option<FrontendTag>> {
         let mut rest: Option<(FrontendTag, usize)> = None;
         loop {
-            let ClientSide { stream, inbox, outbox, .. } = &mut self.side;
+            let ClientSide {
+                stream,
+                inbox,
+                outbox,
+                ..
+            } = &mut self.side;
             match rest {
                 None => {
                     if let Some(header) = Header::read(inbox.bytes()) {

@@ -138,10 +138,13 @@ impl Statements {
                     return Ok(Rewritten::Consumed(0));
                 };
                 let name = known.server_name();
-                target.outbox.extend(&frame(tag.0, &[b"S", name.as_bytes(), b"\0"]));
+                target
+                    .outbox
+                    .extend(&frame(tag.0, &[b"S", name.as_bytes(), b"\0"]));
             }
             _ => {
-                let Some((b"S", name)) = body.split_at_checked(1).filter(|(_, name)| *name != b"\0")
+                let Some((b"S", name)) =
+                    body.split_at_checked(1).filter(|(_, name)| *name != b"\0")
                 else {
                     if body == b"S\0" {
                         self.drop_unnamed();
@@ -219,7 +222,9 @@ impl Statements {
         let names = HEADER + body.len() - values.len();
         let length = 4 + portal.len() + name.len() + 2 + size - names;
         target.outbox.extend(&[FrontendTag::BIND.0]);
-        target.outbox.extend(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+        target
+            .outbox
+            .extend(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
         for part in [portal, b"\0", name.as_bytes(), b"\0"] {
             target.outbox.extend(part);
         }
@@ -247,7 +252,11 @@ impl Statements {
 
 fn ensure_parsed(statement: &Arc<Statement>, target: &mut Target<'_>) {
     if !target.parsed.touch(statement) {
-        parse_on(statement, target, Owed::SkippedParse(Some(statement.clone())));
+        parse_on(
+            statement,
+            target,
+            Owed::SkippedParse(Some(statement.clone())),
+        );
     }
 }
 
@@ -283,8 +292,10 @@ mod tests {
                 ledger: &mut self.ledger,
                 interner: &self.interner,
             };
-            let Rewritten::Consumed(n) =
-                self.statements.rewrite(FrontendTag(tag), &frame, frame.len(), &mut target).unwrap()
+            let Rewritten::Consumed(n) = self
+                .statements
+                .rewrite(FrontendTag(tag), &frame, frame.len(), &mut target)
+                .unwrap()
             else {
                 panic!("whole frame")
             };
@@ -313,17 +324,31 @@ mod tests {
     #[test]
     fn a_named_statement_follows_its_client_to_every_connection() {
         let mut f = Fixture::default();
-        assert_eq!(f.send(b'P', b"s1\0SELECT 1\0\0\0"), "P(pgtenant_1~SELECT 1~~~)");
-        assert_eq!(f.send(b'B', b"po\0s1\0\0\0\0\0\0\0"), "B(po~pgtenant_1~~~~~~~)");
+        assert_eq!(
+            f.send(b'P', b"s1\0SELECT 1\0\0\0"),
+            "P(pgtenant_1~SELECT 1~~~)"
+        );
+        assert_eq!(
+            f.send(b'B', b"po\0s1\0\0\0\0\0\0\0"),
+            "B(po~pgtenant_1~~~~~~~)"
+        );
         assert_eq!(f.send(b'D', b"Ss1\0"), "D(Spgtenant_1~)");
         f.other_connection();
         assert_eq!(
             f.send(b'B', b"\0s1\0\0\0\0\0\0\0"),
             "P(pgtenant_1~SELECT 1~~~)B(~pgtenant_1~~~~~~~)"
         );
-        assert_eq!(f.send(b'P', b"s2\0SELECT 1\0\0\0"), "", "parsed already: the proxy answers");
+        assert_eq!(
+            f.send(b'P', b"s2\0SELECT 1\0\0\0"),
+            "",
+            "parsed already: the proxy answers"
+        );
         assert_eq!(f.send(b'C', b"Ss1\0"), "", "the connection keeps it");
-        assert_eq!(f.send(b'B', b"\0s1\0\0\0\0\0\0\0"), "B(~s1~~~~~~~)", "unknown: the server says so");
+        assert_eq!(
+            f.send(b'B', b"\0s1\0\0\0\0\0\0\0"),
+            "B(~s1~~~~~~~)",
+            "unknown: the server says so"
+        );
     }
 
     #[test]

@@ -207,8 +207,13 @@ mod tests {
         assert!(waiting);
         assert_eq!(buffer.data.len(), 0);
         far.write_all(b"abc").await.unwrap();
-        assert_eq!(poll_fn(|cx| buffer.poll_fill(cx, &mut near)).await.unwrap(), 3);
-        poll_fn(|cx| buffer.poll_drain(cx, &mut near)).await.unwrap();
+        assert_eq!(
+            poll_fn(|cx| buffer.poll_fill(cx, &mut near)).await.unwrap(),
+            3
+        );
+        poll_fn(|cx| buffer.poll_drain(cx, &mut near))
+            .await
+            .unwrap();
         assert_eq!(buffer.data.len(), 0);
         let mut echoed = [0; 3];
         far.read_exact(&mut echoed).await.unwrap();

@@ -137,7 +137,10 @@ pub fn split_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
 pub fn split_pair(bytes: &[u8]) -> Option<(&str, &str)> {
     let (name, rest) = split_cstr(bytes)?;
     let (value, _) = split_cstr(rest)?;
-    Some((std::str::from_utf8(name).ok()?, std::str::from_utf8(value).ok()?))
+    Some((
+        std::str::from_utf8(name).ok()?,
+        std::str::from_utf8(value).ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -164,7 +167,10 @@ mod tests {
         assert_eq!(Header::read(b"Q\0\0\0"), None);
         assert_eq!(
             Header::read(b"Q\0\0\0\x04rest"),
-            Some(Header { tag: b'Q', length: 4 })
+            Some(Header {
+                tag: b'Q',
+                length: 4
+            })
         );
     }
 

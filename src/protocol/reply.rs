@@ -53,7 +53,10 @@ impl Replies {
     }
 
     pub fn negotiate_protocol_version(&mut self, newest: Version, unknown: &[String]) -> &mut Self {
-        self.push(&NegotiateProtocolVersion::new(newest.code(), unknown.to_vec()))
+        self.push(&NegotiateProtocolVersion::new(
+            newest.code(),
+            unknown.to_vec(),
+        ))
     }
 
     /// ReadyForQuery outside a transaction.
@@ -63,10 +66,19 @@ impl Replies {
 
     /// An ErrorResponse of severity FATAL: the connection ends after it.
     pub fn fatal(&mut self, error: &Error) -> &mut Self {
+        self.error_response("FATAL", error)
+    }
+
+    /// An ErrorResponse of severity ERROR: the connection goes on.
+    pub fn error(&mut self, error: &Error) -> &mut Self {
+        self.error_response("ERROR", error)
+    }
+
+    fn error_response(&mut self, severity: &str, error: &Error) -> &mut Self {
         let field = |code: u8, text: &str| (code, text.replace('\0', ""));
         let mut fields = vec![
-            field(b'S', "FATAL"),
-            field(b'V', "FATAL"),
+            field(b'S', severity),
+            field(b'V', severity),
             field(b'C', error.sqlstate()),
             field(b'M', error.message()),
         ];

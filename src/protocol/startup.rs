@@ -104,7 +104,9 @@ pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Option<Packet>> {
         Ok(_) => {}
         Err(e) => return Err(lost(&e)),
     }
-    io.read_exact(&mut length[1..]).await.map_err(|e| lost(&e))?;
+    io.read_exact(&mut length[1..])
+        .await
+        .map_err(|e| lost(&e))?;
     let length = u32::from_be_bytes(length) as usize;
     if !(8..=MAX_PACKET + 4).contains(&length) {
         return Err(violation("invalid length of startup packet"));
@@ -115,7 +117,11 @@ pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Option<Packet>> {
 }
 
 fn lost(e: &io::Error) -> Error {
-    Error::new(Kind::ConnectionFailure, "could not receive the startup packet").caused_by(e)
+    Error::new(
+        Kind::ConnectionFailure,
+        "could not receive the startup packet",
+    )
+    .caused_by(e)
 }
 
 fn parse(body: &[u8]) -> Result<Packet> {
@@ -305,13 +311,24 @@ mod tests {
             ("_pq_.command_tag", "1"),
         ])
         .unwrap();
-        assert_eq!((startup.user.as_str(), startup.database), ("app.globex", None));
+        assert_eq!(
+            (startup.user.as_str(), startup.database),
+            ("app.globex", None)
+        );
         let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
-            pairs.iter().map(|&(n, v)| (n.to_owned(), v.to_owned())).collect()
+            pairs
+                .iter()
+                .map(|&(n, v)| (n.to_owned(), v.to_owned()))
+                .collect()
         };
         assert_eq!(
             startup.parameters,
-            pairs(&[("geqo", "off"), ("statement_timeout", "5s"), ("x.y", "a b"), ("TimeZone", "UTC")])
+            pairs(&[
+                ("geqo", "off"),
+                ("statement_timeout", "5s"),
+                ("x.y", "a b"),
+                ("TimeZone", "UTC")
+            ])
         );
         assert_eq!(startup.extensions, ["_pq_.command_tag"]);
     }
@@ -322,15 +339,25 @@ mod tests {
             (&[("database", "x")][..], "28000"),
             (&[("user", "")], "28000"),
             (&[("user", "a"), ("user", "b")], "08P01"),
-            (&[("user", "a"), ("database", "a"), ("database", "b")], "08P01"),
+            (
+                &[("user", "a"), ("database", "a"), ("database", "b")],
+                "08P01",
+            ),
             (&[("user", "a"), ("options", "-d 5")], "42601"),
             (&[("user", "a"), ("options", "-c")], "42601"),
             (&[("user", "a"), ("options", "-c geqo")], "42601"),
             (&[("user", "a"), ("options", "stray")], "42601"),
         ] {
-            assert_eq!(startup(pairs).unwrap_err().sqlstate(), sqlstate, "{pairs:?}");
+            assert_eq!(
+                startup(pairs).unwrap_err().sqlstate(),
+                sqlstate,
+                "{pairs:?}"
+            );
         }
-        assert_eq!(parse(&packet(0x0002_0000, &[])).unwrap_err().sqlstate(), "0A000");
+        assert_eq!(
+            parse(&packet(0x0002_0000, &[])).unwrap_err().sqlstate(),
+            "0A000"
+        );
         for body in [
             &b"\0\x03\0\0user\0a"[..],
             b"\0\x03\0\0user\0a\0",
@@ -347,18 +374,29 @@ mod tests {
     #[test]
     fn a_cancel_request_survives_the_round_trip() {
         for secret in [vec![1, 2, 3, 4], vec![7; 32]] {
-            let key = CancelKey { pid: -5, secret: secret.into() };
+            let key = CancelKey {
+                pid: -5,
+                secret: secret.into(),
+            };
             assert_eq!(parse(&key.request()[4..]).unwrap(), Packet::Cancel(key));
         }
     }
 
     #[tokio::test]
     async fn lengths_that_lie_are_refused_without_waiting_for_the_rest() {
-        for bytes in [&b"\0\0\0\x07"[..], b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff"] {
+        for bytes in [
+            &b"\0\0\0\x07"[..],
+            b"\0\0\0\0",
+            b"\xff\xff\xff\xff",
+            b"\x7f\xff\xff\xff",
+        ] {
             let mut io = bytes;
             assert_eq!(read(&mut io).await.unwrap_err().sqlstate(), "08P01");
         }
         assert_eq!(read(&mut &b""[..]).await.unwrap(), None);
-        assert_eq!(read(&mut &b"\0\0"[..]).await.unwrap_err().sqlstate(), "08006");
+        assert_eq!(
+            read(&mut &b"\0\0"[..]).await.unwrap_err().sqlstate(),
+            "08006"
+        );
     }
 }

@@ -35,16 +35,22 @@ pub enum Claim {
 pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Claim {
     let options = take_option(startup);
     if startup.database.as_deref() == Some(ADMIN_DATABASE) && !config.admin_users.is_empty() {
-        return Claim::Admin { user: startup.user.clone() };
+        return Claim::Admin {
+            user: startup.user.clone(),
+        };
     }
     let by = &config.identify;
-    let (user, user_hint) = match by.by_user.and_then(|separator| startup.user.rsplit_once(separator)) {
+    let (user, user_hint) = match by
+        .by_user
+        .and_then(|separator| startup.user.rsplit_once(separator))
+    {
         Some((user, tenant)) => (user, Some(tenant.to_owned())),
         None => (startup.user.as_str(), None),
     };
     let sni_hint = by.by_sni.as_ref().and_then(|suffix| {
         let host = sni?.to_ascii_lowercase();
-        host.strip_suffix(&suffix.to_ascii_lowercase()).map(str::to_owned)
+        host.strip_suffix(&suffix.to_ascii_lowercase())
+            .map(str::to_owned)
     });
     if !options.is_empty() && !by.by_options {
         return Claim::Nobody;
@@ -69,7 +75,11 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
             || database == startup.user
             || database == user
     });
-    Claim::Tenant { tenant: tenant.clone(), user: user.to_owned(), database_known }
+    Claim::Tenant {
+        tenant: tenant.clone(),
+        user: user.to_owned(),
+        database_known,
+    }
 }
 
 fn take_option(startup: &mut Startup) -> Vec<String> {

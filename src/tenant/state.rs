@@ -31,8 +31,10 @@ impl TenantState {
     }
 
     pub fn set_limits(&self, limits: TenantLimits) {
-        self.client_limit.store(limits.clients.unwrap_or(usize::MAX), Relaxed);
-        self.active_limit.store(limits.active.unwrap_or(usize::MAX), Relaxed);
+        self.client_limit
+            .store(limits.clients.unwrap_or(usize::MAX), Relaxed);
+        self.active_limit
+            .store(limits.active.unwrap_or(usize::MAX), Relaxed);
     }
 
     /// Clients logged in now.

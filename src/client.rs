@@ -61,7 +61,15 @@ pub struct NewClient {
 
 impl ClientHandle {
     pub fn new(new: NewClient) -> Self {
-        let NewClient { id, key, tenant, user, database, peer, tls } = new;
+        let NewClient {
+            id,
+            key,
+            tenant,
+            user,
+            database,
+            peer,
+            tls,
+        } = new;
         Self {
             id,
             key,

@@ -1,0 +1,4 @@
+//! Seen from outside: the console (database `pgtenant`) and the metrics endpoint.
+
+pub mod console;
+pub mod http;

@@ -1,0 +1,92 @@
+//! `pgtenant serve`: the proxy until a signal ends it.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::check;
+use crate::config::{self, Log, LogFormat};
+use crate::server::Proxy;
+
+/// Runs the proxy. 0 after SIGTERM or SIGINT, 78 for a config with mistakes, 1 for what the machine
+/// refuses.
+pub fn run(path: &Path) -> ExitCode {
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            // Nowhere to report that standard error is gone.
+            let _ = check::report(path, &mistakes, &mut std::io::stderr());
+            return ExitCode::from(check::EX_CONFIG);
+        }
+    };
+    start_log(&config.log);
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let result = runtime.and_then(|runtime| {
+        let proxy = Proxy::start(config, Some(path.to_owned()))?;
+        runtime.block_on(until_signalled(proxy))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "cannot run");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn until_signalled(proxy: Proxy) -> std::io::Result<()> {
+    let mut reload = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = reload.recv() => {
+                let app = proxy.app().clone();
+                // A long config takes a while to read; its mistakes are logged there.
+                let _ = tokio::task::spawn_blocking(move || app.reload_file()).await;
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    tokio::select! {
+        _ = proxy.stop() => tracing::info!("stopped"),
+        _ = terminate.recv() => tracing::warn!("stopped at once"),
+        _ = interrupt.recv() => tracing::warn!("stopped at once"),
+    }
+    Ok(())
+}
+
+fn start_log(log: &Log) {
+    let filter = EnvFilter::try_new(&log.filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = match log.format {
+        LogFormat::Text => builder.with_ansi(is_terminal()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    if let Err(error) = started {
+        let _ = writeln!(std::io::stderr(), "pgtenant: cannot start the log: {error}");
+    }
+}
+
+fn is_terminal() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stderr())
+}
+
+/// Every client and server connection is a descriptor; the soft limit is often 1024.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}

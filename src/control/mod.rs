@@ -1,0 +1,4 @@
+//! The control plane: what the proxy itself asks of servers, by tokio-postgres, apart from the way of
+//! clients' queries.
+
+pub mod health;

@@ -1,0 +1,111 @@
+//! The process: worker threads, main ports, the admin console and metrics behind them, reload and
+//! the end. Wiring only.
+
+mod listener;
+mod workers;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::app::App;
+use crate::config::Config;
+use workers::Workers;
+
+/// A running proxy. Dropped without [`stop`](Self::stop), it ends at once.
+pub struct Proxy {
+    app: Arc<App>,
+    addresses: Vec<SocketAddr>,
+    http: Option<SocketAddr>,
+    workers: Workers,
+}
+
+/// How often the end of the last client is looked for while draining.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+impl Proxy {
+    /// Binds every port and starts to serve. `config_path`: what a reload reads again.
+    ///
+    /// # Errors
+    /// A port that cannot be bound, a thread that cannot be started.
+    pub fn start(config: Config, config_path: Option<PathBuf>) -> std::io::Result<Self> {
+        let mut workers = Workers::start(config.workers)?;
+        let listen = config.listen.clone();
+        let http = config.http;
+        let app = App::new(config, config_path, workers.handles().to_vec())
+            .map_err(|e| std::io::Error::other(e.to_string()))?;
+        let mut addresses = Vec::new();
+        for (position, listen) in listen.iter().enumerate() {
+            let address = listener::start(&app, position, listen.address)
+                .map_err(|e| named("listen", listen.address, &e))?;
+            tracing::info!(%address, tls = listen.tls.is_some(), "listening");
+            addresses.push(address);
+        }
+        let control = workers.control();
+        let http = match http {
+            Some(address) => {
+                let bound =
+                    std::net::TcpListener::bind(address).map_err(|e| named("http", address, &e))?;
+                let address = bound.local_addr()?;
+                crate::admin::http::start(&app, bound, &control)?;
+                tracing::info!(%address, "serving metrics");
+                Some(address)
+            }
+            None => None,
+        };
+        control.spawn(crate::control::health::watch(Arc::downgrade(&app)));
+        Ok(Self {
+            app,
+            addresses,
+            http,
+            workers,
+        })
+    }
+
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+
+    /// Addresses of the main ports, in the order of the config, with the ports that were bound.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http
+    }
+
+    /// Takes no new clients, lets transactions end, and after the deadline ends what is left. Returns
+    /// whether all clients had ended by then.
+    pub async fn stop(self) -> bool {
+        let deadline = Instant::now() + self.app.config().timeouts.shutdown;
+        tracing::info!(clients = self.app.connections(), "shutting down");
+        self.app.drain();
+        while self.app.connections() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        let left = self.app.connections();
+        if left > 0 {
+            tracing::warn!(
+                clients = left,
+                "ending clients that did not come to a clean point"
+            );
+            self.app.kill_clients();
+            let grace = Instant::now() + Duration::from_secs(1);
+            while self.app.connections() > 0 && Instant::now() < grace {
+                tokio::time::sleep(DRAIN_POLL).await;
+            }
+        }
+        self.app.close_servers().await;
+        self.workers.stop();
+        left == 0
+    }
+}
+
+fn named(setting: &str, address: SocketAddr, error: &std::io::Error) -> std::io::Error {
+    std::io::Error::new(
+        error.kind(),
+        format!("{setting}: cannot bind {address}: {error}"),
+    )
+}
