@@ -80,6 +80,14 @@ impl Context {
         }
     }
 
+    /// Whether it must be set again before anything of the client runs.
+    pub fn is_stale(&self) -> bool {
+        match self {
+            Self::Bound(binding) => binding.stale,
+            Self::Clean | Self::Unknown => true,
+        }
+    }
+
     /// Takes note of a command that the client completed, by its CommandComplete tag. Returns
     /// whether it dropped all prepared statements.
     pub fn note_command(&mut self, command: &[u8]) -> bool {
@@ -241,7 +249,11 @@ pub async fn adopt(
     if plan.scrub {
         connection.parsed.clear();
     }
-    match tokio::time::timeout(deadline, exchange(connection, &plan)).await {
+    let exchanged = match plan.answers {
+        0 => Ok(Ok(())),
+        _ => tokio::time::timeout(deadline, exchange(connection, &plan)).await,
+    };
+    match exchanged {
         Ok(done) => done?,
         Err(_) => {
             return Err(Refusal::Broken(not_set(format_args!(

@@ -2,7 +2,7 @@
 //! it. Everything of an instance lives on one worker, so its lock is hardly ever contended.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,8 @@ pub struct Pool {
     pub key: PoolKey,
     pub instance: Arc<Instance>,
     size: AtomicUsize,
+    /// The config routes nobody here any more: connections are closed instead of kept.
+    retired: AtomicBool,
     pub statements: Interner,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
@@ -102,9 +104,16 @@ impl Instance {
         self.close_idle(|_, connection| !self.is_current(connection));
     }
 
-    /// Closes the idle connections of pools that `retired` names, and the pools with them.
+    /// Ends the pools that `retired` names: idle connections are closed now, those in use when they
+    /// are given back.
     pub fn retire_pools(self: &Arc<Self>, retired: impl Fn(&PoolKey) -> bool) {
-        self.close_idle(|pool, _| retired(&pool.key));
+        for (pool, _) in self.pools() {
+            if retired(&pool.key) {
+                pool.retired.store(true, Relaxed);
+            }
+        }
+        self.close_idle(|pool, _| pool.is_retired());
+        self.queue().drop_unused_pools();
     }
 
     /// Whether the connection was made with what the config says now (the budget aside).
@@ -122,6 +131,7 @@ impl Instance {
                 key: key.clone(),
                 instance: self.clone(),
                 size: AtomicUsize::new(size),
+                retired: AtomicBool::new(false),
                 statements: Interner::default(),
                 last_failure: Mutex::default(),
                 profiles: Mutex::default(),
@@ -130,6 +140,7 @@ impl Instance {
             pool
         });
         pool.size.store(size, Relaxed);
+        pool.retired.store(false, Relaxed);
         self.queue().add_pool(pool.clone());
         pool
     }
@@ -202,6 +213,10 @@ impl Pool {
     /// Most connections it may have.
     pub fn size(&self) -> usize {
         self.size.load(Relaxed)
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Relaxed)
     }
 
     pub(super) fn metrics(&self) -> &InstanceMetrics {

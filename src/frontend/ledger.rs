@@ -89,6 +89,11 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// Begins at a clean point, rather than with a message on its way.
+    pub fn begin_clean(&mut self) {
+        self.idle = true;
+    }
+
     /// Records that a message was sent (or is answered by the proxy).
     pub fn push(&mut self, message: Owed) {
         self.idle = false;

@@ -30,6 +30,12 @@ const HIGH_WATER: usize = 64 * 1024;
 /// Longest message of a server that is collected to be looked at, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
 
+/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
+const SEVERITY_WITHIN: usize = 64;
+/// After the client has gone, the server may go on for this many bytes of reply: about what a
+/// socket takes before a server that sends to nobody notices.
+const PLAY_OUT_LIMIT: usize = 1 << 20;
+
 /// A client's socket and what the proxy knows of its session.
 pub struct ClientSide {
     pub stream: Stream,
@@ -52,8 +58,13 @@ pub enum End {
     ClientGone,
     /// Called while clean (session pooling), or killed anywhere.
     Called,
+    /// Session pooling, while clean: the client may have changed the tenant context.
+    Stale,
     /// The server closed the connection; the client was sent all it said.
-    ServerGone,
+    ServerGone {
+        /// A FATAL error was among it.
+        said_why: bool,
+    },
 }
 
 pub struct Relay<'a> {
@@ -83,8 +94,10 @@ impl<'a> Relay<'a> {
         metrics: &'a TenantMetrics,
     ) -> Self {
         let keep = client.statements.is_none();
-        if let Some(statements) = &mut client.statements {
-            statements.begin_lease();
+        let mut ledger = Ledger::default();
+        match &mut client.statements {
+            Some(statements) => statements.begin_lease(),
+            None => ledger.begin_clean(),
         }
         Self {
             client,
@@ -94,7 +107,7 @@ impl<'a> Relay<'a> {
             metrics,
             answered: 0,
             keep,
-            ledger: Ledger::default(),
+            ledger,
             client_rest: 0,
             server_rest: 0,
             transaction_began: None,
@@ -113,21 +126,18 @@ impl<'a> Relay<'a> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// Whether the server said why it closed the connection.
-    pub fn fatal_seen(&self) -> bool {
-        self.fatal_seen
-    }
-
     /// After the client has gone: lets the server finish what it was sent, as it would direct, and throws
     /// the replies away. True: the connection came to a clean point.
     pub async fn play_out(&mut self) -> bool {
         if self.client_rest > 0 || !self.ledger.will_settle() {
             return false;
         }
+        let mut thrown_away = 0;
         poll_fn(|cx| {
             loop {
+                thrown_away += self.client.outbox.len();
                 self.client.outbox.consume(self.client.outbox.len());
-                if self.handle.is_killed() {
+                if self.handle.is_killed() || thrown_away > PLAY_OUT_LIMIT {
                     return Poll::Ready(false);
                 }
                 match self.poll_server(cx) {
@@ -149,7 +159,8 @@ impl<'a> Relay<'a> {
         .await
     }
 
-    fn is_clean(&self) -> bool {
+    /// Nothing is owed or half passed, and no transaction is open.
+    pub fn is_clean(&self) -> bool {
         self.ledger.is_clean()
             && self.client_rest == 0
             && self.server_rest == 0
@@ -183,6 +194,9 @@ impl<'a> Relay<'a> {
                 if !self.keep {
                     return Poll::Ready(Ok(End::Clean));
                 }
+                if self.server.context.is_stale() {
+                    return Poll::Ready(Ok(End::Stale));
+                }
                 if self.handle.calls(cx.waker()) != self.answered {
                     return Poll::Ready(Ok(End::Called));
                 }
@@ -193,11 +207,14 @@ impl<'a> Relay<'a> {
                 Step::Gone => return Poll::Ready(Ok(End::ClientGone)),
                 Step::Still => {}
             }
+            let was_full = self.server.outbox.len() >= HIGH_WATER;
             if self.write_server(cx).is_err() {
                 // It may still have said why.
                 if !moved {
                     return self.poll_last_words(cx);
                 }
+            } else {
+                moved |= was_full && self.server.outbox.len() < HIGH_WATER;
             }
             if !moved {
                 self.handle.calls(cx.waker());
@@ -215,7 +232,9 @@ impl<'a> Relay<'a> {
         self.server.inbox.move_to(&mut self.client.outbox, rest);
         let ClientSide { outbox, stream, .. } = &mut *self.client;
         match outbox.poll_drain(cx, stream) {
-            Poll::Ready(_) => Poll::Ready(Ok(End::ServerGone)),
+            Poll::Ready(_) => Poll::Ready(Ok(End::ServerGone {
+                said_why: self.fatal_seen,
+            })),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -266,16 +285,17 @@ impl<'a> Relay<'a> {
                 .backend_size()
                 .ok_or_else(|| lost("impossible message length"))?;
             let tag = BackendTag(header.tag);
-            let looked_at = matches!(
-                tag,
+            let needed = match tag {
                 BackendTag::READY_FOR_QUERY
-                    | BackendTag::PARAMETER_STATUS
-                    | BackendTag::COMMAND_COMPLETE
-                    | BackendTag::PARSE_COMPLETE
-                    | BackendTag::CLOSE_COMPLETE
-            );
-            if looked_at && bytes.len() < size {
-                if size > MAX_COLLECTED {
+                | BackendTag::PARAMETER_STATUS
+                | BackendTag::COMMAND_COMPLETE
+                | BackendTag::PARSE_COMPLETE
+                | BackendTag::CLOSE_COMPLETE => size,
+                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
+                _ => HEADER,
+            };
+            if bytes.len() < needed {
+                if needed > MAX_COLLECTED {
                     return Err(lost("a message is too long to be looked at"));
                 }
                 break;
@@ -536,8 +556,7 @@ fn note_parameter(
     if follows_client(name) {
         Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
         if let Context::Bound(binding) = context {
-            Arc::make_mut(&mut binding.settings)
-                .insert(name.to_ascii_lowercase(), value.to_owned());
+            binding.settings = client.settings.clone();
         }
     }
 }
