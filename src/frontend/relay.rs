@@ -208,13 +208,14 @@ impl<'a> Relay<'a> {
                 Step::Still => {}
             }
             let was_full = self.server.outbox.len() >= HIGH_WATER;
-            if self.write_server(cx).is_err() {
-                // It may still have said why.
-                if !moved {
-                    return self.poll_last_words(cx);
+            match self.write_server(cx) {
+                Ok(()) => moved |= was_full && self.server.outbox.len() < HIGH_WATER,
+                // It hears no more; why, and that it has closed, is still to be read.
+                Err(_) => {
+                    let unsent = self.server.outbox.len();
+                    self.server.outbox.consume(unsent);
+                    moved = true;
                 }
-            } else {
-                moved |= was_full && self.server.outbox.len() < HIGH_WATER;
             }
             if !moved {
                 self.handle.calls(cx.waker());
