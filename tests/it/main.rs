@@ -1,1 +1,8 @@
+//! The integration tests: real PostgreSQL servers, the proxy in front of them in this process, and
+//! clients of every kind. `make test` installs what they need; what is missing fails with one sentence.
 
+mod differential;
+mod handover;
+mod harness;
+mod tiers;
+mod wire;
