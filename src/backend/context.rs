@@ -158,22 +158,33 @@ impl Plan {
             }
         }
         plan.required = plan.answers;
-        plan.settings(applied, &wanted.settings);
+        plan.settings(applied, wanted);
         plan
     }
 
-    fn settings(&mut self, applied: Option<&Arc<Settings>>, wanted: &Arc<Settings>) {
+    /// The client's settings; what the context sets is not the client's to set.
+    fn settings(&mut self, applied: Option<&Arc<Settings>>, binding: &Binding) {
+        let wanted = &binding.settings;
+        let context = &binding.route.context;
+        let is_context = |name: &str| {
+            context
+                .iter()
+                .any(|(own, _)| own.eq_ignore_ascii_case(name))
+        };
         if applied.is_some_and(|applied| Arc::ptr_eq(applied, wanted)) {
             return;
         }
         let empty = Settings::new();
         let applied = applied.map_or(&empty, |applied| &**applied);
-        for name in applied.keys().filter(|name| !wanted.contains_key(*name)) {
+        for name in applied
+            .keys()
+            .filter(|name| !wanted.contains_key(*name) && !is_context(name))
+        {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
         for (name, value) in wanted
             .iter()
-            .filter(|(name, value)| applied.get(*name) != Some(value))
+            .filter(|(name, value)| applied.get(*name) != Some(value) && !is_context(name))
         {
             self.set_config(name, value);
         }

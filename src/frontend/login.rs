@@ -386,6 +386,21 @@ fn permit(
             "replication connections are not supported by pgtenant",
         ));
     }
+    // Only the proxy says whose context it is, whichever way the client spells it.
+    for (name, value) in &startup.parameters {
+        let pinned = tenant
+            .route
+            .context
+            .iter()
+            .find(|(own, _)| own.eq_ignore_ascii_case(name));
+        if pinned.is_some_and(|(_, own)| own != value) {
+            return Err(Error::new(
+                Kind::InsufficientPrivilege,
+                format!("permission denied to set parameter \"{name}\""),
+            )
+            .with_detail("It is set by pgtenant for the tenant that is logged in."));
+        }
+    }
     let placement = app.admit_to_placement(&tenant.route)?;
     let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {
         Error::new(

@@ -123,11 +123,7 @@ impl Actor {
                 self.check(kind, &column(&frames));
             }
             Kind::Prepared => {
-                let mut parts = vec![
-                    bind("", "mine", &[Some("1000")]),
-                    execute("", 0),
-                    sync(),
-                ];
+                let mut parts = vec![bind("", "mine", &[Some("1000")]), execute("", 0), sync()];
                 if !self.prepared {
                     let sql = "SELECT body FROM items WHERE id < $1 ORDER BY id";
                     parts.insert(0, parse("mine", sql));

@@ -586,9 +586,7 @@ impl Running {
     }
 }
 
-pub async fn connect(
-    config: &tokio_postgres::Config,
-) -> Result<Client, tokio_postgres::Error> {
+pub async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
     // Its errors reach the client's calls.
     tokio::spawn(connection);
