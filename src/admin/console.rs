@@ -1,7 +1,7 @@
 //! The admin console: a session of the PostgreSQL protocol, simple and extended, in which the proxy
 //! itself answers. Reads what others keep, and can do one thing: reload.
 //!
-//! The session is pgwire's; what comes from the user passes [`Inbox`] first.
+//! The session is pgwire's; what comes from the user passes `inbox` first.
 
 use std::fmt::Debug;
 use std::net::SocketAddr;
