@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::Settings;
+use crate::backend::health::Health;
 use crate::backend::lease::Grant;
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
@@ -39,6 +40,8 @@ pub struct Instance {
     by_key: Mutex<HashMap<PoolKey, Weak<Pool>>>,
     next_pool: AtomicU64,
     pub metrics: InstanceMetrics,
+    /// What the last health check found.
+    pub health: Health,
 }
 
 /// Server connections with the same server, database, login and pinned parameters.
@@ -75,6 +78,7 @@ impl Instance {
             by_key: Mutex::default(),
             next_pool: AtomicU64::new(1),
             metrics: InstanceMetrics::default(),
+            health: Health::default(),
         });
         instance.worker.spawn(sweep(Arc::downgrade(&instance)));
         instance
