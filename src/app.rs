@@ -395,6 +395,13 @@ impl App {
         }
     }
 
+    /// Lets go of every server connection at once: the workers have ended.
+    pub fn abandon(&self) {
+        for instance in self.instances().values() {
+            instance.abandon();
+        }
+    }
+
     /// Ends every client wherever it is.
     pub fn kill_clients(&self) {
         self.clients.iter().for_each(|client| client.kill());

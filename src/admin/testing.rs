@@ -41,7 +41,8 @@ pub async fn listen(app: &Arc<App>) -> SocketAddr {
             let app = app.clone();
             tokio::spawn(async move {
                 let door = app.door(0).unwrap();
-                match admit(&app, &door, tcp, peer).await {
+                let counted = app.count_connection().unwrap();
+                match admit(&app, &door, tcp, peer, counted).await {
                     Admitted::Admin(admin) => console::serve(app, admin, peer).await,
                     Admitted::Tenant(_) | Admitted::Done => {}
                 }

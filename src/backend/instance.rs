@@ -183,6 +183,11 @@ impl Instance {
         });
     }
 
+    /// Drops all connections and pools, which hold this instance as it holds them.
+    pub fn abandon(&self) {
+        self.queue().clear();
+    }
+
     fn close_idle(self: &Arc<Self>, unwanted: impl FnMut(&Pool, &mut ServerConnection) -> bool) {
         let taken = self.queue().take_idle(unwanted);
         for (pool, connection) in taken {

@@ -16,10 +16,11 @@ use std::time::Instant;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
+use crate::backend::prepared::frame;
 use crate::client::ClientHandle;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Ledger, Owed, Reply};
-use crate::frontend::statements::{Rewritten, Statements, Target};
+use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
@@ -32,6 +33,8 @@ const MAX_COLLECTED: usize = 1 << 20;
 
 /// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
 const SEVERITY_WITHIN: usize = 64;
+/// Errors up to this size are searched for names of the proxy's own.
+const MAX_TRANSLATED: usize = 64 * 1024;
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
 /// socket takes before a server that sends to nobody notices.
 const PLAY_OUT_LIMIT: usize = 1 << 20;
@@ -292,6 +295,7 @@ impl<'a> Relay<'a> {
                 | BackendTag::COMMAND_COMPLETE
                 | BackendTag::PARSE_COMPLETE
                 | BackendTag::CLOSE_COMPLETE => size,
+                BackendTag::ERROR_RESPONSE if size <= MAX_TRANSLATED => size,
                 BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
                 _ => HEADER,
             };
@@ -301,10 +305,24 @@ impl<'a> Relay<'a> {
                 }
                 break;
             }
+            // Before the reply is noted: then the name may be gone.
+            let translated = match (&self.client.statements, tag) {
+                (Some(statements), BackendTag::ERROR_RESPONSE) if bytes.len() >= size => {
+                    statements.translate(&bytes[HEADER..size])
+                }
+                _ => None,
+            };
             let reply = match tag {
                 BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
                 _ => self.note_reply(tag, run, size),
             };
+            if let Some(body) = translated {
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                self.server.inbox.consume(size);
+                run = 0;
+                self.client.outbox.extend(&frame(tag.0, &[&body]));
+                continue;
+            }
             match reply {
                 Reply::Forward => {
                     let whole = size.min(self.server.inbox.len() - run);
@@ -359,11 +377,9 @@ impl<'a> Relay<'a> {
                 self.metrics.errors.add(1);
                 self.fatal_seen |= is_fatal(&bytes[HEADER..size.min(bytes.len())]);
                 let reply = self.ledger.reply(tag, false);
-                for (statement, of_client) in self.ledger.take_failed() {
-                    parsed.forget(&statement);
-                    if of_client && let Some(statements) = &mut self.client.statements {
-                        statements.forget(&statement);
-                    }
+                let failed = self.ledger.take_failed();
+                if let Some(statements) = &mut self.client.statements {
+                    statements.undo(failed, parsed);
                 }
                 return reply;
             }
@@ -485,7 +501,13 @@ impl<'a> Relay<'a> {
             ledger: &mut self.ledger,
             interner,
         };
-        statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)
+        let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
+        // The server skips to the next Sync: nothing of this took effect.
+        let failed = self.ledger.take_failed();
+        if !failed.is_empty() {
+            statements.undo(failed, parsed);
+        }
+        Ok(rewritten)
     }
 
     /// What a message that passes as it is will be answered with.
@@ -499,11 +521,11 @@ impl<'a> Relay<'a> {
             }
             FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
             FrontendTag::SYNC => Owed::Sync,
-            FrontendTag::PARSE => Owed::Parse(None),
+            FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
             FrontendTag::BIND => Owed::Bind,
             FrontendTag::DESCRIBE => Owed::Describe,
             FrontendTag::EXECUTE => Owed::Execute,
-            FrontendTag::CLOSE => Owed::Close,
+            FrontendTag::CLOSE => Owed::Close(Undo::Nothing),
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,
             _ => return None,
         })

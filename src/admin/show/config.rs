@@ -52,6 +52,7 @@ struct Setting {
     changeable: bool,
 }
 
+#[allow(clippy::needless_pass_by_value)] // numbers, names and literals alike
 fn setting(key: impl Into<String>, value: impl ToString) -> Setting {
     Setting {
         key: key.into(),
@@ -159,7 +160,11 @@ fn placements(config: &Config) -> Vec<Setting> {
     placements
         .flat_map(|placement| {
             let key = |name: &str| format!("placements.{}.{name}", placement.name);
-            let servers: Vec<_> = placement.servers.iter().map(|s| s.as_str()).collect();
+            let servers: Vec<_> = placement
+                .servers
+                .iter()
+                .map(crate::id::ServerName::as_str)
+                .collect();
             let clients = placement.max_clients;
             [
                 setting(key("tier"), placement.tier),

@@ -164,7 +164,11 @@ fn idle(pool: &Pool, connection: &ServerConnection) -> Line {
         client: None,
         pid: Some(connection.fence().pid()),
         tls: connection.stream.is_tls(),
-        tenant: connection.context.tenant().map(|t| t.as_str()).into(),
+        tenant: connection
+            .context
+            .tenant()
+            .map(crate::id::TenantId::as_str)
+            .into(),
         context: match connection.context {
             Context::Clean => "clean",
             Context::Bound(_) => "bound",
