@@ -19,8 +19,9 @@ const FILLING: Duration = Duration::from_secs(600);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The first report of progress ends the time that is not measured: pools fill, statements are parsed.
 const WARM_UP: u64 = 1;
-/// pgbench reports late under load, and not always on its last second.
-const LEAST: u64 = 4;
+/// What pgbench does itself when the time of -T is over: it ends in good order. Its own time has the logins in
+/// it, which take seconds at many clients, so it is ended by its reports instead.
+const TIME_IS_OVER: Signal = Signal::SIGALRM;
 
 /// How pgbench talks to the server: its -M.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -64,7 +65,9 @@ pub struct Cell {
 pub async fn fill(bed: &Bed, scale: u32) -> Result<()> {
     let mut command = command(bed, bed.cluster.port(), USER);
     command.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
-    let output = Running::start(command, None)?.finish(FILLING).await?;
+    let output = Running::start(command, None, u64::MAX)?
+        .finish(FILLING)
+        .await?;
     drop(output);
     Ok(())
 }
@@ -116,9 +119,12 @@ impl<'a> Pgbench<'a> {
             .args(["-M", &workload.protocol.to_string()])
             .args(["-c", &workload.clients.to_string()])
             .args(["-j", &threads.to_string()])
-            .args(["-T", &(WARM_UP + seconds).max(LEAST).to_string()])
+            .args([
+                "-T",
+                &(WARM_UP + seconds + 2 * PATIENCE.as_secs()).to_string(),
+            ])
             .arg(DATABASE);
-        Running::start(command, target.pid())
+        Running::start(command, target.pid(), WARM_UP + seconds)
     }
 }
 
@@ -148,33 +154,51 @@ fn command(bed: &Bed, port: u16, user: &str) -> Command {
 /// A pgbench that runs.
 pub struct Running {
     process: Process,
+    enough: oneshot::Receiver<()>,
     output: oneshot::Receiver<Output>,
 }
 
 impl Running {
-    /// `proxy`: the process whose CPU time is taken with each report of progress.
-    fn start(mut command: Command, proxy: Option<i32>) -> Result<Self> {
+    /// `proxy`: the process whose CPU time is taken with each report of progress. After `reports` of them
+    /// it has run long enough.
+    fn start(mut command: Command, proxy: Option<i32>, reports: u64) -> Result<Self> {
         let failed = |error| Error::new(format!("cannot read from pgbench: {error}"));
         let (reader, writer) = std::io::pipe().map_err(failed)?;
         command
             .stdout(writer.try_clone().map_err(failed)?)
             .stderr(writer);
         let (sender, output) = oneshot::channel();
+        let (say_enough, enough) = oneshot::channel();
+        let mut say_enough = Some(say_enough);
         let process = Process::start("pgbench", command, ENDING)?;
         // Ends with the process: it has the other end of the pipe.
         std::thread::spawn(move || {
             let mut output = Output::default();
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
                 output.take(line, proxy);
+                if output.progress.len() as u64 == reports
+                    && let Some(say_enough) = say_enough.take()
+                {
+                    let _ = say_enough.send(());
+                }
             }
             let _ = sender.send(output);
         });
-        Ok(Self { process, output })
+        Ok(Self {
+            process,
+            enough,
+            output,
+        })
     }
 
     pub async fn finish(mut self, patience: Duration) -> Result<Output> {
-        let output = tokio::time::timeout(patience, &mut self.output).await;
-        let Ok(Ok(output)) = output else {
+        let ending = async {
+            if (&mut self.enough).await.is_ok() {
+                self.process.signal(TIME_IS_OVER);
+            }
+            (&mut self.output).await
+        };
+        let Ok(Ok(output)) = tokio::time::timeout(patience, ending).await else {
             return Err(Error::new(format!("pgbench does not end in {patience:?}")));
         };
         match self.process.ended(ENDING[0].1).await {
