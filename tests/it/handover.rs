@@ -11,7 +11,7 @@ use crate::harness::{
     POOL_TENANTS, Running, Setup, Tenant, assert_no_panics, backends, tenant, world,
 };
 use crate::wire::{
-    Frame, Wire, bind, close, column, describe, errors, execute, parse, query, rows, sync,
+    Frame, Wire, bind, column, describe, errors, execute, parse, query, rows, sync,
 };
 
 const CLIENTS: usize = 200;
@@ -19,7 +19,7 @@ const TRANSACTIONS: usize = 10_000;
 const POOL: usize = 4;
 const SEED: u64 = 0x7465_6e61_6e74;
 
-const ALL: &str = "SELECT body FROM items WHERE id < 1000 ORDER BY id";
+const ALL: &str = "SELECT body FROM items WHERE id < 900 ORDER BY id";
 const WHO: &str = "SELECT current_setting('app.tenant_id')";
 
 /// What one transaction is like.
@@ -114,7 +114,7 @@ impl Actor {
             Kind::Extended => {
                 let parts = [
                     parse("", "SELECT body FROM items WHERE id < $1::int ORDER BY id"),
-                    bind("", "", &[Some("1000")]),
+                    bind("", "", &[Some("900")]),
                     describe(b'P', ""),
                     execute("", 0),
                     sync(),
@@ -123,7 +123,11 @@ impl Actor {
                 self.check(kind, &column(&frames));
             }
             Kind::Prepared => {
-                let mut parts = vec![bind("", "mine", &[Some("1000")]), execute("", 0), sync()];
+                let mut parts = vec![
+                    bind("", "mine", &[Some("900")]),
+                    execute("", 0),
+                    sync(),
+                ];
                 if !self.prepared {
                     let sql = "SELECT body FROM items WHERE id < $1 ORDER BY id";
                     parts.insert(0, parse("mine", sql));
@@ -154,7 +158,6 @@ impl Actor {
                     parse("", "SELECT 1/0"),
                     bind("", "", &[]),
                     execute("", 0),
-                    close(b'S', "mine"),
                     sync(),
                     query(WHO),
                 ];

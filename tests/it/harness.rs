@@ -586,7 +586,28 @@ impl Running {
     }
 }
 
-pub async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
+/// Its clients and server connections end first: the servers are other tests' too.
+impl Drop for Running {
+    fn drop(&mut self) {
+        let app = self.proxy.app();
+        app.drain();
+        app.kill_clients();
+        let instances = app.instances();
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while instances.values().any(|instance| instance.connections() > 0)
+            && std::time::Instant::now() < deadline
+        {
+            for instance in instances.values() {
+                instance.retire_pools(|_| true);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+pub async fn connect(
+    config: &tokio_postgres::Config,
+) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
     // Its errors reach the client's calls.
     tokio::spawn(connection);

@@ -35,7 +35,7 @@ async fn extended(client: &Client, sql: &str, parameter: i32) -> Vec<String> {
     rows.iter().map(|row| row.get(0)).collect()
 }
 
-const BODIES: &str = "SELECT body FROM items ORDER BY id";
+const BODIES: &str = "SELECT body FROM items WHERE id < 900 ORDER BY id";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_tier_shows_a_tenant_its_own_rows_in_its_own_place() {
@@ -51,7 +51,7 @@ async fn every_tier_shows_a_tenant_its_own_rows_in_its_own_place() {
                 assert_eq!(
                     extended(
                         &client,
-                        "SELECT body FROM items WHERE id >= $1 ORDER BY id",
+                        "SELECT body FROM items WHERE id >= $1 AND id < 900 ORDER BY id",
                         2
                     )
                     .await,

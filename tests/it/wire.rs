@@ -2,12 +2,15 @@
 //! proxy says can be compared with what PostgreSQL says.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use pgtenant::cluster::Cluster;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::harness::PATIENCE;
@@ -114,13 +117,31 @@ impl Wire {
         self.try_send(bytes).await.expect("sends");
     }
 
+    /// Sends, and reads meanwhile what comes if the other end would not take more otherwise.
     pub async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        tokio::time::timeout(PATIENCE, async {
-            self.io.write_all(bytes).await?;
-            self.io.flush().await
-        })
-        .await
-        .unwrap_or_else(|_| panic!("{} bytes are not taken", bytes.len()))
+        let Self { io, inbox, .. } = self;
+        let mut left = bytes;
+        let mut buffer = vec![0; 64 * 1024];
+        let sending = poll_fn(|cx| {
+            while !left.is_empty() {
+                match Pin::new(&mut **io).poll_write(cx, left) {
+                    Poll::Ready(Ok(n)) => left = &left[n..],
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => {
+                        let mut read = ReadBuf::new(&mut buffer);
+                        ready!(Pin::new(&mut **io).poll_read(cx, &mut read))?;
+                        if read.filled().is_empty() {
+                            return Poll::Ready(Err(std::io::ErrorKind::BrokenPipe.into()));
+                        }
+                        inbox.extend_from_slice(read.filled());
+                    }
+                }
+            }
+            Pin::new(&mut **io).poll_flush(cx)
+        });
+        tokio::time::timeout(PATIENCE, sending)
+            .await
+            .unwrap_or_else(|_| panic!("{} bytes are not taken", bytes.len()))
     }
 
     /// The same, a byte a write.

@@ -5,8 +5,8 @@ const { Client } = require('pg');
 const [dsn, json, first] = process.argv.slice(2);
 const bodies = JSON.parse(json);
 const id = Number(first);
-const SELECT = 'SELECT body FROM items WHERE id < 1000 ORDER BY id';
-const SELECT_FROM = 'SELECT body FROM items WHERE id >= $1 AND id < 1000 ORDER BY id';
+const SELECT = 'SELECT body FROM items WHERE id < 900 ORDER BY id';
+const SELECT_FROM = 'SELECT body FROM items WHERE id >= $1 AND id < 900 ORDER BY id';
 const found = (result) => result.rows.map((row) => row.body);
 
 async function main() {

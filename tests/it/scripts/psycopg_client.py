@@ -6,8 +6,8 @@ import sys
 import psycopg
 
 dsn, bodies, first = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
-SELECT = "SELECT body FROM items WHERE id < 1000 ORDER BY id"
-SELECT_FROM = "SELECT body FROM items WHERE id >= %s AND id < 1000 ORDER BY id"
+SELECT = "SELECT body FROM items WHERE id < 900 ORDER BY id"
+SELECT_FROM = "SELECT body FROM items WHERE id >= %s AND id < 900 ORDER BY id"
 
 
 def found(cursor):

@@ -1,0 +1,344 @@
+//! Nobody gets more than the config gives, and everybody gets it in turn.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use crate::harness::{
+    Running, Setup, Tenant, all_tenants, eventually, server_line, tenant, world,
+};
+use crate::wire::{Wire, bind, column, errors, execute, parse, query, sync};
+
+const TOO_MANY: &str = "53300";
+
+/// A login that is to be refused.
+async fn refused(proxy: &Running, tenant: &Tenant) -> String {
+    let mut wire = Wire::tcp(proxy.address).await;
+    let login = wire
+        .log_in(
+            &[("user", &tenant.user()), ("database", &tenant.database)],
+            &tenant.password(),
+        )
+        .await;
+    let error = login.expect_err("is refused");
+    assert_eq!(error.field(b'V').as_deref(), Some("FATAL"));
+    assert!(wire.rest().await.is_empty());
+    error.sqlstate()
+}
+
+fn waiting(proxy: &Running, tenant: &str) -> u64 {
+    let tenants = proxy.proxy.app().seen_tenants();
+    tenants
+        .iter()
+        .filter(|t| t.id.as_str() == tenant)
+        .map(|t| t.metrics.waiting.get())
+        .sum()
+}
+
+async fn eventually_waiting(proxy: &Running, tenant: &str, clients: u64) {
+    eventually("they wait", async || waiting(proxy, tenant) == clients).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_with_connections_of_their_own_never_have_more_together_than_their_server_may() {
+    const LIMIT: usize = 5;
+    let world = world().await;
+    let setup = Setup {
+        pool_size: 3,
+        max_connections: LIMIT,
+        sections: "timeouts: { checkout: 60s, login: 60s }".into(),
+        ..Setup::default()
+    };
+    let roles = ["b2", "b3", "d2", "d3"];
+    let proxy = Arc::new(Running::start(&setup.yaml(world)));
+    let mut clients = JoinSet::new();
+    for number in 0..24 {
+        let proxy = proxy.clone();
+        clients.spawn(async move {
+            let tenant = tenant(roles[number % roles.len()]);
+            let mut wire = proxy.raw(&tenant).await;
+            for _ in 0..40 {
+                let seen = wire
+                    .column("SELECT body FROM items, pg_sleep(0.001) ORDER BY id")
+                    .await;
+                assert_eq!(seen, tenant.bodies());
+            }
+        });
+    }
+    let watching = world.shared.connect("postgres").await.expect("connects");
+    let mut most = 0;
+    while !clients.is_empty() {
+        while let Some(ended) = clients.try_join_next() {
+            if let Err(error) = ended {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+        let row = watching
+            .query_one(
+                "SELECT count(*) FROM pg_stat_activity WHERE usename IN ('r_b2', 'r_b3', 'db_d2', 'db_d3')",
+                &[],
+            )
+            .await
+            .expect("pg_stat_activity");
+        most = most.max(row.get::<_, i64>(0));
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    assert_eq!(most, i64::try_from(LIMIT).expect("small"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_of_one_pool_is_given_up_for_another() {
+    let world = world().await;
+    let setup = Setup {
+        max_connections: 1,
+        ..Setup::default()
+    };
+    let proxy = Running::start(&setup.yaml(world));
+    let mut wires = Vec::new();
+    for name in ["b2", "d2", "b3", "d3"] {
+        wires.push((proxy.raw(&tenant(name)).await, tenant(name)));
+    }
+    for _ in 0..3 {
+        for (wire, tenant) in &mut wires {
+            let seen = wire.column("SELECT body FROM items ORDER BY id").await;
+            assert_eq!(seen, tenant.bodies());
+            let instances = proxy.proxy.app().instances();
+            let shared = instances.values().map(|i| i.connections()).max();
+            assert_eq!(shared, Some(1));
+        }
+    }
+}
+
+/// A has 300 clients in line and one server connection; B has one client. B's turn comes after a few
+/// of A's transactions, not after all of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn three_hundred_waiting_clients_of_one_tenant_do_not_stand_before_one_of_another() {
+    const CROWD: usize = 300;
+    // More than the transactions that a tenant may have in a row, and far fewer than the crowd's.
+    const TURNS: usize = 20;
+    let setup = Setup {
+        pool_size: 1,
+        sections: "timeouts: { checkout: 60s, login: 60s }".into(),
+        ..Setup::default()
+    };
+    let proxy = Arc::new(setup.start().await);
+    let mut holder = proxy.raw(&tenant("t10")).await;
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        crowd.push(proxy.raw(&tenant("t10")).await);
+    }
+    let mut single = proxy.raw(&tenant("t11")).await;
+    holder.query("BEGIN").await;
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let mut tasks = JoinSet::new();
+    for mut wire in crowd {
+        let order = order.clone();
+        tasks.spawn(async move {
+            let name = wire
+                .column("SELECT current_setting('app.tenant_id')")
+                .await;
+            order.lock().expect("a lock").push(name[0].clone());
+        });
+    }
+    eventually_waiting(&proxy, "t10", CROWD as u64).await;
+    let last = order.clone();
+    tasks.spawn(async move {
+        let name = single
+            .column("SELECT current_setting('app.tenant_id')")
+            .await;
+        last.lock().expect("a lock").push(name[0].clone());
+    });
+    eventually_waiting(&proxy, "t11", 1).await;
+    holder.query("COMMIT").await;
+    tasks.join_all().await;
+    let order = order.lock().expect("a lock");
+    assert_eq!(order.len(), CROWD + 1);
+    let position = order.iter().position(|name| name == "t11");
+    assert!(
+        position.is_some_and(|position| position < TURNS),
+        "t11 was served after {position:?} others"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_waited_too_long_is_told_so_and_stays() {
+    for pooling in ["transaction", "session"] {
+        let setup = Setup {
+            pool_size: 1,
+            pooling,
+            sections: "timeouts: { checkout: 200ms, login: 60s }".into(),
+            ..Setup::default()
+        };
+        let proxy = setup.start().await;
+        let mut waiter = proxy.raw(&tenant("t13")).await;
+        let mut holder = proxy.raw(&tenant("t12")).await;
+        holder.query("BEGIN").await;
+        assert_eq!(errors(&waiter.query("SELECT 1").await), [TOO_MANY]);
+        // A batch is answered once, at its Sync, and what follows is in step.
+        let batch = [
+            parse("", "SELECT 1"),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+        ]
+        .concat();
+        waiter.send(&batch).await;
+        let frames = waiter.until_ready().await;
+        assert_eq!(errors(&frames), [TOO_MANY]);
+        assert_eq!(frames.len(), 2, "{frames:?}");
+        assert_eq!(frames[0].field(b'V').as_deref(), Some("ERROR"));
+        drop(holder);
+        assert_eq!(waiter.column("SELECT 'served'").await, ["served"]);
+        assert_eq!(proxy.proxy.app().connections(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_over_the_limit_of_their_tenant_are_refused_until_one_leaves() {
+    let setup = Setup {
+        about: |name| match name {
+            "t14" => "limits: { clients: 2 }",
+            _ => "",
+        },
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let first = proxy.raw(&tenant("t14")).await;
+    let mut second = proxy.raw(&tenant("t14")).await;
+    assert_eq!(refused(&proxy, &tenant("t14")).await, TOO_MANY);
+    assert_eq!(second.column("SELECT 1").await, ["1"]);
+    let mut other = proxy.raw(&tenant("t15")).await;
+    assert_eq!(other.column("SELECT 1").await, ["1"]);
+    drop(first);
+    eventually("the first is gone", async || {
+        let tenants = proxy.proxy.app().seen_tenants();
+        tenants
+            .iter()
+            .any(|t| t.id.as_str() == "t14" && t.clients() == 1)
+    })
+    .await;
+    let mut third = proxy.raw(&tenant("t14")).await;
+    assert_eq!(third.column("SELECT 1").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_over_the_limit_of_their_placement_are_refused() {
+    let world = world().await;
+    let yaml = Setup::default().yaml(world).replace(
+        "clinic: { tier",
+        "clinic: { limits: { clients: 2 }, tier",
+    );
+    let proxy = Running::start(&yaml);
+    let _first = proxy.raw(&tenant("c0")).await;
+    let second = proxy.raw(&tenant("c1")).await;
+    assert_eq!(refused(&proxy, &tenant("c0")).await, TOO_MANY);
+    assert_eq!(refused(&proxy, &tenant("c1")).await, TOO_MANY);
+    let _elsewhere = proxy.raw(&tenant("t00")).await;
+    drop(second);
+    let clinic = tenant("c0");
+    eventually("there is room again", async || {
+        let mut wire = Wire::tcp(proxy.address).await;
+        let login = [("user", "app.c0"), ("database", "clinic")];
+        wire.log_in(&login, &clinic.password()).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_over_the_limit_of_the_proxy_are_refused() {
+    let setup = Setup {
+        sections: "limits: { clients: 3 }".into(),
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let mut wires = Vec::new();
+    for name in ["t16", "b2", "c1"] {
+        wires.push(proxy.raw(&tenant(name)).await);
+    }
+    assert_eq!(refused(&proxy, &tenant("t17")).await, TOO_MANY);
+    for wire in &mut wires {
+        assert_eq!(wire.column("SELECT 1").await, ["1"]);
+    }
+    wires.pop();
+    eventually("there is room again", async || {
+        proxy.proxy.app().connections() == 2
+    })
+    .await;
+    let mut fourth = proxy.raw(&tenant("t17")).await;
+    assert_eq!(fourth.column("SELECT 1").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_uses_no_more_server_connections_at_once_than_it_may() {
+    let setup = Setup {
+        sections: "timeouts: { checkout: 60s }".into(),
+        about: |name| match name {
+            "t18" => "limits: { active: 2 }",
+            _ => "",
+        },
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let mut holders = Vec::new();
+    for _ in 0..2 {
+        let mut wire = proxy.raw(&tenant("t18")).await;
+        wire.query("BEGIN").await;
+        holders.push(wire);
+    }
+    let mut third = proxy.raw(&tenant("t18")).await;
+    third.send(&query("SELECT 'third'")).await;
+    eventually_waiting(&proxy, "t18", 1).await;
+    // There is room in the pool, for others.
+    let mut other = proxy.raw(&tenant("t19")).await;
+    assert_eq!(other.column("SELECT 'other'").await, ["other"]);
+    assert_eq!(waiting(&proxy, "t18"), 1);
+    holders[0].query("COMMIT").await;
+    assert_eq!(column(&third.until_ready().await), ["third"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_takes_one_of_the_connections_and_not_one_more() {
+    let world = world().await;
+    let own = format!(
+        "  shared: {{ host: 127.0.0.1, port: {}, sslmode: disable, max_connections: 3, admin: {{ user: postgres, password: {} }} }}\n",
+        world.shared.port(),
+        world.shared.superuser_password()
+    );
+    let setup = Setup {
+        max_connections: 3,
+        ..Setup::default()
+    };
+    let tenants: Vec<_> = all_tenants()
+        .into_iter()
+        .filter(|tenant| tenant.placement != "spread")
+        .collect();
+    let yaml = setup
+        .yaml_for(world, &tenants)
+        .replace(&server_line("shared", &world.shared, 3), &own);
+    let proxy = Running::start(&yaml);
+    let mut holders = Vec::new();
+    for name in ["d2", "d3"] {
+        let mut wire = proxy.raw(&tenant(name)).await;
+        wire.query("BEGIN").await;
+        holders.push(wire);
+    }
+    let instances = proxy.proxy.app().instances();
+    let most = instances.values().map(|i| i.connections()).max();
+    assert_eq!(most, Some(2));
+    // The next one's login waits for one of them.
+    let waiting = tokio::spawn({
+        let address = proxy.address;
+        async move {
+            let mut wire = Wire::tcp(address).await;
+            let login = [("user", "app.b2"), ("database", "bridge")];
+            wire.log_in(&login, &tenant("b2").password())
+                .await
+                .expect("logs in");
+            wire.column("SELECT 'served'").await
+        }
+    });
+    eventually_waiting(&proxy, "b2", 1).await;
+    holders.pop();
+    assert_eq!(waiting.await.expect("ends"), ["served"]);
+}
