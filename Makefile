@@ -11,10 +11,10 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint bench install-deps
+.PHONY: help build demo test lint bench bench-mechanisms bench-syscalls install-deps
 
 help: ## List the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
 
 build: ## Build the release binary, target/release/pgtenant
 	@scripts/install build
@@ -40,9 +40,17 @@ test: lint ## Everything that CI runs
 	echo "The integration tests against PostgreSQL 18:"; \
 	$(CARGO) test --locked --test it
 
-bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run
+bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--rounds 1 --seconds 1"
 	@scripts/install bench
-	$(CARGO) bench --locked
+	$(CARGO) bench --locked --bench load -- $(ARGS)
+
+bench-mechanisms: ## Measure parts of a transaction's way alone
+	@scripts/install build
+	$(CARGO) bench --locked --bench mechanisms -- $(ARGS)
+
+bench-syscalls: ## Count the system calls of haproxy, PgBouncer and pgtenant for a transaction
+	@scripts/install bench
+	$(CARGO) bench --locked --bench load -- --syscalls --targets haproxy,pgbouncer,pgtenant $(ARGS)
 
 install-deps: ## Install everything that any target needs
 	@scripts/install build demo test bench

@@ -1,1 +1,325 @@
-fn main() {}
+//! The parts of a transaction's way that need no server, each alone. Whole processes are compared by
+//! `benches/load`.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pgtenant::backend::context::{Binding, Settings};
+use pgtenant::backend::instance::Instance;
+use pgtenant::backend::prepared::{Interner, Parsed, frame};
+use pgtenant::cluster::Dir;
+use pgtenant::config::{Config, ServerAddress, Tenant, load_text};
+use pgtenant::frontend::ledger::{Ledger, Owed};
+use pgtenant::frontend::statements::{Rewritten, Statements, Target};
+use pgtenant::id::TenantId;
+use pgtenant::protocol::buffer::Buffer;
+use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
+use pgtenant::protocol::startup::{self, Packet, Startup};
+use pgtenant::tenant::identify::identify;
+use pgtenant::tenant::state::TenantState;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Runtime;
+
+const CONFIG: &str = r#"
+listen: [{ address: "127.0.0.1:0" }]
+servers:
+  shared: { host: 127.0.0.1, sslmode: disable, max_connections: 20 }
+placements:
+  free:
+    tier: pool
+    server: shared
+    database: app
+    login: { user: app, password: app }
+    context: { app.tenant_id: "{tenant}" }
+tenants:
+  t0: { placement: free, users: { app: { password: app } } }
+"#;
+const TENANTS: usize = 100_000;
+
+fn config() -> Config {
+    load_text(CONFIG, Path::new("."), &|_| None).expect("the config above is valid")
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
+}
+
+/// The replies to a `SELECT` of `rows` rows.
+fn replies(rows: usize) -> Vec<u8> {
+    let mut bytes = frame(
+        b'T',
+        &[b"\0\x01abalance\0\0\0\x40\x02\0\x03\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0"],
+    );
+    for _ in 0..rows {
+        bytes.extend(frame(b'D', &[b"\0\x01\0\0\0\x04-123"]));
+    }
+    bytes.extend(frame(b'C', &[b"SELECT 1\0"]));
+    bytes.extend(frame(b'Z', &[b"I"]));
+    bytes
+}
+
+fn frames(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("frames");
+    for rows in [1, 1000] {
+        let bytes = replies(rows);
+        group.throughput(Throughput::Elements(rows as u64 + 3));
+        group.bench_function(format!("cut the replies of {rows} row(s)"), |bencher| {
+            bencher.iter(|| {
+                let mut rest = black_box(&bytes[..]);
+                let mut cut = 0;
+                while let Some(size) = Header::read(rest).and_then(Header::backend_size) {
+                    rest = &rest[size..];
+                    cut += 1;
+                }
+                cut
+            });
+        });
+    }
+    group.finish();
+}
+
+fn buffer(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("buffer");
+    let bytes = replies(1);
+    group.bench_function("fill, pass on whole, drain", |bencher| {
+        bencher.iter(|| {
+            let (mut inbox, mut outbox) = (Buffer::new(), Buffer::new());
+            inbox.extend(black_box(&bytes));
+            inbox.move_to(&mut outbox, bytes.len());
+            outbox.consume(bytes.len());
+        });
+    });
+    group.bench_function("fill, pass on in two parts, drain", |bencher| {
+        bencher.iter(|| {
+            let (mut inbox, mut outbox) = (Buffer::new(), Buffer::new());
+            inbox.extend(black_box(&bytes));
+            inbox.move_to(&mut outbox, 10);
+            inbox.move_to(&mut outbox, bytes.len() - 10);
+            outbox.consume(bytes.len());
+        });
+    });
+    group.finish();
+}
+
+/// The body of a StartupMessage as libpq sends it.
+fn startup_packet() -> Vec<u8> {
+    let mut body = 0x0003_0000_u32.to_be_bytes().to_vec();
+    for text in [
+        "user",
+        "app.t4711",
+        "database",
+        "app",
+        "application_name",
+        "psql",
+        "client_encoding",
+        "UTF8",
+        "options",
+        "-c statement_timeout=5s",
+        "",
+    ] {
+        body.extend_from_slice(text.as_bytes());
+        body.push(0);
+    }
+    let length = u32::try_from(body.len() + 4).expect("short");
+    [&length.to_be_bytes()[..], &body].concat()
+}
+
+async fn read_startup(bytes: &[u8]) -> Startup {
+    match startup::read(&mut &*bytes).await {
+        Ok(Some(Packet::Startup(startup))) => startup,
+        other => panic!("not a StartupMessage: {other:?}"),
+    }
+}
+
+fn login(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let bytes = startup_packet();
+    let mut group = criterion.benchmark_group("login");
+    group.bench_function("read a StartupMessage", |bencher| {
+        bencher.iter_custom(|times| {
+            runtime.block_on(async {
+                let started = Instant::now();
+                for _ in 0..times {
+                    black_box(read_startup(black_box(&bytes)).await);
+                }
+                started.elapsed()
+            })
+        });
+    });
+
+    let mut config = config();
+    let first = config.tenants["t0"].clone();
+    for number in 1..TENANTS {
+        let id = TenantId::new(&format!("t{number}")).expect("a valid name");
+        let tenant = Tenant {
+            id: id.clone(),
+            ..(*first).clone()
+        };
+        config.tenants.insert(id, Arc::new(tenant));
+    }
+    let startup = runtime.block_on(read_startup(&bytes));
+    group.bench_function(format!("identify one of {TENANTS} tenants"), |bencher| {
+        bencher.iter_batched(
+            || startup.clone(),
+            |mut startup| identify(&config, &mut startup, None),
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+fn ledger(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("ledger");
+    group.bench_function("a Query and its replies", |bencher| {
+        bencher.iter(|| {
+            let mut ledger = Ledger::default();
+            ledger.push(Owed::Query);
+            for tag in [BackendTag::ROW_DESCRIPTION, BackendTag::COMMAND_COMPLETE] {
+                ledger.reply(black_box(tag), false);
+            }
+            ledger.reply(BackendTag::READY_FOR_QUERY, true);
+            ledger.is_clean()
+        });
+    });
+    group.bench_function(
+        "Parse, Bind, Describe, Execute, Sync and their replies",
+        |bencher| {
+            bencher.iter(|| {
+                let mut ledger = Ledger::default();
+                for owed in [
+                    Owed::Parse(None),
+                    Owed::Bind,
+                    Owed::Describe,
+                    Owed::Execute,
+                    Owed::Sync,
+                ] {
+                    ledger.push(black_box(owed));
+                }
+                for tag in [
+                    BackendTag::PARSE_COMPLETE,
+                    BackendTag::BIND_COMPLETE,
+                    BackendTag::ROW_DESCRIPTION,
+                    BackendTag::COMMAND_COMPLETE,
+                ] {
+                    ledger.reply(black_box(tag), false);
+                }
+                ledger.reply(BackendTag::READY_FOR_QUERY, true);
+                ledger.is_clean()
+            });
+        },
+    );
+    group.finish();
+}
+
+fn statements(criterion: &mut Criterion) {
+    let (mut statements, interner, mut parsed) = (
+        Statements::default(),
+        Interner::default(),
+        Parsed::default(),
+    );
+    let mut rewrite = |tag: FrontendTag, frame: &[u8]| {
+        let (mut outbox, mut ledger) = (Buffer::new(), Ledger::default());
+        let mut target = Target {
+            parsed: &mut parsed,
+            outbox: &mut outbox,
+            ledger: &mut ledger,
+            interner: &interner,
+        };
+        let rewritten = statements.rewrite(tag, frame, frame.len(), &mut target);
+        assert!(matches!(rewritten, Ok(Rewritten::Consumed(_))));
+        black_box(outbox.len())
+    };
+    let parse = frame(
+        b'P',
+        &[b"P0_1\0SELECT abalance FROM pgbench_accounts WHERE aid = $1\0\0\0"],
+    );
+    rewrite(FrontendTag::PARSE, &parse);
+    let bind = frame(b'B', &[b"\0P0_1\0\0\0\0\x01\0\0\0\x054711\0\0\0"]);
+    criterion.bench_function("statements/rewrite a Bind", |bencher| {
+        bencher.iter(|| rewrite(FrontendTag::BIND, black_box(&bind)));
+    });
+}
+
+/// Lets everybody in and has no objections.
+async fn serve(mut client: UnixStream) -> std::io::Result<()> {
+    let mut length = [0; 4];
+    client.read_exact(&mut length).await?;
+    let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+    client.read_exact(&mut body).await?;
+    let ready = frame(b'Z', &[b"I"]);
+    client
+        .write_all(&[frame(b'R', &[&[0; 4]]), ready.clone()].concat())
+        .await?;
+    loop {
+        let mut header = [0; 5];
+        client.read_exact(&mut header).await?;
+        let Some(header) = Header::read(&header) else {
+            return Ok(());
+        };
+        let mut body = vec![0; header.length as usize - 4];
+        client.read_exact(&mut body).await?;
+        client
+            .write_all(&[frame(b'V', &[&[0xff; 4]]), ready.clone()].concat())
+            .await?;
+    }
+}
+
+/// A connection that is idle and carries the tenant's context already: what nearly every transaction does.
+fn pool(criterion: &mut Criterion) {
+    let dir = Dir::create().expect("a temporary directory");
+    let socket = dir.path().join("server");
+    let runtime = runtime();
+    let config = config();
+    let tenant = &config.tenants["t0"];
+    let mut server = (*config.servers["shared"]).clone();
+    server.address = ServerAddress::Unix {
+        path: socket.clone(),
+    };
+    runtime.block_on(async {
+        let listener = UnixListener::bind(socket).expect("a socket");
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(serve(client));
+            }
+        });
+    });
+    let instance = Instance::new(
+        Arc::new(server),
+        config.timeouts.clone(),
+        runtime.handle().clone(),
+    );
+    let pool = instance.pool(&tenant.route.pool, 20);
+    let state = Arc::new(TenantState::new(tenant.id.clone()));
+    let binding = Binding {
+        tenant: tenant.id.clone(),
+        route: tenant.route.clone(),
+        settings: Arc::new(Settings::new()),
+        stale: false,
+    };
+    let turns = async |times: u64| -> Duration {
+        let started = Instant::now();
+        for _ in 0..times {
+            let grant = pool
+                .try_checkout(&state)
+                .expect("an idle connection, or room for one");
+            let lease = grant.lease(&binding).await.expect("a connection");
+            lease.expect("a connection that lives").checkin();
+        }
+        started.elapsed()
+    };
+    // Connects.
+    runtime.block_on(turns(1));
+    criterion.bench_function("pool/check out and in", |bencher| {
+        bencher.iter_custom(|times| runtime.block_on(turns(times)));
+    });
+}
+
+criterion_group!(mechanisms, frames, buffer, login, ledger, statements, pool);
+criterion_main!(mechanisms);

@@ -268,26 +268,33 @@ impl App {
 
     // ---- clients ----
 
-    /// Counts a connection in.
+    /// Counts a connection in. None: there are so many that it is dropped unheard. Up to that there is
+    /// room above the limit of clients for cancels, and to say that there are too many.
+    pub fn count_connection(self: &Arc<Self>) -> Option<Counted> {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(self.clone(), Which::Connection);
+        let max_clients = self.config.load().max_clients;
+        (before < max_clients.saturating_mul(2).saturating_add(100)).then_some(counted)
+    }
+
+    /// Whether a client that is counted may log in.
     ///
     /// # Errors
     /// 53300 over the limit of the proxy, 57P03 while it stops.
-    pub fn admit_connection(self: &Arc<Self>) -> Result<Counted> {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(self.clone(), Which::Connection);
+    pub fn may_log_in(&self) -> Result<()> {
         if self.is_draining() {
             return Err(Error::new(
                 Kind::CannotConnectNow,
                 "the proxy is shutting down",
             ));
         }
-        if before >= self.config.load().max_clients {
+        if self.connections() > self.config.load().max_clients {
             return Err(Error::new(
                 Kind::TooManyConnections,
                 "sorry, too many clients already",
             ));
         }
-        Ok(counted)
+        Ok(())
     }
 
     /// Connections of clients, logged in or not.
@@ -385,6 +392,13 @@ impl App {
             && Instant::now() < deadline
         {
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Lets go of every server connection at once: the workers have ended.
+    pub fn abandon(&self) {
+        for instance in self.instances().values() {
+            instance.abandon();
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::task::AtomicWaker;
 
@@ -39,6 +39,8 @@ pub struct ClientHandle {
     pub connected: SystemTime,
     pub since: Instant,
     activity: AtomicU8,
+    /// When it last began to wait, in microseconds after `since`.
+    wait_began: AtomicU64,
     /// Of the server connection it holds.
     fence: Mutex<Option<Arc<Fence>>>,
     /// Counts calls; the client's task compares it with what it has answered.
@@ -81,6 +83,7 @@ impl ClientHandle {
             connected: SystemTime::now(),
             since: Instant::now(),
             activity: AtomicU8::new(Activity::Idle as u8),
+            wait_began: AtomicU64::new(0),
             fence: Mutex::default(),
             calls: AtomicU64::new(0),
             killed: AtomicU8::new(0),
@@ -98,7 +101,21 @@ impl ClientHandle {
     }
 
     pub fn set_activity(&self, activity: Activity) {
+        if activity == Activity::Waiting {
+            self.wait_began.store(self.age_us(), Ordering::Relaxed);
+        }
         self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    fn age_us(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// How long it has waited for a server connection, if it waits.
+    pub fn waiting(&self) -> Option<Duration> {
+        let began = self.wait_began.load(Ordering::Relaxed);
+        (self.activity() == Activity::Waiting)
+            .then(|| Duration::from_micros(self.age_us().saturating_sub(began)))
     }
 
     fn link(&self) -> std::sync::MutexGuard<'_, Option<Arc<Fence>>> {

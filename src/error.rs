@@ -26,6 +26,8 @@ pub enum Kind {
     ProtocolViolation,
     /// Valid, and not offered here.
     FeatureNotSupported,
+    /// The client asked for what only the proxy may do: to set the tenant context.
+    InsufficientPrivilege,
     /// A startup option that PostgreSQL would not parse.
     SyntaxError,
     /// A user cancelled a wait.
@@ -58,6 +60,7 @@ impl Kind {
             Self::ConnectionFailure => "08006",
             Self::ProtocolViolation => "08P01",
             Self::FeatureNotSupported => "0A000",
+            Self::InsufficientPrivilege => "42501",
             Self::SyntaxError => "42601",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
@@ -72,6 +75,7 @@ impl Kind {
             | Self::UnknownDatabase
             | Self::ProtocolViolation
             | Self::FeatureNotSupported
+            | Self::InsufficientPrivilege
             | Self::SyntaxError
             | Self::QueryCanceled
             | Self::ProgramLimitExceeded => Blame::Client,

@@ -1,4 +1,41 @@
 //! pgtenant: a tenant-routing PostgreSQL proxy.
+//!
+//! ```text
+//!  app, psql, driver ──► frontend: handshake ► login ► session ► relay ──► backend pool ──► PostgreSQL
+//!                           │ who is it, where does it live │        one task owns client socket and lease
+//!                           ▼                               ▼
+//!                     tenant::identify, auth          tenant context: Clean → Bound(T)
+//!                           ▲
+//!                     config (YAML, in memory)
+//! ```
+//!
+//! # Layers
+//!
+//! A module uses only those above it in this table; `tests/it/layers.rs` checks that.
+//!
+//! | layer | modules | job |
+//! |---|---|---|
+//! | words | [`id`], [`error`], [`metrics`] | newtypes, the one error, counters |
+//! | data | [`config`], [`protocol`] | no policy, no sockets to PostgreSQL |
+//! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
+//! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
+//! | handles | [`client`], [`app`] | what all parts share, built once |
+//! | client side | [`frontend`] | the six stages of a client's life |
+//! | process | [`control`], [`admin`], [`server`] | health, console, metrics, wiring |
+//! | tools | [`cluster`], [`cli`] | subcommands; private servers for demo, tests and benches |
+//!
+//! # Deliberately absent
+//!
+//! - Statics and ambient configuration: two proxies can run in one process.
+//! - Channels between tasks on the way of a query: one task owns a client and its server connection.
+//! - Decoding of what passes: frames are bytes; only what must be looked at is.
+//! - A way back to the pool but [`backend::lease::Lease::checkin`] at a clean point: `Drop` closes the connection.
+//! - tokio-postgres in the data plane: its streams cannot be given back. It serves the control plane and the tools.
+//!
+//! # Where to start
+//!
+//! [`frontend`] (six stages on one page), `frontend/session.rs` and `relay.rs`, `backend/queue.rs` and `context.rs`,
+//! `tenant/identify.rs`, `tests/it/`.
 
 pub mod admin;
 pub mod app;

@@ -3,9 +3,6 @@
 //! A user that does not exist goes through the same exchange as one that does, with a salt that is
 //! always the same for the same name, so that neither the messages nor a second try tell them apart.
 
-use std::num::NonZeroU32;
-use std::sync::Arc;
-
 use dashmap::DashMap;
 use pgwire::api::auth::sasl::scram::{
     SCRAM_ITERATIONS, ScramSecret, ScramServerAuth, ScramServerAuthWaitingForClientFinal,
@@ -13,6 +10,7 @@ use pgwire::api::auth::sasl::scram::{
 };
 use pgwire::error::PgWireError;
 use sha2::{Digest, Sha256};
+use std::num::NonZeroU32;
 
 use crate::config::{Credential, ScramVerifier, Secret};
 use crate::error::{Error, Kind, Result};
@@ -132,29 +130,43 @@ impl Verifiers {
         }
     }
 
-    /// What to check a login against. Takes a millisecond of CPU for a password seen for the first
-    /// time; call it where that does not stop others.
+    /// What to check a login against, if it need not be derived first.
+    pub fn known(
+        &self,
+        tenant: &str,
+        user: &str,
+        credential: Option<&Credential>,
+    ) -> Option<ScramVerifier> {
+        match credential {
+            None => Some(self.mock(tenant, user)),
+            Some(Credential::Verifier(verifier)) => Some(verifier.clone()),
+            Some(Credential::Password(password)) => self
+                .derived
+                .get(&(tenant.to_owned(), user.to_owned()))
+                .filter(|known| known.0 == *password)
+                .map(|known| known.1.clone()),
+        }
+    }
+
+    /// What to check a login against. Takes a millisecond of CPU for a password that is not
+    /// [`known`](Self::known) yet; call it where that does not stop others.
     pub fn verifier(
         &self,
         tenant: &str,
         user: &str,
-        credential: Option<&Arc<Credential>>,
+        credential: Option<&Credential>,
     ) -> ScramVerifier {
-        let password = match credential.map(|credential| &**credential) {
-            Some(Credential::Verifier(verifier)) => return verifier.clone(),
-            Some(Credential::Password(password)) => password,
-            None => return self.mock(tenant, user),
-        };
-        let key = (tenant.to_owned(), user.to_owned());
-        if let Some(known) = self.derived.get(&key)
-            && known.0 == *password
-        {
-            return known.1.clone();
+        match (self.known(tenant, user, credential), credential) {
+            (None, Some(Credential::Password(password))) => {
+                let verifier = derive(password, &self.salt(tenant, user));
+                let key = (tenant.to_owned(), user.to_owned());
+                self.derived
+                    .insert(key, (password.clone(), verifier.clone()));
+                verifier
+            }
+            (Some(verifier), _) => verifier,
+            (None, _) => self.mock(tenant, user),
         }
-        let verifier = derive(password, &self.salt(tenant, user));
-        self.derived
-            .insert(key, (password.clone(), verifier.clone()));
-        verifier
     }
 
     fn salt(&self, tenant: &str, user: &str) -> Vec<u8> {
@@ -205,6 +217,8 @@ fn derive(password: &Secret, salt: &[u8]) -> ScramVerifier {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
 
     use super::*;

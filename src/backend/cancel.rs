@@ -12,7 +12,7 @@
 //! ```
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -27,6 +27,9 @@ use crate::protocol::startup::CancelKey;
 pub struct Fence {
     server: Arc<Server>,
     key: CancelKey,
+    /// When the server connection was made, and whether in TLS: for the admin console.
+    born: SystemTime,
+    tls: bool,
     state: Mutex<State>,
     changed: Notify,
 }
@@ -41,10 +44,12 @@ struct State {
 }
 
 impl Fence {
-    pub fn new(server: Arc<Server>, key: CancelKey) -> Self {
+    pub fn new(server: Arc<Server>, key: CancelKey, tls: bool) -> Self {
         Self {
             server,
             key,
+            born: SystemTime::now(),
+            tls,
             state: Mutex::default(),
             changed: Notify::new(),
         }
@@ -57,6 +62,21 @@ impl Fence {
     /// Process id of the server's backend.
     pub fn pid(&self) -> i32 {
         self.key.pid
+    }
+
+    /// The server as it was configured when the connection was made.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// When the server connection was made.
+    pub fn born(&self) -> SystemTime {
+        self.born
+    }
+
+    /// Whether the server connection is in TLS.
+    pub fn is_tls(&self) -> bool {
+        self.tls
     }
 
     /// Lets cancels of `client` through.

@@ -59,6 +59,7 @@ impl ServerConnection {
             secret: Box::default(),
         };
         let now = Instant::now();
+        let fence = Arc::new(Fence::new(server.clone(), key, stream.is_tls()));
         Self {
             stream,
             inbox: Buffer::new(),
@@ -66,7 +67,7 @@ impl ServerConnection {
             context: Context::Clean,
             parameters: Arc::default(),
             parsed: Parsed::default(),
-            fence: Arc::new(Fence::new(server.clone(), key)),
+            fence,
             server,
             born: now,
             idle_since: now,
@@ -75,7 +76,7 @@ impl ServerConnection {
     }
 
     pub fn set_key(&mut self, key: CancelKey) {
-        self.fence = Arc::new(Fence::new(self.server.clone(), key));
+        self.fence = Arc::new(Fence::new(self.server.clone(), key, self.stream.is_tls()));
     }
 
     pub fn fence(&self) -> &Arc<Fence> {

@@ -80,6 +80,14 @@ impl Context {
         }
     }
 
+    /// Whether it must be set again before anything of the client runs.
+    pub fn is_stale(&self) -> bool {
+        match self {
+            Self::Bound(binding) => binding.stale,
+            Self::Clean | Self::Unknown => true,
+        }
+    }
+
     /// Takes note of a command that the client completed, by its CommandComplete tag. Returns
     /// whether it dropped all prepared statements.
     pub fn note_command(&mut self, command: &[u8]) -> bool {
@@ -150,22 +158,33 @@ impl Plan {
             }
         }
         plan.required = plan.answers;
-        plan.settings(applied, &wanted.settings);
+        plan.settings(applied, wanted);
         plan
     }
 
-    fn settings(&mut self, applied: Option<&Arc<Settings>>, wanted: &Arc<Settings>) {
+    /// The client's settings; what the context sets is not the client's to set.
+    fn settings(&mut self, applied: Option<&Arc<Settings>>, binding: &Binding) {
+        let wanted = &binding.settings;
+        let context = &binding.route.context;
+        let is_context = |name: &str| {
+            context
+                .iter()
+                .any(|(own, _)| own.eq_ignore_ascii_case(name))
+        };
         if applied.is_some_and(|applied| Arc::ptr_eq(applied, wanted)) {
             return;
         }
         let empty = Settings::new();
         let applied = applied.map_or(&empty, |applied| &**applied);
-        for name in applied.keys().filter(|name| !wanted.contains_key(*name)) {
+        for name in applied
+            .keys()
+            .filter(|name| !wanted.contains_key(*name) && !is_context(name))
+        {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
         for (name, value) in wanted
             .iter()
-            .filter(|(name, value)| applied.get(*name) != Some(value))
+            .filter(|(name, value)| applied.get(*name) != Some(value) && !is_context(name))
         {
             self.set_config(name, value);
         }
@@ -241,7 +260,11 @@ pub async fn adopt(
     if plan.scrub {
         connection.parsed.clear();
     }
-    match tokio::time::timeout(deadline, exchange(connection, &plan)).await {
+    let exchanged = match plan.answers {
+        0 => Ok(Ok(())),
+        _ => tokio::time::timeout(deadline, exchange(connection, &plan)).await,
+    };
+    match exchanged {
         Ok(done) => done?,
         Err(_) => {
             return Err(Refusal::Broken(not_set(format_args!(
@@ -295,4 +318,116 @@ async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), 
 
 fn not_set(cause: impl std::fmt::Display) -> Error {
     Error::new(Kind::ConnectionFailure, "could not set the tenant context").caused_by(cause)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::protocol::frame::{HEADER, Header};
+
+    fn route() -> Arc<Route> {
+        let text = "servers: { s: { host: localhost, max_connections: 10 } }
+placements:
+  p: { tier: pool, server: s, database: app, login: { user: app, password: x },
+       context: { app.tenant: \"{tenant}\", app.region: \"{region}\" } }
+tenants:
+  a: { placement: p, attributes: { region: eu }, users: { app: { password: a } } }
+";
+        let config = crate::config::load_text(text, Path::new("."), &|_| None).unwrap();
+        config.tenants.values().next().unwrap().route.clone()
+    }
+
+    fn binding(tenant: &str, settings: &[(&str, &str)]) -> Binding {
+        Binding {
+            tenant: TenantId::new(tenant).unwrap(),
+            route: route(),
+            settings: Arc::new(
+                settings
+                    .iter()
+                    .map(|&(n, v)| (n.to_owned(), v.to_owned()))
+                    .collect(),
+            ),
+            stale: false,
+        }
+    }
+
+    /// What is sent, one message a word: `Q(sql)`, `F(name=value)`, `|` where the client's settings begin.
+    fn plan(wanted: &Binding, context: &Context) -> String {
+        let plan = Plan::new(wanted, context);
+        let mut words = Vec::new();
+        let mut rest = &plan.request[..];
+        while let Some(header) = Header::read(rest) {
+            if words.len() == plan.required {
+                words.push("|".to_owned());
+            }
+            let size = header.size(1 << 20).unwrap();
+            let body = &rest[HEADER..size];
+            words.push(match header.tag {
+                b'Q' => format!("Q({})", String::from_utf8_lossy(&body[..body.len() - 1])),
+                _ => {
+                    let length = |at: usize| {
+                        u32::from_be_bytes(body[at..at + 4].try_into().unwrap()) as usize
+                    };
+                    let name = &body[12..12 + length(8)];
+                    let at = 12 + name.len();
+                    let value = &body[at + 4..at + 4 + length(at)];
+                    format!(
+                        "F({}={})",
+                        String::from_utf8_lossy(name),
+                        String::from_utf8_lossy(value)
+                    )
+                }
+            });
+            rest = &rest[size..];
+        }
+        words.join(" ")
+    }
+
+    #[test]
+    fn a_change_of_context_sends_what_is_needed_and_no_more() {
+        let a = || binding("a", &[("timezone", "UTC")]);
+        let set = "F(app.region=eu) F(app.tenant=a)";
+        let stale = Binding { stale: true, ..a() };
+        for (context, expected) in [
+            (Context::Clean, format!("{set} | F(timezone=UTC)")),
+            (
+                Context::Unknown,
+                format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
+            ),
+            (
+                Context::Bound(binding("b", &[])),
+                format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
+            ),
+            (Context::Bound(a()), String::new()),
+            (Context::Bound(stale), set.to_owned()),
+            (
+                Context::Bound(binding("a", &[("x.y", "1"), ("timezone", "CET")])),
+                "| Q(RESET \"x\".\"y\") F(timezone=UTC)".to_owned(),
+            ),
+        ] {
+            let sent = plan(&a(), &context);
+            let sorted = |text: &str| {
+                let mut words: Vec<_> = text.split(' ').map(str::to_owned).collect();
+                words.sort();
+                words
+            };
+            assert_eq!(sorted(&sent), sorted(&expected), "{context:?}: {sent}");
+        }
+    }
+
+    #[test]
+    fn commands_that_may_touch_the_context_are_noticed() {
+        let noted = |command: &[u8]| {
+            let mut context = Context::Bound(binding("a", &[]));
+            let dropped = context.note_command(command);
+            (context.is_stale(), dropped)
+        };
+        assert_eq!(noted(b"SELECT 1"), (false, false));
+        assert_eq!(noted(b"SET"), (true, false));
+        assert_eq!(noted(b"RESET"), (true, false));
+        assert_eq!(noted(b"DISCARD ALL"), (true, true));
+        assert_eq!(noted(b"DEALLOCATE ALL"), (false, true));
+    }
 }

@@ -2,7 +2,7 @@
 //! it. Everything of an instance lives on one worker, so its lock is hardly ever contended.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::Settings;
+use crate::backend::health::Health;
 use crate::backend::lease::Grant;
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
@@ -39,6 +40,8 @@ pub struct Instance {
     by_key: Mutex<HashMap<PoolKey, Weak<Pool>>>,
     next_pool: AtomicU64,
     pub metrics: InstanceMetrics,
+    /// What the last health check found.
+    pub health: Health,
 }
 
 /// Server connections with the same server, database, login and pinned parameters.
@@ -47,6 +50,8 @@ pub struct Pool {
     pub key: PoolKey,
     pub instance: Arc<Instance>,
     size: AtomicUsize,
+    /// The config routes nobody here any more: connections are closed instead of kept.
+    retired: AtomicBool,
     pub statements: Interner,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
@@ -73,6 +78,7 @@ impl Instance {
             by_key: Mutex::default(),
             next_pool: AtomicU64::new(1),
             metrics: InstanceMetrics::default(),
+            health: Health::default(),
         });
         instance.worker.spawn(sweep(Arc::downgrade(&instance)));
         instance
@@ -102,9 +108,16 @@ impl Instance {
         self.close_idle(|_, connection| !self.is_current(connection));
     }
 
-    /// Closes the idle connections of pools that `retired` names, and the pools with them.
+    /// Ends the pools that `retired` names: idle connections are closed now, those in use when they
+    /// are given back.
     pub fn retire_pools(self: &Arc<Self>, retired: impl Fn(&PoolKey) -> bool) {
-        self.close_idle(|pool, _| retired(&pool.key));
+        for (pool, _) in self.pools() {
+            if retired(&pool.key) {
+                pool.retired.store(true, Relaxed);
+            }
+        }
+        self.close_idle(|pool, _| pool.is_retired());
+        self.queue().drop_unused_pools();
     }
 
     /// Whether the connection was made with what the config says now (the budget aside).
@@ -122,6 +135,7 @@ impl Instance {
                 key: key.clone(),
                 instance: self.clone(),
                 size: AtomicUsize::new(size),
+                retired: AtomicBool::new(false),
                 statements: Interner::default(),
                 last_failure: Mutex::default(),
                 profiles: Mutex::default(),
@@ -130,6 +144,7 @@ impl Instance {
             pool
         });
         pool.size.store(size, Relaxed);
+        pool.retired.store(false, Relaxed);
         self.queue().add_pool(pool.clone());
         pool
     }
@@ -168,6 +183,11 @@ impl Instance {
         });
     }
 
+    /// Drops all connections and pools, which hold this instance as it holds them.
+    pub fn abandon(&self) {
+        self.queue().clear();
+    }
+
     fn close_idle(self: &Arc<Self>, unwanted: impl FnMut(&Pool, &mut ServerConnection) -> bool) {
         let taken = self.queue().take_idle(unwanted);
         for (pool, connection) in taken {
@@ -202,6 +222,10 @@ impl Pool {
     /// Most connections it may have.
     pub fn size(&self) -> usize {
         self.size.load(Relaxed)
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Relaxed)
     }
 
     pub(super) fn metrics(&self) -> &InstanceMetrics {

@@ -43,6 +43,7 @@ impl Grant {
             pool: self.pool.clone(),
             tenant: self.tenant.clone(),
             held: Held::Nothing,
+            busy: false,
         };
         let instance = &self.pool.instance;
         match self.granted.take() {
@@ -62,6 +63,7 @@ impl Grant {
             lease.held = Held::Connection(self.pool.connect().await?);
         }
         let deadline = instance.timeouts().connect;
+        lease.busy = true;
         match context::adopt(&mut lease, wanted, deadline).await {
             Ok(scrubbed) => {
                 if scrubbed {
@@ -93,6 +95,8 @@ pub struct Lease {
     pool: Arc<Pool>,
     tenant: Arc<TenantState>,
     held: Held,
+    /// Something may be running on it: when it is closed, that is cancelled first.
+    pub busy: bool,
 }
 
 enum Held {
@@ -113,7 +117,8 @@ impl Lease {
         let instance = &self.pool.instance;
         let outlived = connection.born.elapsed() > instance.timeouts().server_lifetime;
         let mut queue = instance.queue();
-        if outlived || queue.is_over() || !instance.is_current(&connection) {
+        let unwanted = outlived || queue.is_over() || self.pool.is_retired();
+        if unwanted || !instance.is_current(&connection) {
             queue.deactivate(&self.tenant);
             drop(queue);
             instance.close(self.pool.id, connection, false);
@@ -135,7 +140,7 @@ impl Drop for Lease {
             }
             Held::Connection(connection) => {
                 instance.queue().deactivate(&self.tenant);
-                instance.close(self.pool.id, connection, true);
+                instance.close(self.pool.id, connection, self.busy);
             }
         }
     }

@@ -5,7 +5,10 @@ pub mod cancel;
 pub mod connect;
 pub mod connection;
 pub mod context;
+pub mod health;
 pub mod instance;
 pub mod lease;
 pub mod prepared;
 mod queue;
+
+pub use queue::PoolCounts;

@@ -21,9 +21,12 @@ pub struct Statement {
 }
 
 impl Statement {
+    /// How names on servers begin.
+    pub const NAME_PREFIX: &str = "pgtenant_";
+
     /// The name it has on every server connection of its pool.
     pub fn server_name(&self) -> String {
-        format!("pgtenant_{}", self.id)
+        format!("{}{}", Self::NAME_PREFIX, self.id)
     }
 
     /// The same statement in another pool.

@@ -117,6 +117,12 @@ impl Queue {
         });
     }
 
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.pools.clear();
+        self.ring.clear();
+    }
+
     /// Drops pools that have no connection and that nobody else holds.
     pub fn drop_unused_pools(&mut self) {
         self.pools.retain(|_, state| {

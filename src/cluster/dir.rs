@@ -124,7 +124,7 @@ impl Drop for Dir {
         for _ in 0..20 {
             match remove(&self.path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    thread::sleep(Duration::from_millis(50))
+                    thread::sleep(Duration::from_millis(50));
                 }
                 _ => return,
             }

@@ -89,7 +89,7 @@ async fn a_cluster_can_demand_tls() {
         panic!("plain TCP must be refused");
     };
     assert_eq!(
-        error.code().map(|code| code.code()),
+        error.code().map(tokio_postgres::error::SqlState::code),
         Some("28000"),
         "{error}"
     );

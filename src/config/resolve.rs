@@ -118,7 +118,7 @@ impl Resolver<'_, '_> {
         let admin_users = file.admin.map(|admin| self.console_users(&admin.users));
         let log = self.log(file.log);
         let workers = self.workers(file.workers);
-        let identify = self.identify(file.identify);
+        let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
         let max_clients = self.count(&limits_at.key("clients"), file.limits.clients, MAX_CLIENTS);
         let server_files = self.required(&At::ROOT, "servers", file.servers);
@@ -275,7 +275,7 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn identify(&mut self, file: IdentifyFile) -> Identify {
+    fn identify(&mut self, file: &IdentifyFile) -> Identify {
         let at = At::ROOT.key("identify");
         let by = |part| file.by.contains(&part);
         if file.by.is_empty() {

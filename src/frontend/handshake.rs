@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::error::{Error, Kind, Result};
-use crate::protocol::startup::{self, CancelKey, Packet, Startup};
+use crate::protocol::startup::{self, CancelKey, NEWEST, Packet, Startup};
 use crate::protocol::stream::Stream;
 use crate::tls::ALPN;
 
@@ -51,7 +51,7 @@ pub async fn open(
         (true, None) => return Err((None, failed("direct TLS is not offered"))),
         (false, _) => Stream::Tcp(tcp),
     };
-    let mut gss_asked = false;
+    let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
         let packet = match startup::read(&mut stream).await {
             Ok(Some(packet)) => packet,
@@ -61,12 +61,10 @@ pub async fn open(
         match packet {
             Packet::SslRequest => {
                 // One request of each kind, and none inside TLS (ProcessStartupPacket).
-                let Stream::Tcp(mut tcp) = stream else {
-                    let error = Error::new(
-                        Kind::ProtocolViolation,
-                        "unsupported frontend protocol 1234.5679",
-                    );
-                    return Err((Some(stream), error));
+                let again = std::mem::replace(&mut ssl_asked, true);
+                let mut tcp = match stream {
+                    Stream::Tcp(tcp) if !again => tcp,
+                    stream => return Err((Some(stream), unsupported("1234.5679"))),
                 };
                 match tls {
                     Some(tls) => {
@@ -84,13 +82,7 @@ pub async fn open(
                 stream.write_all(b"N").await.map_err(gone)?;
                 stream.flush().await.map_err(gone)?;
             }
-            Packet::GssEncRequest => {
-                let error = Error::new(
-                    Kind::ProtocolViolation,
-                    "unsupported frontend protocol 1234.5680",
-                );
-                return Err((Some(stream), error));
-            }
+            Packet::GssEncRequest => return Err((Some(stream), unsupported("1234.5680"))),
             Packet::Cancel(key) => return Ok(Opening::Cancel(key, stream)),
             Packet::Startup(_) if required && !stream.is_tls() => {
                 let error = Error::new(Kind::InvalidAuthorization, "connection requires TLS")
@@ -121,6 +113,17 @@ async fn accept(tls: &TlsAcceptor, tcp: TcpStream, direct: bool) -> Result<Strea
         return Err((None, failed("direct TLS without ALPN \"postgresql\"")));
     }
     Ok(Stream::Tls(Box::new(TlsStream::Server(tls))))
+}
+
+/// What PostgreSQL says of a request that it takes for a version of the protocol.
+fn unsupported(version: &str) -> Error {
+    Error::new(
+        Kind::FeatureNotSupported,
+        format!(
+            "unsupported frontend protocol {version}: server supports 3.0 to {}.{}",
+            NEWEST.major, NEWEST.minor
+        ),
+    )
 }
 
 fn failed(cause: impl std::fmt::Display) -> Error {

@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
+use crate::frontend::statements::Undo;
 use crate::protocol::frame::BackendTag;
 use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 
@@ -26,17 +27,17 @@ pub enum Owed {
     FunctionCall,
     Sync,
     /// A Parse; of a named statement in transaction pooling if one is given.
-    Parse(Option<Arc<Statement>>),
+    Parse(Option<Arc<Statement>>, Undo),
     Bind,
     Describe,
     Execute,
-    Close,
+    Close(Undo),
     /// A Parse or Close of the proxy's own: its reply is swallowed.
-    SkippedParse(Option<Arc<Statement>>),
-    SkippedClose,
+    SwallowedParse(Option<Arc<Statement>>),
+    SwallowedClose,
     /// The client's Parse or Close was not sent: the proxy answers in its place.
-    FakeParse,
-    FakeClose,
+    FakeParse(Undo),
+    FakeClose(Undo),
     /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
     CopyEnd,
 }
@@ -49,11 +50,19 @@ impl Owed {
     /// The reply the proxy gives itself.
     fn fake(&self) -> Option<&'static [u8]> {
         match self {
-            Self::FakeParse => Some(PARSE_COMPLETE),
-            Self::FakeClose => Some(CLOSE_COMPLETE),
+            Self::FakeParse(_) => Some(PARSE_COMPLETE),
+            Self::FakeClose(_) => Some(CLOSE_COMPLETE),
             _ => None,
         }
     }
+}
+
+/// A message that took no effect.
+#[derive(Debug)]
+pub struct Failed {
+    pub message: Owed,
+    /// The server did not even look at it: the error was another's.
+    pub skipped: bool,
 }
 
 /// What to do with a server's reply.
@@ -84,11 +93,16 @@ pub struct Ledger {
     uncertain: bool,
     /// Status of the last ReadyForQuery, if nothing was sent after it.
     idle: bool,
-    /// Named statements whose Parse failed or was skipped, and whether it was the client's own.
-    failed: Vec<(Arc<Statement>, bool)>,
+    /// Messages about statements that took no effect.
+    failed: Vec<Failed>,
 }
 
 impl Ledger {
+    /// Begins at a clean point, rather than with a message on its way.
+    pub fn begin_clean(&mut self) {
+        self.idle = true;
+    }
+
     /// Records that a message was sent (or is answered by the proxy).
     pub fn push(&mut self, message: Owed) {
         self.idle = false;
@@ -105,7 +119,7 @@ impl Ledger {
             // Without a COPY it means something only if one begins before it.
             Owed::CopyEnd if self.owed.is_empty() => return,
             _ if self.skipping => {
-                self.note_failed(&message);
+                self.note_failed(message, true);
                 return;
             }
             Owed::Query | Owed::FunctionCall | Owed::CopyEnd => {}
@@ -121,10 +135,10 @@ impl Ledger {
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::PARSE_COMPLETE => {
                 return self
-                    .complete(|owed| matches!(owed, Owed::Parse(_) | Owed::SkippedParse(_)));
+                    .complete(|owed| matches!(owed, Owed::Parse(..) | Owed::SwallowedParse(_)));
             }
             BackendTag::CLOSE_COMPLETE => {
-                return self.complete(|owed| matches!(owed, Owed::Close | Owed::SkippedClose));
+                return self.complete(|owed| matches!(owed, Owed::Close(_) | Owed::SwallowedClose));
             }
             BackendTag::BIND_COMPLETE => return self.complete(|owed| matches!(owed, Owed::Bind)),
             BackendTag::ROW_DESCRIPTION | BackendTag::NO_DATA => {
@@ -153,9 +167,9 @@ impl Ledger {
         Some(fake)
     }
 
-    /// Statements whose Parse did not take effect since this was last asked, and whether it was the client's own
-    /// (not one that the proxy put before a Bind).
-    pub fn take_failed(&mut self) -> Vec<(Arc<Statement>, bool)> {
+    /// Messages about prepared statements that took no effect since this was last asked, in the order they were
+    /// sent.
+    pub fn take_failed(&mut self) -> Vec<Failed> {
         std::mem::take(&mut self.failed)
     }
 
@@ -190,7 +204,7 @@ impl Ledger {
             return Reply::Forward;
         };
         let reply = match front {
-            Owed::SkippedParse(_) | Owed::SkippedClose => Reply::Swallow,
+            Owed::SwallowedParse(_) | Owed::SwallowedClose => Reply::Swallow,
             _ => Reply::Forward,
         };
         self.owed.pop_front();
@@ -223,13 +237,14 @@ impl Ledger {
             // Its ReadyForQuery follows.
             Some(owed) if owed.ends_with_ready() => {}
             Some(_) => {
-                while let Some(owed) = self.owed.front() {
+                let mut skipped = false;
+                while let Some(owed) = self.owed.pop_front() {
                     if matches!(owed, Owed::Sync) {
+                        self.owed.push_front(owed);
                         return;
                     }
-                    if let Some(owed) = self.owed.pop_front() {
-                        self.note_failed(&owed);
-                    }
+                    self.note_failed(owed, skipped);
+                    skipped = true;
                 }
                 self.skipping = true;
             }
@@ -238,11 +253,16 @@ impl Ledger {
         }
     }
 
-    fn note_failed(&mut self, owed: &Owed) {
-        match owed {
-            Owed::Parse(Some(statement)) => self.failed.push((statement.clone(), true)),
-            Owed::SkippedParse(Some(statement)) => self.failed.push((statement.clone(), false)),
-            _ => {}
+    fn note_failed(&mut self, message: Owed, skipped: bool) {
+        if matches!(
+            message,
+            Owed::Parse(..)
+                | Owed::SwallowedParse(_)
+                | Owed::FakeParse(_)
+                | Owed::FakeClose(_)
+                | Owed::Close(_)
+        ) {
+            self.failed.push(Failed { message, skipped });
         }
     }
 
@@ -290,11 +310,11 @@ mod tests {
                 ("Q", false) => ledger.push(Owed::Query),
                 ("F", false) => ledger.push(Owed::FunctionCall),
                 ("S", false) => ledger.push(Owed::Sync),
-                ("P", false) => ledger.push(Owed::Parse(None)),
+                ("P", false) => ledger.push(Owed::Parse(None, Undo::Nothing)),
                 ("B", false) => ledger.push(Owed::Bind),
                 ("D", false) => ledger.push(Owed::Describe),
                 ("E", false) => ledger.push(Owed::Execute),
-                ("C", false) => ledger.push(Owed::Close),
+                ("C", false) => ledger.push(Owed::Close(Undo::Nothing)),
                 ("c", false) => ledger.push(Owed::CopyEnd),
                 ("z", true) => {
                     ledger.reply(BackendTag::READY_FOR_QUERY, false);
@@ -379,9 +399,9 @@ mod tests {
     fn the_proxy_answers_in_its_place_of_the_order() {
         let mut ledger = Ledger::default();
         ledger.push(Owed::Sync);
-        ledger.push(Owed::FakeParse);
-        ledger.push(Owed::FakeClose);
-        ledger.push(Owed::SkippedParse(None));
+        ledger.push(Owed::FakeParse(Undo::Nothing));
+        ledger.push(Owed::FakeClose(Undo::Nothing));
+        ledger.push(Owed::SwallowedParse(None));
         ledger.push(Owed::Bind);
         assert_eq!(ledger.take_fake(), None);
         ledger.reply(BackendTag::READY_FOR_QUERY, true);
@@ -402,10 +422,10 @@ mod tests {
     fn statements_whose_parse_was_skipped_are_told() {
         let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0");
         let mut ledger = Ledger::default();
-        ledger.push(Owed::Parse(None));
-        ledger.push(Owed::Parse(Some(statement.clone())));
+        ledger.push(Owed::Parse(None, Undo::Nothing));
+        ledger.push(Owed::Parse(Some(statement.clone()), Undo::Nothing));
         ledger.reply(BackendTag::ERROR_RESPONSE, false);
-        ledger.push(Owed::SkippedParse(Some(statement)));
+        ledger.push(Owed::SwallowedParse(Some(statement)));
         assert_eq!(ledger.take_failed().len(), 2);
         assert_eq!(ledger.take_failed().len(), 0);
     }

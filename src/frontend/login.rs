@@ -40,9 +40,15 @@ pub struct AdminLogin {
 }
 
 /// Startup, cancel or authentication, within the login deadline. What is refused is told so here.
-pub async fn admit(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) -> Admitted {
+pub async fn admit(
+    app: &Arc<App>,
+    door: &Door,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    counted: Counted,
+) -> Admitted {
     let deadline = app.config().timeouts.login;
-    match tokio::time::timeout(deadline, begin(app, door, tcp, peer)).await {
+    match tokio::time::timeout(deadline, begin(app, door, tcp, peer, counted)).await {
         Ok(admitted) => admitted,
         Err(_) => {
             app.metrics.refused.add(1);
@@ -52,7 +58,13 @@ pub async fn admit(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr
     }
 }
 
-async fn begin(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) -> Admitted {
+async fn begin(
+    app: &Arc<App>,
+    door: &Door,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    counted: Counted,
+) -> Admitted {
     let _ = tcp.set_nodelay(true);
     let (mut stream, startup, sni) =
         match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
@@ -76,10 +88,9 @@ async fn begin(app: &Arc<App>, door: &Door, tcp: TcpStream, peer: SocketAddr) ->
                 return Admitted::Done;
             }
         };
-    let counted = match app.admit_connection() {
-        Ok(counted) => counted,
-        Err(error) => return refuse(app, stream, peer, &startup.user, &error).await,
-    };
+    if let Err(error) = app.may_log_in() {
+        return refuse(app, stream, peer, &startup.user, &error).await;
+    }
     let user = startup.user.clone();
     match log_in(app, door, &mut stream, startup, sni.as_deref(), peer).await {
         Ok(Outcome::Admin { user, greeting }) => Admitted::Admin(AdminLogin {
@@ -200,19 +211,17 @@ async fn log_in(
     let config = app.config();
     let claim = identify(&config, &mut startup, sni);
     let (scope, user, credential) = credential_of(&config, &claim, &startup);
-    let verifier = {
-        let (app, scope, user, credential) = (
-            app.clone(),
-            scope.to_owned(),
-            user.clone(),
-            credential.clone(),
-        );
-        // A password's first use costs a millisecond that other clients of this worker should not wait.
-        tokio::task::spawn_blocking(move || {
-            app.verifiers.verifier(&scope, &user, credential.as_ref())
-        })
-        .await
-        .map_err(|e| Error::new(Kind::Internal, "could not check the password").caused_by(e))?
+    let verifiers = &app.verifiers;
+    let verifier = match verifiers.known(&scope, &user, credential.as_deref()) {
+        Some(verifier) => verifier,
+        None => {
+            // A password's first use costs a millisecond that other clients of this worker should not wait.
+            let (app, user, credential) = (app.clone(), user.clone(), credential.clone());
+            let derive = move || app.verifiers.verifier(&scope, &user, credential.as_deref());
+            tokio::task::spawn_blocking(derive).await.map_err(|e| {
+                Error::new(Kind::Internal, "could not check the password").caused_by(e)
+            })?
+        }
     };
     let mut greeting = Replies::new();
     negotiate(&startup, &mut greeting);
@@ -376,6 +385,21 @@ fn permit(
             Kind::FeatureNotSupported,
             "replication connections are not supported by pgtenant",
         ));
+    }
+    // Only the proxy says whose context it is, whichever way the client spells it.
+    for (name, value) in &startup.parameters {
+        let pinned = tenant
+            .route
+            .context
+            .iter()
+            .find(|(own, _)| own.eq_ignore_ascii_case(name));
+        if pinned.is_some_and(|(_, own)| own != value) {
+            return Err(Error::new(
+                Kind::InsufficientPrivilege,
+                format!("permission denied to set parameter \"{name}\""),
+            )
+            .with_detail("It is set by pgtenant for the tenant that is logged in."));
+        }
     }
     let placement = app.admit_to_placement(&tenant.route)?;
     let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {

@@ -13,4 +13,4 @@ pub mod ledger;
 pub mod login;
 pub mod relay;
 pub mod session;
-mod statements;
+pub mod statements;

@@ -16,10 +16,11 @@ use std::time::Instant;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
+use crate::backend::prepared::frame;
 use crate::client::ClientHandle;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Ledger, Owed, Reply};
-use crate::frontend::statements::{Rewritten, Statements, Target};
+use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
@@ -29,6 +30,14 @@ use crate::protocol::stream::Stream;
 const HIGH_WATER: usize = 64 * 1024;
 /// Longest message of a server that is collected to be looked at, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
+
+/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
+const SEVERITY_WITHIN: usize = 64;
+/// Errors up to this size are searched for names of the proxy's own.
+const MAX_TRANSLATED: usize = 64 * 1024;
+/// After the client has gone, the server may go on for this many bytes of reply: about what a
+/// socket takes before a server that sends to nobody notices.
+const PLAY_OUT_LIMIT: usize = 1 << 20;
 
 /// A client's socket and what the proxy knows of its session.
 pub struct ClientSide {
@@ -52,8 +61,13 @@ pub enum End {
     ClientGone,
     /// Called while clean (session pooling), or killed anywhere.
     Called,
+    /// Session pooling, while clean: the client may have changed the tenant context.
+    Stale,
     /// The server closed the connection; the client was sent all it said.
-    ServerGone,
+    ServerGone {
+        /// A FATAL error was among it.
+        said_why: bool,
+    },
 }
 
 pub struct Relay<'a> {
@@ -83,8 +97,10 @@ impl<'a> Relay<'a> {
         metrics: &'a TenantMetrics,
     ) -> Self {
         let keep = client.statements.is_none();
-        if let Some(statements) = &mut client.statements {
-            statements.begin_lease();
+        let mut ledger = Ledger::default();
+        match &mut client.statements {
+            Some(statements) => statements.begin_lease(),
+            None => ledger.begin_clean(),
         }
         Self {
             client,
@@ -94,7 +110,7 @@ impl<'a> Relay<'a> {
             metrics,
             answered: 0,
             keep,
-            ledger: Ledger::default(),
+            ledger,
             client_rest: 0,
             server_rest: 0,
             transaction_began: None,
@@ -113,21 +129,18 @@ impl<'a> Relay<'a> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// Whether the server said why it closed the connection.
-    pub fn fatal_seen(&self) -> bool {
-        self.fatal_seen
-    }
-
     /// After the client has gone: lets the server finish what it was sent, as it would direct, and throws
     /// the replies away. True: the connection came to a clean point.
     pub async fn play_out(&mut self) -> bool {
         if self.client_rest > 0 || !self.ledger.will_settle() {
             return false;
         }
+        let mut thrown_away = 0;
         poll_fn(|cx| {
             loop {
+                thrown_away += self.client.outbox.len();
                 self.client.outbox.consume(self.client.outbox.len());
-                if self.handle.is_killed() {
+                if self.handle.is_killed() || thrown_away > PLAY_OUT_LIMIT {
                     return Poll::Ready(false);
                 }
                 match self.poll_server(cx) {
@@ -149,7 +162,8 @@ impl<'a> Relay<'a> {
         .await
     }
 
-    fn is_clean(&self) -> bool {
+    /// Nothing is owed or half passed, and no transaction is open.
+    pub fn is_clean(&self) -> bool {
         self.ledger.is_clean()
             && self.client_rest == 0
             && self.server_rest == 0
@@ -183,6 +197,9 @@ impl<'a> Relay<'a> {
                 if !self.keep {
                     return Poll::Ready(Ok(End::Clean));
                 }
+                if self.server.context.is_stale() {
+                    return Poll::Ready(Ok(End::Stale));
+                }
                 if self.handle.calls(cx.waker()) != self.answered {
                     return Poll::Ready(Ok(End::Called));
                 }
@@ -193,10 +210,14 @@ impl<'a> Relay<'a> {
                 Step::Gone => return Poll::Ready(Ok(End::ClientGone)),
                 Step::Still => {}
             }
-            if self.write_server(cx).is_err() {
-                // It may still have said why.
-                if !moved {
-                    return self.poll_last_words(cx);
+            let was_full = self.server.outbox.len() >= HIGH_WATER;
+            match self.write_server(cx) {
+                Ok(()) => moved |= was_full && self.server.outbox.len() < HIGH_WATER,
+                // It hears no more; why, and that it has closed, is still to be read.
+                Err(_) => {
+                    let unsent = self.server.outbox.len();
+                    self.server.outbox.consume(unsent);
+                    moved = true;
                 }
             }
             if !moved {
@@ -215,7 +236,9 @@ impl<'a> Relay<'a> {
         self.server.inbox.move_to(&mut self.client.outbox, rest);
         let ClientSide { outbox, stream, .. } = &mut *self.client;
         match outbox.poll_drain(cx, stream) {
-            Poll::Ready(_) => Poll::Ready(Ok(End::ServerGone)),
+            Poll::Ready(_) => Poll::Ready(Ok(End::ServerGone {
+                said_why: self.fatal_seen,
+            })),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -266,24 +289,40 @@ impl<'a> Relay<'a> {
                 .backend_size()
                 .ok_or_else(|| lost("impossible message length"))?;
             let tag = BackendTag(header.tag);
-            let looked_at = matches!(
-                tag,
+            let needed = match tag {
                 BackendTag::READY_FOR_QUERY
-                    | BackendTag::PARAMETER_STATUS
-                    | BackendTag::COMMAND_COMPLETE
-                    | BackendTag::PARSE_COMPLETE
-                    | BackendTag::CLOSE_COMPLETE
-            );
-            if looked_at && bytes.len() < size {
-                if size > MAX_COLLECTED {
+                | BackendTag::PARAMETER_STATUS
+                | BackendTag::COMMAND_COMPLETE
+                | BackendTag::PARSE_COMPLETE
+                | BackendTag::CLOSE_COMPLETE => size,
+                BackendTag::ERROR_RESPONSE if size <= MAX_TRANSLATED => size,
+                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
+                _ => HEADER,
+            };
+            if bytes.len() < needed {
+                if needed > MAX_COLLECTED {
                     return Err(lost("a message is too long to be looked at"));
                 }
                 break;
             }
+            // Before the reply is noted: then the name may be gone.
+            let translated = match (&self.client.statements, tag) {
+                (Some(statements), BackendTag::ERROR_RESPONSE) if bytes.len() >= size => {
+                    statements.translate(&bytes[HEADER..size])
+                }
+                _ => None,
+            };
             let reply = match tag {
                 BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
                 _ => self.note_reply(tag, run, size),
             };
+            if let Some(body) = translated {
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                self.server.inbox.consume(size);
+                run = 0;
+                self.client.outbox.extend(&frame(tag.0, &[&body]));
+                continue;
+            }
             match reply {
                 Reply::Forward => {
                     let whole = size.min(self.server.inbox.len() - run);
@@ -338,11 +377,9 @@ impl<'a> Relay<'a> {
                 self.metrics.errors.add(1);
                 self.fatal_seen |= is_fatal(&bytes[HEADER..size.min(bytes.len())]);
                 let reply = self.ledger.reply(tag, false);
-                for (statement, of_client) in self.ledger.take_failed() {
-                    parsed.forget(&statement);
-                    if of_client && let Some(statements) = &mut self.client.statements {
-                        statements.forget(&statement);
-                    }
+                let failed = self.ledger.take_failed();
+                if let Some(statements) = &mut self.client.statements {
+                    statements.undo(failed, parsed);
                 }
                 return reply;
             }
@@ -464,7 +501,13 @@ impl<'a> Relay<'a> {
             ledger: &mut self.ledger,
             interner,
         };
-        statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)
+        let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
+        // The server skips to the next Sync: nothing of this took effect.
+        let failed = self.ledger.take_failed();
+        if !failed.is_empty() {
+            statements.undo(failed, parsed);
+        }
+        Ok(rewritten)
     }
 
     /// What a message that passes as it is will be answered with.
@@ -478,11 +521,11 @@ impl<'a> Relay<'a> {
             }
             FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
             FrontendTag::SYNC => Owed::Sync,
-            FrontendTag::PARSE => Owed::Parse(None),
+            FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
             FrontendTag::BIND => Owed::Bind,
             FrontendTag::DESCRIBE => Owed::Describe,
             FrontendTag::EXECUTE => Owed::Execute,
-            FrontendTag::CLOSE => Owed::Close,
+            FrontendTag::CLOSE => Owed::Close(Undo::Nothing),
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,
             _ => return None,
         })
@@ -536,8 +579,7 @@ fn note_parameter(
     if follows_client(name) {
         Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
         if let Context::Bound(binding) = context {
-            Arc::make_mut(&mut binding.settings)
-                .insert(name.to_ascii_lowercase(), value.to_owned());
+            binding.settings = client.settings.clone();
         }
     }
 }

@@ -18,7 +18,7 @@ use std::task::{Context as TaskContext, Poll};
 use futures_util::future::BoxFuture;
 
 use crate::app::{App, Counted, Registered, moved};
-use crate::backend::context::{Binding, Settings};
+use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
 use crate::client::Activity;
@@ -201,6 +201,13 @@ async fn profile(
     Ok((settings, reported))
 }
 
+fn stopped() -> Error {
+    Error::new(
+        Kind::AdminShutdown,
+        "terminating connection due to administrator command",
+    )
+}
+
 async fn write(stream: &mut Stream, bytes: &[u8]) -> std::io::Result<()> {
     let mut buffer = Buffer::new();
     buffer.extend(bytes);
@@ -214,7 +221,7 @@ async fn say_last(stream: &mut Stream, error: &Error) {
 
 fn log_refusal(registered: &Registered, error: &Error) {
     tracing::info!(tenant = %registered.tenant, user = %registered.user, client = registered.id,
-        peer = ?registered.peer, sqlstate = error.sqlstate(), %error, "client refused");
+        peer = registered.peer.map(tracing::field::display), sqlstate = error.sqlstate(), %error, "client refused");
 }
 
 /// What an idle client woke up for.
@@ -347,10 +354,7 @@ impl Session {
     fn look_around(&mut self) -> Result<bool> {
         self.answered = self.registered.calls(std::task::Waker::noop());
         if self.app.is_draining() || self.registered.is_killed() {
-            return Err(Error::new(
-                Kind::AdminShutdown,
-                "terminating connection due to administrator command",
-            ));
+            return Err(stopped());
         }
         let config = self.app.config();
         let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
@@ -444,57 +448,84 @@ impl Session {
     /// Relays on a lease until it is given back or the client is at its end (`Break`).
     async fn use_lease(&mut self, mut lease: Lease) -> Result<ControlFlow<()>> {
         self.tell_parameters(&lease);
-        self.registered.take_hold(lease.fence());
         self.registered.set_activity(Activity::Active);
-        let mut relay = Relay::new(
-            &mut self.side,
-            &mut lease,
-            &self.pool,
-            &self.registered,
-            &self.tenant.metrics,
-        );
-        relay.answered = self.answered;
-        let end = relay.run().await;
-        let fatal_seen = relay.fatal_seen();
-        let clean = match &end {
-            Ok(End::Clean) => true,
-            Ok(End::Called) => relay.ledger.is_clean(),
-            Ok(End::ClientGone) => relay.play_out().await,
-            Ok(End::ServerGone) | Err(_) => false,
+        let (end, clean) = loop {
+            let (end, clean) = self.relay(&mut lease).await;
+            match end {
+                Ok(End::Stale) if clean => self.renew(&mut lease).await?,
+                Ok(End::Called) if clean && !self.registered.is_killed() => {
+                    if let Err(error) = self.look_around_holding() {
+                        break (Err(error), clean);
+                    }
+                }
+                end => break (end, clean),
+            }
         };
         self.registered.set_activity(Activity::Idle);
-        let no_cancel = self.registered.let_go();
-        match (clean, no_cancel) {
-            (true, true) => self.give_back(lease),
-            (true, false) => {
-                // A cancel is on its way: the connection is nobody's until it has arrived.
-                let keep_route = self.route.pooling;
-                tokio::spawn(async move {
-                    if lease.fence().clone().settled().await {
-                        give_back(lease, keep_route);
-                    }
-                });
+        if clean {
+            if self.route.pooling == Pooling::Session {
+                // What one client had to itself may hold anything of its session.
+                lease.context = Context::Unknown;
             }
-            (false, _) => drop(lease),
+            lease.checkin();
+        } else {
+            drop(lease);
         }
         match end? {
             End::Clean => Ok(ControlFlow::Continue(())),
-            End::ClientGone => Ok(ControlFlow::Break(())),
-            End::Called if clean => Ok(ControlFlow::Continue(())),
-            End::Called => Err(Error::new(
-                Kind::AdminShutdown,
-                "terminating connection due to administrator command",
-            )),
-            End::ServerGone if fatal_seen => Ok(ControlFlow::Break(())),
-            End::ServerGone => Err(Error::new(
+            End::ClientGone | End::ServerGone { said_why: true } => Ok(ControlFlow::Break(())),
+            End::ServerGone { said_why: false } => Err(Error::new(
                 Kind::ConnectionFailure,
                 "the server connection was lost while it was in use",
             )),
+            End::Called | End::Stale => Err(stopped()),
         }
     }
 
-    fn give_back(&self, lease: Lease) {
-        give_back(lease, self.route.pooling);
+    /// Relays once. Returns whether the server connection is at a clean point, with no cancel under
+    /// way; if not, the lease knows whether something may still run on it.
+    async fn relay(&mut self, lease: &mut Lease) -> (Result<End>, bool) {
+        self.registered.take_hold(lease.fence());
+        lease.busy = true;
+        let metrics = &self.tenant.metrics;
+        let mut relay = Relay::new(&mut self.side, lease, &self.pool, &self.registered, metrics);
+        relay.answered = self.answered;
+        let end = relay.run().await;
+        let mut clean = match &end {
+            Ok(End::ClientGone) => relay.play_out().await,
+            Ok(End::ServerGone { .. }) | Err(_) => false,
+            Ok(_) => relay.is_clean(),
+        };
+        let owed = !relay.ledger.is_empty();
+        lease.busy = owed && !matches!(end, Ok(End::ServerGone { .. }));
+        if !self.registered.let_go() {
+            clean &= lease.fence().clone().settled().await;
+        }
+        (end, clean)
+    }
+
+    /// Sets the tenant context again that a client in session pooling may have changed.
+    async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
+        lease.busy = true;
+        let wanted = self.binding();
+        let deadline = self.app.config().timeouts.connect;
+        match context::adopt(lease, &wanted, deadline).await {
+            Ok(_) => {}
+            Err(Refusal::Broken(error) | Refusal::Setting(error)) => return Err(error),
+        }
+        self.tell_parameters(lease);
+        Ok(())
+    }
+
+    /// As [`look_around`](Self::look_around), for a client that holds a server connection: it cannot go
+    /// on elsewhere.
+    fn look_around_holding(&mut self) -> Result<()> {
+        let (pool, route) = (self.pool.clone(), self.route.clone());
+        self.look_around()?;
+        match Arc::ptr_eq(&pool, &self.pool) && route.context == self.route.context {
+            true => Ok(()),
+            false => Err(moved()),
+        }
     }
 
     /// Tells the client what this server connection reports other than it was told before.
@@ -589,12 +620,4 @@ impl Session {
         };
         let _ = tokio::time::timeout(self.app.config().timeouts.connect, goodbye).await;
     }
-}
-
-/// A connection that one client had to itself may hold anything of its session.
-fn give_back(mut lease: Lease, pooling: Pooling) {
-    if pooling == Pooling::Session {
-        lease.context = crate::backend::context::Context::Unknown;
-    }
-    lease.checkin();
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::backend::prepared::{Interner, Parsed, Statement, frame};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::ledger::{Ledger, Owed};
+use crate::frontend::ledger::{Failed, Ledger, Owed};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 
@@ -30,14 +30,24 @@ pub struct Statements {
 }
 
 /// The unnamed statement, which the next Parse of it or the next simple Query ends.
-#[derive(Default)]
-enum Unnamed {
+#[derive(Debug, Clone, Default)]
+pub enum Unnamed {
     #[default]
     None,
     /// Its Parse frame.
     Known(Vec<u8>),
     /// Too long to be remembered: it exists where it was parsed, and only there.
     TooLong,
+}
+
+/// How to take back what a message did to the client's names, if the server does not carry it out.
+#[derive(Debug, Clone)]
+pub enum Undo {
+    Nothing,
+    /// The name meant this before.
+    Name(Box<[u8]>, Option<Arc<Statement>>),
+    /// The unnamed statement was this before, and was there or not.
+    Unnamed(Unnamed, bool),
 }
 
 /// Where a rewritten message goes.
@@ -47,6 +57,9 @@ pub struct Target<'a> {
     pub ledger: &'a mut Ledger,
     pub interner: &'a Interner,
 }
+
+/// How the names begin that statements have on servers.
+const PREFIX: &[u8] = Statement::NAME_PREFIX.as_bytes();
 
 /// What became of a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,9 +93,59 @@ impl Statements {
         self.unnamed_is_there = false;
     }
 
-    /// Forgets the names of `statement`, whose Parse failed.
-    pub fn forget(&mut self, statement: &Arc<Statement>) {
-        self.named.retain(|_, known| !Arc::ptr_eq(known, statement));
+    /// Takes back what messages did that took no effect; `failed` in the order they were sent.
+    pub fn undo(&mut self, failed: Vec<Failed>, parsed: &mut Parsed) {
+        for Failed { message, skipped } in failed.into_iter().rev() {
+            match message {
+                Owed::SwallowedParse(None) => self.unnamed_is_there = false,
+                Owed::SwallowedParse(Some(statement)) => parsed.forget(&statement),
+                // One that was looked at and failed has ended the unnamed statement before it.
+                Owed::Parse(_, Undo::Unnamed(..)) if !skipped => self.drop_unnamed(),
+                Owed::Parse(statement, undo) => {
+                    if let Some(statement) = statement {
+                        parsed.forget(&statement);
+                    }
+                    self.take_back(undo);
+                }
+                Owed::FakeParse(undo) | Owed::FakeClose(undo) | Owed::Close(undo) => {
+                    self.take_back(undo);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn take_back(&mut self, undo: Undo) {
+        match undo {
+            Undo::Nothing => {}
+            Undo::Name(name, Some(before)) => {
+                self.named.insert(name, before);
+            }
+            Undo::Name(name, None) => {
+                self.named.remove(&name);
+            }
+            Undo::Unnamed(before, was_there) => {
+                self.unnamed = before;
+                self.unnamed_is_there = was_there;
+            }
+        }
+    }
+
+    /// Puts the client's names into a server's error in place of the proxy's. None: it has none of these.
+    pub fn translate(&self, error: &[u8]) -> Option<Vec<u8>> {
+        let at = error
+            .windows(PREFIX.len())
+            .position(|window| window == PREFIX)?;
+        let digits = error[at + PREFIX.len()..]
+            .iter()
+            .take_while(|b| b.is_ascii_digit())
+            .count();
+        let ours = &error[at..at + PREFIX.len() + digits];
+        let known = self
+            .named
+            .iter()
+            .find(|(_, statement)| statement.server_name().as_bytes() == ours)?;
+        Some([&error[..at], known.0, &error[at + ours.len()..]].concat())
     }
 
     /// The server dropped them all (DISCARD ALL, DEALLOCATE ALL).
@@ -110,9 +173,8 @@ impl Statements {
             return match tag == FrontendTag::PARSE && size > MAX_UNNAMED {
                 // A long unnamed Parse streams.
                 true if bytes.len() > HEADER && !named => {
-                    self.unnamed = Unnamed::TooLong;
-                    self.unnamed_is_there = true;
-                    target.ledger.push(Owed::Parse(None));
+                    let undo = self.replace_unnamed(Unnamed::TooLong);
+                    target.ledger.push(Owed::Parse(None, undo));
                     Ok(Rewritten::Consumed(0))
                 }
                 true if size > MAX_COLLECTED => Err(Error::new(
@@ -146,15 +208,18 @@ impl Statements {
                 let Some((b"S", name)) =
                     body.split_at_checked(1).filter(|(_, name)| *name != b"\0")
                 else {
-                    if body == b"S\0" {
-                        self.drop_unnamed();
-                    }
-                    target.ledger.push(Owed::Close);
+                    let undo = match body {
+                        b"S\0" => self.replace_unnamed(Unnamed::None),
+                        _ => Undo::Nothing,
+                    };
+                    target.ledger.push(Owed::Close(undo));
                     return Ok(Rewritten::Consumed(0));
                 };
                 let name = split_cstr(name).ok_or_else(malformed)?.0;
-                self.named.remove(name);
-                target.ledger.push(Owed::FakeClose);
+                let before = self.named.remove(name);
+                target
+                    .ledger
+                    .push(Owed::FakeClose(Undo::Name(name.into(), before)));
             }
         }
         Ok(Rewritten::Consumed(size))
@@ -163,16 +228,19 @@ impl Statements {
     fn parse(&mut self, frame: &[u8], body: &[u8], target: &mut Target<'_>) -> Result<()> {
         let (name, definition) = split_cstr(body).ok_or_else(malformed)?;
         if name.is_empty() {
-            self.remember_unnamed(frame);
+            let undo = self.replace_unnamed(match frame.len() {
+                0..=MAX_UNNAMED => Unnamed::Known(frame.to_vec()),
+                _ => Unnamed::TooLong,
+            });
             target.outbox.extend(frame);
-            target.ledger.push(Owed::Parse(None));
+            target.ledger.push(Owed::Parse(None, undo));
             return Ok(());
         }
         if let Some(known) = self.named.get(name).cloned() {
             // The server refuses to define it twice; let it say so.
             ensure_parsed(&known, target);
             target.outbox.extend(&known.parse_frame());
-            target.ledger.push(Owed::Parse(None));
+            target.ledger.push(Owed::Parse(None, Undo::Nothing));
             return Ok(());
         }
         if self.named.len() >= MAX_NAMED {
@@ -183,24 +251,22 @@ impl Statements {
         }
         let statement = target.interner.intern(definition);
         self.named.insert(name.into(), statement.clone());
+        let undo = Undo::Name(name.into(), None);
         if target.parsed.touch(&statement) {
-            target.ledger.push(Owed::FakeParse);
+            target.ledger.push(Owed::FakeParse(undo));
         } else {
-            parse_on(&statement, target, Owed::Parse(Some(statement.clone())));
+            parse_on(
+                &statement,
+                target,
+                Owed::Parse(Some(statement.clone()), undo),
+            );
         }
         Ok(())
     }
 
-    fn remember_unnamed(&mut self, frame: &[u8]) {
-        self.unnamed_is_there = true;
-        match &mut self.unnamed {
-            _ if frame.len() > MAX_UNNAMED => self.unnamed = Unnamed::TooLong,
-            Unnamed::Known(known) => {
-                known.clear();
-                known.extend_from_slice(frame);
-            }
-            _ => self.unnamed = Unnamed::Known(frame.to_vec()),
-        }
+    fn replace_unnamed(&mut self, with: Unnamed) -> Undo {
+        let was_there = std::mem::replace(&mut self.unnamed_is_there, true);
+        Undo::Unnamed(std::mem::replace(&mut self.unnamed, with), was_there)
     }
 
     fn bind(&mut self, bytes: &[u8], size: usize, target: &mut Target<'_>) -> Result<Rewritten> {
@@ -239,7 +305,7 @@ impl Statements {
                 && !self.unnamed_is_there
             {
                 target.outbox.extend(frame);
-                target.ledger.push(Owed::SkippedParse(None));
+                target.ledger.push(Owed::SwallowedParse(None));
                 self.unnamed_is_there = true;
             }
             return None;
@@ -255,7 +321,7 @@ fn ensure_parsed(statement: &Arc<Statement>, target: &mut Target<'_>) {
         parse_on(
             statement,
             target,
-            Owed::SkippedParse(Some(statement.clone())),
+            Owed::SwallowedParse(Some(statement.clone())),
         );
     }
 }
@@ -263,7 +329,7 @@ fn ensure_parsed(statement: &Arc<Statement>, target: &mut Target<'_>) {
 fn parse_on(statement: &Arc<Statement>, target: &mut Target<'_>, owed: Owed) {
     if let Some(close) = target.parsed.insert(statement) {
         target.outbox.extend(&close);
-        target.ledger.push(Owed::SkippedClose);
+        target.ledger.push(Owed::SwallowedClose);
     }
     target.outbox.extend(&statement.parse_frame());
     target.ledger.push(owed);

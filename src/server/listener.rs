@@ -53,11 +53,14 @@ async fn accept(app: Arc<App>, position: usize, listener: TcpListener) {
             Ok((tcp, peer)) => {
                 app.metrics.accepted.add(1);
                 let app = app.clone();
+                let Some(counted) = app.count_connection() else {
+                    continue;
+                };
                 tokio::spawn(async move {
                     let Some(door) = app.door(position) else {
                         return;
                     };
-                    match admit(&app, &door, tcp, peer).await {
+                    match admit(&app, &door, tcp, peer, counted).await {
                         Admitted::Tenant(login) => session::start(login),
                         Admitted::Admin(admin) => console::serve(app, admin, peer).await,
                         Admitted::Done => {}

@@ -18,7 +18,8 @@ pub struct Proxy {
     app: Arc<App>,
     addresses: Vec<SocketAddr>,
     http: Option<SocketAddr>,
-    workers: Workers,
+    /// None once it was stopped.
+    workers: Option<Workers>,
 }
 
 /// How often the end of the last client is looked for while draining.
@@ -59,7 +60,7 @@ impl Proxy {
             app,
             addresses,
             http,
-            workers,
+            workers: Some(workers),
         })
     }
 
@@ -78,7 +79,7 @@ impl Proxy {
 
     /// Takes no new clients, lets transactions end, and after the deadline ends what is left. Returns
     /// whether all clients had ended by then.
-    pub async fn stop(self) -> bool {
+    pub async fn stop(mut self) -> bool {
         let deadline = Instant::now() + self.app.config().timeouts.shutdown;
         tracing::info!(clients = self.app.connections(), "shutting down");
         self.app.drain();
@@ -98,8 +99,19 @@ impl Proxy {
             }
         }
         self.app.close_servers().await;
-        self.workers.stop();
+        if let Some(workers) = self.workers.take() {
+            workers.stop();
+        }
         left == 0
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if let Some(workers) = self.workers.take() {
+            workers.stop();
+        }
+        self.app.abandon();
     }
 }
 

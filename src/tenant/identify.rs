@@ -93,3 +93,107 @@ fn take_option(startup: &mut Startup) -> Vec<String> {
     });
     hints
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::protocol::startup::Version;
+
+    fn config(by: &str) -> Config {
+        let text = format!(
+            "identify: {{ by: [{by}]{} }}
+admin: {{ users: {{ root: {{ password: x }} }} }}
+servers: {{ s: {{ host: localhost, max_connections: 10 }} }}
+placements:
+  p: {{ tier: pool, server: s, database: app, login: {{ user: app, password: x }},
+       context: {{ app.tenant: \"{{tenant}}\" }} }}
+tenants:
+  a: {{ placement: p, users: {{ app: {{ password: a }} }} }}
+  b: {{ placement: p, users: {{ app: {{ password: b }} }} }}
+",
+            if by.contains("sni") {
+                ", sni_suffix: .db.test"
+            } else {
+                ""
+            },
+        );
+        crate::config::load_text(&text, Path::new("."), &|_| None).unwrap()
+    }
+
+    /// `user database sni option`, with `-` for what is not given.
+    fn claim(by: &str, login: &str) -> String {
+        let given = |part: &str| (part != "-").then(|| part.to_owned());
+        let [user, database, sni, option] = login.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("{login}")
+        };
+        let mut startup = Startup {
+            version: Version { major: 3, minor: 0 },
+            user: user.to_owned(),
+            database: given(database),
+            replication: None,
+            parameters: given(option)
+                .map(|tenant| ("PGTENANT.tenant".to_owned(), tenant))
+                .into_iter()
+                .collect(),
+            extensions: Vec::new(),
+        };
+        let claim = identify(&config(by), &mut startup, given(sni).as_deref());
+        assert!(
+            startup.parameters.is_empty(),
+            "the hint is no run-time parameter"
+        );
+        match claim {
+            Claim::Tenant {
+                tenant,
+                user,
+                database_known,
+            } => {
+                format!(
+                    "{}/{user}{}",
+                    tenant.id,
+                    if database_known { "" } else { " no database" }
+                )
+            }
+            Claim::Admin { user } => format!("admin {user}"),
+            Claim::Nobody => "nobody".to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_part_of_a_login_that_names_a_tenant_must_name_the_same() {
+        for (by, login, expected) in [
+            ("database", "app a - -", "a/app"),
+            ("database", "app c - -", "nobody"),
+            ("database", "app - - -", "nobody"),
+            ("database", "app.a - - -", "nobody"),
+            ("user", "app.a - - -", "a/app"),
+            ("user", "app.a app - -", "a/app"),
+            ("user", "app.a app.a - -", "a/app"),
+            ("user", "app.a a - -", "a/app"),
+            ("user", "app.a b - -", "a/app no database"),
+            ("user", "app.a nowhere - -", "a/app no database"),
+            ("user", "app a - -", "nobody"),
+            ("user", "app.c app - -", "nobody"),
+            ("user", "x.b.a app - -", "a/x.b"),
+            ("user", ".a app - -", "a/"),
+            ("user", "app. app - -", "nobody"),
+            ("user, database", "app b - -", "b/app"),
+            ("user, database", "app.a b - -", "a/app no database"),
+            ("sni", "app app a.db.test -", "a/app"),
+            ("sni", "app app A.DB.Test -", "a/app"),
+            ("sni", "app app a.db.other -", "nobody"),
+            ("sni", "app app x.a.db.test -", "nobody"),
+            ("sni, user", "app.a app a.db.test -", "a/app"),
+            ("sni, user", "app.b app a.db.test -", "nobody"),
+            ("options", "app app - a", "a/app"),
+            ("options", "app app - c", "nobody"),
+            ("options, user", "app.a app - b", "nobody"),
+            ("user", "app.a app - a", "nobody"),
+            ("user", "root pgtenant - -", "admin root"),
+        ] {
+            assert_eq!(claim(by, login), expected, "[{by}] {login}");
+        }
+    }
+}

@@ -565,11 +565,21 @@ fn scripts() -> Vec<Script> {
             vec![
                 Step(query("COPY plain FROM STDIN"), b'G', 1),
                 Step(
-                    [copy_data(format!("700\t{million}\n701\t{million}\n").as_bytes()), copy_done()].concat(),
+                    [
+                        copy_data(format!("700\t{million}\n701\t{million}\n").as_bytes()),
+                        copy_done(),
+                    ]
+                    .concat(),
                     b'Z',
                     1,
                 ),
-                Step(query("COPY (SELECT * FROM plain WHERE id IN (700, 701) ORDER BY id) TO STDOUT"), b'Z', 1),
+                Step(
+                    query(
+                        "COPY (SELECT * FROM plain WHERE id IN (700, 701) ORDER BY id) TO STDOUT",
+                    ),
+                    b'Z',
+                    1,
+                ),
                 Step(query("DELETE FROM plain WHERE id IN (700, 701)"), b'Z', 1),
             ],
         ),
@@ -579,7 +589,11 @@ fn scripts() -> Vec<Script> {
             &std::iter::once(parse("long", "SELECT $1::int, $2::text"))
                 .chain((0..3000).flat_map(|n: i32| {
                     [
-                        bind("", "long", &[Some(&n.to_string()), Some("some text to make it longer")]),
+                        bind(
+                            "",
+                            "long",
+                            &[Some(&n.to_string()), Some("some text to make it longer")],
+                        ),
                         execute("", 0),
                     ]
                 }))

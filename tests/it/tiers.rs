@@ -221,11 +221,7 @@ async fn psql_works_in_every_tier() {
             let tenant = proxy.home(&tenant(a));
             let label = format!("psql in {tier}, {pooling} pooling");
             let out = succeed(&label, psql(&proxy, &tenant).args(["-c", BODIES])).await;
-            assert_eq!(
-                out.lines().collect::<Vec<_>>(),
-                tenant.bodies(),
-                "{label}"
-            );
+            assert_eq!(out.lines().collect::<Vec<_>>(), tenant.bodies(), "{label}");
 
             let out = succeed(&label, psql(&proxy, &tenant).args(["-c", "\\d items"])).await;
             for column in ["tenant|text", "id|integer", "body|text"] {
@@ -237,7 +233,9 @@ async fn psql_works_in_every_tier() {
             let path = file.display();
             let copies = [
                 format!("\\copy plain (id, body) FROM '{path}'"),
-                format!("\\copy (SELECT body FROM plain WHERE id IN ({id}, {id} + 1) ORDER BY id) TO '{path}'"),
+                format!(
+                    "\\copy (SELECT body FROM plain WHERE id IN ({id}, {id} + 1) ORDER BY id) TO '{path}'"
+                ),
                 format!("DELETE FROM plain WHERE id IN ({id}, {id} + 1)"),
             ];
             let mut command = psql(&proxy, &tenant);

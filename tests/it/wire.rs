@@ -360,10 +360,7 @@ pub fn startup(version: u32, pairs: &[(&str, &str)]) -> Vec<u8> {
 }
 
 pub fn cancel_request(key: &(i32, Vec<u8>)) -> Vec<u8> {
-    packet(
-        CANCEL_REQUEST,
-        &[&key.0.to_be_bytes()[..], &key.1].concat(),
-    )
+    packet(CANCEL_REQUEST, &[&key.0.to_be_bytes()[..], &key.1].concat())
 }
 
 /// A frame of `tag` around the given parts.

@@ -1,0 +1,83 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::admin::testing::{CONFIG, app};
+use crate::backend::health::Report;
+
+async fn ask(address: std::net::SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+fn serve_http(app: &Arc<App>) -> std::net::SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    start(app, listener, &Handle::current()).unwrap();
+    address
+}
+
+fn set_health(app: &App, server: &str, state: State) {
+    let instances = app.instances();
+    instances.get(server).unwrap().health.set(Report {
+        state,
+        ..Report::default()
+    });
+}
+
+#[tokio::test]
+async fn each_path_answers_for_itself_and_others_are_not_found() {
+    let app = app(CONFIG, None);
+    let address = serve_http(&app);
+    assert_eq!(ask(address, "GET", "/healthz").await, (200, "ok\n".into()));
+    assert_eq!(ask(address, "HEAD", "/healthz").await, (200, String::new()));
+    assert_eq!(ask(address, "GET", "/").await.0, 404);
+    assert_eq!(ask(address, "GET", "/metrics/").await.0, 404);
+    assert_eq!(ask(address, "POST", "/metrics").await.0, 405);
+    let (status, body) = ask(address, "GET", "/metrics?x=1").await;
+    assert_eq!(status, 200);
+    assert!(body.ends_with("# EOF\n"));
+}
+
+#[tokio::test]
+async fn it_is_ready_unless_every_known_server_is_down_or_it_stops() {
+    let app = app(CONFIG, None);
+    let address = serve_http(&app);
+    let expect = async |status| {
+        let (found, reason) = ask(address, "GET", "/readyz").await;
+        assert_eq!(found, status, "{reason}");
+        assert_eq!(reason.lines().count(), 1);
+    };
+    expect(200).await;
+    set_health(&app, "main", State::Down);
+    expect(503).await;
+    set_health(&app, "other", State::Up);
+    expect(200).await;
+    set_health(&app, "other", State::Down);
+    expect(503).await;
+    set_health(&app, "main", State::Up);
+    expect(200).await;
+    app.drain();
+    expect(503).await;
+    assert_eq!(ask(address, "GET", "/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_keep_others_out_for_ever() {
+    let app = app(CONFIG, None);
+    let address = serve_http(&app);
+    let mut silent = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    assert_eq!(ask(address, "GET", "/healthz").await.0, 200);
+    // They were cut off to make room.
+    let mut first = silent.swap_remove(0);
+    let mut rest = Vec::new();
+    let _ = first.read_to_end(&mut rest).await;
+}

@@ -1,0 +1,380 @@
+//! The metrics in OpenMetrics text. A registry is not kept: the numbers are where they are counted, and
+//! are read when somebody asks.
+//!
+//! Tenants are listed from their first login on, so that ten thousand that nobody uses cost nothing;
+//! their counters stay when a reload removes them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use crate::app::App;
+use crate::backend::PoolCounts;
+use crate::backend::health::State;
+use crate::backend::instance::Instance;
+use crate::metrics::{LATENCY_BOUNDS_US, Latency};
+use crate::tenant::state::TenantState;
+
+/// Of OpenMetrics 1.0, which Prometheus reads since 2.5.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics of `app` as text.
+///
+/// # Errors
+/// None that a String can have.
+pub fn encode(app: Arc<App>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("pgtenant");
+    registry.register_collector(Box::new(AppCollector(app)));
+    let mut out = String::new();
+    text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+struct AppCollector(Arc<App>);
+
+impl fmt::Debug for AppCollector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AppCollector")
+    }
+}
+
+impl Collector for AppCollector {
+    fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
+        let mut out = Output(encoder);
+        proxy(&self.0, &mut out)?;
+        tenants(&self.0, &mut out)?;
+        servers(&self.0, &mut out)?;
+        pools(&self.0, &mut out)
+    }
+}
+
+/// One metric family after the other. Each takes its series as labels and value.
+struct Output<'a>(DescriptorEncoder<'a>);
+
+impl Output<'_> {
+    fn counter<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (L, u64)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in series {
+            metric
+                .encode_family(&labels)?
+                .encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    /// A counter or gauge without labels.
+    fn number(&mut self, kind: MetricType, name: &str, help: &str, value: u64) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
+        match kind {
+            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
+            _ => metric.encode_gauge(&value),
+        }
+    }
+
+    fn gauge<L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (L, usize)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn histogram<'l, L: EncodeLabelSet>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = (L, &'l Latency)>,
+    ) -> fmt::Result {
+        let mut metric = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, latency) in series {
+            let counts = latency.buckets();
+            let bounds = LATENCY_BOUNDS_US.iter().map(|&us| seconds(us));
+            let bounds = bounds.chain([f64::INFINITY]);
+            let buckets: Vec<_> = bounds.zip(counts).collect();
+            // The count must be that of the buckets, though more may have come in meanwhile.
+            metric
+                .encode_family(&labels)?
+                .encode_histogram::<NoLabelSet>(
+                    seconds(latency.sum_us()),
+                    counts.iter().sum(),
+                    &buckets,
+                    None,
+                )?;
+        }
+        Ok(())
+    }
+}
+
+/// Of microseconds. Exact up to 2^53 of them, which is 285 years.
+#[allow(clippy::cast_precision_loss)]
+fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+fn proxy(app: &App, out: &mut Output) -> fmt::Result {
+    let version = [("version", env!("CARGO_PKG_VERSION"))];
+    out.0
+        .encode_descriptor("build", "The pgtenant that runs", None, MetricType::Info)?
+        .encode_info(&version)?;
+    let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    let config = app.config();
+    for (name, help, value) in [
+        (
+            "uptime_seconds",
+            "Time since the start of the process",
+            app.started.elapsed().as_secs(),
+        ),
+        (
+            "draining",
+            "1 while the proxy shuts down",
+            u64::from(app.is_draining()),
+        ),
+        (
+            "connections",
+            "Connections of clients, logged in or not",
+            count(app.connections()),
+        ),
+        (
+            "max_connections",
+            "Most connections of clients, as configured",
+            count(config.max_clients),
+        ),
+        (
+            "tenants",
+            "Tenants that are configured",
+            count(config.tenants.len()),
+        ),
+    ] {
+        out.number(MetricType::Gauge, name, help, value)?;
+    }
+    let metrics = &app.metrics;
+    for (name, help, counter) in [
+        (
+            "connections_accepted",
+            "Connections accepted",
+            &metrics.accepted,
+        ),
+        (
+            "connections_refused",
+            "Connections and logins refused, of tenants too",
+            &metrics.refused,
+        ),
+        (
+            "reloads",
+            "Reloads of the config that took effect",
+            &metrics.reloads,
+        ),
+        (
+            "failed_reloads",
+            "Reloads of the config that changed nothing because of a mistake",
+            &metrics.failed_reloads,
+        ),
+    ] {
+        out.number(MetricType::Counter, name, help, counter.get())?;
+    }
+    Ok(())
+}
+
+fn tenants(app: &App, out: &mut Output) -> fmt::Result {
+    let config = app.config();
+    let tenants = app.seen_tenants();
+    let labelled: Vec<_> = tenants
+        .iter()
+        .map(|tenant| {
+            let known = config.tenants.get(&tenant.id);
+            // No placement: it was removed.
+            let placement = known.map_or("", |known| known.route.placement.name.as_str());
+            let labels = [("tenant", tenant.id.as_str()), ("placement", placement)];
+            (labels, &**tenant)
+        })
+        .collect();
+    type Read<T> = fn(&TenantState) -> T;
+    let gauges: [(&str, &str, Read<usize>); 3] = [
+        ("tenant_clients", "Clients logged in", |t| t.clients()),
+        ("tenant_active", "Server connections in use", |t| t.active()),
+        (
+            "tenant_waiting",
+            "Clients that wait for a server connection",
+            |t| usize::try_from(t.metrics.waiting.get()).unwrap_or(usize::MAX),
+        ),
+    ];
+    for (name, help, read) in gauges {
+        out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
+    }
+    let counters: [(&str, &str, Read<u64>); 8] = [
+        ("tenant_logins", "Logins that succeeded", |t| {
+            t.metrics.logins.get()
+        }),
+        (
+            "tenant_refused",
+            "Logins refused after the tenant was known, and queries that got no server connection",
+            |t| t.metrics.refused.get(),
+        ),
+        (
+            "tenant_queries",
+            "Simple queries and Syncs that were answered",
+            |t| t.metrics.queries.get(),
+        ),
+        ("tenant_errors", "Errors that servers answered", |t| {
+            t.metrics.errors.get()
+        }),
+        ("tenant_received_bytes", "Bytes from clients", |t| {
+            t.metrics.received.get()
+        }),
+        ("tenant_sent_bytes", "Bytes to clients", |t| {
+            t.metrics.sent.get()
+        }),
+        (
+            "tenant_switches",
+            "Server connections that changed to this tenant from another",
+            |t| t.metrics.switches.get(),
+        ),
+        ("tenant_cancels", "Cancel requests passed on", |t| {
+            t.metrics.cancels.get()
+        }),
+    ];
+    for (name, help, read) in counters {
+        out.counter(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
+    }
+    out.histogram(
+        "tenant_transaction_seconds",
+        "Duration of transactions",
+        labelled.iter().map(|&(l, t)| (l, &t.metrics.transactions)),
+    )?;
+    out.histogram(
+        "tenant_wait_seconds",
+        "How long clients waited for a server connection, of those that had to",
+        labelled.iter().map(|&(l, t)| (l, &t.metrics.waits)),
+    )
+}
+
+fn servers(app: &App, out: &mut Output) -> fmt::Result {
+    let instances = app.instances();
+    let by_name: BTreeMap<_, _> = instances.iter().collect();
+    let labelled: Vec<_> = by_name
+        .into_iter()
+        .map(|(name, instance)| ([("server", name.as_str())], &**instance))
+        .collect();
+    out.gauge(
+        "server_connections",
+        "Connections to the server, those being made or closed included, the health check's not",
+        labelled.iter().map(|&(l, i)| (l, i.connections())),
+    )?;
+    out.gauge(
+        "server_max_connections",
+        "Most connections to the server, as configured",
+        labelled
+            .iter()
+            .map(|&(l, i)| (l, i.server().max_connections)),
+    )?;
+    type Read = fn(&Instance) -> u64;
+    let counters: [(&str, &str, Read); 3] = [
+        ("server_connects", "Connections made", |i| {
+            i.metrics.connects.get()
+        }),
+        (
+            "server_failed_connects",
+            "Connections that could not be made",
+            |i| i.metrics.failed_connects.get(),
+        ),
+        (
+            "server_evictions",
+            "Idle connections closed because another pool needed the room",
+            |i| i.metrics.evictions.get(),
+        ),
+    ];
+    for (name, help, read) in counters {
+        out.counter(name, help, labelled.iter().map(|&(l, i)| (l, read(i))))?;
+    }
+    out.gauge(
+        "server_up",
+        "1 if the last health check of a server with an admin login found it up, else 0",
+        labelled
+            .iter()
+            .filter_map(|&(l, i)| match i.health.report().state {
+                State::Unknown => None,
+                state => Some((l, usize::from(state == State::Up))),
+            }),
+    )
+}
+
+/// Pools that differ only in password or pinned parameters are one series.
+fn pools(app: &App, out: &mut Output) -> fmt::Result {
+    let mut pools: BTreeMap<_, (PoolCounts, usize)> = BTreeMap::new();
+    for (name, instance) in app.instances().iter() {
+        for (pool, counts) in instance.pools() {
+            let key = &pool.key;
+            let place = (
+                name.to_string(),
+                key.database.clone(),
+                key.login.user.clone(),
+            );
+            let (sum, size) = pools.entry(place).or_default();
+            sum.total += counts.total;
+            sum.idle += counts.idle;
+            sum.waiting += counts.waiting;
+            *size += pool.size();
+        }
+    }
+    let labelled: Vec<_> = pools
+        .iter()
+        .map(|((server, database, user), numbers)| {
+            let labels = [
+                ("server", server.as_str()),
+                ("database", database.as_str()),
+                ("user", user.as_str()),
+            ];
+            (labels, numbers)
+        })
+        .collect();
+    type Read = fn(&(PoolCounts, usize)) -> usize;
+    let gauges: [(&str, &str, Read); 4] = [
+        (
+            "pool_connections",
+            "Connections of the pool, idle or not",
+            |(counts, _)| counts.total,
+        ),
+        (
+            "pool_idle",
+            "Connections that nobody uses",
+            |(counts, _)| counts.idle,
+        ),
+        (
+            "pool_waiting",
+            "Clients that wait for a connection of the pool",
+            |(counts, _)| counts.waiting,
+        ),
+        ("pool_size", "Most connections of the pool", |(_, size)| {
+            *size
+        }),
+    ];
+    for (name, help, read) in gauges {
+        out.gauge(name, help, labelled.iter().map(|&(l, n)| (l, read(n))))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::*;
+use crate::admin::testing::{CONFIG, app};
+use crate::backend::health::Report;
+use crate::config::{Login, PoolKey};
+
+/// What a strict reader of the format makes of `text`: the value of each series.
+fn parse(text: &str) -> HashMap<String, f64> {
+    let mut series = HashMap::new();
+    let mut families = HashSet::new();
+    let (mut family, mut kind) = (String::new(), String::new());
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line == "# EOF" {
+            assert_eq!(lines.peek(), None);
+            return series;
+        }
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, words) = help.split_once(' ').unwrap();
+            assert!(families.insert(name.to_owned()), "{name} twice");
+            assert!(name.starts_with("pgtenant_") && !words.is_empty(), "{line}");
+            name.clone_into(&mut family);
+            let announced = lines.next().unwrap();
+            let announced = announced.strip_prefix("# TYPE ").unwrap();
+            kind = announced
+                .strip_prefix(&format!("{name} "))
+                .unwrap()
+                .to_owned();
+            continue;
+        }
+        let (name, value) = line.rsplit_once(' ').unwrap();
+        let value: f64 = value.parse().unwrap();
+        let (metric, labels) = match name.split_once('{') {
+            Some((metric, labels)) => (metric, labels.strip_suffix('}').unwrap()),
+            None => (name, ""),
+        };
+        let names = labels_of(labels);
+        let suffix = metric.strip_prefix(&family).unwrap();
+        let bucket = names.contains(&"le".to_owned());
+        let fits = match kind.as_str() {
+            "counter" => suffix == "_total",
+            "gauge" => suffix.is_empty(),
+            "info" => suffix == "_info",
+            "histogram" => (suffix == "_bucket" && bucket) || ["_sum", "_count"].contains(&suffix),
+            other => panic!("{other}"),
+        };
+        assert!(fits, "{kind} {line}");
+        assert!(series.insert(name.to_owned(), value).is_none(), "{line}");
+    }
+    panic!("no end")
+}
+
+/// Names of the labels; the values must be quoted and escaped.
+fn labels_of(mut labels: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    while !labels.is_empty() {
+        let (name, rest) = labels.split_once("=\"").unwrap();
+        assert!(
+            name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'),
+            "{name}"
+        );
+        names.push(name.to_owned());
+        let mut escaped = false;
+        let end = rest.find(|c| {
+            let ends = c == '"' && !escaped;
+            assert!(!escaped || "\\\"n".contains(c), "{rest}");
+            escaped = c == '\\' && !escaped;
+            ends
+        });
+        let rest = &rest[end.unwrap() + 1..];
+        labels = rest.strip_prefix(',').unwrap_or(rest);
+        assert!(labels.is_empty() || labels.len() < rest.len(), "{rest}");
+    }
+    names
+}
+
+#[tokio::test]
+async fn every_line_is_valid_and_every_number_where_it_belongs() {
+    let app = app(CONFIG, None);
+    let globex = app.config().tenants.get("globex").unwrap().clone();
+    let seen = app.tenant(&globex.id);
+    seen.metrics.logins.add(3);
+    seen.metrics.received.add(100);
+    for us in [50, 100, 2_000, 60_000_000] {
+        seen.metrics.transactions.record(Duration::from_micros(us));
+    }
+    app.metrics.accepted.add(4);
+    app.pool(&globex.route).unwrap();
+    let instances = app.instances();
+    let instance = instances.get("other").unwrap();
+    // Two pools that differ in what is no label are one series; names may hold anything.
+    for path in ["a", "b"] {
+        let key = PoolKey {
+            server: instance.server().name.clone(),
+            database: "a\"b\\c\nd".to_owned(),
+            login: Arc::new(Login {
+                user: "ü, {x=\"1\"}".to_owned(),
+                password: None,
+            }),
+            startup: vec![("search_path".to_owned(), path.to_owned())],
+        };
+        instance.pool(&key, 8);
+    }
+    instance.health.set(Report {
+        state: State::Down,
+        ..Report::default()
+    });
+
+    let text = encode(app.clone()).unwrap();
+    let series = parse(&text);
+    let tenant = "tenant=\"globex\",placement=\"shared\"";
+    for (name, value) in [
+        (
+            "pgtenant_connections_accepted_total".to_owned(),
+            4.0,
+        ),
+        (format!("pgtenant_tenant_logins_total{{{tenant}}}"), 3.0),
+        (
+            format!("pgtenant_tenant_received_bytes_total{{{tenant}}}"),
+            100.0,
+        ),
+        (format!("pgtenant_tenant_clients{{{tenant}}}"), 0.0),
+        (
+            format!("pgtenant_tenant_transaction_seconds_bucket{{le=\"0.0001\",{tenant}}}"),
+            2.0,
+        ),
+        (
+            format!("pgtenant_tenant_transaction_seconds_bucket{{le=\"30.0\",{tenant}}}"),
+            3.0,
+        ),
+        (
+            format!("pgtenant_tenant_transaction_seconds_bucket{{le=\"+Inf\",{tenant}}}"),
+            4.0,
+        ),
+        (
+            format!("pgtenant_tenant_transaction_seconds_count{{{tenant}}}"),
+            4.0,
+        ),
+        (
+            "pgtenant_server_max_connections{server=\"main\"}".to_owned(),
+            5.0,
+        ),
+        ("pgtenant_server_up{server=\"other\"}".to_owned(), 0.0),
+        (
+            "pgtenant_pool_size{server=\"other\",database=\"a\\\"b\\\\c\\nd\",user=\"ü, {x=\\\"1\\\"}\"}"
+                .to_owned(),
+            16.0,
+        ),
+        ("pgtenant_draining".to_owned(), 0.0),
+    ] {
+        assert_eq!(series.get(&name), Some(&value), "{name}\n{text}");
+    }
+    assert!(
+        !series.contains_key("pgtenant_server_up{server=\"main\"}"),
+        "health that is not known is not shown"
+    );
+    assert!(!text.contains("acme"), "a tenant that was not seen");
+}

@@ -1,0 +1,192 @@
+//! `SHOW CONFIG`.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Column, Row, View, row, text};
+use crate::config::{self, Config, LogFormat, Login, Server, SslMode};
+
+pub const COLUMNS: &[Column] = &[
+    text("key"),
+    text("value"),
+    text("default"),
+    text("changeable"),
+];
+
+/// In place of a secret.
+const HIDDEN: &str = "***";
+
+/// The least that is a config: what it resolves to has every default.
+const LEAST: &str = "servers: { s: { host: s, max_connections: 1 } }\n\
+    placements: { p: { tier: database, server: s, database: d, login: { user: u } } }\n\
+    tenants: {}\n";
+
+/// Settings as they are named in the file. Tenants are in `SHOW TENANTS`; what is a template in the
+/// file is shown there too, as it was filled in.
+pub fn rows(view: &View) -> Vec<Row> {
+    let defaults = config::load_text(LEAST, Path::new(""), &|_| None)
+        .map(|least| globals(&least))
+        .unwrap_or_default();
+    let defaults: HashMap<_, _> = defaults
+        .into_iter()
+        .map(|setting| (setting.key, setting.value))
+        .collect();
+    let mut settings = globals(&view.config);
+    settings.extend(view.config.servers.values().flat_map(|s| server(s)));
+    settings.extend(placements(&view.config));
+    settings
+        .into_iter()
+        .map(|setting| {
+            let default = defaults.get(&setting.key).cloned();
+            let changeable = if setting.changeable { "yes" } else { "no" };
+            row![setting.key, setting.value, default, changeable]
+        })
+        .collect()
+}
+
+struct Setting {
+    key: String,
+    value: String,
+    /// By a reload.
+    changeable: bool,
+}
+
+#[allow(clippy::needless_pass_by_value)] // numbers, names and literals alike
+fn setting(key: impl Into<String>, value: impl ToString) -> Setting {
+    Setting {
+        key: key.into(),
+        value: value.to_string(),
+        changeable: true,
+    }
+}
+
+fn fixed(key: impl Into<String>, value: impl ToString) -> Setting {
+    Setting {
+        changeable: false,
+        ..setting(key, value)
+    }
+}
+
+fn globals(config: &Config) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    for (position, listen) in config.listen.iter().enumerate() {
+        let key = |name: &str| format!("listen[{position}].{name}");
+        settings.push(fixed(key("address"), listen.address));
+        if let Some(tls) = &listen.tls {
+            settings.push(setting(key("tls.cert"), tls.cert_file.display()));
+            settings.push(setting(key("tls.key"), tls.key_file.display()));
+            settings.push(setting(key("tls.required"), tls.required));
+        }
+    }
+    let format = match config.log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    settings.push(fixed(
+        "http.address",
+        config
+            .http
+            .map_or_else(String::new, |http| http.to_string()),
+    ));
+    for user in config.admin_users.keys() {
+        settings.push(setting(format!("admin.users.{user}"), HIDDEN));
+    }
+    settings.push(fixed("log.format", format));
+    settings.push(fixed("log.filter", &config.log.filter));
+    settings.push(fixed("workers", config.workers));
+    settings.extend(identify(config));
+    settings.push(setting("limits.clients", config.max_clients));
+    let timeouts = &config.timeouts;
+    for (name, time) in [
+        ("login", timeouts.login),
+        ("checkout", timeouts.checkout),
+        ("connect", timeouts.connect),
+        ("shutdown", timeouts.shutdown),
+        ("server_idle", timeouts.server_idle),
+        ("server_lifetime", timeouts.server_lifetime),
+    ] {
+        settings.push(setting(format!("timeouts.{name}"), period(time)));
+    }
+    settings
+}
+
+fn identify(config: &Config) -> Vec<Setting> {
+    let identify = &config.identify;
+    let by = [
+        ("user", identify.by_user.is_some()),
+        ("database", identify.by_database),
+        ("sni", identify.by_sni.is_some()),
+        ("options", identify.by_options),
+    ];
+    let by: Vec<_> = by.iter().filter(|(_, on)| *on).map(|(by, _)| *by).collect();
+    let separator = identify.by_user.map(String::from).unwrap_or_default();
+    vec![
+        setting("identify.by", by.join(",")),
+        setting("identify.user_separator", separator),
+        setting(
+            "identify.sni_suffix",
+            identify.by_sni.as_deref().unwrap_or_default(),
+        ),
+    ]
+}
+
+fn server(server: &Server) -> Vec<Setting> {
+    let key = |name: &str| format!("servers.{}.{name}", server.name);
+    let sslmode = match server.tls.mode {
+        SslMode::Disable => "disable",
+        SslMode::Prefer => "prefer",
+        SslMode::Require => "require",
+        SslMode::VerifyCa => "verify-ca",
+        SslMode::VerifyFull => "verify-full",
+    };
+    let mut settings = vec![
+        setting(key("address"), &server.address),
+        setting(key("sslmode"), sslmode),
+        setting(key("max_connections"), server.max_connections),
+    ];
+    if let Some(Login { user, password }) = server.admin.as_deref() {
+        settings.push(setting(key("admin.user"), user));
+        if password.is_some() {
+            settings.push(setting(key("admin.password"), HIDDEN));
+        }
+        settings.push(setting(key("admin.database"), &server.admin_database));
+    }
+    settings
+}
+
+fn placements(config: &Config) -> Vec<Setting> {
+    let placements = config.placements.values();
+    placements
+        .flat_map(|placement| {
+            let key = |name: &str| format!("placements.{}.{name}", placement.name);
+            let servers: Vec<_> = placement
+                .servers
+                .iter()
+                .map(crate::id::ServerName::as_str)
+                .collect();
+            let clients = placement.max_clients;
+            [
+                setting(key("tier"), placement.tier),
+                setting(key("servers"), servers.join(",")),
+                setting(key("pooling"), placement.pooling),
+                setting(key("pool.size"), placement.pool_size),
+                setting(
+                    key("limits.clients"),
+                    clients.map_or_else(String::new, |clients| clients.to_string()),
+                ),
+            ]
+        })
+        .collect()
+}
+
+/// As it can be written in the file.
+fn period(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match time.subsec_millis() {
+        0 if seconds >= 3600 && seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
+        0 if seconds >= 60 && seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        0 => format!("{seconds}s"),
+        _ => format!("{}ms", time.as_millis()),
+    }
+}

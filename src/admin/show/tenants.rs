@@ -1,0 +1,48 @@
+//! `SHOW TENANTS`.
+
+use super::{Column, Row, View, int, row, text};
+
+pub const COLUMNS: &[Column] = &[
+    text("tenant"),
+    text("placement"),
+    text("tier"),
+    text("server"),
+    text("database"),
+    text("schema"),
+    text("pool_mode"),
+    int("clients"),
+    int("active"),
+    int("waiting"),
+    int("max_clients"),
+    int("max_active"),
+    text("users"),
+];
+
+/// Every tenant of the config by name, seen or not.
+pub fn rows(view: &View) -> Vec<Row> {
+    let mut tenants: Vec<_> = view.config.tenants.values().collect();
+    tenants.sort_by(|a, b| a.id.cmp(&b.id));
+    tenants
+        .into_iter()
+        .map(|tenant| {
+            let route = &tenant.route;
+            let seen = view.seen.get(&tenant.id);
+            let users: Vec<&str> = tenant.users.keys().map(String::as_str).collect();
+            row![
+                tenant.id.as_str(),
+                route.placement.name.as_str(),
+                route.placement.tier.to_string(),
+                route.pool.server.as_str(),
+                route.pool.database.as_str(),
+                route.schema.clone(),
+                route.pooling.to_string(),
+                seen.map_or(0, |tenant| tenant.clients()),
+                seen.map_or(0, |tenant| tenant.active()),
+                seen.map_or(0, |tenant| tenant.metrics.waiting.get()),
+                tenant.limits.clients,
+                tenant.limits.active,
+                users.join(","),
+            ]
+        })
+        .collect()
+}
