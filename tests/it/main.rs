@@ -4,12 +4,15 @@
 // A helper of a test may fail as a test does.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bad_input;
 mod cancel;
 mod differential;
 mod faults;
 mod handover;
 mod harness;
+mod layers;
 mod limits;
 mod negative;
 mod tiers;
+mod tls;
 mod wire;
