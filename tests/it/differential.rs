@@ -651,7 +651,6 @@ fn difference(direct: &[Frame], proxied: &[Frame]) -> Option<String> {
     Some(text)
 }
 
-
 async fn compare(pooling: &'static str, slowly: bool) {
     let world = world().await;
     let proxy = Setup {
@@ -685,7 +684,6 @@ async fn compare(pooling: &'static str, slowly: bool) {
         "{pooling} pooling differs:\n{}",
         differences.join("\n")
     );
-    
 }
 
 #[tokio::test(flavor = "multi_thread")]

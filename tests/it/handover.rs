@@ -10,9 +10,7 @@ use rand::{Rng, SeedableRng};
 use crate::harness::{
     POOL_TENANTS, Running, Setup, Tenant, assert_no_panics, backends, tenant, world,
 };
-use crate::wire::{
-    Frame, Wire, bind, column, describe, errors, execute, parse, query, rows, sync,
-};
+use crate::wire::{Frame, Wire, bind, column, describe, errors, execute, parse, query, rows, sync};
 
 const CLIENTS: usize = 200;
 const TRANSACTIONS: usize = 10_000;
@@ -123,11 +121,7 @@ impl Actor {
                 self.check(kind, &column(&frames));
             }
             Kind::Prepared => {
-                let mut parts = vec![
-                    bind("", "mine", &[Some("900")]),
-                    execute("", 0),
-                    sync(),
-                ];
+                let mut parts = vec![bind("", "mine", &[Some("900")]), execute("", 0), sync()];
                 if !self.prepared {
                     let sql = "SELECT body FROM items WHERE id < $1 ORDER BY id";
                     parts.insert(0, parse("mine", sql));

@@ -594,7 +594,9 @@ impl Drop for Running {
         app.kill_clients();
         let instances = app.instances();
         let deadline = std::time::Instant::now() + Duration::from_secs(5);
-        while instances.values().any(|instance| instance.connections() > 0)
+        while instances
+            .values()
+            .any(|instance| instance.connections() > 0)
             && std::time::Instant::now() < deadline
         {
             for instance in instances.values() {
@@ -605,9 +607,7 @@ impl Drop for Running {
     }
 }
 
-pub async fn connect(
-    config: &tokio_postgres::Config,
-) -> Result<Client, tokio_postgres::Error> {
+pub async fn connect(config: &tokio_postgres::Config) -> Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
     // Its errors reach the client's calls.
     tokio::spawn(connection);

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use crate::harness::{
-    Running, Setup, Tenant, all_tenants, eventually, server_line, tenant, world,
-};
+use crate::harness::{Running, Setup, Tenant, all_tenants, eventually, server_line, tenant, world};
 use crate::wire::{Wire, bind, column, errors, execute, parse, query, sync};
 
 const TOO_MANY: &str = "53300";
@@ -135,9 +133,7 @@ async fn three_hundred_waiting_clients_of_one_tenant_do_not_stand_before_one_of_
     for mut wire in crowd {
         let order = order.clone();
         tasks.spawn(async move {
-            let name = wire
-                .column("SELECT current_setting('app.tenant_id')")
-                .await;
+            let name = wire.column("SELECT current_setting('app.tenant_id')").await;
             order.lock().expect("a lock").push(name[0].clone());
         });
     }
@@ -225,10 +221,9 @@ async fn clients_over_the_limit_of_their_tenant_are_refused_until_one_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_over_the_limit_of_their_placement_are_refused() {
     let world = world().await;
-    let yaml = Setup::default().yaml(world).replace(
-        "clinic: { tier",
-        "clinic: { limits: { clients: 2 }, tier",
-    );
+    let yaml = Setup::default()
+        .yaml(world)
+        .replace("clinic: { tier", "clinic: { limits: { clients: 2 }, tier");
     let proxy = Running::start(&yaml);
     let _first = proxy.raw(&tenant("c0")).await;
     let second = proxy.raw(&tenant("c1")).await;
