@@ -632,7 +632,7 @@ pub async fn direct(world: &World, tenant: &Tenant) -> Wire {
 }
 
 /// Waits until `condition` holds; what it waits for is said when it never does.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !condition().await {
         assert!(std::time::Instant::now() < deadline, "never: {what}");

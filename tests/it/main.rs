@@ -5,9 +5,11 @@
 
 mod cancel;
 mod differential;
+mod faults;
 mod handover;
 mod harness;
 mod layers;
 mod limits;
+mod negative;
 mod tiers;
 mod wire;
