@@ -22,7 +22,7 @@ build: ## Build the release binary, target/release/pgtenant
 
 demo: ## Show every tier with servers of its own; ONCE=1 ends after the checks
 	@scripts/install demo
-	$(CARGO) run --locked -- demo $(if $(ONCE),--once)
+	$(CARGO) run --release --locked -- demo $(if $(ONCE),--once)
 
 lint: ## Formatting, clippy, licences and advisories
 	@scripts/install build

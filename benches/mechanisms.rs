@@ -1,6 +1,8 @@
 //! The parts of a transaction's way that need no server, each alone. Whole processes are compared by
 //! `benches/load`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a bench that cannot run must say so
+
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use pgtenant::backend::prepared::{Interner, Parsed, frame};
 use pgtenant::cluster::Dir;
 use pgtenant::config::{Config, ServerAddress, Tenant, load_text};
 use pgtenant::frontend::ledger::{Ledger, Owed};
-use pgtenant::frontend::statements::{Rewritten, Statements, Target};
+use pgtenant::frontend::statements::{Rewritten, Statements, Target, Undo};
 use pgtenant::id::TenantId;
 use pgtenant::protocol::buffer::Buffer;
 use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
@@ -194,7 +196,7 @@ fn ledger(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let mut ledger = Ledger::default();
                 for owed in [
-                    Owed::Parse(None),
+                    Owed::Parse(None, Undo::Nothing),
                     Owed::Bind,
                     Owed::Describe,
                     Owed::Execute,

@@ -240,8 +240,18 @@ pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
             && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
 }
 
-/// Makes `connection` carry the context of `wanted`. Returns whether another tenant's (or
-/// an unknown) context had to be scrubbed from it.
+/// What it took to make a connection carry a context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adopted {
+    /// Nothing: it carried it.
+    AsItWas,
+    /// Variables or settings were set.
+    Set,
+    /// Another tenant's, or an unknown, context was scrubbed from it first.
+    Scrubbed,
+}
+
+/// Makes `connection` carry the context of `wanted`.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -251,9 +261,9 @@ pub async fn adopt(
     connection: &mut ServerConnection,
     wanted: &Binding,
     deadline: Duration,
-) -> Result<bool, Refusal> {
+) -> Result<Adopted, Refusal> {
     if carries(connection, wanted) {
-        return Ok(false);
+        return Ok(Adopted::AsItWas);
     }
     let plan = Plan::new(wanted, &connection.context);
     connection.context = Context::Unknown;
@@ -276,7 +286,10 @@ pub async fn adopt(
         stale: false,
         ..wanted.clone()
     });
-    Ok(plan.scrub)
+    Ok(match plan.scrub {
+        true => Adopted::Scrubbed,
+        false => Adopted::Set,
+    })
 }
 
 async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), Refusal> {

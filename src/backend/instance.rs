@@ -88,8 +88,8 @@ impl Instance {
         self.server.load_full()
     }
 
-    pub fn timeouts(&self) -> Arc<Timeouts> {
-        self.timeouts.load_full()
+    pub fn timeouts(&self) -> arc_swap::Guard<Arc<Timeouts>> {
+        self.timeouts.load()
     }
 
     pub(super) fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -275,9 +275,14 @@ impl Pool {
         profiles.insert(settings.clone(), reported.clone());
     }
 
-    /// Forgets what servers reported: they may have changed.
-    pub fn forget_profiles(&self) {
-        lock(&self.profiles).clear();
+    /// Puts the shared copy in place of equal parameters, so that telling them apart later is a
+    /// comparison of pointers.
+    pub(super) fn share_parameters(&self, settings: &Settings, parameters: &mut Arc<Parameters>) {
+        if let Some((_, shared)) = self.profile(settings)
+            && shared == *parameters
+        {
+            *parameters = shared;
+        }
     }
 
     /// A server connection or room for one, at once or never.

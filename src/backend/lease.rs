@@ -6,9 +6,10 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::backend::connection::ServerConnection;
-use crate::backend::context::{self, Binding, Refusal};
+use crate::backend::context::{self, Adopted, Binding, Refusal};
 use crate::backend::instance::Pool;
 use crate::backend::queue::Granted;
 use crate::error::Result;
@@ -65,9 +66,13 @@ impl Grant {
         let deadline = instance.timeouts().connect;
         lease.busy = true;
         match context::adopt(&mut lease, wanted, deadline).await {
-            Ok(scrubbed) => {
-                if scrubbed {
+            Ok(adopted) => {
+                if adopted == Adopted::Scrubbed {
                     lease.tenant.metrics.switches.add(1);
+                }
+                if adopted != Adopted::AsItWas {
+                    self.pool
+                        .share_parameters(&wanted.settings, &mut lease.parameters);
                 }
                 Ok(Some(lease))
             }
@@ -115,7 +120,8 @@ impl Lease {
             return;
         };
         let instance = &self.pool.instance;
-        let outlived = connection.born.elapsed() > instance.timeouts().server_lifetime;
+        let now = Instant::now();
+        let outlived = now - connection.born > instance.timeouts().server_lifetime;
         let mut queue = instance.queue();
         let unwanted = outlived || queue.is_over() || self.pool.is_retired();
         if unwanted || !instance.is_current(&connection) {
@@ -123,7 +129,7 @@ impl Lease {
             drop(queue);
             instance.close(self.pool.id, connection, false);
         } else {
-            queue.put_back(self.pool.id, &self.tenant, connection);
+            queue.put_back(self.pool.id, &self.tenant, connection, now);
         }
     }
 }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 #[derive(Debug)]
 pub struct Statement {
     id: u64,
+    server_name: Box<str>,
     /// The body of the Parse message after the statement's name: query, parameter types.
     definition: Bytes,
 }
@@ -25,8 +26,8 @@ impl Statement {
     pub const NAME_PREFIX: &str = "pgtenant_";
 
     /// The name it has on every server connection of its pool.
-    pub fn server_name(&self) -> String {
-        format!("{}{}", Self::NAME_PREFIX, self.id)
+    pub fn server_name(&self) -> &str {
+        &self.server_name
     }
 
     /// The same statement in another pool.
@@ -89,6 +90,7 @@ impl Interner {
         let definition = Bytes::copy_from_slice(definition);
         let statement = Arc::new(Statement {
             id: inner.last_id,
+            server_name: format!("{}{}", Statement::NAME_PREFIX, inner.last_id).into(),
             definition: definition.clone(),
         });
         inner

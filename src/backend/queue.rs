@@ -202,9 +202,10 @@ impl Queue {
         pool: u64,
         tenant: &TenantState,
         mut connection: Box<ServerConnection>,
+        now: Instant,
     ) {
         tenant.deactivate();
-        connection.idle_since = Instant::now();
+        connection.idle_since = now;
         if self.ring.is_empty() {
             if let Some(state) = self.pools.get_mut(&pool) {
                 state.idle.push_back(connection);

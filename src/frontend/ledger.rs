@@ -419,14 +419,24 @@ mod tests {
     }
 
     #[test]
-    fn statements_whose_parse_was_skipped_are_told() {
+    fn messages_that_took_no_effect_are_told_with_the_one_that_failed_first() {
         let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0");
         let mut ledger = Ledger::default();
         ledger.push(Owed::Parse(None, Undo::Nothing));
+        ledger.push(Owed::Bind);
         ledger.push(Owed::Parse(Some(statement.clone()), Undo::Nothing));
         ledger.reply(BackendTag::ERROR_RESPONSE, false);
         ledger.push(Owed::SwallowedParse(Some(statement)));
-        assert_eq!(ledger.take_failed().len(), 2);
-        assert_eq!(ledger.take_failed().len(), 0);
+        ledger.push(Owed::FakeClose(Undo::Nothing));
+        let told: Vec<_> = ledger
+            .take_failed()
+            .into_iter()
+            .map(|failed| (matches!(failed.message, Owed::Parse(..)), failed.skipped))
+            .collect();
+        assert_eq!(
+            told,
+            [(true, false), (true, true), (false, true), (false, true)]
+        );
+        assert!(ledger.take_failed().is_empty());
     }
 }

@@ -213,6 +213,30 @@ fn ways_to_die() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
             Some(b'G'),
         ),
         (
+            "before the COPY it asked for began",
+            [
+                query("SELECT pg_sleep(0.05)"),
+                query("COPY plain FROM STDIN"),
+                copy_data(b"997\tleft\n"),
+            ]
+            .concat(),
+            None,
+        ),
+        (
+            "before the COPY of a pipeline began",
+            [
+                parse("", "SELECT pg_sleep(0.05)"),
+                bind("", "", &[]),
+                execute("", 0),
+                parse("", "COPY plain FROM STDIN"),
+                bind("", "", &[]),
+                execute("", 0),
+                sync(),
+            ]
+            .concat(),
+            None,
+        ),
+        (
             "in a COPY from the server",
             query("COPY (SELECT repeat('x', 1000) FROM generate_series(1, 100000)) TO STDOUT"),
             Some(b'd'),
