@@ -368,7 +368,7 @@ async fn whoever_is_too_slow_to_log_in_is_shown_out_and_others_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_closes_its_side_gets_the_answers_it_is_owed() {
+async fn a_client_that_leaves_before_the_copy_it_asked_for_begins_is_let_go() {
     let proxy = proxy().await;
     let mut wire = proxy.raw(&tenant("t47")).await;
     wire.send(
