@@ -361,7 +361,7 @@ impl<'a> Relay<'a> {
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
-                if context.note_command(command) {
+                if context.note_command(command, self.handle.id) {
                     parsed.clear();
                     if let Some(statements) = &mut self.client.statements {
                         statements.clear();

@@ -131,7 +131,11 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         }
     };
     let deadline = app.config().timeouts.login;
-    let profile = tokio::time::timeout(deadline, profile(&pool, &tenant, &route, settings)).await;
+    let profile = tokio::time::timeout(
+        deadline,
+        profile(&pool, &tenant, &route, settings, registered.id),
+    )
+    .await;
     let (settings, reported) = match profile {
         Ok(Ok(profile)) => profile,
         Ok(Err(error)) => {
@@ -179,6 +183,7 @@ async fn profile(
     tenant: &Arc<TenantState>,
     route: &Arc<Route>,
     settings: Settings,
+    client: u64,
 ) -> Result<Profile> {
     if let Some(profile) = pool.profile(&settings) {
         return Ok(profile);
@@ -188,7 +193,8 @@ async fn profile(
         tenant: tenant.id.clone(),
         route: route.clone(),
         settings: settings.clone(),
-        stale: false,
+        client,
+        touched: false,
     };
     let lease = loop {
         if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
@@ -388,7 +394,8 @@ impl Session {
             tenant: self.tenant.id.clone(),
             route: self.route.clone(),
             settings: self.side.settings.clone(),
-            stale: false,
+            client: self.registered.id,
+            touched: false,
         }
     }
 
