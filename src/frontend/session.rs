@@ -328,6 +328,10 @@ impl Session {
             outbox,
             ..
         } = &mut self.side;
+        // First of all, or a client that never pauses would never hear it.
+        if self.registered.calls(cx.waker()) != self.answered {
+            return Poll::Ready(Ok(Woken::Called));
+        }
         if !outbox.is_empty()
             && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
         {
@@ -344,13 +348,9 @@ impl Session {
             match inbox.poll_fill(cx, stream) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
                 Poll::Ready(_) => return Poll::Ready(Ok(Woken::Gone)),
-                Poll::Pending => break,
+                Poll::Pending => return Poll::Pending,
             }
         }
-        if self.registered.calls(cx.waker()) != self.answered {
-            return Poll::Ready(Ok(Woken::Called));
-        }
-        Poll::Pending
     }
 
     /// Answers a call: may this client go on, and where? True: at another instance.
@@ -434,6 +434,9 @@ impl Session {
         self.registered.calls(cx.waker());
         if self.registered.is_killed() {
             return Poll::Ready(None);
+        }
+        if self.app.is_draining() {
+            return Poll::Ready(Some(stopped()));
         }
         if self.registered.take_cancelled() {
             return Poll::Ready(Some(Error::new(

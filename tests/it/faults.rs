@@ -193,7 +193,7 @@ fn ways_to_die() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
             None,
         ),
         (
-            "with an answer half read",
+            "while an answer comes",
             query("SELECT repeat('x', 1000) FROM generate_series(1, 100000)"),
             Some(b'T'),
         ),
@@ -203,7 +203,7 @@ fn ways_to_die() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
             Some(b'G'),
         ),
         (
-            "with half a COPY sent",
+            "half a COPY sent",
             [
                 query("COPY plain FROM STDIN"),
                 copy_data(b"995\tleft"),
@@ -211,6 +211,30 @@ fn ways_to_die() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
             ]
             .concat(),
             Some(b'G'),
+        ),
+        (
+            "before the COPY it asked for began",
+            [
+                query("SELECT pg_sleep(0.05)"),
+                query("COPY plain FROM STDIN"),
+                copy_data(b"997\tleft\n"),
+            ]
+            .concat(),
+            None,
+        ),
+        (
+            "before the COPY of a pipeline began",
+            [
+                parse("", "SELECT pg_sleep(0.05)"),
+                bind("", "", &[]),
+                execute("", 0),
+                parse("", "COPY plain FROM STDIN"),
+                bind("", "", &[]),
+                execute("", 0),
+                sync(),
+            ]
+            .concat(),
+            None,
         ),
         (
             "in a COPY from the server",
@@ -275,7 +299,7 @@ fn ways_to_die() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
             Some(b'G'),
         ),
         (
-            "with queries waiting",
+            "while queries wait",
             [
                 query("SELECT pg_sleep(0.1)"),
                 query(insert),
@@ -309,7 +333,7 @@ fn ways_to_die() -> Vec<(&'static str, Vec<u8>, Option<u8>)> {
             Some(b'Z'),
         ),
         (
-            "with a message of no kind",
+            "after a message of no kind",
             message(b'!', &[b"what"]),
             Some(b'E'),
         ),
@@ -330,6 +354,13 @@ async fn a_client_that_dies_in_any_state_leaves_nothing_to_the_next() {
             for (dying, next) in [("t21", "t22"), ("c0", "c1"), ("b2", "b2")] {
                 let (dying, next) = (tenant(dying), tenant(next));
                 for (how, bytes, read_to) in ways_to_die() {
+                    // What one client sets, another of the same tenant may find in transaction pooling.
+                    if how.starts_with("with")
+                        && dying.name == next.name
+                        && pooling == "transaction"
+                    {
+                        continue;
+                    }
                     let label = format!("{} {how}, {pooling} pooling", dying.name);
                     let mut wire = proxy.raw(&dying).await;
                     wire.send(&bytes).await;

@@ -3,8 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // that is how a test fails
 
+mod bad_input;
 mod cancel;
 mod differential;
+mod examples;
 mod faults;
 mod handover;
 mod harness;
@@ -12,5 +14,6 @@ mod layers;
 mod limits;
 mod negative;
 mod tiers;
+mod tls;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;

@@ -175,9 +175,9 @@ async fn the_database_of_another_tenant_does_not_exist_any_more_than_one_that_do
     let proxy = Setup::default().start().await;
     for (a, others) in [
         ("t30", ["t31", "bridge", "db_d0", "postgres"]),
-        ("d0", ["d1", "db_d1", "app", "template1"]),
+        ("d0", ["d1", "db_d1", "bridge", "template1"]),
         ("b0", ["b1", "t_b1", "db_d0", "r_b1"]),
-        ("acme", ["c0", "clinic", "app", "postgres"]),
+        ("acme", ["c0", "clinic", "bridge", "postgres"]),
     ] {
         let a = tenant(a);
         let user = a.user();
@@ -479,7 +479,10 @@ async fn reloads_under_load_show_nobody_a_row_of_another() {
         let before = done.load(Ordering::Relaxed);
         proxy.reload(&yaml(turn));
         eventually("transactions go on", async || {
-            done.load(Ordering::Relaxed) > before + 8 || clients.try_join_next().is_some()
+            if let Some(Err(error)) = clients.try_join_next() {
+                std::panic::resume_unwind(error.into_panic());
+            }
+            done.load(Ordering::Relaxed) > before + 8
         })
         .await;
     }
