@@ -303,7 +303,8 @@ fn pool(criterion: &mut Criterion) {
         tenant: tenant.id.clone(),
         route: tenant.route.clone(),
         settings: Arc::new(Settings::new()),
-        stale: false,
+        client: 1,
+        touched: false,
     };
     let turns = async |times: u64| -> Duration {
         let started = Instant::now();

@@ -175,7 +175,7 @@ impl Running {
         std::thread::spawn(move || {
             let mut output = Output::default();
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
-                output.take(line, proxy);
+                output.take(&line, proxy);
                 if output.progress.len() as u64 == reports
                     && let Some(say_enough) = say_enough.take()
                 {
@@ -230,13 +230,13 @@ pub struct Output {
 }
 
 impl Output {
-    fn take(&mut self, line: String, proxy: Option<i32>) {
+    fn take(&mut self, line: &str, proxy: Option<i32>) {
         // First of all, so that the time fits.
         let cpu = proxy.and_then(cpu::used);
-        match Progress::read(&line) {
+        match Progress::read(line) {
             Some(progress) => self.progress.push(Progress { cpu, ..progress }),
             None => {
-                self.text.push_str(&line);
+                self.text.push_str(line);
                 self.text.push('\n');
             }
         }

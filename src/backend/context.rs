@@ -5,9 +5,9 @@
 //!            connect                     adopt(T)
 //!   (new) ───────────► Clean ─────────────────────────────► Bound(T)
 //!                        │                                   │  ▲
-//!                        │      SET seen: stale              │  │ adopt(T): variables again
+//!                        │      SET seen: touched            │  │ adopt(T), same client: variables again
 //!                        │      DISCARD ALL seen: Unknown    ▼  │
-//!                        └──────────────────────────────── Bound(T) stale, Unknown, Bound(S)
+//!                        └──────────────────────── Bound(T) touched by another client, Unknown, Bound(S)
 //!                                                              adopt(T): DISCARD ALL first
 //! ```
 //!
@@ -68,8 +68,11 @@ pub struct Binding {
     /// Whose `context` is set.
     pub route: Arc<Route>,
     pub settings: Arc<Settings>,
-    /// The client may have changed a variable: set them again before anything else runs.
-    pub stale: bool,
+    /// Whose session it is: a client's number.
+    pub client: u64,
+    /// That client may have changed a variable, or left something of its session: its variables are set
+    /// again before anything else of it runs, and another client gets the connection scrubbed.
+    pub touched: bool,
 }
 
 impl Context {
@@ -83,25 +86,23 @@ impl Context {
     /// Whether it must be set again before anything of the client runs.
     pub fn is_stale(&self) -> bool {
         match self {
-            Self::Bound(binding) => binding.stale,
+            Self::Bound(binding) => binding.touched,
             Self::Clean | Self::Unknown => true,
         }
     }
 
-    /// Takes note of a command that the client completed, by its CommandComplete tag. Returns
-    /// whether it dropped all prepared statements.
-    pub fn note_command(&mut self, command: &[u8]) -> bool {
+    /// Takes note of a command that `client` completed, by its CommandComplete tag. Returns whether it
+    /// dropped all prepared statements.
+    pub fn note_command(&mut self, command: &[u8], client: u64) -> bool {
         match command {
-            b"SET" => {
+            b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"DECLARE CURSOR" => {
                 if let Self::Bound(binding) = self {
-                    binding.stale = true;
-                }
-            }
-            // RESET ALL has the same tag: whatever the client asked for at startup may be gone.
-            b"RESET" => {
-                if let Self::Bound(binding) = self {
-                    binding.stale = true;
-                    binding.settings = Arc::default();
+                    binding.client = client;
+                    binding.touched = true;
+                    // RESET ALL has the same tag: whatever the client asked for at startup may be gone.
+                    if command == b"RESET" {
+                        binding.settings = Arc::default();
+                    }
                 }
             }
             b"DISCARD ALL" => {
@@ -141,9 +142,11 @@ impl Plan {
         let mut plan = Self::default();
         let (variables, applied) = match context {
             Context::Bound(bound)
-                if bound.tenant == wanted.tenant && same_variables(bound, wanted) =>
+                if bound.tenant == wanted.tenant
+                    && same_variables(bound, wanted)
+                    && (!bound.touched || bound.client == wanted.client) =>
             {
-                (bound.stale, Some(&bound.settings))
+                (bound.touched, Some(&bound.settings))
             }
             Context::Clean => (true, None),
             Context::Bound(_) | Context::Unknown => {
@@ -234,7 +237,7 @@ fn quote_parameter(name: &str) -> String {
 /// Whether `connection` already carries exactly this context.
 pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
     matches!(&connection.context, Context::Bound(bound)
-        if !bound.stale
+        if !bound.touched
             && bound.tenant == wanted.tenant
             && same_variables(bound, wanted)
             && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
@@ -283,7 +286,7 @@ pub async fn adopt(
         }
     }
     connection.context = Context::Bound(Binding {
-        stale: false,
+        touched: false,
         ..wanted.clone()
     });
     Ok(match plan.scrub {
@@ -362,7 +365,8 @@ tenants:
                     .map(|&(n, v)| (n.to_owned(), v.to_owned()))
                     .collect(),
             ),
-            stale: false,
+            client: 1,
+            touched: false,
         }
     }
 
@@ -402,7 +406,14 @@ tenants:
     fn a_change_of_context_sends_what_is_needed_and_no_more() {
         let a = || binding("a", &[("timezone", "UTC")]);
         let set = "F(app.region=eu) F(app.tenant=a)";
-        let stale = Binding { stale: true, ..a() };
+        let touched = Binding {
+            touched: true,
+            ..a()
+        };
+        let touched_by_another = Binding {
+            client: 2,
+            ..touched.clone()
+        };
         for (context, expected) in [
             (Context::Clean, format!("{set} | F(timezone=UTC)")),
             (
@@ -414,7 +425,11 @@ tenants:
                 format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
             ),
             (Context::Bound(a()), String::new()),
-            (Context::Bound(stale), set.to_owned()),
+            (Context::Bound(touched), set.to_owned()),
+            (
+                Context::Bound(touched_by_another),
+                format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
+            ),
             (
                 Context::Bound(binding("a", &[("x.y", "1"), ("timezone", "CET")])),
                 "| Q(RESET \"x\".\"y\") F(timezone=UTC)".to_owned(),
@@ -434,12 +449,13 @@ tenants:
     fn commands_that_may_touch_the_context_are_noticed() {
         let noted = |command: &[u8]| {
             let mut context = Context::Bound(binding("a", &[]));
-            let dropped = context.note_command(command);
+            let dropped = context.note_command(command, 1);
             (context.is_stale(), dropped)
         };
         assert_eq!(noted(b"SELECT 1"), (false, false));
         assert_eq!(noted(b"SET"), (true, false));
         assert_eq!(noted(b"RESET"), (true, false));
+        assert_eq!(noted(b"LISTEN"), (true, false));
         assert_eq!(noted(b"DISCARD ALL"), (true, true));
         assert_eq!(noted(b"DEALLOCATE ALL"), (false, true));
     }

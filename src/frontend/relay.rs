@@ -129,37 +129,44 @@ impl<'a> Relay<'a> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
-    /// After the client has gone: lets the server finish what it was sent, as it would direct, and throws
-    /// the replies away. True: the connection came to a clean point.
+    /// After the client has closed its side: lets the server finish what it was sent, as it would
+    /// direct. The client is sent the replies for as long as it takes them. True: the connection came to a clean
+    /// point.
     pub async fn play_out(&mut self) -> bool {
-        if self.client_rest > 0 || !self.ledger.will_settle() {
-            return false;
-        }
         let mut thrown_away = 0;
-        poll_fn(|cx| {
-            loop {
-                thrown_away += self.client.outbox.len();
-                self.client.outbox.consume(self.client.outbox.len());
-                if self.handle.is_killed() || thrown_away > PLAY_OUT_LIMIT {
-                    return Poll::Ready(false);
-                }
+        poll_fn(|cx| self.poll_play_out(cx, &mut thrown_away)).await
+    }
+
+    fn poll_play_out(&mut self, cx: &mut TaskContext<'_>, thrown_away: &mut usize) -> Poll<bool> {
+        loop {
+            let ClientSide { outbox, stream, .. } = &mut *self.client;
+            if !outbox.is_empty()
+                && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
+            {
+                *thrown_away += outbox.len();
+                outbox.consume(outbox.len());
+            }
+            // What it was sent may turn out to be a COPY whose data nobody sends.
+            let hopeless = self.client_rest > 0 || !self.ledger.will_settle();
+            if hopeless || *thrown_away > PLAY_OUT_LIMIT || self.handle.is_killed() {
+                return Poll::Ready(false);
+            }
+            if self.write_server(cx).is_err() {
+                return Poll::Ready(false);
+            }
+            if self.client.outbox.len() < HIGH_WATER {
                 match self.poll_server(cx) {
-                    Poll::Ready(Ok(true)) => {}
+                    Poll::Ready(Ok(true)) => continue,
                     Poll::Ready(_) => return Poll::Ready(false),
-                    Poll::Pending => {
-                        if self.write_server(cx).is_err() {
-                            return Poll::Ready(false);
-                        }
-                        if self.ledger.is_empty() {
-                            return Poll::Ready(self.is_clean());
-                        }
-                        self.handle.calls(cx.waker());
-                        return Poll::Pending;
+                    Poll::Pending if self.ledger.is_empty() && self.client.outbox.is_empty() => {
+                        return Poll::Ready(self.is_clean());
                     }
+                    Poll::Pending => {}
                 }
             }
-        })
-        .await
+            self.handle.calls(cx.waker());
+            return Poll::Pending;
+        }
     }
 
     /// Nothing is owed or half passed, and no transaction is open.
@@ -361,7 +368,7 @@ impl<'a> Relay<'a> {
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
-                if context.note_command(command) {
+                if context.note_command(command, self.handle.id) {
                     parsed.clear();
                     if let Some(statements) = &mut self.client.statements {
                         statements.clear();

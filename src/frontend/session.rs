@@ -131,7 +131,11 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         }
     };
     let deadline = app.config().timeouts.login;
-    let profile = tokio::time::timeout(deadline, profile(&pool, &tenant, &route, settings)).await;
+    let profile = tokio::time::timeout(
+        deadline,
+        profile(&pool, &tenant, &route, settings, registered.id),
+    )
+    .await;
     let (settings, reported) = match profile {
         Ok(Ok(profile)) => profile,
         Ok(Err(error)) => {
@@ -179,6 +183,7 @@ async fn profile(
     tenant: &Arc<TenantState>,
     route: &Arc<Route>,
     settings: Settings,
+    client: u64,
 ) -> Result<Profile> {
     if let Some(profile) = pool.profile(&settings) {
         return Ok(profile);
@@ -188,7 +193,8 @@ async fn profile(
         tenant: tenant.id.clone(),
         route: route.clone(),
         settings: settings.clone(),
-        stale: false,
+        client,
+        touched: false,
     };
     let lease = loop {
         if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
@@ -322,6 +328,10 @@ impl Session {
             outbox,
             ..
         } = &mut self.side;
+        // First of all, or a client that never pauses would never hear it.
+        if self.registered.calls(cx.waker()) != self.answered {
+            return Poll::Ready(Ok(Woken::Called));
+        }
         if !outbox.is_empty()
             && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
         {
@@ -338,13 +348,9 @@ impl Session {
             match inbox.poll_fill(cx, stream) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
                 Poll::Ready(_) => return Poll::Ready(Ok(Woken::Gone)),
-                Poll::Pending => break,
+                Poll::Pending => return Poll::Pending,
             }
         }
-        if self.registered.calls(cx.waker()) != self.answered {
-            return Poll::Ready(Ok(Woken::Called));
-        }
-        Poll::Pending
     }
 
     /// Answers a call: may this client go on, and where? True: at another instance.
@@ -388,7 +394,8 @@ impl Session {
             tenant: self.tenant.id.clone(),
             route: self.route.clone(),
             settings: self.side.settings.clone(),
-            stale: false,
+            client: self.registered.id,
+            touched: false,
         }
     }
 
@@ -427,6 +434,9 @@ impl Session {
         self.registered.calls(cx.waker());
         if self.registered.is_killed() {
             return Poll::Ready(None);
+        }
+        if self.app.is_draining() {
+            return Poll::Ready(Some(stopped()));
         }
         if self.registered.take_cancelled() {
             return Poll::Ready(Some(Error::new(

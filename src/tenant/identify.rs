@@ -73,7 +73,6 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
         database == tenant.id.as_str()
             || database == tenant.route.pool.database
             || database == startup.user
-            || database == user
     });
     Claim::Tenant {
         tenant: tenant.clone(),
@@ -174,6 +173,7 @@ tenants:
             ("user", "app.a a - -", "a/app"),
             ("user", "app.a b - -", "a/app no database"),
             ("user", "app.a nowhere - -", "a/app no database"),
+            ("user", "x.a x - -", "a/x no database"),
             ("user", "app a - -", "nobody"),
             ("user", "app.c app - -", "nobody"),
             ("user", "x.b.a app - -", "a/x.b"),

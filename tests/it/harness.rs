@@ -265,8 +265,8 @@ pub fn tenant(name: &str) -> Tenant {
 pub fn all_tenants() -> Vec<Tenant> {
     let pool = (0..POOL_TENANTS).map(|n| format!("t{n:02}"));
     let others = [
-        "b0", "b1", "b2", "b3", "v0", "v1", "d0", "d1", "d2", "d3", "acme", "c0", "c1", "s0", "s1",
-        "s2", "s3", "s4", "s5",
+        "b0", "b1", "b2", "b3", "b4", "b5", "v0", "v1", "d0", "d1", "d2", "d3", "d4", "d5", "acme",
+        "c0", "c1", "s0", "s1", "s2", "s3", "s4", "s5",
     ];
     pool.chain(others.map(str::to_owned))
         .map(|name| tenant(&name))
@@ -573,7 +573,7 @@ impl Running {
 
     /// The server where the config places a tenant.
     pub fn home(&self, tenant: &Tenant) -> Tenant {
-        let id = TenantId::new(&*tenant.name).expect("a tenant id");
+        let id = TenantId::new(&tenant.name).expect("a tenant id");
         let config = self.proxy.app().config();
         let server = match config.tenants[&id].route.pool.server.as_str() {
             "shared" => Server::Shared,

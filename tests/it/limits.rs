@@ -48,7 +48,8 @@ async fn tenants_with_connections_of_their_own_never_have_more_together_than_the
         sections: "timeouts: { checkout: 60s, login: 60s }".into(),
         ..Setup::default()
     };
-    let roles = ["b2", "b3", "d2", "d3"];
+    // Nobody else's: they are counted on the server.
+    let roles = ["b4", "b5", "d4", "d5"];
     let proxy = Arc::new(Running::start(&setup.yaml(world)));
     let mut clients = JoinSet::new();
     for number in 0..24 {
@@ -74,7 +75,7 @@ async fn tenants_with_connections_of_their_own_never_have_more_together_than_the
         }
         let row = watching
             .query_one(
-                "SELECT count(*) FROM pg_stat_activity WHERE usename IN ('r_b2', 'r_b3', 'db_d2', 'db_d3')",
+                "SELECT count(*) FROM pg_stat_activity WHERE usename IN ('r_b4', 'r_b5', 'db_d4', 'db_d5')",
                 &[],
             )
             .await

@@ -15,4 +15,5 @@ mod limits;
 mod negative;
 mod tiers;
 mod tls;
+#[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;

@@ -428,7 +428,7 @@ async fn reloads_under_load_show_nobody_a_row_of_another() {
         };
         let yaml = setup.yaml(world);
         assert!(yaml.contains(&format!("server: {server} }}")));
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             yaml
         } else {
             yaml.replace("t36: { placement: free", "t36: { placement: other")
