@@ -213,7 +213,13 @@ impl Reader<'_, '_> {
                     }
                     Err(errors) => {
                         errors.iter().for_each(|error| self.mistakes.add(at, error));
-                        false
+                        // Any text does to find what else is wrong; elsewhere a number may be meant.
+                        let any_text_does =
+                            is_template(at) || at.segments().ends_with(&["password"]);
+                        if any_text_does {
+                            "unset".clone_into(text);
+                        }
+                        any_text_does
                     }
                 }
             }
