@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::harness::{Running, Setup, assert_no_panics, eventually, in_time, tenant};
 use crate::wire::{
     CANCEL_REQUEST, GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, Wire, bind, copy_data, errors,
-    execute, message, packet, parse, query, startup, sync,
+    execute, message, packet, parse, query, rows, startup, sync,
 };
 
 const SEED: u64 = 0x6261_6462;
@@ -368,20 +368,48 @@ async fn whoever_is_too_slow_to_log_in_is_shown_out_and_others_are_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_its_side_gets_the_answers_it_is_owed() {
+    for pooling in ["transaction", "session"] {
+        let proxy = Setup {
+            pooling,
+            ..Setup::default()
+        }
+        .start()
+        .await;
+        let mut wire = proxy.raw(&tenant("t47")).await;
+        let batch = [
+            query("SELECT 'one' FROM pg_sleep(0.05)"),
+            parse("", "SELECT repeat('x', 100000)"),
+            bind("", "", &[]),
+            execute("", 0),
+            sync(),
+            query("SELECT 'last'"),
+        ];
+        wire.send(&batch.concat()).await;
+        wire.shutdown().await;
+        let seen = rows(&wire.rest().await);
+        assert_eq!(seen.len(), 3, "{pooling}: {} rows", seen.len());
+        assert_eq!(
+            (&*seen[0], seen[1].len(), &*seen[2]),
+            ("one", 100_000, "last")
+        );
+        eventually_empty(&proxy).await;
+    }
+}
+
+/// The COPY never ends: its server connection must not wait for that.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_before_the_copy_it_asked_for_begins_is_let_go() {
     let proxy = proxy().await;
     let mut wire = proxy.raw(&tenant("t47")).await;
-    wire.send(
-        &[
-            query("SELECT 1"),
-            query("COPY plain FROM STDIN"),
-            copy_data(b"x"),
-        ]
-        .concat(),
-    )
-    .await;
+    let batch = [
+        query("SELECT 1"),
+        query("COPY plain FROM STDIN"),
+        copy_data(b"x"),
+    ];
+    wire.send(&batch.concat()).await;
     wire.shutdown().await;
-    wire.rest().await;
+    assert_eq!(rows(&wire.rest().await), ["1"]);
     eventually_empty(&proxy).await;
     still_serves(&proxy).await;
 }

@@ -354,13 +354,6 @@ async fn a_client_that_dies_in_any_state_leaves_nothing_to_the_next() {
             for (dying, next) in [("t21", "t22"), ("c0", "c1"), ("b2", "b2")] {
                 let (dying, next) = (tenant(dying), tenant(next));
                 for (how, bytes, read_to) in ways_to_die() {
-                    // What one client sets, another of the same tenant may find in transaction pooling.
-                    if how.starts_with("with")
-                        && dying.name == next.name
-                        && pooling == "transaction"
-                    {
-                        continue;
-                    }
                     let label = format!("{} {how}, {pooling} pooling", dying.name);
                     let mut wire = proxy.raw(&dying).await;
                     wire.send(&bytes).await;
