@@ -7,4 +7,5 @@ mod handover;
 mod harness;
 mod limits;
 mod tiers;
+mod tls;
 mod wire;
