@@ -229,16 +229,25 @@ async fn psql_uses_tls_as_it_is_told() {
     let mut wrong = Vec::new();
     let root = format!("sslrootcert={}", front.dir.path().join("ca.crt").display());
     for (about, encrypted) in [
-        ("sslmode=disable", false),
-        ("sslmode=prefer", true),
-        ("sslmode=require", true),
-        ("sslmode=require ssl_max_protocol_version=TLSv1.2", true),
-        ("sslmode=require channel_binding=require", true),
+        ("host=proxy.test sslmode=disable", false),
+        ("host=proxy.test sslmode=prefer", true),
+        ("host=proxy.test sslmode=require", true),
         (
-            "sslmode=require channel_binding=require ssl_max_protocol_version=TLSv1.2",
+            "host=proxy.test sslmode=require ssl_max_protocol_version=TLSv1.2",
             true,
         ),
-        ("sslmode=require channel_binding=disable", true),
+        (
+            "host=proxy.test sslmode=require channel_binding=require",
+            true,
+        ),
+        (
+            "host=proxy.test sslmode=require channel_binding=require ssl_max_protocol_version=TLSv1.2",
+            true,
+        ),
+        (
+            "host=proxy.test sslmode=require channel_binding=disable",
+            true,
+        ),
         (&format!("sslmode=verify-full host=proxy.test {root}"), true),
     ] {
         let mut command = front.psql(&tenant.user(), &tenant, about);
@@ -254,6 +263,23 @@ async fn psql_uses_tls_as_it_is_told() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_no_panics();
+}
+
+/// libpq 15 then gives the directory of its Unix sockets as the name of the server, which PostgreSQL ignores.
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_uses_tls_where_it_knows_only_an_address() {
+    let front = Front::start("", "").await;
+    let tenant = tenant("t00");
+    for host in ["", "host=127.0.0.1"] {
+        let about = format!("sslmode=require {host}");
+        let mut command = front.psql(&tenant.user(), &tenant, &about);
+        command.args(["-c", BODIES]);
+        assert_eq!(
+            run(command).await,
+            Ok(tenant.bodies().join("\n")),
+            "{about}"
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
