@@ -1,5 +1,7 @@
 //! TLS on both sides: what clients negotiate, and what the proxy accepts of servers.
 
+#![allow(clippy::expect_used, clippy::panic)]
+
 use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
