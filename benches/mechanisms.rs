@@ -304,7 +304,8 @@ fn pool(criterion: &mut Criterion) {
         route: tenant.route.clone(),
         settings: Arc::new(Settings::new()),
         client: 1,
-        touched: false,
+        stale: false,
+        soiled_by: None,
     };
     let turns = async |times: u64| -> Duration {
         let started = Instant::now();

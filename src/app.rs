@@ -207,6 +207,7 @@ impl App {
         }
         for instance in self.instances().values() {
             instance.retire_pools(|key| diff.pools_removed.contains(key));
+            instance.wake();
         }
         self.metrics.reloads.add(1);
         self.call_clients();

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, ScramSha256};
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
+use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName as TlsName, UnixTime};
@@ -50,14 +51,39 @@ pub async fn connect(
 ) -> Result<ServerConnection> {
     let attempt = async {
         let stream = open(server).await?;
-        let mut connection = ServerConnection::new(stream, server.clone());
-        connection.send(&startup_message(key)).await?;
-        log_in(&mut connection, key).await?;
-        Ok(connection)
+        let in_tls = stream.is_tls();
+        let refused = match log_in_on(stream, server, key).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        match &server.address {
+            // As libpq: what pg_hba.conf does not let in by TLS it may let in without.
+            ServerAddress::Tcp { host, port }
+                if in_tls && server.tls.mode == SslMode::Prefer && refused.kind() == BARRED =>
+            {
+                let plain = Stream::Tcp(dial(host, *port).await?);
+                log_in_on(plain, server, key).await
+            }
+            _ => Err(refused),
+        }
     };
     tokio::time::timeout(deadline, attempt)
         .await
         .unwrap_or_else(|_| Err(failed(format_args!("timed out after {deadline:?}"))))
+}
+
+/// The kind of a login that pg_hba.conf does not let in (28000).
+const BARRED: Kind = Kind::InvalidAuthorization;
+
+async fn log_in_on(
+    stream: Stream,
+    server: &Arc<Server>,
+    key: &PoolKey,
+) -> Result<ServerConnection> {
+    let mut connection = ServerConnection::new(stream, server.clone());
+    connection.send(&startup_message(key)).await?;
+    log_in(&mut connection, key).await?;
+    Ok(connection)
 }
 
 /// A socket to `server`, in TLS if its `sslmode` wants it, with nothing said on it yet.
@@ -70,13 +96,7 @@ pub async fn open(server: &Server) -> Result<Stream> {
             let unix = UnixStream::connect(path).await.map_err(failed)?;
             return Ok(Stream::Unix(unix));
         }
-        ServerAddress::Tcp { host, port } => {
-            let tcp = TcpStream::connect((host.as_str(), *port))
-                .await
-                .map_err(failed)?;
-            tcp.set_nodelay(true).map_err(failed)?;
-            (host, tcp)
-        }
+        ServerAddress::Tcp { host, port } => (host, dial(host, *port).await?),
     };
     if server.tls.mode == SslMode::Disable {
         return Ok(Stream::Tcp(tcp));
@@ -99,6 +119,12 @@ pub async fn open(server: &Server) -> Result<Stream> {
     Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
 }
 
+async fn dial(host: &str, port: u16) -> Result<TcpStream> {
+    let tcp = TcpStream::connect((host, port)).await.map_err(failed)?;
+    tcp.set_nodelay(true).map_err(failed)?;
+    Ok(tcp)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER
@@ -111,11 +137,12 @@ fn client_config(tls: &ServerTls) -> Result<Arc<ClientConfig>> {
         .with_safe_default_protocol_versions()
         .map_err(failed)?;
     let verifier: Arc<dyn ServerCertVerifier> = match tls.mode {
-        SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(Checks { chain: None }),
-        SslMode::VerifyCa => Arc::new(Checks {
+        SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(Checks::default()),
+        SslMode::VerifyCa | SslMode::VerifyFull => Arc::new(Checks {
             chain: Some(chain_verifier(tls)?),
+            roots: roots(tls)?,
+            name: tls.mode == SslMode::VerifyFull,
         }),
-        SslMode::VerifyFull => chain_verifier(tls)?,
     };
     let mut config = builder
         .dangerous()
@@ -125,25 +152,35 @@ fn client_config(tls: &ServerTls) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
+/// The certificates of `root_cert`.
+fn roots(tls: &ServerTls) -> Result<Vec<CertificateDer<'static>>> {
+    let pem = tls
+        .root_cert_pem
+        .iter()
+        .flat_map(|pem| CertificateDer::pem_slice_iter(pem));
+    pem.collect::<Result<_, _>>().map_err(failed)
+}
+
 fn chain_verifier(tls: &ServerTls) -> Result<Arc<WebPkiServerVerifier>> {
     let mut roots = RootCertStore::empty();
-    match &tls.root_cert_pem {
-        Some(pem) => {
-            for cert in CertificateDer::pem_slice_iter(pem) {
-                roots.add(cert.map_err(failed)?).map_err(failed)?;
-            }
-        }
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
+    for cert in self::roots(tls)? {
+        roots.add(cert).map_err(failed)?;
+    }
+    if tls.root_cert_pem.is_none() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
         .map_err(failed)
 }
 
-/// Less than the whole check: with `require` anything goes, with `verify-ca` any name does.
-#[derive(Debug)]
+/// What libpq checks: with `require` anything goes, with `verify-ca` any name does; and a certificate that is
+/// itself one of the trusted ones is good, also where it says that it is an authority.
+#[derive(Debug, Default)]
 struct Checks {
     chain: Option<Arc<WebPkiServerVerifier>>,
+    roots: Vec<CertificateDer<'static>>,
+    name: bool,
 }
 
 impl ServerCertVerifier for Checks {
@@ -155,7 +192,7 @@ impl ServerCertVerifier for Checks {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+        use rustls::CertificateError::{NotValidForName, NotValidForNameContext, Other};
         let Some(chain) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
         };
@@ -163,7 +200,15 @@ impl ServerCertVerifier for Checks {
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(rustls::Error::InvalidCertificate(
                 NotValidForName | NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
+            )) if !self.name => Ok(ServerCertVerified::assertion()),
+            // Its dates were checked before its being an authority was found wrong.
+            Err(rustls::Error::InvalidCertificate(Other(_))) if self.roots.contains(end_entity) => {
+                if self.name {
+                    let cert = ParsedCertificate::try_from(end_entity)?;
+                    verify_server_name(&cert, server_name)?;
+                }
+                Ok(ServerCertVerified::assertion())
+            }
             checked => checked,
         }
     }
@@ -262,10 +307,14 @@ fn refused(fields: &ErrorFields) -> Error {
             Kind::UnknownDatabase,
             "the tenant's database does not exist",
         ),
-        _ => Error::new(
-            Kind::ConnectionFailure,
+        sqlstate => Error::new(
+            match sqlstate {
+                "28000" => BARRED,
+                _ => Kind::ConnectionFailure,
+            },
             "could not log in to the tenant's server",
-        ),
+        )
+        .with_sqlstate(Kind::ConnectionFailure.sqlstate()),
     };
     error.caused_by(format_args!(
         "{} {}: {}",

@@ -5,9 +5,9 @@
 //!            connect                     adopt(T)
 //!   (new) ───────────► Clean ─────────────────────────────► Bound(T)
 //!                        │                                   │  ▲
-//!                        │      SET seen: touched            │  │ adopt(T), same client: variables again
+//!                        │      SET seen: stale, soiled      │  │ adopt(T), same client: variables again
 //!                        │      DISCARD ALL seen: Unknown    ▼  │
-//!                        └──────────────────────── Bound(T) touched by another client, Unknown, Bound(S)
+//!                        └──────────────────────── Bound(T) soiled by another client, Unknown, Bound(S)
 //!                                                              adopt(T): DISCARD ALL first
 //! ```
 //!
@@ -68,11 +68,19 @@ pub struct Binding {
     /// Whose `context` is set.
     pub route: Arc<Route>,
     pub settings: Arc<Settings>,
-    /// Whose session it is: a client's number.
+    /// The client it is for.
     pub client: u64,
-    /// That client may have changed a variable, or left something of its session: its variables are set
-    /// again before anything else of it runs, and another client gets the connection scrubbed.
-    pub touched: bool,
+    /// The client may have changed a variable: set them again before anything else of it runs.
+    pub stale: bool,
+    /// The client that may have left something of its session here: another gets the connection
+    /// scrubbed.
+    pub soiled_by: Option<u64>,
+}
+
+impl Binding {
+    fn is_clean_for(&self, client: u64) -> bool {
+        self.soiled_by.is_none_or(|by| by == client)
+    }
 }
 
 impl Context {
@@ -86,7 +94,7 @@ impl Context {
     /// Whether it must be set again before anything of the client runs.
     pub fn is_stale(&self) -> bool {
         match self {
-            Self::Bound(binding) => binding.touched,
+            Self::Bound(binding) => binding.stale,
             Self::Clean | Self::Unknown => true,
         }
     }
@@ -97,8 +105,8 @@ impl Context {
         match command {
             b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"DECLARE CURSOR" => {
                 if let Self::Bound(binding) = self {
-                    binding.client = client;
-                    binding.touched = true;
+                    binding.stale = true;
+                    binding.soiled_by = Some(client);
                     // RESET ALL has the same tag: whatever the client asked for at startup may be gone.
                     if command == b"RESET" {
                         binding.settings = Arc::default();
@@ -110,6 +118,8 @@ impl Context {
                 return true;
             }
             b"DEALLOCATE ALL" => return true,
+            // It may have been one of the proxy's own.
+            b"DEALLOCATE" => *self = Self::Unknown,
             _ => {}
         }
         false
@@ -144,9 +154,9 @@ impl Plan {
             Context::Bound(bound)
                 if bound.tenant == wanted.tenant
                     && same_variables(bound, wanted)
-                    && (!bound.touched || bound.client == wanted.client) =>
+                    && bound.is_clean_for(wanted.client) =>
             {
-                (bound.touched, Some(&bound.settings))
+                (bound.stale, Some(&bound.settings))
             }
             Context::Clean => (true, None),
             Context::Bound(_) | Context::Unknown => {
@@ -237,7 +247,8 @@ fn quote_parameter(name: &str) -> String {
 /// Whether `connection` already carries exactly this context.
 pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
     matches!(&connection.context, Context::Bound(bound)
-        if !bound.touched
+        if !bound.stale
+            && bound.is_clean_for(wanted.client)
             && bound.tenant == wanted.tenant
             && same_variables(bound, wanted)
             && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
@@ -269,6 +280,10 @@ pub async fn adopt(
         return Ok(Adopted::AsItWas);
     }
     let plan = Plan::new(wanted, &connection.context);
+    let soiled_by = match &connection.context {
+        Context::Bound(bound) => bound.soiled_by,
+        Context::Clean | Context::Unknown => None,
+    };
     connection.context = Context::Unknown;
     if plan.scrub {
         connection.parsed.clear();
@@ -286,7 +301,8 @@ pub async fn adopt(
         }
     }
     connection.context = Context::Bound(Binding {
-        touched: false,
+        stale: false,
+        soiled_by: soiled_by.filter(|_| !plan.scrub),
         ..wanted.clone()
     });
     Ok(match plan.scrub {
@@ -366,7 +382,8 @@ tenants:
                     .collect(),
             ),
             client: 1,
-            touched: false,
+            stale: false,
+            soiled_by: None,
         }
     }
 
@@ -406,13 +423,14 @@ tenants:
     fn a_change_of_context_sends_what_is_needed_and_no_more() {
         let a = || binding("a", &[("timezone", "UTC")]);
         let set = "F(app.region=eu) F(app.tenant=a)";
-        let touched = Binding {
-            touched: true,
+        let stale = Binding {
+            stale: true,
+            soiled_by: Some(1),
             ..a()
         };
-        let touched_by_another = Binding {
-            client: 2,
-            ..touched.clone()
+        let soiled_by_another = Binding {
+            soiled_by: Some(2),
+            ..a()
         };
         for (context, expected) in [
             (Context::Clean, format!("{set} | F(timezone=UTC)")),
@@ -425,9 +443,9 @@ tenants:
                 format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
             ),
             (Context::Bound(a()), String::new()),
-            (Context::Bound(touched), set.to_owned()),
+            (Context::Bound(stale), set.to_owned()),
             (
-                Context::Bound(touched_by_another),
+                Context::Bound(soiled_by_another),
                 format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
             ),
             (

@@ -143,9 +143,14 @@ impl Instance {
             by_key.insert(key.clone(), Arc::downgrade(&pool));
             pool
         });
-        pool.size.store(size, Relaxed);
+        let grew = pool.size.swap(size, Relaxed) < size;
         pool.retired.store(false, Relaxed);
-        self.queue().add_pool(pool.clone());
+        let mut queue = self.queue();
+        queue.add_pool(pool.clone());
+        if grew {
+            queue.dispatch_all();
+        }
+        drop(queue);
         pool
     }
 
@@ -181,6 +186,11 @@ impl Instance {
             connection.close(busy).await;
             instance.queue().release(pool);
         });
+    }
+
+    /// Serves who waits, after limits were raised.
+    pub fn wake(&self) {
+        self.queue().dispatch_all();
     }
 
     /// Drops all connections and pools, which hold this instance as it holds them.

@@ -47,8 +47,12 @@ impl Grant {
             busy: false,
         };
         let instance = &self.pool.instance;
+        let mut reused = false;
         match self.granted.take() {
-            Some(Granted::Ready(connection)) => lease.held = Held::Connection(connection),
+            Some(Granted::Ready(connection)) => {
+                lease.held = Held::Connection(connection);
+                reused = true;
+            }
             Some(Granted::Slot) => lease.held = Held::Slot,
             Some(Granted::Evict { connection, .. }) => {
                 lease.held = Held::Slot;
@@ -75,6 +79,11 @@ impl Grant {
                         .share_parameters(&wanted.settings, &mut lease.parameters);
                 }
                 Ok(Some(lease))
+            }
+            // What the last one left undone is not this client's fault; nothing of it was sent.
+            Err(Refusal::Broken(error)) if reused => {
+                tracing::warn!(tenant = %self.tenant.id, %error, "a server connection could not change hands");
+                Ok(None)
             }
             Err(Refusal::Broken(error)) => Err(error),
             Err(Refusal::Setting(error)) => {

@@ -30,6 +30,11 @@ impl Statement {
         &self.server_name
     }
 
+    /// Length of the definition in bytes.
+    pub fn size(&self) -> usize {
+        self.definition.len()
+    }
+
     /// The same statement in another pool.
     pub fn intern_in(&self, interner: &Interner) -> Arc<Statement> {
         interner.intern(&self.definition)
@@ -42,7 +47,7 @@ impl Statement {
     }
 
     /// The Close frame that removes it from a server connection.
-    fn close_frame(&self) -> Vec<u8> {
+    pub fn close_frame(&self) -> Vec<u8> {
         let name = self.server_name();
         frame(b'C', &[b"S", name.as_bytes(), b"\0"])
     }
@@ -124,9 +129,9 @@ impl Parsed {
         }
     }
 
-    /// Records that a Parse of `statement` was sent. Returns the Close frame of the statement that
-    /// has to make room, if any.
-    pub fn insert(&mut self, statement: &Arc<Statement>) -> Option<Vec<u8>> {
+    /// Records that a Parse of `statement` was sent. Returns the statement that has to make room, if
+    /// any: it is to be closed.
+    pub fn insert(&mut self, statement: &Arc<Statement>) -> Option<Arc<Statement>> {
         self.clock += 1;
         let evicted = (self.statements.len() >= CAPACITY)
             .then(|| {
@@ -139,7 +144,13 @@ impl Parsed {
             .and_then(|id| self.statements.remove(&id));
         self.statements
             .insert(statement.id, (statement.clone(), self.clock));
-        evicted.map(|(statement, _)| statement.close_frame())
+        evicted.map(|(statement, _)| statement)
+    }
+
+    /// Records that a Close of `statement` took no effect.
+    pub fn restore(&mut self, statement: Arc<Statement>) {
+        self.statements
+            .insert(statement.id, (statement, self.clock));
     }
 
     /// Records that a Parse of `statement` failed.
@@ -183,11 +194,11 @@ mod tests {
             .map(|i| interner.intern(format!("{i}\0\0\0").as_bytes()))
             .collect();
         for statement in &all {
-            assert_eq!(parsed.insert(statement), None);
+            assert!(parsed.insert(statement).is_none());
         }
         assert!(parsed.touch(&all[0]));
-        let close = parsed.insert(&interner.intern(b"new\0\0\0")).unwrap();
-        assert_eq!(close, frame(b'C', &[b"Spgtenant_2\0"]));
+        let evicted = parsed.insert(&interner.intern(b"new\0\0\0")).unwrap();
+        assert_eq!(evicted.close_frame(), frame(b'C', &[b"Spgtenant_2\0"]));
         assert!(parsed.touch(&all[0]) && !parsed.touch(&all[1]));
     }
 

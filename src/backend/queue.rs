@@ -77,7 +77,7 @@ impl Queue {
 
     pub fn set_limit(&mut self, limit: usize) {
         self.limit = limit;
-        while self.dispatch() {}
+        self.dispatch_all();
     }
 
     pub fn total(&self) -> usize {
@@ -265,6 +265,11 @@ impl Queue {
             taken.extend(out.into_iter().map(|(_, c)| (state.pool.clone(), c)));
         }
         taken
+    }
+
+    /// Serves waiting tenants for as long as there is something to give.
+    pub fn dispatch_all(&mut self) {
+        while self.dispatch() {}
     }
 
     /// Serves the first waiting tenant that can be. Called once for whatever comes free, since

@@ -34,7 +34,7 @@ pub enum Owed {
     Close(Undo),
     /// A Parse or Close of the proxy's own: its reply is swallowed.
     SwallowedParse(Option<Arc<Statement>>),
-    SwallowedClose,
+    SwallowedClose(Arc<Statement>),
     /// The client's Parse or Close was not sent: the proxy answers in its place.
     FakeParse(Undo),
     FakeClose(Undo),
@@ -138,7 +138,8 @@ impl Ledger {
                     .complete(|owed| matches!(owed, Owed::Parse(..) | Owed::SwallowedParse(_)));
             }
             BackendTag::CLOSE_COMPLETE => {
-                return self.complete(|owed| matches!(owed, Owed::Close(_) | Owed::SwallowedClose));
+                return self
+                    .complete(|owed| matches!(owed, Owed::Close(_) | Owed::SwallowedClose(_)));
             }
             BackendTag::BIND_COMPLETE => return self.complete(|owed| matches!(owed, Owed::Bind)),
             BackendTag::ROW_DESCRIPTION | BackendTag::NO_DATA => {
@@ -191,6 +192,11 @@ impl Ledger {
         self.owed.is_empty()
     }
 
+    /// Messages owed, and those the proxy answers in its turn.
+    pub fn len(&self) -> usize {
+        self.owed.len()
+    }
+
     fn front(&mut self) -> Option<&Owed> {
         while let Some(Owed::CopyEnd) = self.owed.front() {
             self.owed.pop_front();
@@ -204,7 +210,7 @@ impl Ledger {
             return Reply::Forward;
         };
         let reply = match front {
-            Owed::SwallowedParse(_) | Owed::SwallowedClose => Reply::Swallow,
+            Owed::SwallowedParse(_) | Owed::SwallowedClose(_) => Reply::Swallow,
             _ => Reply::Forward,
         };
         self.owed.pop_front();
@@ -258,6 +264,7 @@ impl Ledger {
             message,
             Owed::Parse(..)
                 | Owed::SwallowedParse(_)
+                | Owed::SwallowedClose(_)
                 | Owed::FakeParse(_)
                 | Owed::FakeClose(_)
                 | Owed::Close(_)

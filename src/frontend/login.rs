@@ -7,7 +7,7 @@ use pgwire::messages::startup::Authentication;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::app::{App, Counted};
+use crate::app::{App, Counted, moved};
 use crate::auth::MAX_MESSAGE;
 use crate::backend::context::Settings;
 use crate::client::{ClientHandle, NewClient};
@@ -99,7 +99,10 @@ async fn begin(
             greeting,
             connection: counted,
         }),
-        Ok(Outcome::Tenant(prepared)) => Admitted::Tenant(prepared.finish(app, stream, counted)),
+        Ok(Outcome::Tenant(prepared)) => match prepared.finish(app, stream, counted) {
+            Ok(login) => Admitted::Tenant(login),
+            Err((stream, error)) => refuse(app, stream, peer, &user, &error).await,
+        },
         Err(error) => refuse(app, stream, peer, &user, &error).await,
     }
 }
@@ -159,7 +162,14 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn finish(self, app: &Arc<App>, stream: Stream, connection: Counted) -> LoggedIn {
+    /// Registers the client, and looks at the config once more: a reload from now on finds it, one
+    /// during the login did not.
+    fn finish(
+        self,
+        app: &Arc<App>,
+        stream: Stream,
+        connection: Counted,
+    ) -> Result<LoggedIn, (Stream, Error)> {
         let Self {
             tenant,
             user,
@@ -181,10 +191,19 @@ impl Prepared {
             peer: Some(peer),
             tls: stream.is_tls(),
         }));
-        LoggedIn {
+        let registered = app.register(handle);
+        let config = app.config();
+        let now = config.tenants.get(&tenant.id);
+        let unchanged = now.is_some_and(|now| {
+            now.route == tenant.route && now.users.get(&registered.user) == Some(&credential)
+        });
+        if !unchanged {
+            return Err((stream, moved()));
+        }
+        Ok(LoggedIn {
             app: app.clone(),
             stream,
-            registered: app.register(handle),
+            registered,
             tenant: app.tenant(&tenant.id),
             route: tenant.route.clone(),
             credential,
@@ -195,7 +214,7 @@ impl Prepared {
                 placement,
                 tenant: guard,
             },
-        }
+        })
     }
 }
 

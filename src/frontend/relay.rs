@@ -24,6 +24,7 @@ use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
+use crate::protocol::reply;
 use crate::protocol::stream::Stream;
 
 /// A side is not read while the other still holds this many bytes of it.
@@ -35,6 +36,8 @@ const MAX_COLLECTED: usize = 1 << 20;
 const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
+/// Most messages owed before the client is not heard until some are answered.
+const MAX_OWED: usize = 4096;
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
 /// socket takes before a server that sends to nobody notices.
 const PLAY_OUT_LIMIT: usize = 1 << 20;
@@ -86,6 +89,19 @@ pub struct Relay<'a> {
     server_rest: usize,
     transaction_began: Option<Instant>,
     fatal_seen: bool,
+    hold: Hold,
+    /// The server was asked to answer what it can, since a lot is owed.
+    flush_asked: bool,
+}
+
+/// After a statement that may change the session, the client is not heard until it is answered: what it
+/// sent behind it must find its tenant context, and its statements, as the proxy knows them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    No,
+    /// From the next Sync on.
+    AtSync,
+    Now,
 }
 
 impl<'a> Relay<'a> {
@@ -115,6 +131,8 @@ impl<'a> Relay<'a> {
             server_rest: 0,
             transaction_began: None,
             fatal_seen: false,
+            hold: Hold::No,
+            flush_asked: false,
         }
     }
 
@@ -140,11 +158,11 @@ impl<'a> Relay<'a> {
     fn poll_play_out(&mut self, cx: &mut TaskContext<'_>, thrown_away: &mut usize) -> Poll<bool> {
         loop {
             let ClientSide { outbox, stream, .. } = &mut *self.client;
-            if !outbox.is_empty()
+            if !outbox.is_drained()
                 && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
             {
                 *thrown_away += outbox.len();
-                outbox.consume(outbox.len());
+                outbox.abandon();
             }
             // What it was sent may turn out to be a COPY whose data nobody sends.
             let hopeless = self.client_rest > 0 || !self.ledger.will_settle();
@@ -158,7 +176,7 @@ impl<'a> Relay<'a> {
                 match self.poll_server(cx) {
                     Poll::Ready(Ok(true)) => continue,
                     Poll::Ready(_) => return Poll::Ready(false),
-                    Poll::Pending if self.ledger.is_empty() && self.client.outbox.is_empty() => {
+                    Poll::Pending if self.ledger.is_empty() && self.client.outbox.is_drained() => {
                         return Poll::Ready(self.is_clean());
                     }
                     Poll::Pending => {}
@@ -175,7 +193,7 @@ impl<'a> Relay<'a> {
             && self.client_rest == 0
             && self.server_rest == 0
             && self.server.inbox.is_empty()
-            && self.server.outbox.is_empty()
+            && self.server.outbox.is_drained()
     }
 
     fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
@@ -192,7 +210,7 @@ impl<'a> Relay<'a> {
             }
             let had = self.client.outbox.len();
             let ClientSide { outbox, stream, .. } = &mut *self.client;
-            if had > 0 {
+            if !outbox.is_drained() {
                 match outbox.poll_drain(cx, stream) {
                     Poll::Ready(Ok(())) => moved |= had >= HIGH_WATER,
                     Poll::Ready(Err(_)) => return Poll::Ready(Ok(End::ClientGone)),
@@ -222,8 +240,7 @@ impl<'a> Relay<'a> {
                 Ok(()) => moved |= was_full && self.server.outbox.len() < HIGH_WATER,
                 // It hears no more; why, and that it has closed, is still to be read.
                 Err(_) => {
-                    let unsent = self.server.outbox.len();
-                    self.server.outbox.consume(unsent);
+                    self.server.outbox.abandon();
                     moved = true;
                 }
             }
@@ -242,12 +259,14 @@ impl<'a> Relay<'a> {
         let rest = self.server.inbox.len().min(self.server_rest);
         self.server.inbox.move_to(&mut self.client.outbox, rest);
         let ClientSide { outbox, stream, .. } = &mut *self.client;
-        match outbox.poll_drain(cx, stream) {
-            Poll::Ready(_) => Poll::Ready(Ok(End::ServerGone {
+        let sent = outbox.poll_drain(cx, stream).is_ready();
+        self.handle.calls(cx.waker());
+        if sent || self.handle.is_killed() {
+            return Poll::Ready(Ok(End::ServerGone {
                 said_why: self.fatal_seen,
-            })),
-            Poll::Pending => Poll::Pending,
+            }));
         }
+        Poll::Pending
     }
 
     // ---- server to client ----
@@ -398,7 +417,7 @@ impl<'a> Relay<'a> {
     // ---- client to server ----
 
     fn poll_client(&mut self, cx: &mut TaskContext<'_>) -> Result<Step> {
-        if self.server.outbox.len() >= HIGH_WATER {
+        if self.is_deaf() {
             return Ok(Step::Still);
         }
         // Bytes that came before the checkout, or were left by backpressure, go first.
@@ -410,7 +429,7 @@ impl<'a> Relay<'a> {
             true => Step::Moved,
             false => Step::Still,
         };
-        if self.server.outbox.len() < HIGH_WATER {
+        if !self.is_deaf() {
             let ClientSide { inbox, stream, .. } = &mut *self.client;
             match inbox.poll_fill(cx, stream) {
                 Poll::Pending => {}
@@ -430,9 +449,41 @@ impl<'a> Relay<'a> {
         Ok(step)
     }
 
+    /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.
+    fn is_deaf(&mut self) -> bool {
+        if self.ledger.is_empty() && self.hold == Hold::Now {
+            self.hold = Hold::No;
+        }
+        self.flush_asked &= self.ledger.len() >= MAX_OWED;
+        self.hold == Hold::Now
+            || self.owes_too_much()
+            || self.server.outbox.len() >= HIGH_WATER
+            || self.client.outbox.len() >= HIGH_WATER
+    }
+
+    /// Whether so much is owed that some must be answered first; never in the middle of a message.
+    fn owes_too_much(&self) -> bool {
+        self.ledger.len() >= MAX_OWED && self.client_rest == 0
+    }
+
+    /// Looks at the text of a Query or Parse at `at` in the client's inbox.
+    fn note_text(&mut self, tag: FrontendTag, at: usize) {
+        let body = &self.client.inbox.bytes()[at + HEADER..];
+        match tag {
+            FrontendTag::QUERY if may_change_session(body) => self.hold = Hold::Now,
+            FrontendTag::PARSE
+                if split_cstr(body).is_some_and(|(_, text)| may_change_session(text)) =>
+            {
+                self.hold = Hold::AtSync;
+            }
+            FrontendTag::SYNC if self.hold == Hold::AtSync => self.hold = Hold::Now,
+            _ => {}
+        }
+    }
+
     fn write_server(&mut self, cx: &mut TaskContext<'_>) -> io::Result<()> {
         let ServerConnection { outbox, stream, .. } = &mut *self.server;
-        if outbox.is_empty() {
+        if outbox.is_drained() {
             return Ok(());
         }
         match outbox.poll_drain(cx, stream) {
@@ -456,7 +507,7 @@ impl<'a> Relay<'a> {
             let Some(header) = Header::read(bytes).filter(|_| self.client_rest == 0) else {
                 break false;
             };
-            if self.server.outbox.len() + run >= HIGH_WATER {
+            if self.server.outbox.len() + run >= HIGH_WATER || self.is_deaf() {
                 break false;
             }
             let size = frame_size(header)?;
@@ -467,6 +518,7 @@ impl<'a> Relay<'a> {
             if self.transaction_began.is_none() {
                 self.transaction_began = Some(Instant::now());
             }
+            self.note_text(tag, run);
             let mut rest = size;
             if self.client.statements.is_some() && names_a_statement(tag) {
                 self.client.inbox.move_to(&mut self.server.outbox, run);
@@ -486,6 +538,10 @@ impl<'a> Relay<'a> {
             self.client_rest = rest - here;
         };
         self.client.inbox.move_to(&mut self.server.outbox, run);
+        if self.owes_too_much() && !std::mem::replace(&mut self.flush_asked, true) {
+            // Without a Sync the server may keep its answers to itself for long.
+            self.server.outbox.extend(reply::FLUSH);
+        }
         // What the proxy answers at once; never in the middle of a frame that is passing.
         while self.server_rest == 0
             && let Some(fake) = self.ledger.take_fake()
@@ -543,6 +599,18 @@ enum Step {
     Moved,
     Still,
     Gone,
+}
+
+/// Whether the text begins with a command that changes run-time parameters or drops prepared statements. What is
+/// hidden in a function or behind another statement is noticed when it is answered, or not at all.
+fn may_change_session(text: &[u8]) -> bool {
+    let text = text.trim_ascii_start();
+    [&b"set"[..], b"reset", b"discard", b"deallocate"]
+        .iter()
+        .any(|word| {
+            text.get(..word.len())
+                .is_some_and(|start| start.eq_ignore_ascii_case(word))
+        })
 }
 
 fn names_a_statement(tag: FrontendTag) -> bool {

@@ -65,6 +65,8 @@ pub struct Session {
     credential: Arc<Credential>,
     pool: Arc<Pool>,
     side: ClientSide,
+    /// Bytes still to come of a message that is passed over.
+    stray: usize,
     /// Calls of the handle that were answered.
     answered: u64,
     guards: Guards,
@@ -170,6 +172,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         credential,
         pool,
         side,
+        stray: 0,
         answered: 0,
         guards,
     })
@@ -194,7 +197,8 @@ async fn profile(
         route: route.clone(),
         settings: settings.clone(),
         client,
-        touched: false,
+        stale: false,
+        soiled_by: None,
     };
     let lease = loop {
         if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
@@ -255,6 +259,7 @@ impl Session {
             credential,
             pool,
             side,
+            stray,
             answered,
             guards,
         } = self;
@@ -285,6 +290,7 @@ impl Session {
             credential,
             pool,
             side,
+            stray,
             answered,
             guards,
         })
@@ -332,18 +338,30 @@ impl Session {
         if self.registered.calls(cx.waker()) != self.answered {
             return Poll::Ready(Ok(Woken::Called));
         }
-        if !outbox.is_empty()
+        if !outbox.is_drained()
             && let Poll::Ready(Err(_)) = outbox.poll_drain(cx, stream)
         {
             return Poll::Ready(Ok(Woken::Gone));
         }
         loop {
+            let stray = self.stray.min(inbox.len());
+            inbox.consume(stray);
+            self.stray -= stray;
             if let Some(header) = Header::read(inbox.bytes()) {
-                frame_size(header)?;
-                return Poll::Ready(Ok(match FrontendTag(header.tag) {
-                    FrontendTag::TERMINATE => Woken::Gone,
-                    _ => Woken::Message,
-                }));
+                let size = frame_size(header)?;
+                match FrontendTag(header.tag) {
+                    FrontendTag::TERMINATE => return Poll::Ready(Ok(Woken::Gone)),
+                    // The rest of a COPY that failed, a Flush of nothing: PostgreSQL passes over them, and no
+                    // server connection is worth them.
+                    FrontendTag::FLUSH
+                    | FrontendTag::COPY_DATA
+                    | FrontendTag::COPY_DONE
+                    | FrontendTag::COPY_FAIL => {
+                        self.stray = size;
+                        continue;
+                    }
+                    _ => return Poll::Ready(Ok(Woken::Message)),
+                }
             }
             match inbox.poll_fill(cx, stream) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
@@ -395,7 +413,8 @@ impl Session {
             route: self.route.clone(),
             settings: self.side.settings.clone(),
             client: self.registered.id,
-            touched: false,
+            stale: false,
+            soiled_by: None,
         }
     }
 
@@ -405,6 +424,8 @@ impl Session {
             let grant = match self.pool.try_checkout(&self.tenant) {
                 Some(grant) => grant,
                 None => {
+                    // A cancel of an earlier wait that came too late.
+                    self.registered.take_cancelled();
                     self.registered.set_activity(Activity::Waiting);
                     let pool = self.pool.clone();
                     let tenant = self.tenant.clone();
@@ -608,7 +629,7 @@ impl Session {
                 }
             }
             let filled = poll_fn(|cx| {
-                if !outbox.is_empty() {
+                if !outbox.is_drained() {
                     let _ = outbox.poll_drain(cx, stream);
                 }
                 inbox.poll_fill(cx, stream)

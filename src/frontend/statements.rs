@@ -16,6 +16,12 @@ use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 
 /// Longest unnamed Parse that is remembered for a Bind in a later transaction, in bytes.
 const MAX_UNNAMED: usize = 64 * 1024;
+/// Longest unnamed statement that is brought back after one in its place was skipped, in bytes.
+const MAX_UNDONE: usize = 4096;
+/// Most bytes of all named statements of one client.
+const MAX_NAMED_BYTES: usize = 16 << 20;
+/// A definition from this size on is checked against that.
+const LARGE: usize = 1024;
 /// Longest Parse of a named statement, and longest names in a Bind, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
 /// Most named statements of one client.
@@ -97,6 +103,7 @@ impl Statements {
     pub fn undo(&mut self, failed: Vec<Failed>, parsed: &mut Parsed) {
         for Failed { message, skipped } in failed.into_iter().rev() {
             match message {
+                Owed::SwallowedClose(statement) => parsed.restore(statement),
                 Owed::SwallowedParse(None) => self.unnamed_is_there = false,
                 Owed::SwallowedParse(Some(statement)) => parsed.forget(&statement),
                 // One that was looked at and failed has ended the unnamed statement before it.
@@ -243,10 +250,14 @@ impl Statements {
             target.ledger.push(Owed::Parse(None, Undo::Nothing));
             return Ok(());
         }
-        if self.named.len() >= MAX_NAMED {
+        let held = || self.named.values().map(|known| known.size()).sum::<usize>();
+        let too_large = definition.len() >= LARGE && held() + definition.len() > MAX_NAMED_BYTES;
+        if self.named.len() >= MAX_NAMED || too_large {
             return Err(Error::new(
                 Kind::ProgramLimitExceeded,
-                format!("a client may have {MAX_NAMED} prepared statements"),
+                format!(
+                    "a client may have {MAX_NAMED} prepared statements and {MAX_NAMED_BYTES} bytes of them"
+                ),
             ));
         }
         let statement = target.interner.intern(definition);
@@ -266,7 +277,12 @@ impl Statements {
 
     fn replace_unnamed(&mut self, with: Unnamed) -> Undo {
         let was_there = std::mem::replace(&mut self.unnamed_is_there, true);
-        Undo::Unnamed(std::mem::replace(&mut self.unnamed, with), was_there)
+        let before = match std::mem::replace(&mut self.unnamed, with) {
+            // A pipeline holds one for each Parse in it.
+            Unnamed::Known(frame) if frame.len() > MAX_UNDONE => Unnamed::TooLong,
+            before => before,
+        };
+        Undo::Unnamed(before, was_there)
     }
 
     fn bind(&mut self, bytes: &[u8], size: usize, target: &mut Target<'_>) -> Result<Rewritten> {
@@ -327,9 +343,9 @@ fn ensure_parsed(statement: &Arc<Statement>, target: &mut Target<'_>) {
 }
 
 fn parse_on(statement: &Arc<Statement>, target: &mut Target<'_>, owed: Owed) {
-    if let Some(close) = target.parsed.insert(statement) {
-        target.outbox.extend(&close);
-        target.ledger.push(Owed::SwallowedClose);
+    if let Some(evicted) = target.parsed.insert(statement) {
+        target.outbox.extend(&evicted.close_frame());
+        target.ledger.push(Owed::SwallowedClose(evicted));
     }
     target.outbox.extend(&statement.parse_frame());
     target.ledger.push(owed);

@@ -40,6 +40,8 @@ pub struct Buffer {
     data: Box<[u8]>,
     start: usize,
     end: usize,
+    /// What was written has yet to be flushed: TLS holds bytes of its own.
+    unflushed: bool,
 }
 
 impl Buffer {
@@ -58,6 +60,17 @@ impl Buffer {
 
     pub fn is_empty(&self) -> bool {
         self.start == self.end
+    }
+
+    /// Whether all that was put in has left for the socket, also out of a TLS session.
+    pub fn is_drained(&self) -> bool {
+        self.is_empty() && !self.unflushed
+    }
+
+    /// Forgets what it holds and what it should have flushed: the socket is gone.
+    pub fn abandon(&mut self) {
+        self.consume(self.len());
+        self.unflushed = false;
     }
 
     /// Drops the first `n` bytes; `n` must not exceed [`len`](Self::len).
@@ -81,7 +94,9 @@ impl Buffer {
     /// is, else by copying.
     pub fn move_to(&mut self, other: &mut Buffer, n: usize) {
         if n == self.len() && other.is_empty() {
-            std::mem::swap(self, other);
+            std::mem::swap(&mut self.data, &mut other.data);
+            other.start = std::mem::take(&mut self.start);
+            other.end = std::mem::take(&mut self.end);
         } else {
             other.extend(&self.bytes()[..n]);
             self.consume(n);
@@ -138,7 +153,8 @@ impl Buffer {
         read.map_ok(|()| n)
     }
 
-    /// Writes all it holds to `io` and flushes; the memory goes back when it is done.
+    /// Writes all it holds to `io` and flushes; the memory goes back when it is written. Pending until it
+    /// [is drained](Self::is_drained).
     ///
     /// Cancel safe: what was written is gone from the buffer.
     pub fn poll_drain<S: AsyncWrite + Unpin>(
@@ -152,9 +168,14 @@ impl Buffer {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.consume(n);
+            self.unflushed = true;
         }
         self.trim();
-        Pin::new(io).poll_flush(cx)
+        if self.unflushed {
+            ready!(Pin::new(io).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

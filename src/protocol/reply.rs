@@ -17,6 +17,8 @@ pub const PARSE_COMPLETE: &[u8] = b"1\0\0\0\x04";
 pub const CLOSE_COMPLETE: &[u8] = b"3\0\0\0\x04";
 /// Sync, whole.
 pub const SYNC: &[u8] = b"S\0\0\0\x04";
+/// Flush, whole.
+pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 /// Terminate, whole.
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
