@@ -194,12 +194,10 @@ impl Prepared {
         let registered = app.register(handle);
         let config = app.config();
         let now = config.tenants.get(&tenant.id);
-        let unchanged = now.is_some_and(|now| {
-            now.route == tenant.route && now.users.get(&registered.user) == Some(&credential)
-        });
-        if !unchanged {
+        let still = now.filter(|now| now.users.get(&registered.user) == Some(&credential));
+        let Some(tenant) = still else {
             return Err((stream, moved()));
-        }
+        };
         Ok(LoggedIn {
             app: app.clone(),
             stream,

@@ -36,6 +36,8 @@ const MAX_COLLECTED: usize = 1 << 20;
 const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
+/// The first word of a Query or Parse is within this many bytes of its frame.
+const TEXT_BEGINS_WITHIN: usize = 128;
 /// Most messages owed before the client is not heard until some are answered.
 const MAX_OWED: usize = 4096;
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
@@ -455,7 +457,7 @@ impl<'a> Relay<'a> {
             self.hold = Hold::No;
         }
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
-        self.hold == Hold::Now
+        (self.hold == Hold::Now && self.client_rest == 0)
             || self.owes_too_much()
             || self.server.outbox.len() >= HIGH_WATER
             || self.client.outbox.len() >= HIGH_WATER
@@ -504,6 +506,7 @@ impl<'a> Relay<'a> {
                 self.client_rest -= n;
             }
             let bytes = &inbox.bytes()[run..];
+            let here = bytes.len();
             let Some(header) = Header::read(bytes).filter(|_| self.client_rest == 0) else {
                 break false;
             };
@@ -517,6 +520,9 @@ impl<'a> Relay<'a> {
             }
             if self.transaction_began.is_none() {
                 self.transaction_began = Some(Instant::now());
+            }
+            if here < size.min(TEXT_BEGINS_WITHIN) && has_text(tag) {
+                break false;
             }
             self.note_text(tag, run);
             let mut rest = size;
@@ -611,6 +617,10 @@ fn may_change_session(text: &[u8]) -> bool {
             text.get(..word.len())
                 .is_some_and(|start| start.eq_ignore_ascii_case(word))
         })
+}
+
+fn has_text(tag: FrontendTag) -> bool {
+    matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE)
 }
 
 fn names_a_statement(tag: FrontendTag) -> bool {

@@ -266,24 +266,6 @@ async fn psql_uses_tls_as_it_is_told() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_no_panics();
 }
-
-/// libpq 15 then gives the directory of its Unix sockets as the name of the server, which PostgreSQL ignores.
-#[tokio::test(flavor = "multi_thread")]
-async fn psql_uses_tls_where_it_knows_only_an_address() {
-    let front = Front::start("", "").await;
-    let tenant = tenant("t00");
-    for host in ["", "host=127.0.0.1"] {
-        let about = format!("sslmode=require {host}");
-        let mut command = front.psql(&tenant.user(), &tenant, &about);
-        command.args(["-c", BODIES]);
-        assert_eq!(
-            run(command).await,
-            Ok(tenant.bodies().join("\n")),
-            "{about}"
-        );
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn direct_tls_needs_the_alpn_of_postgresql() {
     let front = Front::start("", "").await;
