@@ -10,6 +10,7 @@ mod examples;
 mod faults;
 mod handover;
 mod harness;
+mod isolation;
 mod layers;
 mod limits;
 mod negative;

@@ -1,0 +1,135 @@
+//! What a client leaves or smuggles in must not reach another, nor take its own tenant's context away.
+
+use crate::harness::{Running, Setup, Tenant, tenant};
+use crate::wire::{
+    PROTOCOL_3_0, Wire, bind, column, copy_data, copy_done, errors, execute, flush, parse, query,
+    rows, startup, sync,
+};
+
+const BODIES: &str = "SELECT body FROM items ORDER BY id";
+const VARIABLE: &str = "app.tenant_id";
+
+/// A proxy whose pools have one server connection: whoever comes next gets it.
+async fn one_connection(pooling: &'static str) -> Running {
+    Setup {
+        pooling,
+        pool_size: 1,
+        ..Setup::default()
+    }
+    .start()
+    .await
+}
+
+async fn log_in_with(proxy: &Running, tenant: &Tenant, extra: (&str, &str)) -> Result<(), String> {
+    let mut wire = Wire::tcp(proxy.address).await;
+    let (user, password) = (tenant.user(), tenant.password());
+    let pairs = [("user", &*user), ("database", &tenant.database), extra];
+    wire.send(&startup(PROTOCOL_3_0, &pairs)).await;
+    let answer = wire.authenticate(&password, None).await;
+    answer.map(|_| ()).map_err(|error| error.sqlstate())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_startup_packet_cannot_name_the_context_of_another() {
+    let proxy = one_connection("transaction").await;
+    let (a, b) = (tenant("t40"), tenant("t41"));
+    for (name, value) in [
+        (VARIABLE, b.name.clone()),
+        ("APP.Tenant_Id", b.name.clone()),
+        ("options", format!("-c {VARIABLE}={}", b.name)),
+        ("options", format!("-capp.tenant_id={}", b.name)),
+        ("options", format!("--APP.tenant-id={}", b.name)),
+    ] {
+        let refused = log_in_with(&proxy, &a, (name, &value)).await;
+        assert_eq!(refused, Err("42501".to_owned()), "{name}={value}");
+    }
+    let own = format!("-c {VARIABLE}={}", a.name);
+    assert_eq!(log_in_with(&proxy, &a, ("options", &own)).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_reset_in_the_same_write_finds_its_context() {
+    for pooling in ["transaction", "session"] {
+        let proxy = one_connection(pooling).await;
+        let a = tenant("t42");
+        let extended = [parse("", BODIES), bind("", "", &[]), execute("", 0), sync()].concat();
+        for command in [
+            "DISCARD ALL",
+            " reset all",
+            "SET app.tenant_id = 't43'",
+            "DEALLOCATE ALL",
+        ] {
+            for (next, readies) in [(query(BODIES), 2), (extended.clone(), 2)] {
+                let mut wire = proxy.raw(&a).await;
+                wire.send(&[query(command), next].concat()).await;
+                let mut frames = Vec::new();
+                for _ in 0..readies {
+                    frames.extend(wire.until_ready().await);
+                }
+                assert_eq!(rows(&frames), a.bodies(), "{pooling}: {command}");
+            }
+            // The same by extended messages.
+            let mut wire = proxy.raw(&a).await;
+            let reset = [
+                parse("", command),
+                bind("", "", &[]),
+                execute("", 0),
+                sync(),
+            ]
+            .concat();
+            wire.send(&[reset, extended.clone()].concat()).await;
+            let mut frames = wire.until_ready().await;
+            frames.extend(wire.until_ready().await);
+            assert_eq!(rows(&frames), a.bodies(), "{pooling}, extended: {command}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_set_does_not_meet_another_of_its_tenant() {
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t44");
+    let mut first = proxy.raw(&a).await;
+    let mut second = proxy.raw(&a).await;
+    for command in [
+        "SET search_path = nowhere",
+        "SET statement_timeout = '1ms'",
+        "PREPARE x AS SELECT 1",
+        "LISTEN x",
+    ] {
+        assert!(errors(&first.query(command).await).is_empty());
+        // In between it goes on itself, on the same server connection.
+        first.query("SELECT 1").await;
+        let frames = second.query("SELECT pg_sleep(0.01)").await;
+        assert!(errors(&frames).is_empty(), "{command}: {frames:?}");
+        assert_eq!(rows(&second.query(BODIES).await), a.bodies(), "{command}");
+        let left = "SELECT name FROM pg_prepared_statements UNION SELECT pg_listening_channels()";
+        assert!(column(&second.query(left).await).is_empty(), "{command}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_ask_for_nothing_take_no_server_connection() {
+    let proxy = one_connection("transaction").await;
+    let (a, b) = (tenant("t45"), tenant("t46"));
+    let mut idle = proxy.raw(&a).await;
+    let stray = [copy_data(&[b'x'; 70_000]), copy_done(), flush()].concat();
+    idle.send(&stray).await;
+    let mut other = proxy.raw(&b).await;
+    assert_eq!(rows(&other.query(BODIES).await), b.bodies());
+    assert_eq!(rows(&idle.query(BODIES).await), a.bodies());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_tenant_set_does_not_hinder_the_change_to_the_next() {
+    let proxy = one_connection("transaction").await;
+    let (a, b) = (tenant("t47"), tenant("t48"));
+    let mut spoiling = proxy.raw(&a).await;
+    let mut other = proxy.raw(&b).await;
+    for _ in 0..5 {
+        let tables = "DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE format('CREATE TEMP TABLE IF NOT EXISTS x%s ()', i); END LOOP; END $$";
+        spoiling.query(tables).await;
+        spoiling.query("SET statement_timeout = '1ms'").await;
+        assert_eq!(rows(&other.query(BODIES).await), b.bodies());
+    }
+}
