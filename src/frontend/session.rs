@@ -101,8 +101,8 @@ fn serve(mut session: Session) -> BoxFuture<'static, ()> {
             Ok(ControlFlow::Continue(())) => {
                 let worker = session.pool.instance.worker.clone();
                 worker.spawn(async move {
-                    match session.adopt() {
-                        Ok(session) => serve(session).await,
+                    match session.side.stream.adopt() {
+                        Ok(()) => serve(session).await,
                         Err(error) => tracing::warn!(%error, "could not move a client"),
                     }
                 });
@@ -116,7 +116,7 @@ fn serve(mut session: Session) -> BoxFuture<'static, ()> {
 async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
     let LoggedIn {
         app,
-        stream,
+        mut stream,
         registered,
         tenant,
         route,
@@ -125,13 +125,10 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         mut greeting,
         guards,
     } = login;
-    let mut stream = match stream.adopt() {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::warn!(%error, "could not move a client to its worker");
-            return None;
-        }
-    };
+    if let Err(error) = stream.adopt() {
+        tracing::warn!(%error, "could not move a client to its worker");
+        return None;
+    }
     let deadline = app.config().timeouts.login;
     let profile = tokio::time::timeout(
         deadline,
@@ -249,53 +246,6 @@ enum Checkout {
 }
 
 impl Session {
-    /// The session with its socket on this worker.
-    fn adopt(self) -> Result<Self> {
-        let Self {
-            app,
-            registered,
-            tenant,
-            route,
-            credential,
-            pool,
-            side,
-            stray,
-            answered,
-            guards,
-        } = self;
-        let ClientSide {
-            stream,
-            inbox,
-            outbox,
-            statements,
-            settings,
-            reported,
-        } = side;
-        let stream = stream.adopt().map_err(|e| {
-            Error::new(Kind::Internal, "could not move the connection").caused_by(e)
-        })?;
-        let side = ClientSide {
-            stream,
-            inbox,
-            outbox,
-            statements,
-            settings,
-            reported,
-        };
-        Ok(Self {
-            app,
-            registered,
-            tenant,
-            route,
-            credential,
-            pool,
-            side,
-            stray,
-            answered,
-            guards,
-        })
-    }
-
     /// Until the client leaves (`Break`) or must go on at another worker (`Continue`).
     ///
     /// # Errors

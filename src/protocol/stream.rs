@@ -31,26 +31,31 @@ impl Stream {
     }
 
     /// Registers the socket with the runtime this is called on, so that a connection accepted on one
-    /// worker is served on another. A TLS session moves with its state: only the socket under it
-    /// is exchanged for a duplicate.
+    /// worker is served on another: the socket is exchanged for a duplicate of its descriptor, under a TLS session
+    /// that stays as it is.
     ///
     /// # Errors
     /// The operating system's, when a descriptor cannot be duplicated or registered.
-    pub fn adopt(self) -> io::Result<Self> {
-        Ok(match self {
-            Self::Tcp(tcp) => Self::Tcp(TcpStream::from_std(tcp.into_std()?)?),
-            Self::Unix(unix) => Self::Unix(UnixStream::from_std(unix.into_std()?)?),
-            Self::Tls(mut tls) => {
-                let tcp = match &mut *tls {
-                    TlsStream::Client(tls) => tls.get_mut().0,
-                    TlsStream::Server(tls) => tls.get_mut().0,
-                };
-                let duplicate = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
-                *tcp = TcpStream::from_std(duplicate)?;
-                Self::Tls(tls)
+    pub fn adopt(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => adopt_tcp(tcp),
+            Self::Unix(unix) => {
+                let duplicate = unix.as_fd().try_clone_to_owned()?;
+                *unix = UnixStream::from_std(duplicate.into())?;
+                Ok(())
             }
-        })
+            Self::Tls(tls) => match &mut **tls {
+                TlsStream::Client(tls) => adopt_tcp(tls.get_mut().0),
+                TlsStream::Server(tls) => adopt_tcp(tls.get_mut().0),
+            },
+        }
     }
+}
+
+fn adopt_tcp(tcp: &mut TcpStream) -> io::Result<()> {
+    let duplicate = tcp.as_fd().try_clone_to_owned()?;
+    *tcp = TcpStream::from_std(duplicate.into())?;
+    Ok(())
 }
 
 macro_rules! delegate {
