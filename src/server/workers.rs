@@ -1,6 +1,6 @@
 //! Threads, each a runtime of its own: a client, its server connection and their pool share one
-//! reactor, without locks between cores. Measured against one work-stealing runtime this costs a fifth
-//! less CPU a transaction. One more thread, `control`, does what is not on the way of a query.
+//! reactor, without locks between cores and without handing tasks from one to another. One more thread, `control`,
+//! does what is not on the way of a query.
 
 use std::thread::JoinHandle;
 
