@@ -260,13 +260,6 @@ impl App {
         tenants
     }
 
-    /// Clients of a placement, over all its tenants.
-    pub fn placement_clients(&self, name: &PlacementName) -> usize {
-        self.placements
-            .get(name)
-            .map_or(0, |count| count.load(Ordering::Relaxed))
-    }
-
     // ---- clients ----
 
     /// Counts a connection in. None: there are so many that it is dropped unheard. Up to that there is

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use rand::Rng;
 use rand::distr::Alphanumeric;
 
-pub use process::{Ending, Process, dying_with_us};
+pub use process::{Ending, Process, dying_with_us, interrupted};
 
 pub use dir::Dir;
 

@@ -16,8 +16,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use pgtenant::cluster::{Error, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use pgtenant::cluster::{Error, Result, interrupted};
 
 use crate::machine::Machine;
 use crate::pgbench::{Cell, Pgbench, Protocol};
@@ -95,23 +94,6 @@ fn main() -> ExitCode {
             },
         }
     })
-}
-
-/// SIGINT, SIGTERM or the end of the terminal. Without the handlers, never.
-async fn interrupted() {
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let [Ok(mut int), Ok(mut term), Ok(mut hup)] = kinds.map(signal) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
-        _ = hup.recv() => {}
-    }
 }
 
 async fn run(args: &Args) -> Result<()> {

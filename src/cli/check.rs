@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 
 use crate::config::{self, Config, Mistake, PoolKey, ServerAddress, SslMode};
 use crate::id::ServerName;
@@ -26,6 +27,19 @@ pub fn run(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Resul
             Ok(EX_CONFIG)
         }
     }
+}
+
+/// The config at `path` for a command that needs one; else its mistakes go to standard error and the exit code comes
+/// back.
+///
+/// # Errors
+/// [`EX_CONFIG`].
+pub fn load_or_report(path: &Path) -> Result<Config, ExitCode> {
+    config::load(path).map_err(|mistakes| {
+        // Nowhere to report that standard error is gone.
+        let _ = report(path, &mistakes, &mut io::stderr());
+        ExitCode::from(EX_CONFIG)
+    })
 }
 
 /// Writes each mistake as `path:line: setting: message`, and how many there are.

@@ -7,18 +7,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::cli::check;
-use crate::config;
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// 0 if `/readyz` answers 200, 1 if not, 78 if the config has no `http` or mistakes.
 pub fn run(path: &Path) -> ExitCode {
-    let config = match config::load(path) {
+    let config = match check::load_or_report(path) {
         Ok(config) => config,
-        Err(mistakes) => {
-            let _ = check::report(path, &mistakes, &mut std::io::stderr());
-            return ExitCode::from(check::EX_CONFIG);
-        }
+        Err(code) => return code,
     };
     let Some(address) = config.http else {
         eprintln!("pgtenant: the config has no `http` address to ask");

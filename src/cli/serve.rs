@@ -8,19 +8,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::check;
-use crate::config::{self, Log, LogFormat};
+use crate::config::{Log, LogFormat};
 use crate::server::Proxy;
 
 /// Runs the proxy. 0 after SIGTERM or SIGINT, 78 for a config with mistakes, 1 for what the machine
 /// refuses.
 pub fn run(path: &Path) -> ExitCode {
-    let config = match config::load(path) {
+    let config = match check::load_or_report(path) {
         Ok(config) => config,
-        Err(mistakes) => {
-            // Nowhere to report that standard error is gone.
-            let _ = check::report(path, &mistakes, &mut std::io::stderr());
-            return ExitCode::from(check::EX_CONFIG);
-        }
+        Err(code) => return code,
     };
     start_log(&config.log);
     raise_descriptor_limit();

@@ -11,10 +11,30 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Error, Result};
 
 const POLL: Duration = Duration::from_millis(5);
+
+/// SIGINT, SIGTERM or the end of the terminal. Without the handlers, never. What was started is then ended in order by its owner.
+///
+/// Cancel safe.
+pub async fn interrupted() {
+    let kinds = [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ];
+    let [Ok(mut int), Ok(mut term), Ok(mut hup)] = kinds.map(signal) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = int.recv() => {}
+        _ = term.recv() => {}
+        _ = hup.recv() => {}
+    }
+}
 
 /// Signals in the order they are tried, each with the time to wait for the end. SIGKILL follows.
 pub type Ending = &'static [(Signal, Duration)];

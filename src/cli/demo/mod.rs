@@ -23,14 +23,13 @@ use rand::Rng;
 use rand::distr::Alphanumeric;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_postgres::{Client, Config};
 
 use self::checks::Attempt;
 use self::sample::{Order, Servers, TAKING_TURNS, TENANTS, Tenant};
 use self::table::Table;
 use crate::cluster::{
-    Binaries, Dir, Ending, Error, Process, Result, describe, dying_with_us, free_port,
+    Binaries, Dir, Ending, Error, Process, Result, describe, dying_with_us, free_port, interrupted,
 };
 
 /// Start PostgreSQL servers and the proxy, with sample tenants in every tier, and show that each
@@ -95,23 +94,6 @@ async fn show(args: &Args) -> Result<Stage> {
     }
     println!("Every answer above is as promised: own rows only, and every attempt repelled.");
     Ok(stage)
-}
-
-/// SIGINT, SIGTERM or the end of the terminal. Without the handlers, never.
-async fn interrupted() {
-    let kinds = [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ];
-    let [Ok(mut int), Ok(mut term), Ok(mut hup)] = kinds.map(signal) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = int.recv() => {}
-        _ = term.recv() => {}
-        _ = hup.recv() => {}
-    }
 }
 
 /// All that runs. The proxy is dropped before the servers.
