@@ -37,8 +37,6 @@ const HIGH_WATER: usize = 64 * 1024;
 /// Longest message of a server that is collected to be looked at, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
 
-/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
-const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
 /// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
@@ -78,10 +76,7 @@ pub enum End {
     /// Called while clean (session pooling), or killed anywhere.
     Called,
     /// The server closed the connection; the client was sent all it said.
-    ServerGone {
-        /// A FATAL error was among it.
-        said_why: bool,
-    },
+    ServerGone,
 }
 
 pub struct Relay<'a> {
@@ -99,7 +94,6 @@ pub struct Relay<'a> {
     client_rest: usize,
     server_rest: usize,
     transaction_began: Option<Instant>,
-    fatal_seen: bool,
     /// Something of the client was sent to the server.
     heard: bool,
     /// Reads a text that is too long to be looked at whole.
@@ -146,7 +140,6 @@ impl<'a> Relay<'a> {
             client_rest: 0,
             server_rest: 0,
             transaction_began: None,
-            fatal_seen: false,
             heard: false,
             text: None,
             refused: None,
@@ -287,9 +280,7 @@ impl<'a> Relay<'a> {
         let sent = outbox.poll_drain(cx, stream).is_ready();
         self.handle.calls(cx.waker());
         if sent || self.handle.is_killed() {
-            return Poll::Ready(Ok(End::ServerGone {
-                said_why: self.fatal_seen,
-            }));
+            return Poll::Ready(Ok(End::ServerGone));
         }
         Poll::Pending
     }
@@ -347,7 +338,7 @@ impl<'a> Relay<'a> {
                 | BackendTag::PARSE_COMPLETE
                 | BackendTag::CLOSE_COMPLETE => size,
                 BackendTag::ERROR_RESPONSE if size <= MAX_TRANSLATED => size,
-                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
+                BackendTag::ERROR_RESPONSE => HEADER,
                 _ => HEADER,
             };
             if bytes.len() < needed {
@@ -442,7 +433,6 @@ impl<'a> Relay<'a> {
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
                 let body = &bytes[HEADER..size.min(bytes.len())];
-                self.fatal_seen |= is_fatal(body);
                 if is_outdated_plan(body) {
                     parsed.outdate();
                 }
@@ -889,11 +879,4 @@ fn note_parameter(
             binding.settings = client.settings.clone();
         }
     }
-}
-
-/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
-/// the severity, its second the same in English.
-fn is_fatal(body: &[u8]) -> bool {
-    let severity = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
-    severity.is_some_and(|(field, _)| field == b"VFATAL" || field == b"VPANIC")
 }

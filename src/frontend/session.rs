@@ -509,11 +509,12 @@ impl Session {
         match end? {
             End::Clean => Ok(ControlFlow::Continue(())),
             End::ForeignSequence => self.refuse_batch(&foreign_sequence()).await,
-            End::ClientGone | End::ServerGone { said_why: true } => Ok(ControlFlow::Break(())),
-            End::ServerGone { said_why: false } => Err(Error::new(
-                Kind::ConnectionFailure,
-                "the server connection was lost while it was in use",
-            )),
+            End::ServerGone => {
+                tracing::info!(tenant = %self.tenant.id, user = %self.registered.user, client = self.registered.id,
+                    "the server connection was lost while it was in use");
+                Ok(ControlFlow::Break(()))
+            }
+            End::ClientGone => Ok(ControlFlow::Break(())),
             End::Called => Err(stopped()),
         }
     }
@@ -603,12 +604,12 @@ impl Session {
         let end = relay.run().await;
         let mut clean = match &end {
             Ok(End::ClientGone) => relay.play_out().await,
-            Ok(End::ServerGone { .. }) | Err(_) => false,
+            Ok(End::ServerGone) | Err(_) => false,
             Ok(End::ForeignSequence) => true,
             Ok(_) => relay.is_clean(),
         };
         let owed = !relay.ledger.is_empty();
-        lease.busy = owed && !matches!(end, Ok(End::ServerGone { .. }));
+        lease.busy = owed && !matches!(end, Ok(End::ServerGone));
         if !self.registered.let_go() {
             clean &= lease.fence().clone().settled().await;
         }
