@@ -448,7 +448,10 @@ tenants:
         );
         let without = Context::Bound(binding("a", &[]));
         assert_eq!(
-            plan(&binding("a", &[("role", "r"), ("work_mem", "1MB")]), &without),
+            plan(
+                &binding("a", &[("role", "r"), ("work_mem", "1MB")]),
+                &without
+            ),
             "| F(work_mem=1MB) F(role=r)"
         );
     }

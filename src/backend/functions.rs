@@ -66,9 +66,7 @@ impl Functions {
             for source in sources.filter(|source| source.name == *name) {
                 effects.add(&effects_of(source));
             }
-            known
-                .functions
-                .insert(name.as_str().into(), (effects, now));
+            known.functions.insert(name.as_str().into(), (effects, now));
         }
         if question.triggers {
             let mut effects = Effects::default();
@@ -200,6 +198,12 @@ mod tests {
             ..Answer::default()
         };
         functions.learn(&question, &answer, now);
-        assert!(functions.judge(&write, now).effects.what.contains(What::LISTEN));
+        assert!(
+            functions
+                .judge(&write, now)
+                .effects
+                .what
+                .contains(What::LISTEN)
+        );
     }
 }

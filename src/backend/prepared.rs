@@ -111,8 +111,10 @@ struct Interned {
 
 /// Parameters that change no statement's meaning, though clients often have them differ.
 fn is_meaningless(name: &str) -> bool {
-    matches!(name, "application_name" | "client_min_messages" | "extra_float_digits")
-        || name.ends_with("_timeout")
+    matches!(
+        name,
+        "application_name" | "client_min_messages" | "extra_float_digits"
+    ) || name.ends_with("_timeout")
 }
 
 impl Interner {
@@ -302,9 +304,7 @@ mod tests {
             assert!(parsed.insert(statement, 1).is_none());
         }
         assert_eq!(parsed.touch(&all[0], 1), Has::Yes);
-        let evicted = parsed
-            .insert(&interner.intern(b"new\0\0\0", 0), 1)
-            .unwrap();
+        let evicted = parsed.insert(&interner.intern(b"new\0\0\0", 0), 1).unwrap();
         assert_eq!(evicted.close_frame(), frame(b'C', &[b"Spgtenant_2\0"]));
         assert_eq!(parsed.touch(&all[0], 1), Has::Yes);
         assert_eq!(parsed.touch(&all[1], 1), Has::No);
@@ -331,7 +331,10 @@ mod tests {
         let plain = interner.meaning(&settings(&[]));
         assert_eq!(
             plain,
-            interner.meaning(&settings(&[("application_name", "x"), ("lock_timeout", "1")]))
+            interner.meaning(&settings(&[
+                ("application_name", "x"),
+                ("lock_timeout", "1")
+            ]))
         );
         let other = interner.meaning(&settings(&[("search_path", "a")]));
         let (a, b) = (

@@ -211,7 +211,9 @@ impl Answer {
             }
         };
         match kind {
-            "setting" => self.settings.push((name.to_owned(), text.map(str::to_owned))),
+            "setting" => self
+                .settings
+                .push((name.to_owned(), text.map(str::to_owned))),
             "set" => {
                 let value = text.unwrap_or_default().to_owned();
                 self.all_settings.push((name.to_ascii_lowercase(), value));
@@ -263,11 +265,10 @@ pub async fn ask(
         match tag {
             BackendTag::READY_FOR_QUERY if body == b"I" => return Ok(answer),
             BackendTag::READY_FOR_QUERY => {
-                return Err(Error::new(
-                    Kind::ConnectionFailure,
-                    "the server connection was lost",
-                )
-                .caused_by("the server is in a transaction"));
+                return Err(
+                    Error::new(Kind::ConnectionFailure, "the server connection was lost")
+                        .caused_by("the server is in a transaction"),
+                );
             }
             BackendTag::DATA_ROW => {
                 if let Some(answer) = &mut answer {

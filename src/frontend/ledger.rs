@@ -434,14 +434,8 @@ mod tests {
         assert_eq!(ledger.take_fake(), Some(PARSE_COMPLETE));
         assert_eq!(ledger.take_fake(), Some(CLOSE_COMPLETE));
         assert_eq!(ledger.take_fake(), None);
-        assert_eq!(
-            ledger.reply(BackendTag::PARSE_COMPLETE, 0),
-            Reply::Swallow
-        );
-        assert_eq!(
-            ledger.reply(BackendTag::BIND_COMPLETE, 0),
-            Reply::Forward
-        );
+        assert_eq!(ledger.reply(BackendTag::PARSE_COMPLETE, 0), Reply::Swallow);
+        assert_eq!(ledger.reply(BackendTag::BIND_COMPLETE, 0), Reply::Forward);
     }
 
     #[test]

@@ -21,9 +21,7 @@ use crate::client::ClientHandle;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Ledger, Owed, Reply};
 use crate::frontend::state::SessionState;
-use crate::frontend::statements::{
-    Rewritten, Statements, Target, Undo, asks_for_foreign_sequence,
-};
+use crate::frontend::statements::{Rewritten, Statements, Target, Undo, asks_for_foreign_sequence};
 use crate::frontend::text::TextReader;
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
@@ -397,7 +395,9 @@ impl<'a> Relay<'a> {
             BackendTag::READY_FOR_QUERY => {
                 let status = bytes.get(HEADER).copied().unwrap_or_default();
                 self.metrics.queries.add(1);
-                if status == b'I' && let Some(began) = self.transaction_began.take() {
+                if status == b'I'
+                    && let Some(began) = self.transaction_began.take()
+                {
                     self.metrics.transactions.record(began.elapsed());
                 }
                 return self.ledger.reply(tag, status);
@@ -456,10 +456,13 @@ impl<'a> Relay<'a> {
         }
         // Bytes that came before the checkout, or were left by backpressure, go first.
         let before = self.server.outbox.len();
+        let answered = self.client.outbox.len();
         if !self.client.inbox.is_empty() && self.pass_client_frames()? {
             return Ok(Step::Gone);
         }
-        let mut step = match self.server.outbox.len() > before {
+        // The proxy may have answered some of it.
+        let passed = self.server.outbox.len() > before || self.client.outbox.len() > answered;
+        let mut step = match passed {
             true => Step::Moved,
             false => Step::Still,
         };
@@ -537,16 +540,26 @@ impl<'a> Relay<'a> {
     /// Whether plain strings have backslash escapes now.
     fn backslashes(&self) -> bool {
         let parameters = &self.server.parameters;
-        parameters.get("standard_conforming_strings").is_some_and(|value| value == "off")
+        parameters
+            .get("standard_conforming_strings")
+            .is_some_and(|value| value == "off")
     }
 
     /// Whether the sequence values of this connection are nobody's or the client's own.
     fn owns_sequences(&self) -> bool {
-        self.server.sequences_of.is_none_or(|id| id == self.handle.id)
+        self.server
+            .sequences_of
+            .is_none_or(|id| id == self.handle.id)
     }
 
     /// Looks at the text of a Query or Parse of `size` bytes at `at` in the client's inbox, of which `here` are there.
-    fn look_at_text(&mut self, tag: FrontendTag, at: usize, here: usize, size: usize) -> Result<Looked> {
+    fn look_at_text(
+        &mut self,
+        tag: FrontendTag,
+        at: usize,
+        here: usize,
+        size: usize,
+    ) -> Result<Looked> {
         let backslashes = self.backslashes();
         let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
         if here < size {
@@ -595,10 +608,7 @@ impl<'a> Relay<'a> {
     /// # Errors
     /// 0A000 where the client has a transaction open, which ends with its connection.
     fn refuse_sequence(&mut self) -> Result<()> {
-        self.client.state.note(&Effects {
-            what: What::READS_SEQUENCE,
-            ..Effects::default()
-        });
+        self.client.state.note_sequence_wanted();
         match self.heard {
             true => Err(foreign_sequence()),
             false => {

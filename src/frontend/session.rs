@@ -587,7 +587,10 @@ impl Session {
             }
             match answer {
                 None => state.despair_of_functions(),
-                Some(answer) => self.pool.functions.learn(&question, &answer, Instant::now()),
+                Some(answer) => self
+                    .pool
+                    .functions
+                    .learn(&question, &answer, Instant::now()),
             }
         }
         Err(not_told())

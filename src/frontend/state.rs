@@ -93,6 +93,11 @@ impl SessionState {
         }
     }
 
+    /// It asked for sequence values in vain: from now on it keeps the connection where it gets one.
+    pub fn note_sequence_wanted(&mut self) {
+        self.reads_sequences = true;
+    }
+
     /// Takes note of a statement that is prepared in session pooling, and may be run at any time.
     pub fn note_prepared(&mut self, effects: &Effects) {
         self.note(effects);
@@ -106,7 +111,9 @@ impl SessionState {
 
     /// Whether an object may have been made, changed or dropped since the last clean point.
     pub fn may_have_changed_schema(&self) -> bool {
-        self.suspected.what.intersects(What::CREATES | What::DROPS | What::OPAQUE)
+        self.suspected
+            .what
+            .intersects(What::CREATES | What::DROPS | What::OPAQUE)
     }
 
     /// Whether there is nothing to see to at a clean point.
@@ -190,7 +197,10 @@ impl SessionState {
             let mut named = self.suspected.settings.iter();
             named.any(|setting| setting.reset && *setting.name == *name)
         };
-        let settings = self.startup.keys().filter(|name| can_ask(name) && (all || named(name)));
+        let settings = self
+            .startup
+            .keys()
+            .filter(|name| can_ask(name) && (all || named(name)));
         Question {
             settings: settings.cloned().collect(),
             ..Question::default()
@@ -222,7 +232,8 @@ impl SessionState {
         }
         let what = self.suspected.what;
         let sequences = what.intersects(What::ADVANCES_SEQUENCE | What::READS_SEQUENCE);
-        self.pins.set(Pins::SEQUENCE, self.reads_sequences && sequences);
+        self.pins
+            .set(Pins::SEQUENCE, self.reads_sequences && sequences);
         let Some(answer) = answer else {
             self.pins |= Pins::UNKNOWN;
             return;
@@ -242,12 +253,19 @@ impl SessionState {
         let all = what.contains(What::RESETS_ALL);
         let mut now = (**settings).clone();
         for (name, value) in &answer.settings {
-            let value = value.as_ref().filter(|value| !is_nobody(name, value, login));
+            let value = value
+                .as_ref()
+                .filter(|value| !is_nobody(name, value, login));
             match value {
                 Some(value) => applied.insert(name.clone(), value.clone()),
                 None => applied.remove(name),
             };
-            let reset = all || self.suspected.settings.iter().any(|s| *s.name == **name && s.reset);
+            let reset = all
+                || self
+                    .suspected
+                    .settings
+                    .iter()
+                    .any(|s| *s.name == **name && s.reset);
             // A RESET that was rolled back has changed nothing.
             let value = match reset && value != self.before.get(name) {
                 true => self.startup.get(name),
@@ -279,13 +297,13 @@ impl SessionState {
             self.pins = Pins::empty();
         }
     }
-
 }
 
 fn may_change_context(effects: &Effects) -> bool {
-    effects.what.intersects(
-        What::CONTROL | What::OPAQUE | What::SETS_UNKNOWN | What::RESETS_ALL,
-    ) || !effects.functions.is_empty()
+    effects
+        .what
+        .intersects(What::CONTROL | What::OPAQUE | What::SETS_UNKNOWN | What::RESETS_ALL)
+        || !effects.functions.is_empty()
 }
 
 /// Whether a role is the one the connection has by itself.

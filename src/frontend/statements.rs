@@ -283,12 +283,7 @@ impl Statements {
         Ok(Rewritten::Consumed(size))
     }
 
-    fn parse(
-        &mut self,
-        frame: &[u8],
-        body: &[u8],
-        target: &mut Target<'_>,
-    ) -> Result<Rewritten> {
+    fn parse(&mut self, frame: &[u8], body: &[u8], target: &mut Target<'_>) -> Result<Rewritten> {
         let done = Ok(Rewritten::Consumed(frame.len()));
         let (name, definition) = split_cstr(body).ok_or_else(malformed)?;
         if name.is_empty() {
@@ -369,7 +364,10 @@ impl Statements {
         ensure_parsed(&known, target);
         let text = format!("DEALLOCATE {}\0", known.statement.server_name());
         self.deallocating = Some((name, known.statement));
-        Some(frame(FrontendTag::PARSE.0, &[b"\0", text.as_bytes(), parameters]))
+        Some(frame(
+            FrontendTag::PARSE.0,
+            &[b"\0", text.as_bytes(), parameters],
+        ))
     }
 
     fn replace_unnamed(&mut self, with: Unnamed) -> Undo {
@@ -485,12 +483,17 @@ fn name_in_deallocate(text: &[u8]) -> Option<Box<[u8]>> {
     {
         name = rest.trim_start();
     }
-    if let Some(quoted) = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+    if let Some(quoted) = name
+        .strip_prefix('"')
+        .and_then(|name| name.strip_suffix('"'))
+    {
         let name = quoted.replace("\"\"", "\0");
         return (!name.contains('"')).then(|| name.replace('\0', "\"").into_bytes().into());
     }
     let is_name = !name.is_empty()
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80);
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80);
     let name = name.to_ascii_lowercase();
     (is_name && name != "all").then(|| name.into_bytes().into())
 }

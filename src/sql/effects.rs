@@ -221,9 +221,7 @@ enum Naming {
     #[default]
     No,
     /// Behind the command's word, or SESSION.
-    Begins {
-        session: bool,
-    },
+    Begins { session: bool },
     /// In a name of several parts, so far this; more follows after a dot.
     Name(String),
     /// Behind `=` or TO.
@@ -410,7 +408,9 @@ impl Reader {
                 self.calls.push(SetConfig::default());
                 return;
             }
-            "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock"
+            "pg_advisory_lock"
+            | "pg_advisory_lock_shared"
+            | "pg_try_advisory_lock"
             | "pg_try_advisory_lock_shared" => What::ADVISORY,
             "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
                 What::UNLOCKS
@@ -423,7 +423,10 @@ impl Reader {
             | "pg_copy_logical_replication_slot"
             | "pg_copy_physical_replication_slot"
             | "pg_replication_origin_session_setup" => What::STUCK,
-            "query_to_xml" | "query_to_xmlschema" | "query_to_xml_and_xmlschema" | "ts_stat"
+            "query_to_xml"
+            | "query_to_xmlschema"
+            | "query_to_xml_and_xmlschema"
+            | "ts_stat"
             | "ts_rewrite" => What::OPAQUE,
             _ if is_builtin(name) => What::empty(),
             _ => {
@@ -468,7 +471,9 @@ impl Reader {
             b"update" => (Command::Update, What::WRITES),
             b"delete" | b"truncate" => (Command::Other, What::WRITES),
             // Labels and blocks of code.
-            b"begin" | b"then" | b"else" | b"loop" if self.in_code => (Command::None, What::empty()),
+            b"begin" | b"then" | b"else" | b"loop" if self.in_code => {
+                (Command::None, What::empty())
+            }
             _ => (Command::Other, What::empty()),
         };
         self.command = command;
@@ -600,22 +605,138 @@ impl Reader {
 fn is_keyword(word: &[u8]) -> bool {
     matches!(
         word,
-        b"select" | b"where" | b"and" | b"or" | b"not" | b"in" | b"any" | b"all" | b"some" | b"exists" | b"values"
-            | b"from" | b"on" | b"using" | b"by" | b"having" | b"when" | b"then" | b"else" | b"case" | b"over"
-            | b"filter" | b"group" | b"order" | b"within" | b"partition" | b"returning" | b"set" | b"limit" | b"offset"
-            | b"array" | b"row" | b"rows" | b"default" | b"check" | b"key" | b"unique" | b"between" | b"like"
-            | b"ilike" | b"similar" | b"is" | b"union" | b"intersect" | b"except" | b"distinct" | b"lateral"
-            | b"cast" | b"extract" | b"coalesce" | b"nullif" | b"greatest" | b"least" | b"trim" | b"substring"
-            | b"position" | b"overlay" | b"treat" | b"interval" | b"numeric" | b"decimal" | b"dec" | b"varchar"
-            | b"char" | b"character" | b"varying" | b"bit" | b"float" | b"time" | b"timestamp" | b"nchar"
-            | b"grouping" | b"sets" | b"rollup" | b"cube" | b"materialized" | b"conflict" | b"include" | b"exclude"
-            | b"options" | b"hash" | b"storage" | b"explain" | b"analyze" | b"vacuum" | b"only" | b"do" | b"perform"
-            | b"return" | b"if" | b"while" | b"elsif" | b"xmlelement" | b"xmlforest" | b"xmlattributes" | b"xmlagg"
-            | b"xmlparse" | b"xmlserialize" | b"xmlconcat" | b"xmlpi" | b"xmlroot" | b"xmlexists" | b"xmltable"
-            | b"collate" | b"escape" | b"asc" | b"desc" | b"to" | b"ordinality" | b"recursive" | b"function"
-            | b"procedure" | b"inherits" | b"generated" | b"identity" | b"copy" | b"format" | b"tablesample"
-            | b"bernoulli" | b"system" | b"json_object" | b"json_array" | b"json_value" | b"json_query" | b"json_exists"
-            | b"json_table" | b"json_scalar" | b"json_serialize" | b"json" | b"columns" | b"path" | b"normalize"
+        b"select"
+            | b"where"
+            | b"and"
+            | b"or"
+            | b"not"
+            | b"in"
+            | b"any"
+            | b"all"
+            | b"some"
+            | b"exists"
+            | b"values"
+            | b"from"
+            | b"on"
+            | b"using"
+            | b"by"
+            | b"having"
+            | b"when"
+            | b"then"
+            | b"else"
+            | b"case"
+            | b"over"
+            | b"filter"
+            | b"group"
+            | b"order"
+            | b"within"
+            | b"partition"
+            | b"returning"
+            | b"set"
+            | b"limit"
+            | b"offset"
+            | b"array"
+            | b"row"
+            | b"rows"
+            | b"default"
+            | b"check"
+            | b"key"
+            | b"unique"
+            | b"between"
+            | b"like"
+            | b"ilike"
+            | b"similar"
+            | b"is"
+            | b"union"
+            | b"intersect"
+            | b"except"
+            | b"distinct"
+            | b"lateral"
+            | b"cast"
+            | b"extract"
+            | b"coalesce"
+            | b"nullif"
+            | b"greatest"
+            | b"least"
+            | b"trim"
+            | b"substring"
+            | b"position"
+            | b"overlay"
+            | b"treat"
+            | b"interval"
+            | b"numeric"
+            | b"decimal"
+            | b"dec"
+            | b"varchar"
+            | b"char"
+            | b"character"
+            | b"varying"
+            | b"bit"
+            | b"float"
+            | b"time"
+            | b"timestamp"
+            | b"nchar"
+            | b"grouping"
+            | b"sets"
+            | b"rollup"
+            | b"cube"
+            | b"materialized"
+            | b"conflict"
+            | b"include"
+            | b"exclude"
+            | b"options"
+            | b"hash"
+            | b"storage"
+            | b"explain"
+            | b"analyze"
+            | b"vacuum"
+            | b"only"
+            | b"do"
+            | b"perform"
+            | b"return"
+            | b"if"
+            | b"while"
+            | b"elsif"
+            | b"xmlelement"
+            | b"xmlforest"
+            | b"xmlattributes"
+            | b"xmlagg"
+            | b"xmlparse"
+            | b"xmlserialize"
+            | b"xmlconcat"
+            | b"xmlpi"
+            | b"xmlroot"
+            | b"xmlexists"
+            | b"xmltable"
+            | b"collate"
+            | b"escape"
+            | b"asc"
+            | b"desc"
+            | b"to"
+            | b"ordinality"
+            | b"recursive"
+            | b"function"
+            | b"procedure"
+            | b"inherits"
+            | b"generated"
+            | b"identity"
+            | b"copy"
+            | b"format"
+            | b"tablesample"
+            | b"bernoulli"
+            | b"system"
+            | b"json_object"
+            | b"json_array"
+            | b"json_value"
+            | b"json_query"
+            | b"json_exists"
+            | b"json_table"
+            | b"json_scalar"
+            | b"json_serialize"
+            | b"json"
+            | b"columns"
+            | b"path"
+            | b"normalize"
     )
 }
 
@@ -680,15 +801,24 @@ mod tests {
             ("SET ROLE a", "role"),
             ("RESET ROLE", "-role"),
             ("SET SESSION AUTHORIZATION a", "role session_authorization"),
-            ("RESET SESSION AUTHORIZATION", "-role -session_authorization"),
+            (
+                "RESET SESSION AUTHORIZATION",
+                "-role -session_authorization",
+            ),
             (
                 "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
                 "default_transaction_isolation default_transaction_read_only default_transaction_deferrable",
             ),
             ("SELECT set_config('App.X', 'a', false)", "app.x"),
-            ("SELECT 1, set_config('a', lower(b(1, 2)), 'f'), set_config('c', 'd', true)", "a"),
+            (
+                "SELECT 1, set_config('a', lower(b(1, 2)), 'f'), set_config('c', 'd', true)",
+                "a",
+            ),
             ("SELECT set_config('a'::text, $1, $2)", "a"),
-            ("DO $$ BEGIN SET x = 1; PERFORM set_config('y', 'z', false); END $$", "x y"),
+            (
+                "DO $$ BEGIN SET x = 1; PERFORM set_config('y', 'z', false); END $$",
+                "x y",
+            ),
             ("DO $$ BEGIN EXECUTE 'SET x.y = ' || z; END $$", "x.y"),
             ("UPDATE t SET a = 1", ""),
             ("ALTER ROLE r SET a = 1", ""),
@@ -704,13 +834,25 @@ mod tests {
             ("create local temporary view v as select 1", What::TEMPORARY),
             ("CREATE OR REPLACE TEMP VIEW v AS SELECT 1", What::TEMPORARY),
             ("SELECT 1 INTO TEMP t", What::TEMPORARY),
-            ("EXPLAIN ANALYZE CREATE TABLE pg_temp.t AS SELECT 1", What::TEMPORARY),
-            ("CREATE FUNCTION \"pg_temp\".f() RETURNS int LANGUAGE sql AS 'SELECT 1'", What::TEMPORARY),
-            ("BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT", What::HOLD),
+            (
+                "EXPLAIN ANALYZE CREATE TABLE pg_temp.t AS SELECT 1",
+                What::TEMPORARY,
+            ),
+            (
+                "CREATE FUNCTION \"pg_temp\".f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                What::TEMPORARY,
+            ),
+            (
+                "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+                What::HOLD,
+            ),
             ("LISTEN a", What::LISTEN),
             ("UNLISTEN *", What::UNLISTENS),
             ("SELECT pg_advisory_lock(1)", What::ADVISORY),
-            ("SELECT pg_catalog.\"pg_try_advisory_lock\" (1)", What::ADVISORY),
+            (
+                "SELECT pg_catalog.\"pg_try_advisory_lock\" (1)",
+                What::ADVISORY,
+            ),
             ("SELECT pg_advisory_unlock_all()", What::UNLOCKS),
             ("PREPARE a AS SELECT 1", What::PREPARE),
             ("DEALLOCATE a", What::DEALLOCATES),
@@ -718,35 +860,67 @@ mod tests {
             ("SELECT setseed(0.5)", What::STUCK),
             ("SELECT lastval()", What::READS_SEQUENCE),
             ("SELECT currval('s')", What::READS_SEQUENCE),
-            ("WITH a AS (INSERT INTO t VALUES (1) RETURNING b) SELECT * FROM a", What::ADVANCES_SEQUENCE),
+            (
+                "WITH a AS (INSERT INTO t VALUES (1) RETURNING b) SELECT * FROM a",
+                What::ADVANCES_SEQUENCE,
+            ),
             ("SELECT nextval('s')", What::ADVANCES_SEQUENCE),
             ("SELECT set_config($1, $2, false)", What::SETS_UNKNOWN),
             ("SELECT set_config(a, b, false) FROM t", What::SETS_UNKNOWN),
-            ("UPDATE pg_settings SET setting = 'x' WHERE name = 'y'", What::SETS_UNKNOWN),
-            ("DO $$ BEGIN EXECUTE format('SET %I = 1', x); END $$", What::SETS_UNKNOWN),
-            ("DO $$ BEGIN EXECUTE 'CREATE TEMP TABLE ' || x; END $$", What::TEMPORARY),
+            (
+                "UPDATE pg_settings SET setting = 'x' WHERE name = 'y'",
+                What::SETS_UNKNOWN,
+            ),
+            (
+                "DO $$ BEGIN EXECUTE format('SET %I = 1', x); END $$",
+                What::SETS_UNKNOWN,
+            ),
+            (
+                "DO $$ BEGIN EXECUTE 'CREATE TEMP TABLE ' || x; END $$",
+                What::TEMPORARY,
+            ),
             ("DO 'BEGIN NULL; END'", What::SETS_UNKNOWN),
             ("DO $$ BEGIN NULL; END $$", What::OPAQUE),
             ("EXECUTE a", What::OPAQUE),
-            ("SELECT U&\"set\\005fconfig\"('a', 'b', false)", What::OPAQUE),
-            ("SELECT query_to_xml('SELECT 1', true, true, '')", What::OPAQUE),
+            (
+                "SELECT U&\"set\\005fconfig\"('a', 'b', false)",
+                What::OPAQUE,
+            ),
+            (
+                "SELECT query_to_xml('SELECT 1', true, true, '')",
+                What::OPAQUE,
+            ),
             ("RESET ALL", What::RESETS_ALL),
-            ("DO $$ BEGIN IF true THEN LISTEN a; END IF; END $$", What::LISTEN),
+            (
+                "DO $$ BEGIN IF true THEN LISTEN a; END IF; END $$",
+                What::LISTEN,
+            ),
             ("SELECT 1; DISCARD ALL", What::CONTROL),
         ] {
-            assert!(effects(sql).what.contains(expected), "{sql}: {:?}", effects(sql));
+            assert!(
+                effects(sql).what.contains(expected),
+                "{sql}: {:?}",
+                effects(sql)
+            );
         }
     }
 
     #[test]
     fn functions_that_not_every_server_has_are_named() {
         for (sql, expected) in [
-            ("SELECT my_function(1), lower('a'), s.\"Other\"(2)", "my_function Other"),
+            (
+                "SELECT my_function(1), lower('a'), s.\"Other\"(2)",
+                "my_function Other",
+            ),
             ("INSERT INTO t (a, b) VALUES (f(1), 2)", "f"),
             ("INSERT INTO s.t (a) SELECT a FROM g(1) AS x (a)", "g"),
             ("SELECT a b (1)", ""),
         ] {
-            let names: Vec<_> = effects(sql).functions.iter().map(ToString::to_string).collect();
+            let names: Vec<_> = effects(sql)
+                .functions
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             assert_eq!(names.join(" "), expected, "{sql}");
         }
     }

@@ -45,27 +45,43 @@ enum State {
     Number,
     Parameter,
     /// In a string; with backslash escapes or not.
-    Text { escapes: bool },
+    Text {
+        escapes: bool,
+    },
     /// After a backslash in a string.
     Escaped,
     /// After a quote in a string: the end, or the first of two that mean one.
-    TextQuote { escapes: bool },
+    TextQuote {
+        escapes: bool,
+    },
     /// After a string: white space, which with a newline in it and a quote behind it continues the string.
-    TextEnd { escapes: bool, newline: bool },
+    TextEnd {
+        escapes: bool,
+        newline: bool,
+    },
     /// In a comment to the end of the line after a string.
-    TextEndComment { escapes: bool },
-    TextEndDash { escapes: bool },
+    TextEndComment {
+        escapes: bool,
+    },
+    TextEndDash {
+        escapes: bool,
+    },
     Name,
     NameQuote,
     Dash,
     LineComment,
     Slash,
     /// In comments, so many deep; the last byte was the first of a possible `/*` or `*/`.
-    Comment { depth: u32, last: u8 },
+    Comment {
+        depth: u32,
+        last: u8,
+    },
     /// After `$`: a parameter, or the tag of a dollar quote.
     Dollar,
     /// In a dollar-quoted string; so many bytes of a possible end were seen.
-    Body { matched: usize },
+    Body {
+        matched: usize,
+    },
     /// After `u&`.
     UnicodePrefix,
 }
@@ -219,14 +235,18 @@ impl Lexer {
             State::Word => {
                 let run = bytes.iter().take_while(|b| continues_word(**b)).count();
                 let room = MAX_NAME.saturating_sub(self.text.len()).min(run);
-                self.text.extend(bytes[..room].iter().map(u8::to_ascii_lowercase));
+                self.text
+                    .extend(bytes[..room].iter().map(u8::to_ascii_lowercase));
                 if run < bytes.len() {
                     return run + self.end_word(bytes[run], sink);
                 }
                 run
             }
             State::Number => {
-                let run = bytes.iter().take_while(|b| b.is_ascii_digit() || **b == b'.').count();
+                let run = bytes
+                    .iter()
+                    .take_while(|b| b.is_ascii_digit() || **b == b'.')
+                    .count();
                 if run < bytes.len() {
                     self.state = State::Between;
                     sink.token(Token::Number);
@@ -288,7 +308,10 @@ impl Lexer {
                 0
             }
             State::TextEndComment { escapes } => {
-                let run = bytes.iter().take_while(|b| !matches!(**b, b'\n' | b'\r')).count();
+                let run = bytes
+                    .iter()
+                    .take_while(|b| !matches!(**b, b'\n' | b'\r'))
+                    .count();
                 if run < bytes.len() {
                     self.state = State::TextEnd {
                         escapes,
@@ -327,7 +350,10 @@ impl Lexer {
                 0
             }
             State::LineComment => {
-                let run = bytes.iter().take_while(|b| !matches!(**b, b'\n' | b'\r')).count();
+                let run = bytes
+                    .iter()
+                    .take_while(|b| !matches!(**b, b'\n' | b'\r'))
+                    .count();
                 if run < bytes.len() {
                     self.state = State::Between;
                 }
@@ -478,7 +504,12 @@ impl Lexer {
                 sink.token(Token::Symbol(b'$'));
                 if self.tag.len() > 1 {
                     self.text.clear();
-                    self.text.extend(self.tag[1..].iter().take(MAX_NAME).map(u8::to_ascii_lowercase));
+                    self.text.extend(
+                        self.tag[1..]
+                            .iter()
+                            .take(MAX_NAME)
+                            .map(u8::to_ascii_lowercase),
+                    );
                     self.state = State::Word;
                 }
                 return 0;
@@ -598,19 +629,34 @@ mod tests {
             ("1e5 1abc", "0 e5 0 abc"),
             ("SÉT", "sÉt"),
         ] {
-            assert_eq!(tokens(sql, false, false), (expected.to_owned(), true), "{sql}");
+            assert_eq!(
+                tokens(sql, false, false),
+                (expected.to_owned(), true),
+                "{sql}"
+            );
         }
     }
 
     #[test]
     fn backslashes_escape_where_strings_do_not_conform_to_the_standard() {
         assert_eq!(tokens(r"'a\' c' d", true, false).0, "'' d");
-        assert_eq!(tokens(r"'a\' c' d", false, false), (r"'a\' c".to_owned(), false));
+        assert_eq!(
+            tokens(r"'a\' c' d", false, false),
+            (r"'a\' c".to_owned(), false)
+        );
     }
 
     #[test]
     fn what_is_not_closed_is_told() {
-        for sql in ["'a", "\"a", "/* a", "/* a /* b */", "$$ a", "$x$ a $x", "E'a\\'"] {
+        for sql in [
+            "'a",
+            "\"a",
+            "/* a",
+            "/* a /* b */",
+            "$$ a",
+            "$x$ a $x",
+            "E'a\\'",
+        ] {
             assert!(!tokens(sql, false, false).1, "{sql}");
         }
         for sql in ["'a'", "a -- b", "a /", "a -", "$1", "$"] {

@@ -116,7 +116,10 @@ async fn a_server_that_dies_ends_the_query_it_ran_and_no_other_and_serves_again_
         if pooling == "session" {
             // As direct: its connection was that server's.
             let frames = in_time("an idle client is told", idle.rest()).await;
-            assert!(frames.iter().all(|frame| frame.sqlstate() == "57P01"), "{frames:?}");
+            assert!(
+                frames.iter().all(|frame| frame.sqlstate() == "57P01"),
+                "{frames:?}"
+            );
             own.start_again().await.expect("starts");
         } else {
             // While it is away, clients are told so, and stay.
