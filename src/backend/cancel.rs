@@ -11,9 +11,12 @@
 //!     └──────────────────────────┴──── wait until 0 in flight ◄───┘
 //! ```
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -32,6 +35,10 @@ pub struct Fence {
     tls: bool,
     state: Mutex<State>,
     changed: Notify,
+    /// Cancels under way, for a look without the lock.
+    in_flight: AtomicUsize,
+    /// The relay that holds the next query back until they have struck.
+    relay: AtomicWaker,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +59,8 @@ impl Fence {
             tls,
             state: Mutex::default(),
             changed: Notify::new(),
+            in_flight: AtomicUsize::new(0),
+            relay: AtomicWaker::new(),
         }
     }
 
@@ -91,6 +100,18 @@ impl Fence {
         state.in_flight == 0 && !state.unsure
     }
 
+    /// Ready while no cancel is under way: then the next query may begin, which none was meant for.
+    pub fn poll_quiet(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.in_flight.load(Ordering::Acquire) == 0 {
+            return Poll::Ready(());
+        }
+        self.relay.register(cx.waker());
+        match self.in_flight.load(Ordering::Acquire) {
+            0 => Poll::Ready(()),
+            _ => Poll::Pending,
+        }
+    }
+
     /// Waits until no cancel is under way. False if one may still strike: the connection must then
     /// be closed.
     ///
@@ -119,6 +140,7 @@ impl Fence {
                 return Ok(false);
             }
             state.in_flight += 1;
+            self.in_flight.store(state.in_flight, Ordering::Release);
         }
         // The request goes on if whoever asked for it does not stay to see its end.
         let fence = self.clone();
@@ -165,7 +187,11 @@ impl Drop for InFlight<'_> {
         let mut state = self.fence.state();
         state.in_flight -= 1;
         state.unsure |= !self.seen;
+        self.fence
+            .in_flight
+            .store(state.in_flight, Ordering::Release);
         drop(state);
         self.fence.changed.notify_waiters();
+        self.fence.relay.wake();
     }
 }

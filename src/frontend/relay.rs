@@ -454,6 +454,11 @@ impl<'a> Relay<'a> {
         if self.is_deaf() {
             return Ok(Step::Still);
         }
+        // A cancel that is under way was meant for what has just ended, not for what comes next.
+        let between = self.ledger.is_empty() && self.client_rest == 0;
+        if between && self.server.fence().poll_quiet(cx).is_pending() {
+            return Ok(Step::Still);
+        }
         // Bytes that came before the checkout, or were left by backpressure, go first.
         let before = self.server.outbox.len();
         let answered = self.client.outbox.len();

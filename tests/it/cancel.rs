@@ -170,7 +170,7 @@ async fn a_cancel_ends_the_wait_for_a_server_connection() {
 /// share with clients of B.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_cancels_disturbs_nobody_else() {
-    const CANCELS: usize = 500;
+    const CANCELS: usize = 10_000;
     let setup = Setup {
         pool_size: 3,
         sections: "timeouts: { checkout: 60s }".into(),
