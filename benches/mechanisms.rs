@@ -20,6 +20,7 @@ use pgtenant::id::TenantId;
 use pgtenant::protocol::buffer::Buffer;
 use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
 use pgtenant::protocol::startup::{self, Packet, Startup};
+use pgtenant::sql::effects::Effects;
 use pgtenant::tenant::identify::identify;
 use pgtenant::tenant::state::TenantState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -184,9 +185,9 @@ fn ledger(criterion: &mut Criterion) {
             let mut ledger = Ledger::default();
             ledger.push(Owed::Query);
             for tag in [BackendTag::ROW_DESCRIPTION, BackendTag::COMMAND_COMPLETE] {
-                ledger.reply(black_box(tag), false);
+                ledger.reply(black_box(tag), 0);
             }
-            ledger.reply(BackendTag::READY_FOR_QUERY, true);
+            ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
             ledger.is_clean()
         });
     });
@@ -210,9 +211,9 @@ fn ledger(criterion: &mut Criterion) {
                     BackendTag::ROW_DESCRIPTION,
                     BackendTag::COMMAND_COMPLETE,
                 ] {
-                    ledger.reply(black_box(tag), false);
+                    ledger.reply(black_box(tag), 0);
                 }
-                ledger.reply(BackendTag::READY_FOR_QUERY, true);
+                ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
                 ledger.is_clean()
             });
         },
@@ -226,6 +227,7 @@ fn statements(criterion: &mut Criterion) {
         Interner::default(),
         Parsed::default(),
     );
+    let settings = Arc::default();
     let mut rewrite = |tag: FrontendTag, frame: &[u8]| {
         let (mut outbox, mut ledger) = (Buffer::new(), Ledger::default());
         let mut target = Target {
@@ -233,6 +235,10 @@ fn statements(criterion: &mut Criterion) {
             outbox: &mut outbox,
             ledger: &mut ledger,
             interner: &interner,
+            settings: &settings,
+            backslashes: false,
+            owns_sequences: true,
+            effects: Effects::default(),
         };
         let rewritten = statements.rewrite(tag, frame, frame.len(), &mut target);
         assert!(matches!(rewritten, Ok(Rewritten::Consumed(_))));
@@ -247,6 +253,36 @@ fn statements(criterion: &mut Criterion) {
     criterion.bench_function("statements/rewrite a Bind", |bencher| {
         bencher.iter(|| rewrite(FrontendTag::BIND, black_box(&bind)));
     });
+}
+
+/// Looking at texts for what they may leave in their session.
+fn effects(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("effects");
+    let values: String = (0..1000)
+        .map(|n| format!("({n}, 'a string, number {n}'), "))
+        .collect();
+    let long = format!("INSERT INTO t (a, b) VALUES {values}(0, '')");
+    for (name, text) in [
+        (
+            "SELECT of pgbench",
+            "SELECT abalance FROM pgbench_accounts WHERE aid = 4711;",
+        ),
+        (
+            "UPDATE of pgbench",
+            "UPDATE pgbench_accounts SET abalance = abalance + 5 WHERE aid = 4711;",
+        ),
+        (
+            "a query of an ORM",
+            r#"SELECT "orders"."id", "orders"."total", COUNT("lines"."id") FROM "orders" LEFT OUTER JOIN "lines" ON ("orders"."id" = "lines"."order_id") WHERE ("orders"."tenant" = $1 AND "orders"."created" > NOW()) GROUP BY "orders"."id" ORDER BY "orders"."created" DESC LIMIT 21"#,
+        ),
+        ("a long INSERT", &long),
+    ] {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| Effects::of(black_box(text.as_bytes()), false));
+        });
+    }
+    group.finish();
 }
 
 /// Lets everybody in and has no objections.
@@ -303,9 +339,7 @@ fn pool(criterion: &mut Criterion) {
         tenant: tenant.id.clone(),
         route: tenant.route.clone(),
         settings: Arc::new(Settings::new()),
-        client: 1,
         stale: false,
-        soiled_by: None,
     };
     let turns = async |times: u64| -> Duration {
         let started = Instant::now();
@@ -325,5 +359,7 @@ fn pool(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(mechanisms, frames, buffer, login, ledger, statements, pool);
+criterion_group!(
+    mechanisms, frames, buffer, login, ledger, statements, effects, pool
+);
 criterion_main!(mechanisms);

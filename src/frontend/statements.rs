@@ -287,8 +287,13 @@ impl Statements {
         let done = Ok(Rewritten::Consumed(frame.len()));
         let (name, definition) = split_cstr(body).ok_or_else(malformed)?;
         if name.is_empty() {
-            let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
-            let effects = Effects::of(text, target.backslashes);
+            let effects = match &self.unnamed {
+                Unnamed::Known(before) if before == frame => self.unnamed_effects.clone(),
+                _ => {
+                    let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
+                    Effects::of(text, target.backslashes)
+                }
+            };
             if !target.owns_sequences && asks_for_foreign_sequence(&effects) {
                 return Ok(Rewritten::ForeignSequence);
             }

@@ -163,9 +163,12 @@ impl Scanner {
     pub fn begin(&mut self, backslashes: bool) {
         self.lexer.restart(backslashes);
         let mut name = std::mem::take(&mut self.reader.name);
+        let mut word_before = std::mem::take(&mut self.reader.word_before);
         name.clear();
+        word_before.clear();
         self.reader = Reader {
             name,
+            word_before,
             ..Reader::default()
         };
     }
@@ -245,10 +248,11 @@ struct Reader {
     effects: Effects,
     command: Command,
     last: Last,
-    /// What was behind the name that was read last.
+    /// What was before the name that was read last; if that was a name or a keyword, `word_before` is it.
     before_name: Last,
-    /// The name that was read last.
+    /// The name, or keyword, that was read last.
     name: Vec<u8>,
+    word_before: Vec<u8>,
     naming: Naming,
     calls: Vec<SetConfig>,
     /// In the body of DO or of a function.
@@ -348,31 +352,38 @@ impl Reader {
             self.end_statement();
             return;
         }
-        let last = match word {
-            b"temp" | b"temporary" if matches!(self.last, Last::Create | Last::Relation) => {
+        let last = match Short::of(word) {
+            Short::TEMP | Short::TEMPORARY
+                if matches!(self.last, Last::Create | Last::Relation) =>
+            {
                 self.effects.what |= What::TEMPORARY;
                 Last::Temporary
             }
-            b"hold" if self.last == Last::With && self.command == Command::Declare => {
+            Short::HOLD if self.last == Last::With && self.command == Command::Declare => {
                 self.effects.what |= What::HOLD;
                 Last::Open
             }
-            b"or" | b"replace" | b"local" | b"global" if self.last == Last::Create => Last::Create,
-            b"insert" | b"merge" => {
+            Short::OR | Short::REPLACE | Short::LOCAL | Short::GLOBAL
+                if self.last == Last::Create =>
+            {
+                Last::Create
+            }
+            Short::INSERT | Short::MERGE => {
                 self.effects.what |= What::WRITES | What::ADVANCES_SEQUENCE;
                 Last::Open
             }
-            b"update" | b"delete" => {
+            Short::UPDATE | Short::DELETE => {
                 self.effects.what |= What::WRITES;
                 Last::Open
             }
-            b"pg_settings" if self.command == Command::Update => {
+            Short::PG_SETTINGS if self.command == Command::Update => {
                 self.effects.what |= What::SETS_UNKNOWN | What::CONTROL;
                 Last::Closed
             }
-            b"with" => Last::With,
-            b"into" | b"join" | b"as" | b"table" | b"references" => Last::Relation,
-            _ if self.last != Last::Dot && is_keyword(word) => Last::Open,
+            Short::WITH => Last::With,
+            Short::INTO | Short::JOIN | Short::AS | Short::TABLE | Short::REFERENCES => {
+                Last::Relation
+            }
             _ => return self.identifier(word),
         };
         self.name.clear();
@@ -386,19 +397,29 @@ impl Reader {
         }
         if self.last != Last::Dot {
             self.before_name = self.last;
+            std::mem::swap(&mut self.name, &mut self.word_before);
         }
         self.name.clear();
         self.name.extend_from_slice(name);
         self.last = Last::Closed;
     }
 
-    /// The name that was read last is called.
+    /// The name that was read last is called, unless it is a keyword, or an alias behind another name.
     fn call(&mut self) {
-        if matches!(self.before_name, Last::Closed | Last::Relation) {
+        let is_alias = match self.before_name {
+            Last::Closed => self.word_before.is_empty() || !is_keyword(&self.word_before),
+            before => before == Last::Relation,
+        };
+        if is_alias || is_keyword(&self.name) {
             return;
         }
-        let name = std::mem::take(&mut self.name);
-        let Ok(name) = std::str::from_utf8(&name) else {
+        let called = std::mem::take(&mut self.name);
+        self.judge(&called);
+        self.name = called;
+    }
+
+    fn judge(&mut self, name: &[u8]) {
+        let Ok(name) = std::str::from_utf8(name) else {
             self.effects.what |= What::OPAQUE;
             return;
         };
@@ -503,6 +524,9 @@ impl Reader {
 
     /// A word or name in SET or RESET; false if it is no part of the parameter's name.
     fn name_of_setting(&mut self, word: &[u8]) -> bool {
+        if self.naming == Naming::No {
+            return false;
+        }
         let text = String::from_utf8_lossy(word).to_lowercase();
         match &mut self.naming {
             Naming::No => return false,
@@ -597,6 +621,42 @@ impl Reader {
             _ => {}
         }
         call.tokens += 1;
+    }
+}
+
+/// The first eight bytes of a word as a number, and its length: comparing words one by one took most of the time of
+/// reading a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Short(u64, usize);
+
+impl Short {
+    const TEMP: Self = Self::of(b"temp");
+    const TEMPORARY: Self = Self::of(b"temporary");
+    const HOLD: Self = Self::of(b"hold");
+    const OR: Self = Self::of(b"or");
+    const REPLACE: Self = Self::of(b"replace");
+    const LOCAL: Self = Self::of(b"local");
+    const GLOBAL: Self = Self::of(b"global");
+    const INSERT: Self = Self::of(b"insert");
+    const MERGE: Self = Self::of(b"merge");
+    const UPDATE: Self = Self::of(b"update");
+    const DELETE: Self = Self::of(b"delete");
+    const PG_SETTINGS: Self = Self::of(b"pg_settings");
+    const WITH: Self = Self::of(b"with");
+    const INTO: Self = Self::of(b"into");
+    const JOIN: Self = Self::of(b"join");
+    const AS: Self = Self::of(b"as");
+    const TABLE: Self = Self::of(b"table");
+    const REFERENCES: Self = Self::of(b"references");
+
+    const fn of(word: &[u8]) -> Self {
+        let mut packed = 0;
+        let mut at = 0;
+        while at < word.len() && at < 8 {
+            packed = packed << 8 | word[at] as u64;
+            at += 1;
+        }
+        Self(packed, word.len())
     }
 }
 

@@ -104,16 +104,55 @@ pub struct Lexer {
     bodies: Vec<Vec<u8>>,
 }
 
+const SPACE: u8 = 1;
+const STARTS_WORD: u8 = 2;
+const CONTINUES_WORD: u8 = 4;
+
+/// What each byte can be: a table, since this is on the way of every statement.
+static CLASSES: [u8; 256] = classes();
+
+const fn classes() -> [u8; 256] {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        classes[byte] = match byte as u8 {
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => SPACE,
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' | 0x80.. => STARTS_WORD | CONTINUES_WORD,
+            b'0'..=b'9' | b'$' => CONTINUES_WORD,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    classes
+}
+
+fn is(byte: u8, class: u8) -> bool {
+    CLASSES[usize::from(byte)] & class != 0
+}
+
+/// How many of the first bytes are of a class.
+fn run_of(bytes: &[u8], class: u8) -> usize {
+    bytes
+        .iter()
+        .position(|&byte| !is(byte, class))
+        .unwrap_or(bytes.len())
+}
+
 fn starts_word(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+    is(byte, STARTS_WORD)
 }
 
 fn continues_word(byte: u8) -> bool {
-    starts_word(byte) || byte.is_ascii_digit() || byte == b'$'
+    is(byte, CONTINUES_WORD)
 }
 
 fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+    is(byte, SPACE)
+}
+
+/// How many of the first bytes are before the first `end`.
+fn run_to(bytes: &[u8], end: u8) -> usize {
+    memchr::memchr(end, bytes).unwrap_or(bytes.len())
 }
 
 impl Lexer {
@@ -233,10 +272,11 @@ impl Lexer {
         match self.state {
             State::Between => self.begin(bytes, sink),
             State::Word => {
-                let run = bytes.iter().take_while(|b| continues_word(**b)).count();
-                let room = MAX_NAME.saturating_sub(self.text.len()).min(run);
-                self.text
-                    .extend(bytes[..room].iter().map(u8::to_ascii_lowercase));
+                let run = run_of(bytes, CONTINUES_WORD);
+                let before = self.text.len();
+                let room = MAX_NAME.saturating_sub(before).min(run);
+                self.text.extend_from_slice(&bytes[..room]);
+                self.text[before..].make_ascii_lowercase();
                 if run < bytes.len() {
                     return run + self.end_word(bytes[run], sink);
                 }
@@ -262,10 +302,10 @@ impl Lexer {
                 run
             }
             State::Text { escapes } => {
-                let run = bytes
-                    .iter()
-                    .take_while(|b| **b != b'\'' && (!escapes || **b != b'\\'))
-                    .count();
+                let run = match escapes {
+                    true => memchr::memchr2(b'\'', b'\\', bytes).unwrap_or(bytes.len()),
+                    false => run_to(bytes, b'\''),
+                };
                 self.keep(&bytes[..run], MAX_TEXT);
                 match bytes.get(run) {
                     None => run,
@@ -322,7 +362,7 @@ impl Lexer {
                 run
             }
             State::Name => {
-                let run = bytes.iter().take_while(|b| **b != b'"').count();
+                let run = run_to(bytes, b'"');
                 self.keep(&bytes[..run], MAX_NAME);
                 if run < bytes.len() {
                     self.state = State::NameQuote;
@@ -428,7 +468,7 @@ impl Lexer {
                 self.state = State::Dollar;
             }
             b'0'..=b'9' => self.state = State::Number,
-            _ if is_space(byte) => {}
+            _ if is_space(byte) => return run_of(bytes, SPACE),
             _ => sink.token(Token::Symbol(byte)),
         }
         1
@@ -520,7 +560,7 @@ impl Lexer {
 
     fn body(&mut self, bytes: &[u8], matched: usize, sink: &mut impl Sink) -> usize {
         if matched == 0 {
-            let run = bytes.iter().take_while(|b| **b != b'$').count();
+            let run = run_to(bytes, b'$');
             if run < bytes.len() {
                 self.state = State::Body { matched: 1 };
                 return run + 1;
