@@ -14,13 +14,13 @@ use crate::protocol::frame::split_cstr;
 /// PostgreSQL's MAX_STARTUP_PACKET_LENGTH (pqcomm.h), in bytes without the length field.
 const MAX_PACKET: usize = 10_000;
 /// Longest cancel key in bytes (protocol 3.2).
-const MAX_CANCEL_KEY: usize = 256;
+pub const MAX_CANCEL_KEY: usize = 256;
 
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// Newest protocol version spoken to clients.
+/// Newest protocol version spoken to clients and to servers.
 pub const NEWEST: Version = Version { major: 3, minor: 2 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
