@@ -42,6 +42,8 @@ pub enum Packet {
     GssEncRequest,
     Cancel(CancelKey),
     Startup(Startup),
+    /// A StartupMessage of another protocol.
+    Unsupported(Version),
 }
 
 /// What names a query to cancel: the proxy's own keys toward clients, a server's toward servers.
@@ -95,8 +97,7 @@ fn violation(message: &str) -> Error {
 /// Not cancel safe: a partly read packet is lost.
 ///
 /// # Errors
-/// 08P01 for bytes that are no packet, 0A000 for a protocol version that is not spoken, and what
-/// [`Startup`] refuses; `Err` of the socket as 08006.
+/// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006.
 pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Option<Packet>> {
     let mut length = [0; 4];
     match io.read(&mut length[..1]).await {
@@ -139,13 +140,7 @@ fn parse(body: &[u8]) -> Result<Packet> {
                 minor: (code & 0xffff) as u16,
             };
             if version.major != NEWEST.major {
-                return Err(Error::new(
-                    Kind::FeatureNotSupported,
-                    format!(
-                        "unsupported frontend protocol {}.{}: server supports 3.0 to {}.{}",
-                        version.major, version.minor, NEWEST.major, NEWEST.minor
-                    ),
-                ));
+                return Ok(Packet::Unsupported(version));
             }
             parse_startup(version, rest).map(Packet::Startup)
         }
@@ -235,19 +230,20 @@ fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
     let mut parameters = Vec::new();
     let mut arguments = split_options(options).into_iter();
     while let Some(argument) = arguments.next() {
-        let setting = if let Some(long) = argument.strip_prefix("--") {
-            long.to_owned()
+        let (flag, setting) = if let Some(long) = argument.strip_prefix("--") {
+            ("--", long.to_owned())
         } else if argument == "-c" {
-            arguments.next().ok_or_else(|| invalid_switch(&argument))?
+            let next = arguments.next();
+            ("-c ", next.ok_or_else(|| invalid_switch(&argument))?)
         } else if let Some(short) = argument.strip_prefix("-c") {
-            short.to_owned()
+            ("-c ", short.to_owned())
         } else {
             return Err(invalid_switch(&argument));
         };
         let Some((name, value)) = setting.split_once('=') else {
             return Err(Error::new(
                 Kind::SyntaxError,
-                format!("{argument} requires a value"),
+                format!("{flag}{setting} requires a value"),
             ));
         };
         parameters.push((name.replace('-', "_"), value.to_owned()));
@@ -355,8 +351,8 @@ mod tests {
             );
         }
         assert_eq!(
-            parse(&packet(0x0002_0000, &[])).unwrap_err().sqlstate(),
-            "0A000"
+            parse(&packet(0x0002_0000, &[])).unwrap(),
+            Packet::Unsupported(Version { major: 2, minor: 0 })
         );
         for body in [
             &b"\0\x03\0\0user\0a"[..],
