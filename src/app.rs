@@ -332,9 +332,19 @@ impl App {
         self.clients.get(key).map(|client| client.clone())
     }
 
-    /// Whether a key is taken.
-    pub fn has_key(&self, key: &CancelKey) -> bool {
-        self.clients.contains_key(key)
+    /// A cancel key that nobody has, with a secret of this many bytes.
+    pub fn new_key(&self, length: usize, pid: impl Fn() -> i32) -> CancelKey {
+        loop {
+            let mut secret = vec![0; length];
+            rand::fill(&mut secret[..]);
+            let key = CancelKey {
+                pid: pid(),
+                secret: secret.into(),
+            };
+            if !self.clients.contains_key(&key) {
+                return key;
+            }
+        }
     }
 
     /// Every client, oldest first.

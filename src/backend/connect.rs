@@ -289,7 +289,7 @@ async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> 
             }
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
             BackendTag::NOTICE_RESPONSE => {}
-            BackendTag::ERROR_RESPONSE => return Err(refused(&ErrorFields::read(&body))),
+            BackendTag::ERROR_RESPONSE => return Err(refused(&ErrorFields::read(&body), key)),
             BackendTag::READY_FOR_QUERY => return Ok(()),
             tag => {
                 return Err(failed(format_args!(
@@ -333,10 +333,25 @@ fn cancel_key(body: &[u8], version: Version) -> Result<CancelKey> {
     }
 }
 
-/// What a client may know of a refusal: that the server is full, starting or stopping, or that the database is
-/// not there. Roles and passwords are the operator's.
-fn refused(fields: &ErrorFields) -> Error {
+/// What a client may know of a refusal: that the server is full, starting or stopping, that the database is
+/// not there, or what is wrong with a parameter of its own. Roles and passwords are the operator's.
+fn refused(fields: &ErrorFields, key: &PoolKey) -> Error {
     let error = match fields.sqlstate.as_str() {
+        _ if key.is_replicating() && names_a_parameter(fields, key) => {
+            Error::new(Kind::FeatureNotSupported, fields.message.clone())
+                .with_sqlstate(fields.sqlstate.clone())
+        }
+        sqlstate @ ("28000" | "42501") if key.is_replicating() => Error::new(
+            match sqlstate {
+                "28000" => BARRED,
+                _ => Kind::InsufficientPrivilege,
+            },
+            "the tenant's server does not let pgtenant replicate",
+        )
+        .with_hint(
+            "On the server, pgtenant's role needs the REPLICATION attribute, and pg_hba.conf a line that lets it in: \
+             for \"replication\", or with replication=database for the database.",
+        ),
         "57P03" | "57P01" | "57P02" => Error::new(Kind::CannotConnectNow, fields.message.clone()),
         "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()),
         "3D000" => Error::new(
@@ -356,6 +371,18 @@ fn refused(fields: &ErrorFields) -> Error {
         "{} {}: {}",
         fields.severity, fields.sqlstate, fields.message
     ))
+}
+
+/// Whether what is wrong is a run-time parameter that the StartupMessage gave.
+fn names_a_parameter(fields: &ErrorFields, key: &PoolKey) -> bool {
+    let is_about = |name: &str| {
+        let quoted = format!("\"{name}\"");
+        fields.message.contains(&quoted)
+    };
+    matches!(
+        fields.sqlstate.as_str(),
+        "22023" | "42501" | "42602" | "42704" | "55P02"
+    ) && key.startup.iter().any(|(name, _)| is_about(name))
 }
 
 async fn authenticate(

@@ -73,6 +73,50 @@ impl CancelKey {
     }
 }
 
+/// A connection that streams WAL or its changes instead of serving an application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// Of the whole instance; the server looks at no database.
+    Physical,
+    /// Of one database, where plain queries are served, too.
+    Database,
+}
+
+impl Replication {
+    /// Reads the `replication` parameter as ProcessStartupPacket does: a boolean as `parse_bool` (bool.c) takes it, or
+    /// `database`.
+    ///
+    /// # Errors
+    /// 22023 for anything else.
+    fn parse(value: &str) -> Result<Option<Self>> {
+        if value == "database" {
+            return Ok(Some(Self::Database));
+        }
+        let starts = |word: &str, least: usize| {
+            let length = value.len();
+            (least..=word.len()).contains(&length)
+                && word.as_bytes()[..length].eq_ignore_ascii_case(value.as_bytes())
+        };
+        if value == "1" || starts("true", 1) || starts("yes", 1) || starts("on", 2) {
+            Ok(Some(Self::Physical))
+        } else if value == "0" || starts("false", 1) || starts("no", 1) || starts("off", 2) {
+            Ok(None)
+        } else {
+            let message = format!("invalid value for parameter \"replication\": \"{value}\"");
+            Err(Error::new(Kind::InvalidParameterValue, message)
+                .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."))
+        }
+    }
+
+    /// What the parameter is given as.
+    pub fn value(self) -> &'static str {
+        match self {
+            Self::Physical => "true",
+            Self::Database => "database",
+        }
+    }
+}
+
 /// A StartupMessage. Parameter names are as sent; the values of `user`, `database`, `options` and
 /// `replication` are taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +125,7 @@ pub struct Startup {
     pub user: String,
     /// None where the client left it out (PostgreSQL then takes the user's name).
     pub database: Option<String>,
-    pub replication: Option<String>,
+    pub replication: Option<Replication>,
     /// Run-time parameters of `options` first, then those of their own, as PostgreSQL applies them.
     pub parameters: Vec<(String, String)>,
     /// Names of protocol extensions (`_pq_.…`); none is known.
@@ -206,7 +250,10 @@ fn parse_startup(version: Version, mut rest: &[u8]) -> Result<Startup> {
         version,
         user,
         database: database.filter(|database| !database.is_empty()),
-        replication,
+        replication: match replication {
+            Some(value) => Replication::parse(&value)?,
+            None => None,
+        },
         parameters,
         extensions,
     })
@@ -364,6 +411,31 @@ mod tests {
             b"\x04\xd2\x16\x2fextra",
         ] {
             assert_eq!(parse(body).unwrap_err().sqlstate(), "08P01", "{body:?}");
+        }
+    }
+
+    #[test]
+    fn replication_is_a_boolean_or_the_database() {
+        for (values, expected) in [
+            (
+                &["true", "T", "tr", "yes", "Y", "on", "ON", "1"][..],
+                Ok(Some(Replication::Physical)),
+            ),
+            (&["false", "F", "n", "No", "of", "off", "0"], Ok(None)),
+            (&["database"], Ok(Some(Replication::Database))),
+            (
+                &[
+                    "", "o", "Database", "data", "2", "10", "truest", "onn", "true ", "logical",
+                ],
+                Err("22023"),
+            ),
+        ] {
+            for value in values {
+                let read = startup(&[("user", "a"), ("replication", value)]);
+                let read = read.map(|startup| startup.replication);
+                let read = read.as_ref().copied().map_err(Error::sqlstate);
+                assert_eq!(read, expected, "{value:?}");
+            }
         }
     }
 

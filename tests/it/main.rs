@@ -14,6 +14,7 @@ mod isolation;
 mod layers;
 mod limits;
 mod negative;
+mod replication;
 mod tiers;
 mod tls;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
