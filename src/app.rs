@@ -333,9 +333,18 @@ impl App {
         (client.value().key() == *key).then(|| client.clone())
     }
 
-    /// Whether a secret is taken.
-    pub fn has_secret(&self, secret: &[u8]) -> bool {
-        self.clients.contains_key(secret)
+    /// A cancel key whose secret, of this many bytes, nobody has.
+    pub fn new_key(&self, length: usize) -> CancelKey {
+        loop {
+            let mut secret = vec![0; length];
+            rand::fill(&mut secret[..]);
+            if !self.clients.contains_key(&secret[..]) {
+                return CancelKey {
+                    pid: rand::random_range(1..i32::MAX),
+                    secret: secret.into(),
+                };
+            }
+        }
     }
 
     /// Every client, oldest first.

@@ -30,6 +30,10 @@ pub enum Kind {
     InsufficientPrivilege,
     /// A startup option that PostgreSQL would not parse.
     SyntaxError,
+    /// A startup parameter that has no such value.
+    InvalidParameterValue,
+    /// A startup parameter that does not exist.
+    UndefinedObject,
     /// A user cancelled a wait.
     QueryCanceled,
     /// More than the proxy is willing to hold in memory.
@@ -62,6 +66,8 @@ impl Kind {
             Self::FeatureNotSupported => "0A000",
             Self::InsufficientPrivilege => "42501",
             Self::SyntaxError => "42601",
+            Self::InvalidParameterValue => "22023",
+            Self::UndefinedObject => "42704",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
             Self::Internal => "XX000",
@@ -77,6 +83,8 @@ impl Kind {
             | Self::FeatureNotSupported
             | Self::InsufficientPrivilege
             | Self::SyntaxError
+            | Self::InvalidParameterValue
+            | Self::UndefinedObject
             | Self::QueryCanceled
             | Self::ProgramLimitExceeded => Blame::Client,
             Self::ConnectionFailure | Self::CannotConnectNow => Blame::Server,

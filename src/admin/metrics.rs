@@ -335,7 +335,10 @@ fn pools(app: &App, out: &mut Output) -> fmt::Result {
             sum.total += counts.total;
             sum.idle += counts.idle;
             sum.waiting += counts.waiting;
-            *size += pool.size();
+            // A replication client's connection is beside those that are shared.
+            if !key.is_replicating() {
+                *size += pool.size();
+            }
         }
     }
     let labelled: Vec<_> = pools

@@ -16,18 +16,23 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use crate::backend::channel_binding::tls_server_end_point;
 use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::prepared::frame;
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::frame::{BackendTag, FrontendTag, split_cstr};
 use crate::protocol::reply::ErrorFields;
-use crate::protocol::startup::CancelKey;
+use crate::protocol::startup::{CancelKey, MAX_CANCEL_KEY, NEWEST, Version};
 use crate::protocol::stream::Stream;
 
 /// SSLRequest, whole.
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
-const PROTOCOL_3_0: [u8; 4] = [0, 3, 0, 0];
+/// Length of a cancel key in bytes before protocol 3.2.
+const SHORT_CANCEL_KEY: usize = 4;
+
+const SCRAM: &[u8] = b"SCRAM-SHA-256";
+const SCRAM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 
 fn failed(cause: impl std::fmt::Display) -> Error {
     Error::new(
@@ -255,7 +260,7 @@ fn startup_message(key: &PoolKey) -> Vec<u8> {
         .iter()
         .map(|(name, value)| (name.as_str(), value));
     let mut message = vec![0; 4];
-    message.extend_from_slice(&PROTOCOL_3_0);
+    message.extend_from_slice(&NEWEST.code().to_be_bytes());
     for (name, value) in own.into_iter().chain(pinned) {
         for text in [name, value.as_str()] {
             message.extend_from_slice(text.as_bytes());
@@ -271,22 +276,20 @@ fn startup_message(key: &PoolKey) -> Vec<u8> {
 /// From the StartupMessage to the first ReadyForQuery.
 async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> {
     let mut scram = None;
+    let mut older = None;
     loop {
         let Frame { tag, body } = connection.receive().await?;
         match tag {
+            BackendTag::NEGOTIATE_PROTOCOL_VERSION if older.is_none() => {
+                older = Some(negotiated(&body)?);
+            }
             BackendTag::AUTHENTICATION => authenticate(connection, key, &body, &mut scram).await?,
             BackendTag::BACKEND_KEY_DATA => {
-                let (pid, secret) = body
-                    .split_first_chunk::<4>()
-                    .ok_or_else(|| failed("malformed BackendKeyData"))?;
-                connection.set_key(CancelKey {
-                    pid: i32::from_be_bytes(*pid),
-                    secret: secret.into(),
-                });
+                connection.set_key(cancel_key(&body, older.unwrap_or(NEWEST))?);
             }
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
             BackendTag::NOTICE_RESPONSE => {}
-            BackendTag::ERROR_RESPONSE => return Err(refused(&ErrorFields::read(&body))),
+            BackendTag::ERROR_RESPONSE => return Err(refused(&ErrorFields::read(&body), key)),
             BackendTag::READY_FOR_QUERY => return Ok(()),
             tag => {
                 return Err(failed(format_args!(
@@ -297,10 +300,58 @@ async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> 
     }
 }
 
-/// What a client may know of a refusal: that the server is full, starting or stopping, or that the database is
-/// not there. Roles and passwords are the operator's.
-fn refused(fields: &ErrorFields) -> Error {
+/// The version of an older server, which is all that it can have to negotiate: no extension was asked for.
+fn negotiated(body: &[u8]) -> Result<Version> {
+    let malformed = || failed("malformed NegotiateProtocolVersion");
+    let (version, rest) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
+    let [a, b, c, d] = *version;
+    let version = Version {
+        major: u16::from_be_bytes([a, b]),
+        minor: u16::from_be_bytes([c, d]),
+    };
+    // There never was a 3.1.
+    match version {
+        Version { major: 3, minor: 0 } if rest == [0; 4] => Ok(version),
+        Version { major, minor } => Err(malformed().caused_by(format_args!(
+            "the server cannot speak protocol {}.{} and proposes {major}.{minor}",
+            NEWEST.major, NEWEST.minor
+        ))),
+    }
+}
+
+fn cancel_key(body: &[u8], version: Version) -> Result<CancelKey> {
+    let lengths = match version >= NEWEST {
+        true => SHORT_CANCEL_KEY..=MAX_CANCEL_KEY,
+        false => SHORT_CANCEL_KEY..=SHORT_CANCEL_KEY,
+    };
+    match body.split_first_chunk::<4>() {
+        Some((pid, secret)) if lengths.contains(&secret.len()) => Ok(CancelKey {
+            pid: i32::from_be_bytes(*pid),
+            secret: secret.into(),
+        }),
+        _ => Err(failed("malformed BackendKeyData")),
+    }
+}
+
+/// What a client may know of a refusal: that the server is full, starting or stopping, that the database is
+/// not there, or what is wrong with a parameter of its own. Roles and passwords are the operator's.
+fn refused(fields: &ErrorFields, key: &PoolKey) -> Error {
     let error = match fields.sqlstate.as_str() {
+        _ if key.is_replicating() && names_a_parameter(fields, key) => {
+            Error::new(Kind::FeatureNotSupported, fields.message.clone())
+                .with_sqlstate(fields.sqlstate.clone())
+        }
+        sqlstate @ ("28000" | "42501") if key.is_replicating() => Error::new(
+            match sqlstate {
+                "28000" => BARRED,
+                _ => Kind::InsufficientPrivilege,
+            },
+            "the tenant's server does not let pgtenant replicate",
+        )
+        .with_hint(
+            "On the server, pgtenant's role needs the REPLICATION attribute, and pg_hba.conf a line that lets it in: \
+             for \"replication\", or with replication=database for the database.",
+        ),
         "57P03" | "57P01" | "57P02" => Error::new(Kind::CannotConnectNow, fields.message.clone()),
         "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()),
         "3D000" => Error::new(
@@ -320,6 +371,18 @@ fn refused(fields: &ErrorFields) -> Error {
         "{} {}: {}",
         fields.severity, fields.sqlstate, fields.message
     ))
+}
+
+/// Whether what is wrong is a run-time parameter that the StartupMessage gave.
+fn names_a_parameter(fields: &ErrorFields, key: &PoolKey) -> bool {
+    let is_about = |name: &str| {
+        let quoted = format!("\"{name}\"");
+        fields.message.contains(&quoted)
+    };
+    matches!(
+        fields.sqlstate.as_str(),
+        "22023" | "42501" | "42602" | "42704" | "55P02"
+    ) && key.startup.iter().any(|(name, _)| is_about(name))
 }
 
 async fn authenticate(
@@ -347,23 +410,11 @@ async fn authenticate(
             [hash.as_bytes(), b"\0"].concat()
         }
         10 => {
-            let mut offered = data;
-            let mut known = false;
-            while let Some((mechanism, rest)) = split_cstr(offered)
-                && !mechanism.is_empty()
-            {
-                known |= mechanism == b"SCRAM-SHA-256";
-                offered = rest;
-            }
-            if !known {
-                return Err(failed(
-                    "the server offers no SASL mechanism but unknown ones",
-                ));
-            }
-            let exchange = ScramSha256::new(password()?, ChannelBinding::unsupported());
+            let (mechanism, binding) = choose(data, connection)?;
+            let exchange = ScramSha256::new(password()?, binding);
             let first = exchange.message();
             let length = u32::try_from(first.len()).unwrap_or(u32::MAX).to_be_bytes();
-            let answer = [&b"SCRAM-SHA-256\0"[..], &length, first].concat();
+            let answer = [mechanism, b"\0", &length, first].concat();
             *scram = Some(exchange);
             answer
         }
@@ -385,4 +436,120 @@ async fn authenticate(
     connection
         .send(&frame(FrontendTag::PASSWORD.0, &[&answer]))
         .await
+}
+
+/// The best SASL mechanism of those that a server offers. In TLS that is the one bound to the certificate; where the
+/// server does not offer it, it is told that it could have been used, so that nobody in between can hide it.
+fn choose(
+    mut offered: &[u8],
+    connection: &ServerConnection,
+) -> Result<(&'static [u8], ChannelBinding)> {
+    let (mut plus, mut plain) = (false, false);
+    while let Some((mechanism, rest)) = split_cstr(offered)
+        && !mechanism.is_empty()
+    {
+        plus |= mechanism == SCRAM_PLUS;
+        plain |= mechanism == SCRAM;
+        offered = rest;
+    }
+    let certificate = connection.stream.peer_certificate();
+    match certificate.and_then(tls_server_end_point) {
+        Some(hash) if plus => Ok((SCRAM_PLUS, ChannelBinding::tls_server_end_point(hash))),
+        Some(_) if plain => Ok((SCRAM, ChannelBinding::unrequested())),
+        None if plain => Ok((SCRAM, ChannelBinding::unsupported())),
+        _ => Err(failed(
+            "the server offers no SASL mechanism but unknown ones",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A server that answers a StartupMessage with these messages, and then takes a cancel request. Returns both packets.
+    async fn server(listener: TcpListener, answer: Vec<u8>) -> [Vec<u8>; 2] {
+        let packet = async |tcp: &mut TcpStream| {
+            let mut length = [0; 4];
+            tcp.read_exact(&mut length).await.unwrap();
+            let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+            tcp.read_exact(&mut body).await.unwrap();
+            body
+        };
+        let (mut session, _) = listener.accept().await.unwrap();
+        let startup = packet(&mut session).await;
+        session.write_all(&answer).await.unwrap();
+        let (mut cancel, _) = listener.accept().await.unwrap();
+        [startup, packet(&mut cancel).await]
+    }
+
+    /// Logs in to such a server and cancels. Returns the version that was asked for and the cancel key that was sent.
+    async fn log_in_and_cancel(version: Option<&[u8]>, key: &[u8]) -> Result<(Version, Vec<u8>)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let text = format!(
+            "servers: {{ s: {{ host: 127.0.0.1, port: {}, sslmode: disable, max_connections: 10 }} }}
+placements: {{ p: {{ tier: instance, server: s, database: app, login: {{ user: app }} }} }}
+tenants: {{ a: {{ placement: p, users: {{ app: {{ password: a }} }} }} }}",
+            listener.local_addr().unwrap().port()
+        );
+        let config = crate::config::load_text(&text, Path::new("."), &|_| None).unwrap();
+        let place = &config.tenants.values().next().unwrap().route.pool;
+        let negotiate = version.map(|version| frame(b'v', &[version]));
+        let answer = [
+            negotiate.unwrap_or_default(),
+            frame(b'R', &[&[0; 4]]),
+            frame(b'K', &[&7_i32.to_be_bytes(), key]),
+            frame(b'Z', &[b"I"]),
+        ];
+        let server = tokio::spawn(server(listener, answer.concat()));
+        let deadline = Duration::from_secs(10);
+        let connection = connect(&config.servers[0], place, deadline).await?;
+        let fence = connection.fence().clone();
+        fence.open(1);
+        assert!(fence.cancel(1, deadline).await.unwrap());
+        let [startup, cancel] = server.await.unwrap();
+        assert!(cancel.starts_with(&[4, 210, 22, 46, 0, 0, 0, 7]));
+        let version = Version {
+            major: u16::from_be_bytes([startup[0], startup[1]]),
+            minor: u16::from_be_bytes([startup[2], startup[3]]),
+        };
+        Ok((version, cancel[8..].to_vec()))
+    }
+
+    #[tokio::test]
+    async fn servers_are_asked_for_the_newest_protocol_and_cancelled_by_the_whole_key() {
+        let older = [0, 3, 0, 0, 0, 0, 0, 0];
+        for (version, length) in [(None, 4), (None, 32), (None, 256), (Some(&older[..]), 4)] {
+            let key: Vec<u8> = (0..length).map(|n| u8::try_from(n).unwrap()).collect();
+            let (asked, cancelled) = log_in_and_cancel(version, &key).await.unwrap();
+            assert_eq!(asked, NEWEST);
+            assert_eq!(cancelled, key, "{version:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_servers_may_not_negotiate_is_refused() {
+        for (version, length) in [
+            (None, 3),
+            (None, 257),
+            // 3.0 has short keys, there is no 3.1, and 3.2 needs no negotiation.
+            (Some(&[0, 3, 0, 0, 0, 0, 0, 0][..]), 32),
+            (Some(&[0, 3, 0, 1, 0, 0, 0, 0]), 4),
+            (Some(&[0, 3, 0, 2, 0, 0, 0, 0]), 32),
+            (Some(&[0, 3, 0, 3, 0, 0, 0, 0]), 32),
+            (Some(&[0, 2, 0, 0, 0, 0, 0, 0]), 4),
+            // An option that was never asked for; nothing at all.
+            (Some(b"\0\x03\0\0\0\0\0\x01_pq_.x\0"), 4),
+            (Some(&[0, 3]), 4),
+            (Some(&[]), 4),
+        ] {
+            let error = log_in_and_cancel(version, &vec![1; length]).await;
+            let error = error.expect_err("refused");
+            assert_eq!(error.sqlstate(), "08006", "{version:?} {length}: {error}");
+        }
+    }
 }

@@ -92,6 +92,29 @@ impl Grant {
             }
         }
     }
+
+    /// Makes it a lease of a new connection, on which nothing is set: to be had alone, and never given back.
+    ///
+    /// Not cancel safe: what was begun is closed.
+    ///
+    /// # Errors
+    /// 08006 and what the server gave as it refused.
+    pub async fn connect(mut self) -> Result<Lease> {
+        let mut lease = Lease {
+            pool: self.pool.clone(),
+            tenant: self.tenant.clone(),
+            held: Held::Slot,
+            busy: false,
+        };
+        match self.granted.take() {
+            Some(Granted::Ready(connection) | Granted::Evict { connection, .. }) => {
+                connection.close(false).await;
+            }
+            Some(Granted::Slot) | None => {}
+        }
+        lease.held = Held::Connection(self.pool.connect().await?);
+        Ok(lease)
+    }
 }
 
 impl Drop for Grant {

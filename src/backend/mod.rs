@@ -2,6 +2,7 @@
 //! Hands out leases; never holds a client.
 
 pub mod cancel;
+pub mod channel_binding;
 pub mod connect;
 pub mod connection;
 pub mod context;

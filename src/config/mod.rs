@@ -326,3 +326,21 @@ pub struct PoolKey {
     /// Run-time parameters of the StartupMessage, which are what RESET and DISCARD ALL return to.
     pub startup: Vec<(String, String)>,
 }
+
+/// The parameter of a StartupMessage that asks for a replication connection.
+const REPLICATION: &str = "replication";
+
+impl PoolKey {
+    /// The same place for a replication connection, asked for with these parameters; those given last count.
+    pub fn replicating(&self, parameters: &[(String, String)], how: &str) -> Self {
+        let mut key = self.clone();
+        key.startup.extend_from_slice(parameters);
+        key.startup.push((REPLICATION.to_owned(), how.to_owned()));
+        key
+    }
+
+    /// Whether its connections are for replication, and never shared.
+    pub fn is_replicating(&self) -> bool {
+        self.startup.iter().any(|(name, _)| name == REPLICATION)
+    }
+}

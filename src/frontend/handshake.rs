@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::error::{Error, Kind, Result};
-use crate::protocol::startup::{self, CancelKey, NEWEST, Packet, Startup};
+use crate::protocol::startup::{self, CancelKey, NEWEST, Packet, Startup, Version};
 use crate::protocol::stream::Stream;
 use crate::tls::ALPN;
 
@@ -34,7 +34,7 @@ pub type Failed = (Option<Stream>, Error);
 /// Not cancel safe: the connection is then closed.
 ///
 /// # Errors
-/// 08P01 and 0A000 as [`startup::read`], 28000 where TLS is required and not used, 08006 for a
+/// 08P01 as [`startup::read`], 0A000 for a protocol version that is not spoken, 28000 where TLS is required and not used, 08006 for a
 /// handshake that fails.
 pub async fn open(
     tcp: TcpStream,
@@ -83,6 +83,17 @@ pub async fn open(
                 stream.flush().await.map_err(gone)?;
             }
             Packet::GssEncRequest => return Err((Some(stream), unsupported("1234.5680"))),
+            Packet::Unsupported(Version { major, minor }) => {
+                let error = unsupported(&format!("{major}.{minor}"));
+                if major >= NEWEST.major {
+                    return Err((Some(stream), error));
+                }
+                // Protocol 2 has errors without length and fields.
+                let text = format!("EFATAL:  {}\n\0", error.message());
+                stream.write_all(text.as_bytes()).await.map_err(gone)?;
+                stream.shutdown().await.map_err(gone)?;
+                return Err((None, error));
+            }
             Packet::Cancel(key) => return Ok(Opening::Cancel(key, stream)),
             Packet::Startup(_) if required && !stream.is_tls() => {
                 let error = Error::new(Kind::InvalidAuthorization, "connection requires TLS")

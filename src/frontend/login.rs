@@ -14,10 +14,11 @@ use crate::client::{ClientHandle, NewClient};
 use crate::config::{Config, Credential, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::handshake::{self, Opening};
+use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Guards, LoggedIn};
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::protocol::reply::Replies;
-use crate::protocol::startup::{CancelKey, NEWEST, Startup, Version};
+use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
 use crate::protocol::stream::Stream;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
 use crate::tls::Door;
@@ -154,6 +155,7 @@ struct Prepared {
     credential: Arc<Credential>,
     settings: Settings,
     greeting: Replies,
+    replication: Option<Wanted>,
     database: String,
     key: CancelKey,
     peer: SocketAddr,
@@ -176,6 +178,7 @@ impl Prepared {
             credential,
             settings,
             greeting,
+            replication,
             database,
             key,
             peer,
@@ -207,6 +210,7 @@ impl Prepared {
             credential,
             settings,
             greeting,
+            replication,
             guards: Guards {
                 connection,
                 placement,
@@ -262,15 +266,22 @@ async fn log_in(
     greeting.authentication(&Authentication::Ok);
     match claim {
         Claim::Nobody => Err(wrong()),
+        Claim::Admin { .. } if startup.replication.is_some() => {
+            let _ = stream.write_all(greeting.bytes()).await;
+            Err(Error::new(
+                Kind::FeatureNotSupported,
+                "the admin console has nothing to replicate",
+            ))
+        }
         Claim::Admin { user } => Ok(Outcome::Admin { user, greeting }),
         Claim::Tenant {
             tenant,
             user,
             database_known,
         } => {
-            let admitted = permit(app, &tenant, &startup, database_known);
-            let (placement, guard) = match admitted {
-                Ok(guards) => guards,
+            let admitted = permit(app, &config, &tenant, &startup, database_known);
+            let (placement, guard, replication) = match admitted {
+                Ok(admitted) => admitted,
                 Err(error) => {
                     app.tenant(&tenant.id).metrics.refused.add(1);
                     // As PostgreSQL does: the client is authenticated, then refused.
@@ -289,6 +300,7 @@ async fn log_in(
                 credential,
                 settings: settings(&startup),
                 greeting,
+                replication,
                 database,
                 peer,
                 placement,
@@ -381,27 +393,23 @@ async fn password_message(stream: &mut Stream) -> Result<Vec<u8>> {
 /// What an authenticated client may still be refused for.
 fn permit(
     app: &Arc<App>,
+    config: &Config,
     tenant: &Arc<Tenant>,
     startup: &Startup,
     database_known: bool,
-) -> Result<(Counted, crate::tenant::state::ClientGuard)> {
-    if !database_known {
+) -> Result<(Counted, crate::tenant::state::ClientGuard, Option<Wanted>)> {
+    // A physical replication connection is to no database; clients name "replication" for want of one.
+    if !database_known && startup.replication != Some(Replication::Physical) {
         let name = startup.database.as_deref().unwrap_or(&startup.user);
         return Err(Error::new(
             Kind::UnknownDatabase,
             format!("database \"{name}\" does not exist"),
         ));
     }
-    if let Some(replication) = &startup.replication
-        && !matches!(
-            replication.to_ascii_lowercase().as_str(),
-            "false" | "f" | "off" | "no" | "n" | "0"
-        )
-    {
-        return Err(Error::new(
-            Kind::FeatureNotSupported,
-            "replication connections are not supported by pgtenant",
-        ));
+    let replication = Wanted::of(startup)?;
+    if replication.is_some() {
+        replication::permit(tenant)?;
+        replication::warn_of_neighbours(config, tenant);
     }
     // Only the proxy says whose context it is, whichever way the client spells it.
     for (name, value) in &startup.parameters {
@@ -425,7 +433,7 @@ fn permit(
             format!("too many connections for tenant \"{}\"", tenant.id),
         )
     })?;
-    Ok((placement, guard))
+    Ok((placement, guard, replication))
 }
 
 /// The run-time parameters the client asks for; of one given twice the last counts, as in PostgreSQL.
@@ -440,14 +448,5 @@ fn settings(startup: &Startup) -> Settings {
 /// A cancel key nobody has: 4 random bytes, or 32 since protocol 3.2.
 fn new_key(app: &App, version: Version) -> CancelKey {
     let length = if version >= NEWEST { 32 } else { 4 };
-    loop {
-        let mut secret = vec![0; length];
-        rand::fill(&mut secret[..]);
-        if !app.has_secret(&secret) {
-            return CancelKey {
-                pid: rand::random_range(1..i32::MAX),
-                secret: secret.into(),
-            };
-        }
-    }
+    app.new_key(length)
 }

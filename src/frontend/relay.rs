@@ -206,7 +206,13 @@ impl<'a> Relay<'a> {
             && self.server.outbox.is_drained()
     }
 
-    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
+    /// Whether the client can be told something of the proxy's own: it has all of the last message.
+    pub fn is_between_frames(&self) -> bool {
+        self.server_rest == 0
+    }
+
+    /// As [`run`](Self::run), for those who wait for something else, too.
+    pub fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
         loop {
             let mut moved = false;
             // 1. What the server says comes first: it frees the connection.

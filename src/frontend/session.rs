@@ -29,6 +29,7 @@ use crate::client::Activity;
 use crate::config::{Credential, Pooling, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
+use crate::frontend::replication::{self, Wanted};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::protocol::buffer::Buffer;
@@ -55,6 +56,8 @@ pub struct LoggedIn {
     pub settings: Settings,
     /// What the client is to be told before it is ready: the end of authentication.
     pub greeting: Replies,
+    /// It asks for a replication connection.
+    pub replication: Option<Wanted>,
     pub guards: Guards,
 }
 
@@ -88,7 +91,9 @@ pub fn start(login: LoggedIn) {
         Ok(pool) => {
             let worker = pool.instance.worker.clone();
             worker.spawn(async move {
-                if let Some(session) = welcome(login, pool).await {
+                if login.replication.is_some() {
+                    replication::serve(login).await;
+                } else if let Some(session) = welcome(login, pool).await {
                     serve(session).await;
                 }
             });
@@ -133,6 +138,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         credential,
         settings,
         mut greeting,
+        replication: _,
         guards,
     } = login;
     if let Err(error) = stream.adopt() {
@@ -253,25 +259,25 @@ fn not_told() -> Error {
     .caused_by("the server does not say what the session holds")
 }
 
-fn stopped() -> Error {
+pub(super) fn stopped() -> Error {
     Error::new(
         Kind::AdminShutdown,
         "terminating connection due to administrator command",
     )
 }
 
-async fn write(stream: &mut Stream, bytes: &[u8]) -> std::io::Result<()> {
+pub(super) async fn write(stream: &mut Stream, bytes: &[u8]) -> std::io::Result<()> {
     let mut buffer = Buffer::new();
     buffer.extend(bytes);
     poll_fn(|cx| buffer.poll_drain(cx, stream)).await
 }
 
-async fn say_last(stream: &mut Stream, error: &Error) {
+pub(super) async fn say_last(stream: &mut Stream, error: &Error) {
     let _ = write(stream, Replies::new().fatal(error).bytes()).await;
     let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
 }
 
-fn log_refusal(registered: &Registered, error: &Error) {
+pub(super) fn log_refusal(registered: &Registered, error: &Error) {
     tracing::info!(tenant = %registered.tenant, user = %registered.user, client = registered.id,
         peer = registered.peer.map(tracing::field::display), sqlstate = error.sqlstate(), %error, "client refused");
 }

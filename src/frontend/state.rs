@@ -68,6 +68,17 @@ impl SessionState {
             },
             startup: startup.clone(),
             before: startup.clone(),
+            ..Self::unwatched()
+        }
+    }
+
+    /// Of a replication client, whose server connection nobody else ever gets.
+    pub fn unwatched() -> Self {
+        let nothing: Arc<Settings> = Arc::default();
+        Self {
+            watch: Watch::Nothing,
+            startup: nothing.clone(),
+            before: nothing,
             suspected: Effects::default(),
             context_in_doubt: false,
             reads_sequences: false,

@@ -14,13 +14,13 @@ use crate::protocol::frame::split_cstr;
 /// PostgreSQL's MAX_STARTUP_PACKET_LENGTH (pqcomm.h), in bytes without the length field.
 const MAX_PACKET: usize = 10_000;
 /// Longest cancel key in bytes (protocol 3.2).
-const MAX_CANCEL_KEY: usize = 256;
+pub const MAX_CANCEL_KEY: usize = 256;
 
 const CANCEL_REQUEST: u32 = 80_877_102;
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// Newest protocol version spoken to clients.
+/// Newest protocol version spoken to clients and to servers.
 pub const NEWEST: Version = Version { major: 3, minor: 2 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,8 @@ pub enum Packet {
     GssEncRequest,
     Cancel(CancelKey),
     Startup(Startup),
+    /// A StartupMessage of another protocol.
+    Unsupported(Version),
 }
 
 /// What names a query to cancel: the proxy's own keys toward clients, a server's toward servers.
@@ -71,6 +73,50 @@ impl CancelKey {
     }
 }
 
+/// A connection that streams WAL or its changes instead of serving an application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replication {
+    /// Of the whole instance; the server looks at no database.
+    Physical,
+    /// Of one database, where plain queries are served, too.
+    Database,
+}
+
+impl Replication {
+    /// Reads the `replication` parameter as ProcessStartupPacket does: a boolean as `parse_bool` (bool.c) takes it, or
+    /// `database`.
+    ///
+    /// # Errors
+    /// 22023 for anything else.
+    fn parse(value: &str) -> Result<Option<Self>> {
+        if value == "database" {
+            return Ok(Some(Self::Database));
+        }
+        let starts = |word: &str, least: usize| {
+            let length = value.len();
+            (least..=word.len()).contains(&length)
+                && word.as_bytes()[..length].eq_ignore_ascii_case(value.as_bytes())
+        };
+        if value == "1" || starts("true", 1) || starts("yes", 1) || starts("on", 2) {
+            Ok(Some(Self::Physical))
+        } else if value == "0" || starts("false", 1) || starts("no", 1) || starts("off", 2) {
+            Ok(None)
+        } else {
+            let message = format!("invalid value for parameter \"replication\": \"{value}\"");
+            Err(Error::new(Kind::InvalidParameterValue, message)
+                .with_hint("Valid values are: \"false\", 0, \"true\", 1, \"database\"."))
+        }
+    }
+
+    /// What the parameter is given as.
+    pub fn value(self) -> &'static str {
+        match self {
+            Self::Physical => "true",
+            Self::Database => "database",
+        }
+    }
+}
+
 /// A StartupMessage. Parameter names are as sent; the values of `user`, `database`, `options` and
 /// `replication` are taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +125,7 @@ pub struct Startup {
     pub user: String,
     /// None where the client left it out (PostgreSQL then takes the user's name).
     pub database: Option<String>,
-    pub replication: Option<String>,
+    pub replication: Option<Replication>,
     /// Run-time parameters of `options` first, then those of their own, as PostgreSQL applies them.
     pub parameters: Vec<(String, String)>,
     /// Names of protocol extensions (`_pq_.…`); none is known.
@@ -95,8 +141,7 @@ fn violation(message: &str) -> Error {
 /// Not cancel safe: a partly read packet is lost.
 ///
 /// # Errors
-/// 08P01 for bytes that are no packet, 0A000 for a protocol version that is not spoken, and what
-/// [`Startup`] refuses; `Err` of the socket as 08006.
+/// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006.
 pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Option<Packet>> {
     let mut length = [0; 4];
     match io.read(&mut length[..1]).await {
@@ -139,13 +184,7 @@ fn parse(body: &[u8]) -> Result<Packet> {
                 minor: (code & 0xffff) as u16,
             };
             if version.major != NEWEST.major {
-                return Err(Error::new(
-                    Kind::FeatureNotSupported,
-                    format!(
-                        "unsupported frontend protocol {}.{}: server supports 3.0 to {}.{}",
-                        version.major, version.minor, NEWEST.major, NEWEST.minor
-                    ),
-                ));
+                return Ok(Packet::Unsupported(version));
             }
             parse_startup(version, rest).map(Packet::Startup)
         }
@@ -211,7 +250,10 @@ fn parse_startup(version: Version, mut rest: &[u8]) -> Result<Startup> {
         version,
         user,
         database: database.filter(|database| !database.is_empty()),
-        replication,
+        replication: match replication {
+            Some(value) => Replication::parse(&value)?,
+            None => None,
+        },
         parameters,
         extensions,
     })
@@ -235,19 +277,20 @@ fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
     let mut parameters = Vec::new();
     let mut arguments = split_options(options).into_iter();
     while let Some(argument) = arguments.next() {
-        let setting = if let Some(long) = argument.strip_prefix("--") {
-            long.to_owned()
+        let (flag, setting) = if let Some(long) = argument.strip_prefix("--") {
+            ("--", long.to_owned())
         } else if argument == "-c" {
-            arguments.next().ok_or_else(|| invalid_switch(&argument))?
+            let next = arguments.next();
+            ("-c ", next.ok_or_else(|| invalid_switch(&argument))?)
         } else if let Some(short) = argument.strip_prefix("-c") {
-            short.to_owned()
+            ("-c ", short.to_owned())
         } else {
             return Err(invalid_switch(&argument));
         };
         let Some((name, value)) = setting.split_once('=') else {
             return Err(Error::new(
                 Kind::SyntaxError,
-                format!("{argument} requires a value"),
+                format!("{flag}{setting} requires a value"),
             ));
         };
         parameters.push((name.replace('-', "_"), value.to_owned()));
@@ -355,8 +398,8 @@ mod tests {
             );
         }
         assert_eq!(
-            parse(&packet(0x0002_0000, &[])).unwrap_err().sqlstate(),
-            "0A000"
+            parse(&packet(0x0002_0000, &[])).unwrap(),
+            Packet::Unsupported(Version { major: 2, minor: 0 })
         );
         for body in [
             &b"\0\x03\0\0user\0a"[..],
@@ -368,6 +411,31 @@ mod tests {
             b"\x04\xd2\x16\x2fextra",
         ] {
             assert_eq!(parse(body).unwrap_err().sqlstate(), "08P01", "{body:?}");
+        }
+    }
+
+    #[test]
+    fn replication_is_a_boolean_or_the_database() {
+        for (values, expected) in [
+            (
+                &["true", "T", "tr", "yes", "Y", "on", "ON", "1"][..],
+                Ok(Some(Replication::Physical)),
+            ),
+            (&["false", "F", "n", "No", "of", "off", "0"], Ok(None)),
+            (&["database"], Ok(Some(Replication::Database))),
+            (
+                &[
+                    "", "o", "Database", "data", "2", "10", "truest", "onn", "true ", "logical",
+                ],
+                Err("22023"),
+            ),
+        ] {
+            for value in values {
+                let read = startup(&[("user", "a"), ("replication", value)]);
+                let read = read.map(|startup| startup.replication);
+                let read = read.as_ref().copied().map_err(Error::sqlstate);
+                assert_eq!(read, expected, "{value:?}");
+            }
         }
     }
 

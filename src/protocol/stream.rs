@@ -30,6 +30,14 @@ impl Stream {
         }
     }
 
+    /// The certificate of the other end in TLS, in DER.
+    pub fn peer_certificate(&self) -> Option<&[u8]> {
+        match self {
+            Self::Tls(tls) => tls.get_ref().1.peer_certificates()?.first().map(|c| &**c),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
     /// Registers the socket with the runtime this is called on, so that a connection accepted on one
     /// worker is served on another: the socket is exchanged for a duplicate of its descriptor, under a TLS session
     /// that stays as it is.

@@ -3,10 +3,11 @@
 
 use std::fmt::Write as _;
 
-use crate::harness::{POOLINGS, Setup, TIERS, direct, tenant, world};
+use crate::harness::{POOLINGS, Setup, TIERS, binaries, direct, tenant, world};
 use crate::wire::{
-    Frame, Wire, bind, bind_formats, close, copy_data, copy_done, copy_fail, describe, execute,
-    flush, function_call, message, parse, parse_typed, query, sync,
+    Frame, PROTOCOL_3_0, PROTOCOL_3_2, Wire, bind, bind_formats, close, copy_data, copy_done,
+    copy_fail, describe, execute, flush, function_call, message, parse, parse_typed, query,
+    startup, sync,
 };
 
 /// Bytes to send, and up to what to read then: so many messages of a tag.
@@ -703,4 +704,108 @@ async fn the_same_bytes_have_the_same_answers_in_session_pooling() {
 async fn the_same_bytes_one_by_one_have_the_same_answers() {
     compare(POOLINGS[0], true).await;
     compare(POOLINGS[1], true).await;
+}
+
+/// The negotiation, if there is one, and the length of the cancel key; or the error.
+async fn greeting(mut wire: Wire, version: u32, pairs: &[(&str, &str)], password: &str) -> String {
+    wire.send(&startup(version, pairs)).await;
+    if let Err(error) = wire.authenticate(password, None).await {
+        return format!("{} {:?}", error.sqlstate(), error.field(b'M'));
+    }
+    let first = &wire.greeting[0];
+    let negotiation = match first.tag {
+        b'v' => first.to_string(),
+        _ => "no negotiation".to_owned(),
+    };
+    assert!(wire.greeting[1..].iter().all(|frame| frame.tag != b'v'));
+    format!("{negotiation}, key of {}", wire.key.1.len())
+}
+
+/// Protocol 3.2 came with PostgreSQL 18: against an older server only what is written here is compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_of_the_protocol_are_negotiated_as_postgresql_18_does() {
+    let is_18 = {
+        let postgres = binaries().dir().join("postgres");
+        let output = std::process::Command::new(postgres)
+            .arg("--version")
+            .output();
+        let output = output.expect("runs").stdout;
+        String::from_utf8_lossy(&output).contains(" 18")
+    };
+    let proxy = Setup::default().start().await;
+    let tenant = tenant("t00");
+    for (version, options, expected) in [
+        (PROTOCOL_3_0, &[][..], "no negotiation, key of 4"),
+        (
+            PROTOCOL_3_0,
+            &["_pq_.one", "_pq_.two"],
+            r"v(\x00\x03\x00\x00\x00\x00\x00\x02_pq_.one\x00_pq_.two\x00), key of 4",
+        ),
+        (0x0003_0001, &[], "no negotiation, key of 4"),
+        (
+            0x0003_0001,
+            &["_pq_.one"],
+            r"v(\x00\x03\x00\x01\x00\x00\x00\x01_pq_.one\x00), key of 4",
+        ),
+        (PROTOCOL_3_2, &[], "no negotiation, key of 32"),
+        (
+            PROTOCOL_3_2,
+            &["_pq_.one", "_pq_.one"],
+            r"v(\x00\x03\x00\x02\x00\x00\x00\x02_pq_.one\x00_pq_.one\x00), key of 32",
+        ),
+        (
+            0x0003_0003,
+            &[],
+            r"v(\x00\x03\x00\x02\x00\x00\x00\x00), key of 32",
+        ),
+        (
+            0x0003_270f,
+            &["_pq_."],
+            r"v(\x00\x03\x00\x02\x00\x00\x00\x01_pq_.\x00), key of 32",
+        ),
+        (
+            0x0003_270f,
+            &[],
+            r"v(\x00\x03\x00\x02\x00\x00\x00\x00), key of 32",
+        ),
+        (
+            0x0004_0000,
+            &[],
+            "0A000 Some(\"unsupported frontend protocol 4.0: server supports 3.0 to 3.2\")",
+        ),
+    ] {
+        let label = format!("{version:#x} {options:?}");
+        let options: Vec<_> = options.iter().map(|name| (*name, "1")).collect();
+        let user = tenant.user();
+        let own = [("user", &*user), ("database", &*tenant.database)];
+        let mut wire = Wire::tcp(proxy.address).await;
+        let pairs = [&own, &options[..]].concat();
+        let through = greeting(wire, version, &pairs, &tenant.password()).await;
+        assert_eq!(through, expected, "{label}");
+        if is_18 {
+            wire = Wire::unix(&world().await.shared).await;
+            let own = [("user", "postgres"), ("database", "postgres")];
+            let pairs = [&own, &options[..]].concat();
+            let direct = greeting(wire, version, &pairs, "").await;
+            assert_eq!(through, direct, "{label}");
+        }
+    }
+    // Who speaks protocol 2 is told so in protocol 2: an error without length and fields.
+    let mut answers = Vec::new();
+    let shared = &world().await.shared;
+    let direct = std::net::SocketAddr::from(([127, 0, 0, 1], shared.port()));
+    for address in [proxy.address, direct] {
+        let mut wire = Wire::tcp(address).await;
+        wire.send(&startup(0x0002_0000, &[])).await;
+        let mut answer = Vec::new();
+        while let Some(byte) = wire.byte().await {
+            answer.push(byte);
+        }
+        answers.push(String::from_utf8(answer).expect("text"));
+    }
+    let expected = "EFATAL:  unsupported frontend protocol 2.0: server supports 3.0 to 3.";
+    assert!(answers[0].starts_with(expected), "{answers:?}");
+    if is_18 {
+        assert_eq!(answers[0], answers[1]);
+    }
 }

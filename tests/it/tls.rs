@@ -24,8 +24,8 @@ use crate::harness::{
     tenant, world,
 };
 use crate::wire::{
-    GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, Wire, bind, cancel_request, column, errors, execute,
-    message, packet, parse, query, startup, sync,
+    GSSENC_REQUEST, PROTOCOL_3_0, PROTOCOL_3_2, SSL_REQUEST, Wire, bind, cancel_request, column,
+    errors, execute, message, packet, parse, query, startup, sync,
 };
 
 const BODIES: &str = "SELECT body FROM items WHERE id < 900 ORDER BY id";
@@ -924,13 +924,171 @@ async fn large_messages_and_cancels_go_to_servers_in_tls() {
     let pairs = [("user", "app.big"), ("database", "postgres")];
     wire.log_in(&pairs, "big-secret").await.expect("logs in");
     megabytes(&mut wire).await;
-    wire.send(&query("SELECT pg_sleep(60) /* cancel to tls */"))
-        .await;
-    running(&cluster, "cancel to tls").await;
-    let mut cancel = Wire::tcp(proxy.address).await;
-    cancel.send(&cancel_request(&wire.key)).await;
-    assert!(cancel.rest().await.is_empty());
-    assert_eq!(errors(&wire.until_ready().await), ["57014"]);
+    // The keys of the two sides are as long as their protocols say, each on its own.
+    for (version, mark) in [
+        (PROTOCOL_3_0, "cancel by 3.0"),
+        (PROTOCOL_3_2, "cancel by 3.2"),
+    ] {
+        let mut wire = Wire::tcp(proxy.address).await;
+        wire.send(&startup(version, &pairs)).await;
+        let done = wire.authenticate("big-secret", None).await;
+        done.expect("logs in");
+        let sql = format!("SELECT pg_sleep(60) /* {mark} */");
+        wire.send(&query(&sql)).await;
+        running(&cluster, mark).await;
+        let mut cancel = Wire::tcp(proxy.address).await;
+        cancel.send(&cancel_request(&wire.key)).await;
+        assert!(cancel.rest().await.is_empty());
+        assert_eq!(errors(&wire.until_ready().await), ["57014"]);
+    }
     megabytes(&mut wire).await;
     assert_no_panics();
+}
+
+/// Certificates by the hash of their signature; one that has none is used without channel binding.
+#[tokio::test(flavor = "multi_thread")]
+async fn logins_to_servers_are_bound_to_certificates_of_every_kind() {
+    for (algorithm, name) in [
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "p256"),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "p384"),
+        (&rcgen::PKCS_ED25519, "ed25519"),
+    ] {
+        let key = KeyPair::generate_for(algorithm).expect("a key");
+        let leaf = Leaf {
+            cert: named(&["localhost"])
+                .self_signed(&key)
+                .expect("signed")
+                .pem(),
+            key: if name == "ed25519" {
+                openssl_ed25519(&key)
+            } else {
+                key.serialize_pem()
+            },
+        };
+        let dir = roots(&[]);
+        let cluster = cluster(Options {
+            tls: Some(leaf.server()),
+            ..Options::named(name)
+        })
+        .await;
+        let role = format!("CREATE ROLE app LOGIN PASSWORD '{SECRET}'");
+        cluster.run("postgres", &role).await.expect("a role");
+        let ways = [way(name, &cluster, "localhost", "require", "app")];
+        let proxy = back(&ways, &dir);
+        assert_eq!(seen(&proxy, &ways[0]).await, "tls", "{name}");
+    }
+}
+
+/// The key without its public half beside it, which OpenSSL does not read (RFC 8410, section 7).
+fn openssl_ed25519(key: &KeyPair) -> String {
+    use base64::Engine;
+    let whole = key.serialize_der();
+    let mark = [4, 0x22, 4, 0x20];
+    let at = whole
+        .windows(4)
+        .position(|bytes| bytes == mark)
+        .expect("a seed")
+        + 4;
+    let head = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70];
+    let der = [&head[..], &mark, &whole[at..at + 32]].concat();
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
+}
+
+/// Somebody between the proxy and a server who speaks TLS to both and passes all that they say; or hides, besides,
+/// that the server offers channel binding. Returns the port.
+async fn in_between(server: &Cluster, authority: &str, own: &Leaf, hides: bool) -> u16 {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let provider = || Arc::new(rustls::crypto::ring::default_provider());
+    let key = rustls_pki_types::PrivateKeyDer::from_pem_slice(own.key.as_bytes());
+    let acceptor = rustls::ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der()], key.expect("a key"))
+        .expect("a certificate");
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = CertificateDer::from_pem_slice(authority.as_bytes()).expect("a CA");
+    roots.add(ca).expect("a root");
+    let connector = rustls::ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(acceptor));
+    let connector = TlsConnector::from(Arc::new(connector));
+    let target = (server.host(), server.port());
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (acceptor, connector) = (acceptor.clone(), connector.clone());
+            tokio::spawn(async move {
+                let mut request = [0; 8];
+                near.read_exact(&mut request).await?;
+                near.write_all(b"S").await?;
+                let mut near = acceptor.accept(near).await?;
+                let mut far = TcpStream::connect(target).await?;
+                ask_for_tls(&mut far).await;
+                let name = ServerName::try_from("localhost").expect("a name");
+                let mut far = connector.connect(name, far).await?;
+                let mut startup = vec![0; 4096];
+                let n = near.read(&mut startup).await?;
+                far.write_all(&startup[..n]).await?;
+                far.flush().await?;
+                // Up to the mechanisms that the server offers.
+                loop {
+                    let mut header = [0; 5];
+                    far.read_exact(&mut header).await?;
+                    let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
+                    let mut body = vec![0; length as usize - 4];
+                    far.read_exact(&mut body).await?;
+                    let is_offer = header[0] == b'R' && body.starts_with(&[0, 0, 0, 10]);
+                    if is_offer && hides {
+                        body = b"\0\0\0\x0aSCRAM-SHA-256\0\0".to_vec();
+                    }
+                    near.write_all(&message(header[0], &[&body])).await?;
+                    near.flush().await?;
+                    if is_offer {
+                        break;
+                    }
+                }
+                copy_bidirectional(&mut near, &mut far).await?;
+                Ok::<_, std::io::Error>(())
+            });
+        }
+    });
+    port
+}
+
+/// With `require` the certificate is not checked, but the password proves who has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_in_between_cannot_pass_a_login_on() {
+    let authority = Authority::new();
+    let leaf = authority.leaf(&["localhost"]);
+    let dir = roots(&[]);
+    let cluster = cluster(Options {
+        tls: Some(leaf.server()),
+        ..Options::named("between")
+    })
+    .await;
+    let role = format!("CREATE ROLE app LOGIN PASSWORD '{SECRET}'");
+    cluster.run("postgres", &role).await.expect("a role");
+    let other = Authority::new().leaf(&["localhost"]);
+    for (own, hides, expected) in [
+        // One who has the server's own certificate is the server, as far as anybody can tell.
+        (&leaf, false, "tls"),
+        (&other, false, "refused"),
+        (&other, true, "refused"),
+    ] {
+        let port = in_between(&cluster, &authority.pem, own, hides).await;
+        let ways = [Way {
+            name: "between".to_owned(),
+            server: format!("host: localhost, port: {port}, sslmode: require"),
+            role: "app",
+        }];
+        let proxy = back(&ways, &dir);
+        assert_eq!(seen(&proxy, &ways[0]).await, expected, "hides: {hides}");
+    }
 }

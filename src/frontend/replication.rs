@@ -1,0 +1,284 @@
+//! Replication clients: pg_basebackup, pg_receivewal, standbys, logical subscribers.
+//!
+//! Each has a server connection of its own, logged in with its own startup parameters: a walsender takes no
+//! FunctionCall and, before PostgreSQL 17, no extended query, so nothing can be set on it afterwards. It counts in the
+//! instance's budget and the tenant's limits like any other, is never shared, and is closed when the client leaves.
+//!
+//! What a walsender sends is of the whole instance or of a whole database, so only a tenant that has a server of its own
+//! may have one ([`permit`]).
+//!
+//! A stream hardly ever comes to a clean point. A reload that takes the tenant, or its user, away therefore ends it
+//! between two messages; while the proxy stops, it may go on until `timeouts.shutdown`, since a backup may be under way.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+
+use crate::app::{App, Registered, moved};
+use crate::backend::context::{Binding, Context};
+use crate::backend::instance::Pool;
+use crate::backend::lease::Lease;
+use crate::client::Activity;
+use crate::config::{Config, Credential, Route, Server, Tenant, Tier};
+use crate::error::{Error, Kind, Result};
+use crate::frontend::relay::{ClientSide, End, Relay};
+use crate::frontend::session::{Guards, LoggedIn, log_refusal, say_last, stopped, write};
+use crate::frontend::state::SessionState;
+use crate::protocol::buffer::Buffer;
+use crate::protocol::startup::{Replication, Startup};
+use crate::tenant::state::TenantState;
+
+/// A replication connection as the client asks for it.
+pub struct Wanted {
+    mode: Replication,
+    /// The run-time parameters of its StartupMessage, spelled and ordered as it gave them.
+    parameters: Vec<(String, String)>,
+}
+
+impl Wanted {
+    /// None: it asks for an ordinary connection.
+    ///
+    /// # Errors
+    /// 42704 for a run-time parameter (of `options`) that would be read as a part of the login.
+    pub fn of(startup: &Startup) -> Result<Option<Self>> {
+        let Some(mode) = startup.replication else {
+            return Ok(None);
+        };
+        let is_of_login = |name: &str| {
+            matches!(name, "user" | "database" | "options" | "replication" | "")
+                || name.starts_with("_pq_.")
+        };
+        let parameters = startup.parameters.clone();
+        match parameters.iter().find(|(name, _)| is_of_login(name)) {
+            Some((name, _)) => Err(Error::new(
+                Kind::UndefinedObject,
+                format!("unrecognized configuration parameter \"{name}\""),
+            )),
+            None => Ok(Some(Self { mode, parameters })),
+        }
+    }
+}
+
+/// Whether a tenant may replicate: one that has a server of its own by its placement. What its role may is PostgreSQL's to
+/// say: it needs the attribute REPLICATION.
+///
+/// # Errors
+/// 0A000.
+pub fn permit(tenant: &Tenant) -> Result<()> {
+    if tenant.route.placement.tier == Tier::Instance && tenant.route.context.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::FeatureNotSupported,
+        format!(
+            "replication connections are not available to tenant \"{}\"",
+            tenant.id
+        ),
+    )
+    .with_detail("What a server sends by replication is of all tenants that live there.")
+    .with_hint(
+        "A tenant can replicate from a server of its own: a placement of tier \"instance\" without \"context\".",
+    ))
+}
+
+/// Tells the operator of a stream that may hold what is other tenants'.
+pub fn warn_of_neighbours(config: &Config, tenant: &Tenant) {
+    let home = &tenant.route.pool.server;
+    let neighbour = config
+        .tenants
+        .values()
+        .find(|other| other.id != tenant.id && other.route.pool.server == *home);
+    if let Some(neighbour) = neighbour {
+        tracing::warn!(tenant = %tenant.id, server = %home, neighbour = %neighbour.id,
+            "a replication client reads the WAL of a server where other tenants live too");
+    }
+}
+
+/// Serves a replication client to its end, on the worker of its instance.
+pub async fn serve(login: LoggedIn) {
+    let LoggedIn {
+        app,
+        mut stream,
+        registered,
+        tenant,
+        route,
+        credential,
+        settings,
+        mut greeting,
+        replication,
+        guards,
+    } = login;
+    let Some(wanted) = replication else { return };
+    if let Err(error) = stream.adopt() {
+        tracing::warn!(%error, "could not move a client to its worker");
+        return;
+    }
+    let client = Client {
+        app,
+        registered,
+        tenant,
+        route,
+        credential,
+        _guards: guards,
+    };
+    let (pool, mut lease) = match client.connect(&wanted).await {
+        Ok(made) => made,
+        Err(error) => {
+            log_refusal(&client.registered, &error);
+            client.tenant.metrics.refused.add(1);
+            let _ = write(&mut stream, greeting.fatal(&error).bytes()).await;
+            return;
+        }
+    };
+    // There is no other backend that its process id could mean.
+    client.registered.set_pid(lease.fence().pid());
+    for (name, value) in lease.parameters.iter() {
+        greeting.parameter_status(name, value);
+    }
+    greeting.backend_key_data(&client.registered.key()).ready();
+    if write(&mut stream, greeting.bytes()).await.is_err() {
+        return;
+    }
+    client.tenant.metrics.logins.add(1);
+    tracing::debug!(tenant = %client.tenant.id, user = %client.registered.user, client = client.registered.id,
+        replication = wanted.mode.value(), "logged in");
+    let side = ClientSide {
+        stream,
+        inbox: Buffer::new(),
+        outbox: Buffer::new(),
+        statements: None,
+        state: SessionState::unwatched(),
+        settings: Arc::new(settings),
+        reported: lease.parameters.clone(),
+    };
+    client.run(side, &pool, &mut lease).await;
+    if !client.registered.let_go() {
+        // A cancel under way must not meet the next backend of this process id.
+        lease.fence().clone().settled().await;
+    }
+}
+
+/// A replication client that is logged in.
+struct Client {
+    app: Arc<App>,
+    registered: Registered,
+    tenant: Arc<TenantState>,
+    route: Arc<Route>,
+    credential: Arc<Credential>,
+    _guards: Guards,
+}
+
+impl Client {
+    /// Makes its server connection, when there is room for one.
+    async fn connect(&self, wanted: &Wanted) -> Result<(Arc<Pool>, Lease)> {
+        let key = &self.route.pool;
+        let key = key.replicating(&wanted.parameters, wanted.mode.value());
+        let instances = self.app.instances();
+        let instance = instances.get(&key.server).ok_or_else(moved)?;
+        let pool = instance.pool(&key, self.route.placement.pool_size);
+        self.registered.set_activity(Activity::Waiting);
+        let lease = async { pool.checkout(&self.tenant).await?.connect().await };
+        let ends = poll_fn(|cx| {
+            self.registered.calls(cx.waker());
+            match self.must_stop() {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            }
+        });
+        let lease = tokio::select! {
+            biased;
+            lease = lease => lease?,
+            () = ends => return Err(stopped()),
+        };
+        Ok((pool, lease))
+    }
+
+    fn must_stop(&self) -> bool {
+        self.app.is_draining() || self.registered.is_killed()
+    }
+
+    /// Relays until the client or the server leaves, or it must end, and tells the client so if it can be told.
+    async fn run(&self, mut side: ClientSide, pool: &Pool, lease: &mut Lease) {
+        self.registered.take_hold(lease.fence());
+        self.registered.set_activity(Activity::Active);
+        let metrics = &self.tenant.metrics;
+        let mut relay = Relay::new(&mut side, lease, pool, &self.registered, metrics);
+        let end = self.relay(&mut relay).await;
+        if let Ok(End::ClientGone) = end {
+            relay.play_out().await;
+        }
+        let server_is_gone = matches!(end, Ok(End::ServerGone));
+        let owed = !relay.ledger.is_empty();
+        let can_be_told = relay.is_between_frames();
+        lease.busy = owed && !server_is_gone;
+        if let Err(error) = end {
+            log_refusal(&self.registered, &error);
+            if !can_be_told {
+                return;
+            }
+            let ClientSide { stream, outbox, .. } = &mut side;
+            let goodbye = async {
+                let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
+                say_last(stream, &error).await;
+            };
+            let _ = tokio::time::timeout(self.app.config().timeouts.connect, goodbye).await;
+        }
+    }
+
+    /// # Errors
+    /// 57P01 if the proxy stops or a reload has ended the right to be here.
+    async fn relay(&self, relay: &mut Relay<'_>) -> Result<End> {
+        let mut heard = None;
+        loop {
+            // The relay looks for a stale tenant context: there is none here.
+            relay.server.context = self.context();
+            let end = poll_fn(|cx| {
+                // A stream is called between any two messages.
+                let calls = self.registered.calls(cx.waker());
+                if heard != Some(calls) && relay.is_between_frames() {
+                    return Poll::Ready(Ok(End::Called));
+                }
+                relay.poll(cx)
+            });
+            match end.await? {
+                End::Called => {
+                    let calls = self.registered.calls(Waker::noop());
+                    let is_clean = relay.is_clean();
+                    if self.registered.is_killed() || (is_clean && self.app.is_draining()) {
+                        return Err(stopped());
+                    }
+                    self.may_go_on(relay.server.server())?;
+                    heard = Some(calls);
+                    if is_clean {
+                        relay.answered = calls;
+                    }
+                }
+                End::Clean => {}
+                end => return Ok(end),
+            }
+        }
+    }
+
+    fn context(&self) -> Context {
+        Context::Bound(Binding {
+            tenant: self.tenant.id.clone(),
+            route: self.route.clone(),
+            settings: Arc::default(),
+            stale: false,
+        })
+    }
+
+    /// Whether the config still gives it this place.
+    fn may_go_on(&self, server: &Server) -> Result<()> {
+        let config = self.app.config();
+        let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
+        let credential = tenant.users.get(&self.registered.user);
+        let now = config.servers.get(&self.route.pool.server);
+        let stays = credential == Some(&self.credential)
+            && tenant.route.pool == self.route.pool
+            && tenant.route.placement.name == self.route.placement.name
+            && now.is_some_and(|now| now.address == server.address && now.tls == server.tls)
+            && permit(tenant).is_ok();
+        if stays { Ok(()) } else { Err(moved()) }
+    }
+}
