@@ -16,5 +16,6 @@ mod limits;
 mod negative;
 mod tiers;
 mod tls;
+mod tools;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;
