@@ -31,8 +31,8 @@ pub struct App {
     instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
     tenants: DashMap<TenantId, Arc<TenantState>>,
     placements: DashMap<PlacementName, Arc<AtomicUsize>>,
-    /// Clients that are logged in, by what they cancel with.
-    clients: DashMap<CancelKey, Arc<ClientHandle>>,
+    /// Clients that are logged in, by the secret of what they cancel with.
+    clients: DashMap<Box<[u8]>, Arc<ClientHandle>>,
     next_client: AtomicU64,
     /// Connections of clients, logged in or not.
     connections: AtomicUsize,
@@ -320,7 +320,7 @@ impl App {
     }
 
     pub fn register(self: &Arc<Self>, client: Arc<ClientHandle>) -> Registered {
-        self.clients.insert(client.key.clone(), client.clone());
+        self.clients.insert(client.secret.clone(), client.clone());
         Registered {
             app: self.clone(),
             client,
@@ -329,12 +329,13 @@ impl App {
 
     /// The client that cancels with `key`.
     pub fn client(&self, key: &CancelKey) -> Option<Arc<ClientHandle>> {
-        self.clients.get(key).map(|client| client.clone())
+        let client = self.clients.get(&key.secret)?;
+        (client.value().key() == *key).then(|| client.clone())
     }
 
-    /// Whether a key is taken.
-    pub fn has_key(&self, key: &CancelKey) -> bool {
-        self.clients.contains_key(key)
+    /// Whether a secret is taken.
+    pub fn has_secret(&self, secret: &[u8]) -> bool {
+        self.clients.contains_key(secret)
     }
 
     /// Every client, oldest first.
@@ -436,6 +437,6 @@ impl std::ops::Deref for Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.client.let_go();
-        self.app.clients.remove(&self.client.key);
+        self.app.clients.remove(&self.client.secret);
     }
 }

@@ -1,7 +1,7 @@
 //! A client as others see it: the cancel path, the admin console, a reload, a shutdown.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::task::AtomicWaker;
 
 use crate::backend::cancel::Fence;
+use crate::backend::residue::Pins;
 use crate::id::TenantId;
 use crate::protocol::startup::CancelKey;
 
@@ -28,8 +29,10 @@ pub enum Activity {
 pub struct ClientHandle {
     /// Unique for the life of the process; never 0.
     pub id: u64,
-    /// What the client knows to cancel by.
-    pub key: CancelKey,
+    /// The process id that the client was told: one of the proxy's own, or its server connection's.
+    pid: AtomicI32,
+    /// What the client knows to cancel by; no other client has it.
+    pub secret: Box<[u8]>,
     pub tenant: TenantId,
     pub user: String,
     /// The database as the client named it.
@@ -45,6 +48,8 @@ pub struct ClientHandle {
     fence: Mutex<Option<Arc<Fence>>>,
     /// Counts calls; the client's task compares it with what it has answered.
     calls: AtomicU64,
+    /// What ties it to the server connection it holds ([`Pins`]).
+    pins: AtomicU16,
     killed: AtomicU8,
     cancelled: AtomicU8,
     waker: AtomicWaker,
@@ -74,7 +79,8 @@ impl ClientHandle {
         } = new;
         Self {
             id,
-            key,
+            pid: AtomicI32::new(key.pid),
+            secret: key.secret,
             tenant,
             user,
             database,
@@ -86,10 +92,24 @@ impl ClientHandle {
             wait_began: AtomicU64::new(0),
             fence: Mutex::default(),
             calls: AtomicU64::new(0),
+            pins: AtomicU16::new(0),
             killed: AtomicU8::new(0),
             cancelled: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
+    }
+
+    /// What the client cancels with.
+    pub fn key(&self) -> CancelKey {
+        CancelKey {
+            pid: self.pid.load(Ordering::Relaxed),
+            secret: self.secret.clone(),
+        }
+    }
+
+    /// The client is told the process id of the server connection that it has to itself.
+    pub fn set_pid(&self, pid: i32) {
+        self.pid.store(pid, Ordering::Relaxed);
     }
 
     pub fn activity(&self) -> Activity {
@@ -105,6 +125,15 @@ impl ClientHandle {
             self.wait_began.store(self.age_us(), Ordering::Relaxed);
         }
         self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    /// What keeps it on its server connection in transaction pooling.
+    pub fn pins(&self) -> Pins {
+        Pins::from_bits_truncate(self.pins.load(Ordering::Relaxed))
+    }
+
+    pub fn set_pins(&self, pins: Pins) {
+        self.pins.store(pins.bits(), Ordering::Relaxed);
     }
 
     fn age_us(&self) -> u64 {

@@ -52,5 +52,6 @@ pub mod id;
 pub mod metrics;
 pub mod protocol;
 pub mod server;
+pub mod sql;
 pub mod tenant;
 pub mod tls;

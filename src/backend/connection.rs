@@ -43,6 +43,8 @@ pub struct ServerConnection {
     pub parameters: Arc<Parameters>,
     /// Named statements it has parsed for clients in transaction pooling.
     pub parsed: Parsed,
+    /// The client that last may have advanced a sequence here: `lastval()` is that one's.
+    pub sequences_of: Option<u64>,
     fence: Arc<Fence>,
     server: Arc<Server>,
     pub born: Instant,
@@ -67,6 +69,7 @@ impl ServerConnection {
             context: Context::Clean,
             parameters: Arc::default(),
             parsed: Parsed::default(),
+            sequences_of: None,
             fence,
             server,
             born: now,
@@ -94,6 +97,12 @@ impl ServerConnection {
         {
             Arc::make_mut(&mut self.parameters).insert(name.to_owned(), value.to_owned());
         }
+    }
+
+    /// Takes note that all of the session is discarded (DISCARD ALL).
+    pub fn note_discard(&mut self) {
+        self.parsed.clear();
+        self.sequences_of = None;
     }
 
     /// Sends all of `bytes`.

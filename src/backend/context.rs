@@ -5,10 +5,10 @@
 //!            connect                     adopt(T)
 //!   (new) ───────────► Clean ─────────────────────────────► Bound(T)
 //!                        │                                   │  ▲
-//!                        │      SET seen: stale, soiled      │  │ adopt(T), same client: variables again
-//!                        │      DISCARD ALL seen: Unknown    ▼  │
-//!                        └──────────────────────── Bound(T) soiled by another client, Unknown, Bound(S)
-//!                                                              adopt(T): DISCARD ALL first
+//!                        ▲                                   │  │ adopt(T): variables again, if stale; the
+//!                        │ the client's DISCARD ALL          ▼  │ settings that differ from the last client's
+//!                        └──────────────────────────────── Bound(T), Bound(S), Unknown
+//!                                                              adopt(T) from the last two: DISCARD ALL first
 //! ```
 //!
 //! A change is acknowledged before any byte of the client is sent: everything goes out in one
@@ -43,6 +43,20 @@ const FIXED: [&str; 6] = [
     "session_authorization",
 ];
 
+/// Whether servers of every version report this parameter, given in lower case, when it changes (guc_tables.c: GUC_REPORT).
+pub fn is_reported(name: &str) -> bool {
+    matches!(
+        name,
+        "application_name"
+            | "client_encoding"
+            | "datestyle"
+            | "default_transaction_read_only"
+            | "intervalstyle"
+            | "standard_conforming_strings"
+            | "timezone"
+    )
+}
+
 /// Whether a reported parameter follows its client from one server connection to the next.
 pub fn follows_client(name: &str) -> bool {
     !FIXED.contains(&name)
@@ -68,19 +82,8 @@ pub struct Binding {
     /// Whose `context` is set.
     pub route: Arc<Route>,
     pub settings: Arc<Settings>,
-    /// The client it is for.
-    pub client: u64,
     /// The client may have changed a variable: set them again before anything else of it runs.
     pub stale: bool,
-    /// The client that may have left something of its session here: another gets the connection
-    /// scrubbed.
-    pub soiled_by: Option<u64>,
-}
-
-impl Binding {
-    fn is_clean_for(&self, client: u64) -> bool {
-        self.soiled_by.is_none_or(|by| by == client)
-    }
 }
 
 impl Context {
@@ -99,30 +102,11 @@ impl Context {
         }
     }
 
-    /// Takes note of a command that `client` completed, by its CommandComplete tag. Returns whether it
-    /// dropped all prepared statements.
-    pub fn note_command(&mut self, command: &[u8], client: u64) -> bool {
-        match command {
-            b"SET" | b"RESET" | b"LISTEN" | b"PREPARE" | b"DECLARE CURSOR" => {
-                if let Self::Bound(binding) = self {
-                    binding.stale = true;
-                    binding.soiled_by = Some(client);
-                    // RESET ALL has the same tag: whatever the client asked for at startup may be gone.
-                    if command == b"RESET" {
-                        binding.settings = Arc::default();
-                    }
-                }
-            }
-            b"DISCARD ALL" => {
-                *self = Self::Unknown;
-                return true;
-            }
-            b"DEALLOCATE ALL" => return true,
-            // It may have been one of the proxy's own.
-            b"DEALLOCATE" => *self = Self::Unknown,
-            _ => {}
+    /// A variable may have been changed.
+    pub fn make_stale(&mut self) {
+        if let Self::Bound(binding) = self {
+            binding.stale = true;
         }
-        false
     }
 }
 
@@ -152,9 +136,7 @@ impl Plan {
         let mut plan = Self::default();
         let (variables, applied) = match context {
             Context::Bound(bound)
-                if bound.tenant == wanted.tenant
-                    && same_variables(bound, wanted)
-                    && bound.is_clean_for(wanted.client) =>
+                if bound.tenant == wanted.tenant && same_variables(bound, wanted) =>
             {
                 (bound.stale, Some(&bound.settings))
             }
@@ -189,16 +171,21 @@ impl Plan {
         }
         let empty = Settings::new();
         let applied = applied.map_or(&empty, |applied| &**applied);
-        for name in applied
+        let mut dropped: Vec<_> = applied
             .keys()
             .filter(|name| !wanted.contains_key(*name) && !is_context(name))
-        {
+            .collect();
+        // What the role could not do is done before it is taken on and after it was laid down.
+        dropped.sort_by_key(|name| std::cmp::Reverse(rank(name)));
+        for name in dropped {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
-        for (name, value) in wanted
+        let mut changed: Vec<_> = wanted
             .iter()
             .filter(|(name, value)| applied.get(*name) != Some(value) && !is_context(name))
-        {
+            .collect();
+        changed.sort_by_key(|(name, _)| rank(name));
+        for (name, value) in changed {
             self.set_config(name, value);
         }
     }
@@ -231,6 +218,15 @@ impl Plan {
     }
 }
 
+/// The order in which parameters are set: roles last.
+fn rank(name: &str) -> u8 {
+    match name {
+        "role" => 2,
+        "session_authorization" => 1,
+        _ => 0,
+    }
+}
+
 fn same_variables(bound: &Binding, wanted: &Binding) -> bool {
     Arc::ptr_eq(&bound.route, &wanted.route) || bound.route.context == wanted.route.context
 }
@@ -248,7 +244,6 @@ fn quote_parameter(name: &str) -> String {
 pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
     matches!(&connection.context, Context::Bound(bound)
         if !bound.stale
-            && bound.is_clean_for(wanted.client)
             && bound.tenant == wanted.tenant
             && same_variables(bound, wanted)
             && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
@@ -280,13 +275,9 @@ pub async fn adopt(
         return Ok(Adopted::AsItWas);
     }
     let plan = Plan::new(wanted, &connection.context);
-    let soiled_by = match &connection.context {
-        Context::Bound(bound) => bound.soiled_by,
-        Context::Clean | Context::Unknown => None,
-    };
     connection.context = Context::Unknown;
     if plan.scrub {
-        connection.parsed.clear();
+        connection.note_discard();
     }
     let exchanged = match plan.answers {
         0 => Ok(Ok(())),
@@ -302,7 +293,6 @@ pub async fn adopt(
     }
     connection.context = Context::Bound(Binding {
         stale: false,
-        soiled_by: soiled_by.filter(|_| !plan.scrub),
         ..wanted.clone()
     });
     Ok(match plan.scrub {
@@ -381,9 +371,7 @@ tenants:
                     .map(|&(n, v)| (n.to_owned(), v.to_owned()))
                     .collect(),
             ),
-            client: 1,
             stale: false,
-            soiled_by: None,
         }
     }
 
@@ -423,15 +411,7 @@ tenants:
     fn a_change_of_context_sends_what_is_needed_and_no_more() {
         let a = || binding("a", &[("timezone", "UTC")]);
         let set = "F(app.region=eu) F(app.tenant=a)";
-        let stale = Binding {
-            stale: true,
-            soiled_by: Some(1),
-            ..a()
-        };
-        let soiled_by_another = Binding {
-            soiled_by: Some(2),
-            ..a()
-        };
+        let stale = Binding { stale: true, ..a() };
         for (context, expected) in [
             (Context::Clean, format!("{set} | F(timezone=UTC)")),
             (
@@ -444,10 +424,6 @@ tenants:
             ),
             (Context::Bound(a()), String::new()),
             (Context::Bound(stale), set.to_owned()),
-            (
-                Context::Bound(soiled_by_another),
-                format!("Q(DISCARD ALL) {set} | F(timezone=UTC)"),
-            ),
             (
                 Context::Bound(binding("a", &[("x.y", "1"), ("timezone", "CET")])),
                 "| Q(RESET \"x\".\"y\") F(timezone=UTC)".to_owned(),
@@ -464,17 +440,19 @@ tenants:
     }
 
     #[test]
-    fn commands_that_may_touch_the_context_are_noticed() {
-        let noted = |command: &[u8]| {
-            let mut context = Context::Bound(binding("a", &[]));
-            let dropped = context.note_command(command, 1);
-            (context.is_stale(), dropped)
-        };
-        assert_eq!(noted(b"SELECT 1"), (false, false));
-        assert_eq!(noted(b"SET"), (true, false));
-        assert_eq!(noted(b"RESET"), (true, false));
-        assert_eq!(noted(b"LISTEN"), (true, false));
-        assert_eq!(noted(b"DISCARD ALL"), (true, true));
-        assert_eq!(noted(b"DEALLOCATE ALL"), (false, true));
+    fn a_role_is_taken_on_last_and_laid_down_first() {
+        let with_role = Context::Bound(binding("a", &[("a.b", "1"), ("role", "r")]));
+        assert_eq!(
+            plan(&binding("a", &[]), &with_role),
+            "| Q(RESET \"role\") Q(RESET \"a\".\"b\")"
+        );
+        let without = Context::Bound(binding("a", &[]));
+        assert_eq!(
+            plan(
+                &binding("a", &[("role", "r"), ("work_mem", "1MB")]),
+                &without
+            ),
+            "| F(work_mem=1MB) F(role=r)"
+        );
     }
 }

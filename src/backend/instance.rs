@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::Settings;
+use crate::backend::functions::Functions;
 use crate::backend::health::Health;
 use crate::backend::lease::Grant;
 use crate::backend::prepared::Interner;
@@ -53,6 +54,7 @@ pub struct Pool {
     /// The config routes nobody here any more: connections are closed instead of kept.
     retired: AtomicBool,
     pub statements: Interner,
+    pub functions: Functions,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
     profiles: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
@@ -137,6 +139,7 @@ impl Instance {
                 size: AtomicUsize::new(size),
                 retired: AtomicBool::new(false),
                 statements: Interner::default(),
+                functions: Functions::default(),
                 last_failure: Mutex::default(),
                 profiles: Mutex::default(),
             });

@@ -5,10 +5,12 @@ pub mod cancel;
 pub mod connect;
 pub mod connection;
 pub mod context;
+pub mod functions;
 pub mod health;
 pub mod instance;
 pub mod lease;
 pub mod prepared;
 mod queue;
+pub mod residue;
 
 pub use queue::PoolCounts;

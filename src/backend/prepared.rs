@@ -6,11 +6,22 @@
 //!                  ├─► Statement 7 ──► "pgtenant_7" on the connections that have parsed it
 //!   client B "q"  ─┘
 //! ```
+//!
+//! Shared are statements of the same text, parameter types and meaning: PostgreSQL settles names and constants
+//! when it parses, under the parameters of that moment. So clients with other `search_path`, `DateStyle` or
+//! role have another statement, and what was parsed before the schema changed is parsed anew for a client
+//! that prepares it after.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+
+use crate::backend::context::Settings;
+use crate::protocol::frame::split_cstr;
+use crate::sql::effects::Effects;
 
 /// A statement as Parse defines it, shared by all clients of a pool that prepare the same.
 #[derive(Debug)]
@@ -19,6 +30,9 @@ pub struct Statement {
     server_name: Box<str>,
     /// The body of the Parse message after the statement's name: query, parameter types.
     definition: Bytes,
+    meaning: u64,
+    /// What an execution may do to its session.
+    pub effects: Effects,
 }
 
 impl Statement {
@@ -37,7 +51,7 @@ impl Statement {
 
     /// The same statement in another pool.
     pub fn intern_in(&self, interner: &Interner) -> Arc<Statement> {
-        interner.intern(&self.definition)
+        interner.intern(&self.definition, self.meaning)
     }
 
     /// The Parse frame that makes it on a server connection.
@@ -67,49 +81,126 @@ pub fn frame(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 
 /// The statements of one pool. A statement lives as long as a client or a server connection knows
 /// it.
-#[derive(Debug, Default)]
-pub struct Interner(Mutex<Interned>);
+#[derive(Debug)]
+pub struct Interner {
+    interned: Mutex<Interned>,
+    /// Counts changes of the schema that passed.
+    epoch: AtomicU64,
+    hasher: RandomState,
+}
+
+impl Default for Interner {
+    fn default() -> Self {
+        Self {
+            interned: Mutex::default(),
+            epoch: AtomicU64::new(1),
+            hasher: RandomState::new(),
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Interned {
-    statements: HashMap<Bytes, Weak<Statement>>,
+    /// By what changes their meaning, then by definition.
+    statements: HashMap<u64, HashMap<Bytes, Weak<Statement>>>,
+    len: usize,
     last_id: u64,
-    /// Dead entries are swept when the map has grown to this.
+    /// Dead entries are swept when there are so many.
     sweep_at: usize,
 }
 
+/// Parameters that change no statement's meaning, though clients often have them differ.
+fn is_meaningless(name: &str) -> bool {
+    matches!(
+        name,
+        "application_name" | "client_min_messages" | "extra_float_digits"
+    ) || name.ends_with("_timeout")
+}
+
 impl Interner {
-    /// The statement with this definition (a Parse body after the name).
-    pub fn intern(&self, definition: &[u8]) -> Arc<Statement> {
-        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(statement) = inner.statements.get(definition).and_then(Weak::upgrade) {
+    /// What of a client's settings changes the meaning of the statements that it prepares.
+    pub fn meaning(&self, settings: &Settings) -> u64 {
+        let meaningful: Vec<_> = settings
+            .iter()
+            .filter(|(name, _)| !is_meaningless(name))
+            .collect();
+        self.hasher.hash_one(meaningful)
+    }
+
+    /// How often the schema has changed: a statement parsed before that may mean something else now.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Relaxed)
+    }
+
+    /// The schema changes, or has just changed.
+    pub fn begin_epoch(&self) {
+        self.epoch.fetch_add(1, Relaxed);
+    }
+
+    /// The statement with this definition (a Parse body after the name) and [meaning](Self::meaning).
+    pub fn intern(&self, definition: &[u8], meaning: u64) -> Arc<Statement> {
+        let mut inner = self.interned.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.statements.get(&meaning);
+        if let Some(statement) = known.and_then(|known| known.get(definition)?.upgrade()) {
             return statement;
         }
-        if inner.statements.len() >= inner.sweep_at {
-            inner
-                .statements
-                .retain(|_, statement| statement.strong_count() > 0);
-            inner.sweep_at = (inner.statements.len() * 2).max(64);
-        }
+        inner.make_room();
         inner.last_id += 1;
+        inner.len += 1;
         let definition = Bytes::copy_from_slice(definition);
+        let text = split_cstr(&definition).map_or(&[][..], |(text, _)| text);
         let statement = Arc::new(Statement {
             id: inner.last_id,
             server_name: format!("{}{}", Statement::NAME_PREFIX, inner.last_id).into(),
+            effects: Effects::of(text, false),
             definition: definition.clone(),
+            meaning,
         });
         inner
             .statements
+            .entry(meaning)
+            .or_default()
             .insert(definition, Arc::downgrade(&statement));
         statement
+    }
+}
+
+impl Interned {
+    fn make_room(&mut self) {
+        if self.len < self.sweep_at {
+            return;
+        }
+        for known in self.statements.values_mut() {
+            known.retain(|_, statement| statement.strong_count() > 0);
+        }
+        self.statements.retain(|_, known| !known.is_empty());
+        self.len = self.statements.values().map(HashMap::len).sum();
+        self.sweep_at = (self.len * 2).max(64);
     }
 }
 
 /// What one server connection has parsed, least recently used first out.
 #[derive(Debug, Default)]
 pub struct Parsed {
-    statements: HashMap<u64, (Arc<Statement>, u64)>,
+    statements: HashMap<u64, Entry>,
     clock: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    statement: Arc<Statement>,
+    used: u64,
+    /// The schema's epoch when it was parsed.
+    epoch: u64,
+}
+
+/// Whether a connection has a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Has {
+    Yes,
+    No,
+    /// It was parsed before the schema changed: it must be closed and parsed anew.
+    Outdated,
 }
 
 /// Most named statements kept on one server connection, as PgBouncer's `max_prepared_statements`
@@ -117,43 +208,59 @@ pub struct Parsed {
 const CAPACITY: usize = 200;
 
 impl Parsed {
-    /// Whether the connection has `statement`; marks it as used.
-    pub fn touch(&mut self, statement: &Statement) -> bool {
+    /// Whether the connection has `statement`, parsed in epoch `since` or later; marks it as used.
+    pub fn touch(&mut self, statement: &Statement, since: u64) -> Has {
         self.clock += 1;
         match self.statements.get_mut(&statement.id) {
-            Some((_, used)) => {
-                *used = self.clock;
-                true
+            Some(entry) if entry.epoch >= since => {
+                entry.used = self.clock;
+                Has::Yes
             }
-            None => false,
+            Some(_) => Has::Outdated,
+            None => Has::No,
         }
     }
 
-    /// Records that a Parse of `statement` was sent. Returns the statement that has to make room, if
+    /// Records that a Parse of `statement` was sent in `epoch`. Returns the statement that has to make room, if
     /// any: it is to be closed.
-    pub fn insert(&mut self, statement: &Arc<Statement>) -> Option<Arc<Statement>> {
+    pub fn insert(&mut self, statement: &Arc<Statement>, epoch: u64) -> Option<Arc<Statement>> {
         self.clock += 1;
         let evicted = (self.statements.len() >= CAPACITY)
             .then(|| {
                 self.statements
                     .iter()
-                    .min_by_key(|(_, (_, used))| *used)
+                    .min_by_key(|(_, entry)| entry.used)
                     .map(|(&id, _)| id)
             })
             .flatten()
             .and_then(|id| self.statements.remove(&id));
-        self.statements
-            .insert(statement.id, (statement.clone(), self.clock));
-        evicted.map(|(statement, _)| statement)
+        let entry = Entry {
+            statement: statement.clone(),
+            used: self.clock,
+            epoch,
+        };
+        self.statements.insert(statement.id, entry);
+        evicted.map(|entry| entry.statement)
     }
 
     /// Records that a Close of `statement` took no effect.
     pub fn restore(&mut self, statement: Arc<Statement>) {
-        self.statements
-            .insert(statement.id, (statement, self.clock));
+        let entry = Entry {
+            statement: statement.clone(),
+            used: self.clock,
+            epoch: 0,
+        };
+        self.statements.insert(statement.id, entry);
     }
 
-    /// Records that a Parse of `statement` failed.
+    /// All of it is to be parsed anew before it is used again.
+    pub fn outdate(&mut self) {
+        for entry in self.statements.values_mut() {
+            entry.epoch = 0;
+        }
+    }
+
+    /// Records that a Parse of `statement` failed, or that it was closed.
     pub fn forget(&mut self, statement: &Statement) {
         self.statements.remove(&statement.id);
     }
@@ -172,15 +279,15 @@ mod tests {
     fn equal_definitions_are_one_statement_while_somebody_knows_it() {
         let interner = Interner::default();
         let (a, b) = (
-            interner.intern(b"SELECT 1\0\0\0"),
-            interner.intern(b"SELECT 1\0\0\0"),
+            interner.intern(b"SELECT 1\0\0\0", 0),
+            interner.intern(b"SELECT 1\0\0\0", 0),
         );
         assert!(Arc::ptr_eq(&a, &b));
-        assert!(!Arc::ptr_eq(&a, &interner.intern(b"SELECT 2\0\0\0")));
+        assert!(!Arc::ptr_eq(&a, &interner.intern(b"SELECT 2\0\0\0", 0)));
         let id = a.id;
         drop((a, b));
         assert_ne!(
-            interner.intern(b"SELECT 1\0\0\0").id,
+            interner.intern(b"SELECT 1\0\0\0", 0).id,
             id,
             "names are never used twice"
         );
@@ -191,23 +298,54 @@ mod tests {
         let interner = Interner::default();
         let mut parsed = Parsed::default();
         let all: Vec<_> = (0..CAPACITY)
-            .map(|i| interner.intern(format!("{i}\0\0\0").as_bytes()))
+            .map(|i| interner.intern(format!("{i}\0\0\0").as_bytes(), 0))
             .collect();
         for statement in &all {
-            assert!(parsed.insert(statement).is_none());
+            assert!(parsed.insert(statement, 1).is_none());
         }
-        assert!(parsed.touch(&all[0]));
-        let evicted = parsed.insert(&interner.intern(b"new\0\0\0")).unwrap();
+        assert_eq!(parsed.touch(&all[0], 1), Has::Yes);
+        let evicted = parsed.insert(&interner.intern(b"new\0\0\0", 0), 1).unwrap();
         assert_eq!(evicted.close_frame(), frame(b'C', &[b"Spgtenant_2\0"]));
-        assert!(parsed.touch(&all[0]) && !parsed.touch(&all[1]));
+        assert_eq!(parsed.touch(&all[0], 1), Has::Yes);
+        assert_eq!(parsed.touch(&all[1], 1), Has::No);
     }
 
     #[test]
     fn a_parse_frame_holds_the_name_and_the_definition() {
-        let statement = Interner::default().intern(b"SELECT 1\0\0\0");
+        let statement = Interner::default().intern(b"SELECT 1\0\0\0", 0);
         assert_eq!(
             statement.parse_frame(),
             b"P\0\0\0\x1apgtenant_1\0SELECT 1\0\0\0"
         );
+    }
+
+    #[test]
+    fn statements_of_another_meaning_or_epoch_are_not_shared() {
+        let interner = Interner::default();
+        let settings = |pairs: &[(&str, &str)]| -> Settings {
+            pairs
+                .iter()
+                .map(|&(n, v)| (n.to_owned(), v.to_owned()))
+                .collect()
+        };
+        let plain = interner.meaning(&settings(&[]));
+        assert_eq!(
+            plain,
+            interner.meaning(&settings(&[
+                ("application_name", "x"),
+                ("lock_timeout", "1")
+            ]))
+        );
+        let other = interner.meaning(&settings(&[("search_path", "a")]));
+        let (a, b) = (
+            interner.intern(b"SELECT 1\0\0\0", plain),
+            interner.intern(b"SELECT 1\0\0\0", other),
+        );
+        assert_ne!(a.id, b.id);
+        let mut parsed = Parsed::default();
+        parsed.insert(&a, interner.epoch());
+        assert_eq!(parsed.touch(&a, interner.epoch()), Has::Yes);
+        interner.begin_epoch();
+        assert_eq!(parsed.touch(&a, interner.epoch()), Has::Outdated);
     }
 }

@@ -91,8 +91,12 @@ pub struct Ledger {
     unsynced: bool,
     /// What is owed cannot be told any more.
     uncertain: bool,
-    /// Status of the last ReadyForQuery, if nothing was sent after it.
+    /// The last ReadyForQuery said idle, and nothing was sent after it.
     idle: bool,
+    /// The last ReadyForQuery said that the transaction has failed.
+    failed_transaction: bool,
+    /// It said that one is open.
+    in_transaction: bool,
     /// Messages about statements that took no effect.
     failed: Vec<Failed>,
 }
@@ -128,10 +132,14 @@ impl Ledger {
         self.owed.push_back(message);
     }
 
-    /// Records a reply by its tag; `idle` is true for a ReadyForQuery outside a transaction.
-    pub fn reply(&mut self, tag: BackendTag, idle: bool) -> Reply {
+    /// Records a reply by its tag; `status` is what a ReadyForQuery says.
+    pub fn reply(&mut self, tag: BackendTag, status: u8) -> Reply {
         match tag {
-            BackendTag::READY_FOR_QUERY => self.ready(idle),
+            BackendTag::READY_FOR_QUERY => {
+                self.in_transaction = status != b'I';
+                self.failed_transaction = status == b'E';
+                self.ready(status == b'I');
+            }
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::PARSE_COMPLETE => {
                 return self
@@ -186,6 +194,16 @@ impl Ledger {
             && !self.copy_is_open()
             && self.owed.back().is_none_or(Owed::ends_with_ready)
             && (!self.unsynced || !self.owed.is_empty())
+    }
+
+    /// What the next ReadyForQuery would say if nothing happened before it: of the proxy's own answers. None: the
+    /// server answers nothing in a transaction that has failed but its end.
+    pub fn status(&self) -> Option<u8> {
+        match (self.failed_transaction, self.in_transaction) {
+            (true, _) => None,
+            (false, true) => Some(b'T'),
+            (false, false) => Some(b'I'),
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -324,10 +342,11 @@ mod tests {
                 ("C", false) => ledger.push(Owed::Close(Undo::Nothing)),
                 ("c", false) => ledger.push(Owed::CopyEnd),
                 ("z", true) => {
-                    ledger.reply(BackendTag::READY_FOR_QUERY, false);
+                    ledger.reply(BackendTag::READY_FOR_QUERY, b'T');
                 }
                 (tag, true) => {
-                    ledger.reply(BackendTag(tag.as_bytes()[0]), tag == "Z");
+                    let status = if tag == "Z" { b'I' } else { 0 };
+                    ledger.reply(BackendTag(tag.as_bytes()[0]), status);
                 }
                 other => panic!("{other:?}"),
             }
@@ -411,28 +430,22 @@ mod tests {
         ledger.push(Owed::SwallowedParse(None));
         ledger.push(Owed::Bind);
         assert_eq!(ledger.take_fake(), None);
-        ledger.reply(BackendTag::READY_FOR_QUERY, true);
+        ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
         assert_eq!(ledger.take_fake(), Some(PARSE_COMPLETE));
         assert_eq!(ledger.take_fake(), Some(CLOSE_COMPLETE));
         assert_eq!(ledger.take_fake(), None);
-        assert_eq!(
-            ledger.reply(BackendTag::PARSE_COMPLETE, false),
-            Reply::Swallow
-        );
-        assert_eq!(
-            ledger.reply(BackendTag::BIND_COMPLETE, false),
-            Reply::Forward
-        );
+        assert_eq!(ledger.reply(BackendTag::PARSE_COMPLETE, 0), Reply::Swallow);
+        assert_eq!(ledger.reply(BackendTag::BIND_COMPLETE, 0), Reply::Forward);
     }
 
     #[test]
     fn messages_that_took_no_effect_are_told_with_the_one_that_failed_first() {
-        let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0");
+        let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0);
         let mut ledger = Ledger::default();
         ledger.push(Owed::Parse(None, Undo::Nothing));
         ledger.push(Owed::Bind);
         ledger.push(Owed::Parse(Some(statement.clone()), Undo::Nothing));
-        ledger.reply(BackendTag::ERROR_RESPONSE, false);
+        ledger.reply(BackendTag::ERROR_RESPONSE, 0);
         ledger.push(Owed::SwallowedParse(Some(statement)));
         ledger.push(Owed::FakeClose(Undo::Nothing));
         let told: Vec<_> = ledger

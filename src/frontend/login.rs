@@ -443,13 +443,11 @@ fn new_key(app: &App, version: Version) -> CancelKey {
     loop {
         let mut secret = vec![0; length];
         rand::fill(&mut secret[..]);
-        let pid = rand::random_range(1..i32::MAX);
-        let key = CancelKey {
-            pid,
-            secret: secret.into(),
-        };
-        if !app.has_key(&key) {
-            return key;
+        if !app.has_secret(&secret) {
+            return CancelKey {
+                pid: rand::random_range(1..i32::MAX),
+                secret: secret.into(),
+            };
         }
     }
 }

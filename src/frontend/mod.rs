@@ -5,7 +5,8 @@
 //! 3. The connection moves to the worker of its instance; `session` welcomes it with the parameters of its
 //!    server.
 //! 4. `session` waits for a message without holding a server connection, then checks one out.
-//! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is.
+//! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is. What the client's session
+//!    holds beside its transaction is carried along, or keeps the connection: `state`, `statements`.
 //! 6. The end: what is owed is played out, what is not clean is closed.
 
 pub mod handshake;
@@ -13,4 +14,6 @@ pub mod ledger;
 pub mod login;
 pub mod relay;
 pub mod session;
+pub mod state;
 pub mod statements;
+pub mod text;

@@ -20,24 +20,26 @@ use crate::backend::prepared::frame;
 use crate::client::ClientHandle;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Ledger, Owed, Reply};
-use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
+use crate::frontend::state::SessionState;
+use crate::frontend::statements::{Rewritten, Statements, Target, Undo, asks_for_foreign_sequence};
+use crate::frontend::text::TextReader;
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
 use crate::protocol::reply;
 use crate::protocol::stream::Stream;
+use crate::sql::effects::{Effects, What};
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
 /// Longest message of a server that is collected to be looked at, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
 
-/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
-const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
-/// The first word of a Query or Parse is within this many bytes of its frame.
-const TEXT_BEGINS_WITHIN: usize = 128;
+/// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
+/// looked at as it passes.
+const LOOKED_AT_WHOLE: usize = 8 * 1024;
 /// Most messages owed before the client is not heard until some are answered.
 const MAX_OWED: usize = 4096;
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
@@ -55,24 +57,24 @@ pub struct ClientSide {
     pub settings: Arc<Settings>,
     /// The parameters it was told.
     pub reported: Arc<Parameters>,
+    /// What it may hold beside its transaction.
+    pub state: SessionState,
 }
 
 /// Why a relay ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// Nothing is owed, no transaction is open.
+    /// Nothing is owed, no transaction is open; in session pooling, and for a client that keeps its connection, if
+    /// there is something to see to.
     Clean,
+    /// The client asks for sequence values that on this connection are another's. Nothing of it was sent.
+    ForeignSequence,
     /// The client said Terminate, or closed its side.
     ClientGone,
     /// Called while clean (session pooling), or killed anywhere.
     Called,
-    /// Session pooling, while clean: the client may have changed the tenant context.
-    Stale,
     /// The server closed the connection; the client was sent all it said.
-    ServerGone {
-        /// A FATAL error was among it.
-        said_why: bool,
-    },
+    ServerGone,
 }
 
 pub struct Relay<'a> {
@@ -83,14 +85,18 @@ pub struct Relay<'a> {
     pub metrics: &'a TenantMetrics,
     /// Calls answered so far.
     pub answered: u64,
-    /// Session pooling: a clean point is no end.
+    /// Session pooling, or the connection is pinned: a clean point is no end.
     pub keep: bool,
     pub ledger: Ledger,
     /// Bytes of a frame that is passing, still to come from the client and from the server.
     client_rest: usize,
     server_rest: usize,
     transaction_began: Option<Instant>,
-    fatal_seen: bool,
+    /// Something of the client was sent to the server.
+    heard: bool,
+    /// Reads a text that is too long to be looked at whole.
+    text: Option<Box<TextReader>>,
+    refused: Option<End>,
     hold: Hold,
     /// The server was asked to answer what it can, since a lot is owed.
     flush_asked: bool,
@@ -114,11 +120,11 @@ impl<'a> Relay<'a> {
         handle: &'a ClientHandle,
         metrics: &'a TenantMetrics,
     ) -> Self {
-        let keep = client.statements.is_none();
+        let keep = client.statements.is_none() || !client.state.pins().is_empty();
         let mut ledger = Ledger::default();
-        match &mut client.statements {
-            Some(statements) => statements.begin_lease(),
-            None => ledger.begin_clean(),
+        match (&mut client.statements, keep) {
+            (Some(statements), false) => statements.begin_lease(),
+            _ => ledger.begin_clean(),
         }
         Self {
             client,
@@ -132,7 +138,9 @@ impl<'a> Relay<'a> {
             client_rest: 0,
             server_rest: 0,
             transaction_began: None,
-            fatal_seen: false,
+            heard: false,
+            text: None,
+            refused: None,
             hold: Hold::No,
             flush_asked: false,
         }
@@ -221,11 +229,8 @@ impl<'a> Relay<'a> {
             }
             // 2. At a clean point the connection goes back before the client is heard again.
             if self.is_clean() {
-                if !self.keep {
+                if !self.keep || (self.heard && self.has_something_to_see_to()) {
                     return Poll::Ready(Ok(End::Clean));
-                }
-                if self.server.context.is_stale() {
-                    return Poll::Ready(Ok(End::Stale));
                 }
                 if self.handle.calls(cx.waker()) != self.answered {
                     return Poll::Ready(Ok(End::Called));
@@ -246,6 +251,9 @@ impl<'a> Relay<'a> {
                     moved = true;
                 }
             }
+            if let Some(end) = self.refused.take() {
+                return Poll::Ready(Ok(end));
+            }
             if !moved {
                 self.handle.calls(cx.waker());
                 return match self.handle.is_killed() {
@@ -256,6 +264,12 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// Whether a client that keeps its connection may have changed its session, or its tenant context.
+    fn has_something_to_see_to(&self) -> bool {
+        let context = &self.server.context;
+        !self.client.state.is_settled() || context.is_stale()
+    }
+
     /// The server is gone: what it said last goes to the client.
     fn poll_last_words(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
         let rest = self.server.inbox.len().min(self.server_rest);
@@ -264,9 +278,7 @@ impl<'a> Relay<'a> {
         let sent = outbox.poll_drain(cx, stream).is_ready();
         self.handle.calls(cx.waker());
         if sent || self.handle.is_killed() {
-            return Poll::Ready(Ok(End::ServerGone {
-                said_why: self.fatal_seen,
-            }));
+            return Poll::Ready(Ok(End::ServerGone));
         }
         Poll::Pending
     }
@@ -324,7 +336,7 @@ impl<'a> Relay<'a> {
                 | BackendTag::PARSE_COMPLETE
                 | BackendTag::CLOSE_COMPLETE => size,
                 BackendTag::ERROR_RESPONSE if size <= MAX_TRANSLATED => size,
-                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
+                BackendTag::ERROR_RESPONSE => HEADER,
                 _ => HEADER,
             };
             if bytes.len() < needed {
@@ -375,25 +387,42 @@ impl<'a> Relay<'a> {
             context,
             parameters,
             parsed,
+            sequences_of,
             ..
         } = &mut *self.server;
         let bytes = &inbox.bytes()[at..];
         match tag {
             BackendTag::READY_FOR_QUERY => {
-                let idle = bytes.get(HEADER) == Some(&b'I');
+                let status = bytes.get(HEADER).copied().unwrap_or_default();
                 self.metrics.queries.add(1);
-                if idle && let Some(began) = self.transaction_began.take() {
+                if status == b'I'
+                    && let Some(began) = self.transaction_began.take()
+                {
                     self.metrics.transactions.record(began.elapsed());
                 }
-                return self.ledger.reply(tag, idle);
+                return self.ledger.reply(tag, status);
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
-                if context.note_command(command, self.handle.id) {
-                    parsed.clear();
-                    if let Some(statements) = &mut self.client.statements {
-                        statements.clear();
+                match command {
+                    b"SET" | b"RESET" => context.make_stale(),
+                    b"DISCARD ALL" | b"DEALLOCATE ALL" => {
+                        parsed.clear();
+                        if let Some(statements) = &mut self.client.statements {
+                            statements.clear();
+                        }
+                        if command == b"DISCARD ALL" {
+                            *sequences_of = None;
+                            *context = Context::Clean;
+                            self.client.state.discard();
+                        }
                     }
+                    b"DEALLOCATE" => {
+                        if let Some(statements) = &mut self.client.statements {
+                            statements.note_deallocated(parsed);
+                        }
+                    }
+                    _ => {}
                 }
             }
             BackendTag::PARAMETER_STATUS => {
@@ -403,8 +432,11 @@ impl<'a> Relay<'a> {
             }
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
-                self.fatal_seen |= is_fatal(&bytes[HEADER..size.min(bytes.len())]);
-                let reply = self.ledger.reply(tag, false);
+                let body = &bytes[HEADER..size.min(bytes.len())];
+                if is_outdated_plan(body) {
+                    parsed.outdate();
+                }
+                let reply = self.ledger.reply(tag, 0);
                 let failed = self.ledger.take_failed();
                 if let Some(statements) = &mut self.client.statements {
                     statements.undo(failed, parsed);
@@ -413,7 +445,7 @@ impl<'a> Relay<'a> {
             }
             _ => {}
         }
-        self.ledger.reply(tag, false)
+        self.ledger.reply(tag, 0)
     }
 
     // ---- client to server ----
@@ -424,10 +456,13 @@ impl<'a> Relay<'a> {
         }
         // Bytes that came before the checkout, or were left by backpressure, go first.
         let before = self.server.outbox.len();
+        let answered = self.client.outbox.len();
         if !self.client.inbox.is_empty() && self.pass_client_frames()? {
             return Ok(Step::Gone);
         }
-        let mut step = match self.server.outbox.len() > before {
+        // The proxy may have answered some of it.
+        let passed = self.server.outbox.len() > before || self.client.outbox.len() > answered;
+        let mut step = match passed {
             true => Step::Moved,
             false => Step::Still,
         };
@@ -468,19 +503,145 @@ impl<'a> Relay<'a> {
         self.ledger.len() >= MAX_OWED && self.client_rest == 0
     }
 
-    /// Looks at the text of a Query or Parse at `at` in the client's inbox.
-    fn note_text(&mut self, tag: FrontendTag, at: usize) {
-        let body = &self.client.inbox.bytes()[at + HEADER..];
-        match tag {
-            FrontendTag::QUERY if may_change_session(body) => self.hold = Hold::Now,
-            FrontendTag::PARSE
-                if split_cstr(body).is_some_and(|(_, text)| may_change_session(text)) =>
-            {
-                self.hold = Hold::AtSync;
-            }
-            FrontendTag::SYNC if self.hold == Hold::AtSync => self.hold = Hold::Now,
-            _ => {}
+    /// Takes note of what a statement that is sent now may do to the session.
+    fn note_effects(&mut self, effects: &Effects) {
+        let what = effects.what;
+        if what.intersects(What::CREATES | What::DROPS) {
+            self.pool.statements.begin_epoch();
         }
+        if what.intersects(What::ADVANCES_SEQUENCE | What::OPAQUE) || !effects.functions.is_empty()
+        {
+            self.server.sequences_of = Some(self.handle.id);
+        }
+        self.client.state.note(effects);
+    }
+
+    /// The text of a Query or Parse was read. What may change the session holds back what is sent behind it.
+    fn note_text(&mut self, tag: FrontendTag, effects: &Effects) {
+        let holds = effects.what.contains(What::CONTROL);
+        match tag {
+            FrontendTag::QUERY => {
+                self.note_effects(effects);
+                if holds {
+                    self.hold = Hold::Now;
+                }
+            }
+            _ => {
+                if self.client.statements.is_none() {
+                    self.client.state.note_prepared(effects);
+                }
+                if holds {
+                    self.hold = Hold::AtSync;
+                }
+            }
+        }
+    }
+
+    /// Whether plain strings have backslash escapes now.
+    fn backslashes(&self) -> bool {
+        let parameters = &self.server.parameters;
+        parameters
+            .get("standard_conforming_strings")
+            .is_some_and(|value| value == "off")
+    }
+
+    /// Whether the sequence values of this connection are nobody's or the client's own.
+    fn owns_sequences(&self) -> bool {
+        self.server
+            .sequences_of
+            .is_none_or(|id| id == self.handle.id)
+    }
+
+    /// Looks at the text of a Query or Parse of `size` bytes at `at` in the client's inbox, of which `here` are there.
+    fn look_at_text(
+        &mut self,
+        tag: FrontendTag,
+        at: usize,
+        here: usize,
+        size: usize,
+    ) -> Result<Looked> {
+        let backslashes = self.backslashes();
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        if here < size {
+            return Ok(match size <= LOOKED_AT_WHOLE {
+                true => Looked::NeedMore,
+                false => Looked::Passes,
+            });
+        }
+        // What is prepared in transaction pooling is looked at where its names are.
+        if tag == FrontendTag::PARSE && self.client.statements.is_some() {
+            return Ok(Looked::Passes);
+        }
+        let text = match tag {
+            FrontendTag::PARSE => split_cstr(body).map_or(&[][..], |(_, rest)| rest),
+            _ => body,
+        };
+        let text = split_cstr(text).map_or(text, |(text, _)| text);
+        let effects = Effects::of(text, backslashes);
+        if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
+            return self.refuse_sequence().map(|()| Looked::Refused);
+        }
+        if effects.what.contains(What::DEALLOCATES)
+            && let Some(statements) = &mut self.client.statements
+            && let Some(name) = statements.named_in_deallocate(text)
+        {
+            if !self.ledger.is_empty() && self.ledger.will_settle() {
+                self.hold = Hold::Now;
+                return Ok(Looked::NeedMore);
+            }
+            if let Some(status) = self.ledger.status().filter(|_| self.ledger.is_empty()) {
+                statements.deallocate(&name);
+                statements.drop_unnamed();
+                self.client.outbox.extend(&deallocated(status));
+                if !self.heard {
+                    self.ledger.begin_clean();
+                }
+                return Ok(Looked::Answered);
+            }
+        }
+        self.note_text(tag, &effects);
+        Ok(Looked::Passes)
+    }
+
+    /// Sequence values that are another client's must not be told.
+    ///
+    /// # Errors
+    /// 0A000 where the client has a transaction open, which ends with its connection.
+    fn refuse_sequence(&mut self) -> Result<()> {
+        self.client.state.note_sequence_wanted();
+        match self.heard {
+            true => Err(foreign_sequence()),
+            false => {
+                self.refused = Some(End::ForeignSequence);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads on in a text that passes: `n` bytes at `at` in the client's inbox.
+    fn read_text(&mut self, at: usize, n: usize) -> Result<()> {
+        let Some(reader) = self.text.as_mut().filter(|reader| reader.is_reading()) else {
+            return Ok(());
+        };
+        reader.feed(&self.client.inbox.bytes()[at..at + n]);
+        if self.client_rest > 0 {
+            return Ok(());
+        }
+        let tag = reader.tag();
+        let Some(effects) = reader.finish() else {
+            return Ok(());
+        };
+        if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
+            return Err(foreign_sequence());
+        }
+        self.note_text(tag, &effects);
+        if tag == FrontendTag::PARSE
+            && let Some(statements) = &mut self.client.statements
+        {
+            self.client.state.note(&effects);
+            statements.note_unnamed(effects);
+        }
+        Ok(())
     }
 
     fn write_server(&mut self, cx: &mut TaskContext<'_>) -> io::Result<()> {
@@ -502,9 +663,11 @@ impl<'a> Relay<'a> {
             let inbox = &self.client.inbox;
             if self.client_rest > 0 {
                 let n = self.client_rest.min(inbox.len() - run);
-                run += n;
                 self.client_rest -= n;
+                self.read_text(run, n)?;
+                run += n;
             }
+            let inbox = &self.client.inbox;
             let bytes = &inbox.bytes()[run..];
             let here = bytes.len();
             let Some(header) = Header::read(bytes).filter(|_| self.client_rest == 0) else {
@@ -521,16 +684,31 @@ impl<'a> Relay<'a> {
             if self.transaction_began.is_none() {
                 self.transaction_began = Some(Instant::now());
             }
-            if here < size.min(TEXT_BEGINS_WITHIN) && has_text(tag) {
-                break false;
+            if has_text(tag) && self.client.state.is_watched() {
+                match self.look_at_text(tag, run, here, size)? {
+                    Looked::Passes => {}
+                    Looked::NeedMore | Looked::Refused => break false,
+                    Looked::Answered => {
+                        self.client.inbox.move_to(&mut self.server.outbox, run);
+                        self.client.inbox.consume(size);
+                        run = 0;
+                        continue;
+                    }
+                }
             }
-            self.note_text(tag, run);
+            if tag == FrontendTag::SYNC && self.hold == Hold::AtSync {
+                self.hold = Hold::Now;
+            }
             let mut rest = size;
             if self.client.statements.is_some() && names_a_statement(tag) {
                 self.client.inbox.move_to(&mut self.server.outbox, run);
                 run = 0;
                 match self.rewrite(tag, size)? {
                     Rewritten::NeedMore => break false,
+                    Rewritten::ForeignSequence => {
+                        self.refuse_sequence()?;
+                        break false;
+                    }
                     Rewritten::Consumed(n) => {
                         self.client.inbox.consume(n);
                         rest -= n;
@@ -540,8 +718,15 @@ impl<'a> Relay<'a> {
                 self.ledger.push(owed);
             }
             let here = rest.min(self.client.inbox.len() - run);
-            run += here;
             self.client_rest = rest - here;
+            if self.client_rest > 0 && has_text(tag) && self.client.state.is_watched() {
+                let backslashes = self.backslashes();
+                let reader = self.text.get_or_insert_default();
+                reader.begin(tag, backslashes);
+                reader.feed(&self.client.inbox.bytes()[run + HEADER..run + here]);
+            }
+            run += here;
+            self.heard = true;
         };
         self.client.inbox.move_to(&mut self.server.outbox, run);
         if self.owes_too_much() && !std::mem::replace(&mut self.flush_asked, true) {
@@ -559,22 +744,34 @@ impl<'a> Relay<'a> {
 
     /// Deals with a message that names a prepared statement, at the front of the client's inbox.
     fn rewrite(&mut self, tag: FrontendTag, size: usize) -> Result<Rewritten> {
+        let owned = (self.backslashes(), self.owns_sequences() || self.keep);
         let Some(statements) = &mut self.client.statements else {
             return Ok(Rewritten::Consumed(0));
         };
+        let (backslashes, owns_sequences) = owned;
         let ServerConnection { parsed, outbox, .. } = &mut *self.server;
-        let interner = &self.pool.statements;
         let mut target = Target {
             parsed,
             outbox,
             ledger: &mut self.ledger,
-            interner,
+            interner: &self.pool.statements,
+            settings: &self.client.settings,
+            backslashes,
+            owns_sequences,
+            effects: Effects::default(),
         };
         let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
+        let effects = target.effects;
         // The server skips to the next Sync: nothing of this took effect.
         let failed = self.ledger.take_failed();
         if !failed.is_empty() {
             statements.undo(failed, parsed);
+        }
+        if !effects.is_empty() {
+            if effects.what.contains(What::CONTROL) {
+                self.hold = Hold::AtSync;
+            }
+            self.note_effects(&effects);
         }
         Ok(rewritten)
     }
@@ -607,16 +804,41 @@ enum Step {
     Gone,
 }
 
-/// Whether the text begins with a command that changes run-time parameters or drops prepared statements. What is
-/// hidden in a function or behind another statement is noticed when it is answered, or not at all.
-fn may_change_session(text: &[u8]) -> bool {
-    let text = text.trim_ascii_start();
-    [&b"set"[..], b"reset", b"discard", b"deallocate"]
-        .iter()
-        .any(|word| {
-            text.get(..word.len())
-                .is_some_and(|start| start.eq_ignore_ascii_case(word))
-        })
+/// What became of a look at a text.
+enum Looked {
+    Passes,
+    NeedMore,
+    /// The proxy has answered it.
+    Answered,
+    /// The relay ends without it.
+    Refused,
+}
+
+/// The answer to a DEALLOCATE, and what the transaction is then.
+fn deallocated(status: u8) -> Vec<u8> {
+    [
+        frame(BackendTag::COMMAND_COMPLETE.0, &[b"DEALLOCATE\0"]),
+        frame(BackendTag::READY_FOR_QUERY.0, &[&[status]]),
+    ]
+    .concat()
+}
+
+/// The error of a client that asks for sequence values where another client's are.
+pub fn foreign_sequence() -> Error {
+    Error::new(
+        Kind::FeatureNotSupported,
+        "sequence values of an earlier transaction are not kept in transaction pooling",
+    )
+    .with_hint("Use INSERT … RETURNING, ask in the same transaction, or use session pooling.")
+}
+
+/// Whether an ErrorResponse says that a statement means something else since the schema changed
+/// (RevalidateCachedQuery in plancache.c).
+fn is_outdated_plan(body: &[u8]) -> bool {
+    const SQLSTATE: &[u8] = b"C0A000\0";
+    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
+    let has = |field: &[u8]| body.windows(field.len()).any(|window| window == field);
+    has(SQLSTATE) && has(ROUTINE)
 }
 
 fn has_text(tag: FrontendTag) -> bool {
@@ -667,11 +889,4 @@ fn note_parameter(
             binding.settings = client.settings.clone();
         }
     }
-}
-
-/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
-/// the severity, its second the same in English.
-fn is_fatal(body: &[u8]) -> bool {
-    let severity = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
-    severity.is_some_and(|(field, _)| field == b"VFATAL" || field == b"VPANIC")
 }

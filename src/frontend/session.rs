@@ -8,23 +8,28 @@
 //!               end                   Idle                end; the server connection closes
 //! ```
 //!
-//! In session pooling the first message checks the server connection out and it stays.
+//! In session pooling the client has a server connection from the start and keeps it. In transaction pooling it
+//! keeps one for as long as that holds something of its session that cannot be carried along (`state`).
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 
 use crate::app::{App, Counted, Registered, moved};
+use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
+use crate::backend::residue::{self, Answer, Pins, Question};
 use crate::client::Activity;
 use crate::config::{Credential, Pooling, Route};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::relay::{ClientSide, End, Relay, frame_size};
+use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
+use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
@@ -35,6 +40,9 @@ use crate::tenant::state::{ClientGuard, TenantState};
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
 /// that it has left.
 const READ_AHEAD: usize = 64 * 1024;
+
+/// How often sources of functions are looked up for one transaction: functions call functions.
+const MAX_ROUNDS: usize = 8;
 
 /// What login hands over.
 pub struct LoggedIn {
@@ -65,6 +73,8 @@ pub struct Session {
     credential: Arc<Credential>,
     pool: Arc<Pool>,
     side: ClientSide,
+    /// The server connection it begins with.
+    lease: Option<Lease>,
     /// Bytes still to come of a message that is passed over.
     stray: usize,
     /// Calls of the handle that were answered.
@@ -130,12 +140,12 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         return None;
     }
     let deadline = app.config().timeouts.login;
-    let profile = tokio::time::timeout(
-        deadline,
-        profile(&pool, &tenant, &route, settings, registered.id),
-    )
-    .await;
-    let (settings, reported) = match profile {
+    let profile = profile(&pool, &tenant, &route, settings);
+    let Profile {
+        settings,
+        reported,
+        lease,
+    } = match tokio::time::timeout(deadline, profile).await {
         Ok(Ok(profile)) => profile,
         Ok(Err(error)) => {
             log_refusal(&registered, &error);
@@ -144,10 +154,13 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         }
         Err(_) => return None,
     };
+    if let Some(lease) = &lease {
+        registered.set_pid(lease.fence().pid());
+    }
     for (name, value) in reported.iter() {
         greeting.parameter_status(name, value);
     }
-    greeting.backend_key_data(&registered.key).ready();
+    greeting.backend_key_data(&registered.key()).ready();
     if write(&mut stream, greeting.bytes()).await.is_err() {
         return None;
     }
@@ -158,6 +171,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         inbox: Buffer::new(),
         outbox: Buffer::new(),
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
+        state: SessionState::new(&route, &settings),
         settings,
         reported,
     };
@@ -169,33 +183,45 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         credential,
         pool,
         side,
+        lease,
         stray: 0,
         answered: 0,
         guards,
     })
 }
 
-type Profile = (Arc<Settings>, Arc<crate::backend::connection::Parameters>);
+/// What a client begins with.
+struct Profile {
+    settings: Arc<Settings>,
+    /// What a server reports to a client with these settings.
+    reported: Arc<Parameters>,
+    /// In session pooling: its server connection.
+    lease: Option<Lease>,
+}
 
-/// What a server reports to a client with `settings`; asks one unless it is known.
+/// What a server reports to a client with `settings`; asks one unless it is known. In session pooling the client
+/// gets its server connection here, as it would direct.
 async fn profile(
     pool: &Arc<Pool>,
     tenant: &Arc<TenantState>,
     route: &Arc<Route>,
     settings: Settings,
-    client: u64,
 ) -> Result<Profile> {
-    if let Some(profile) = pool.profile(&settings) {
-        return Ok(profile);
+    let in_transactions = route.pooling == Pooling::Transaction;
+    let known = pool.profile(&settings);
+    if let (Some((settings, reported)), true) = (&known, in_transactions) {
+        return Ok(Profile {
+            settings: settings.clone(),
+            reported: reported.clone(),
+            lease: None,
+        });
     }
-    let settings = Arc::new(settings);
+    let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
     let wanted = Binding {
         tenant: tenant.id.clone(),
         route: route.clone(),
         settings: settings.clone(),
-        client,
         stale: false,
-        soiled_by: None,
     };
     let lease = loop {
         if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
@@ -203,9 +229,28 @@ async fn profile(
         }
     };
     let reported = lease.parameters.clone();
-    lease.checkin();
     pool.remember_profile(&settings, &reported);
-    Ok((settings, reported))
+    let lease = match in_transactions {
+        true => {
+            lease.checkin();
+            None
+        }
+        false => Some(lease),
+    };
+    Ok(Profile {
+        settings,
+        reported,
+        lease,
+    })
+}
+
+/// The server does not say what the client left.
+fn not_told() -> Error {
+    Error::new(
+        Kind::ConnectionFailure,
+        "the server connection was lost while it was in use",
+    )
+    .caused_by("the server does not say what the session holds")
 }
 
 fn stopped() -> Error {
@@ -251,6 +296,11 @@ impl Session {
     /// # Errors
     /// What ends the client: it is told so as FATAL.
     async fn run(&mut self) -> Result<ControlFlow<()>> {
+        if let Some(lease) = self.lease.take()
+            && self.use_lease(lease).await?.is_break()
+        {
+            return Ok(ControlFlow::Break(()));
+        }
         loop {
             match poll_fn(|cx| self.poll_idle(cx)).await? {
                 Woken::Gone => return Ok(ControlFlow::Break(())),
@@ -362,9 +412,7 @@ impl Session {
             tenant: self.tenant.id.clone(),
             route: self.route.clone(),
             settings: self.side.settings.clone(),
-            client: self.registered.id,
             stale: false,
-            soiled_by: None,
         }
     }
 
@@ -433,7 +481,11 @@ impl Session {
         let (end, clean) = loop {
             let (end, clean) = self.relay(&mut lease).await;
             match end {
-                Ok(End::Stale) if clean => self.renew(&mut lease).await?,
+                Ok(End::Clean) if clean => {
+                    if self.settle(&mut lease).await? {
+                        break (Ok(End::Clean), true);
+                    }
+                }
                 Ok(End::Called) if clean && !self.registered.is_killed() => {
                     if let Err(error) = self.look_around_holding() {
                         break (Err(error), clean);
@@ -443,8 +495,10 @@ impl Session {
             }
         };
         self.registered.set_activity(Activity::Idle);
-        if clean {
-            if self.route.pooling == Pooling::Session {
+        let pins = self.side.state.pins();
+        self.registered.set_pins(Pins::empty());
+        if clean && !pins.contains(Pins::STUCK) {
+            if self.route.pooling == Pooling::Session || !self.side.state.is_settled() {
                 // What one client had to itself may hold anything of its session.
                 lease.context = Context::Unknown;
             }
@@ -454,13 +508,92 @@ impl Session {
         }
         match end? {
             End::Clean => Ok(ControlFlow::Continue(())),
-            End::ClientGone | End::ServerGone { said_why: true } => Ok(ControlFlow::Break(())),
-            End::ServerGone { said_why: false } => Err(Error::new(
-                Kind::ConnectionFailure,
-                "the server connection was lost while it was in use",
-            )),
-            End::Called | End::Stale => Err(stopped()),
+            End::ForeignSequence => self.refuse_batch(&foreign_sequence()).await,
+            End::ServerGone => {
+                tracing::info!(tenant = %self.tenant.id, user = %self.registered.user, client = self.registered.id,
+                    "the server connection was lost while it was in use");
+                Ok(ControlFlow::Break(()))
+            }
+            End::ClientGone => Ok(ControlFlow::Break(())),
+            End::Called => Err(stopped()),
         }
+    }
+
+    /// Sees to what the client may have left in its session: what can be is carried along from here on; for what
+    /// cannot, the client keeps the server connection. True: it need not.
+    async fn settle(&mut self, lease: &mut Lease) -> Result<bool> {
+        let in_transactions = self.route.pooling == Pooling::Transaction;
+        if self.side.state.is_settled() && in_transactions {
+            return Ok(true);
+        }
+        lease.busy = true;
+        if self.side.state.may_have_changed_schema() {
+            self.pool.statements.begin_epoch();
+            self.pool.functions.forget();
+        }
+        let (question, answer) = self.ask(lease).await?;
+        let ClientSide {
+            state, settings, ..
+        } = &mut self.side;
+        if state.may_have_changed_context() {
+            lease.context.make_stale();
+        }
+        let mut applied = match &lease.context {
+            Context::Bound(binding) => (*binding.settings).clone(),
+            Context::Clean | Context::Unknown => Settings::new(),
+        };
+        let login = &self.route.pool.login.user;
+        state.answer(&question, answer.as_ref(), settings, &mut applied, login);
+        if let Context::Bound(binding) = &mut lease.context {
+            binding.settings = match applied == **settings {
+                true => settings.clone(),
+                false => Arc::new(applied),
+            };
+        }
+        self.registered.set_pins(state.pins());
+        if in_transactions && state.pins().is_empty() {
+            return Ok(true);
+        }
+        self.renew(lease).await?;
+        Ok(false)
+    }
+
+    /// Asks the server what cannot be known without it.
+    async fn ask(&mut self, lease: &mut Lease) -> Result<(Question, Option<Answer>)> {
+        let deadline = self.app.config().timeouts.connect;
+        for round in 0.. {
+            let ClientSide {
+                state,
+                settings,
+                outbox,
+                statements,
+                ..
+            } = &mut self.side;
+            if round == MAX_ROUNDS {
+                state.despair_of_functions();
+            }
+            let question = state.question(settings, &self.pool.functions);
+            if question.is_empty() {
+                return Ok((question, Some(Answer::default())));
+            }
+            if let Some(statements) = statements {
+                // A simple Query ends the unnamed statement.
+                statements.begin_lease();
+            }
+            let asked = tokio::time::timeout(deadline, residue::ask(lease, &question, outbox));
+            let answer = asked.await.unwrap_or_else(|_| Err(not_told()))?;
+            if question.functions.is_empty() && !question.triggers {
+                return Ok((question, answer));
+            }
+            match answer {
+                None => state.despair_of_functions(),
+                Some(answer) => self
+                    .pool
+                    .functions
+                    .learn(&question, &answer, Instant::now()),
+            }
+        }
+        Err(not_told())
     }
 
     /// Relays once. Returns whether the server connection is at a clean point, with no cancel under
@@ -474,20 +607,20 @@ impl Session {
         let end = relay.run().await;
         let mut clean = match &end {
             Ok(End::ClientGone) => relay.play_out().await,
-            Ok(End::ServerGone { .. }) | Err(_) => false,
+            Ok(End::ServerGone) | Err(_) => false,
+            Ok(End::ForeignSequence) => true,
             Ok(_) => relay.is_clean(),
         };
         let owed = !relay.ledger.is_empty();
-        lease.busy = owed && !matches!(end, Ok(End::ServerGone { .. }));
+        lease.busy = owed && !matches!(end, Ok(End::ServerGone));
         if !self.registered.let_go() {
             clean &= lease.fence().clone().settled().await;
         }
         (end, clean)
     }
 
-    /// Sets the tenant context again that a client in session pooling may have changed.
+    /// Sets the tenant context, and the client's settings, again for a client that keeps its connection.
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
-        lease.busy = true;
         let wanted = self.binding();
         let deadline = self.app.config().timeouts.connect;
         match context::adopt(lease, &wanted, deadline).await {

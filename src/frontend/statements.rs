@@ -8,11 +8,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::backend::prepared::{Interner, Parsed, Statement, frame};
+use crate::backend::context::Settings;
+use crate::backend::prepared::{Has, Interner, Parsed, Statement, frame};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Failed, Ledger, Owed};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
+use crate::sql::effects::{Effects, What};
 
 /// Longest unnamed Parse that is remembered for a Bind in a later transaction, in bytes.
 const MAX_UNNAMED: usize = 64 * 1024;
@@ -29,10 +31,24 @@ const MAX_NAMED: usize = 10_000;
 
 #[derive(Default)]
 pub struct Statements {
-    named: HashMap<Box<[u8]>, Arc<Statement>>,
+    named: HashMap<Box<[u8]>, Known>,
     unnamed: Unnamed,
+    /// What an execution of the unnamed statement may do to the session.
+    unnamed_effects: Effects,
     /// The unnamed statement of the server connection at hand is this client's.
     unnamed_is_there: bool,
+    /// The client's settings, and what of them changes the meaning of its statements.
+    meaning: Option<(Arc<Settings>, u64)>,
+    /// What a DEALLOCATE that the server was sent takes away.
+    deallocating: Option<(Box<[u8]>, Arc<Statement>)>,
+}
+
+/// A statement as a client prepared it.
+#[derive(Debug, Clone)]
+pub struct Known {
+    statement: Arc<Statement>,
+    /// The schema's epoch when it did: what was parsed before that may mean something else.
+    since: u64,
 }
 
 /// The unnamed statement, which the next Parse of it or the next simple Query ends.
@@ -51,7 +67,7 @@ pub enum Unnamed {
 pub enum Undo {
     Nothing,
     /// The name meant this before.
-    Name(Box<[u8]>, Option<Arc<Statement>>),
+    Name(Box<[u8]>, Option<Known>),
     /// The unnamed statement was this before, and was there or not.
     Unnamed(Unnamed, bool),
 }
@@ -62,6 +78,13 @@ pub struct Target<'a> {
     pub outbox: &'a mut Buffer,
     pub ledger: &'a mut Ledger,
     pub interner: &'a Interner,
+    pub settings: &'a Arc<Settings>,
+    /// `standard_conforming_strings` is off.
+    pub backslashes: bool,
+    /// Whether sequence values on this connection are the client's own.
+    pub owns_sequences: bool,
+    /// What is run by the message may do this.
+    pub effects: Effects,
 }
 
 /// How the names begin that statements have on servers.
@@ -74,6 +97,8 @@ pub enum Rewritten {
     NeedMore,
     /// The first bytes of it, so many, are dealt with; the rest passes as it is.
     Consumed(usize),
+    /// It asks for sequence values, and those of the connection are another client's.
+    ForeignSequence,
 }
 
 fn malformed() -> Error {
@@ -83,9 +108,11 @@ fn malformed() -> Error {
 impl Statements {
     /// The client's tenant lives in another pool now.
     pub fn rehome(&mut self, interner: &Interner) {
-        for statement in self.named.values_mut() {
-            *statement = statement.intern_in(interner);
+        for known in self.named.values_mut() {
+            known.statement = known.statement.intern_in(interner);
+            known.since = interner.epoch();
         }
+        self.meaning = None;
     }
 
     /// The client holds another server connection now.
@@ -151,7 +178,7 @@ impl Statements {
         let known = self
             .named
             .iter()
-            .find(|(_, statement)| statement.server_name().as_bytes() == ours)?;
+            .find(|(_, known)| known.statement.server_name().as_bytes() == ours)?;
         Some([&error[..at], known.0, &error[at + ours.len()..]].concat())
     }
 
@@ -159,6 +186,30 @@ impl Statements {
     pub fn clear(&mut self) {
         self.named = HashMap::new();
         self.drop_unnamed();
+    }
+
+    /// The name that an SQL DEALLOCATE of a single statement takes away, if the client prepared it by the protocol.
+    pub fn named_in_deallocate(&self, text: &[u8]) -> Option<Box<[u8]>> {
+        let name = name_in_deallocate(text)?;
+        self.named.contains_key(&*name).then_some(name)
+    }
+
+    /// What the unnamed statement does, whose text was too long to be looked at whole.
+    pub fn note_unnamed(&mut self, effects: Effects) {
+        self.unnamed_effects = effects;
+    }
+
+    /// The client deallocated this name; the connection keeps the statement for others.
+    pub fn deallocate(&mut self, name: &[u8]) {
+        self.named.remove(name);
+    }
+
+    /// The server has done a DEALLOCATE.
+    pub fn note_deallocated(&mut self, parsed: &mut Parsed) {
+        if let Some((name, statement)) = self.deallocating.take() {
+            parsed.forget(&statement);
+            self.named.remove(&name);
+        }
     }
 
     /// Deals with a Parse, Bind, Describe or Close frame of `size` bytes, of which `bytes` holds the first.
@@ -194,7 +245,7 @@ impl Statements {
         }
         let body = &bytes[HEADER..size];
         match tag {
-            FrontendTag::PARSE => self.parse(&bytes[..size], body, target)?,
+            FrontendTag::PARSE => return self.parse(&bytes[..size], body, target),
             FrontendTag::DESCRIBE => {
                 let Some((b"S", name)) = body.split_at_checked(1) else {
                     target.ledger.push(Owed::Describe);
@@ -232,25 +283,37 @@ impl Statements {
         Ok(Rewritten::Consumed(size))
     }
 
-    fn parse(&mut self, frame: &[u8], body: &[u8], target: &mut Target<'_>) -> Result<()> {
+    fn parse(&mut self, frame: &[u8], body: &[u8], target: &mut Target<'_>) -> Result<Rewritten> {
+        let done = Ok(Rewritten::Consumed(frame.len()));
         let (name, definition) = split_cstr(body).ok_or_else(malformed)?;
         if name.is_empty() {
+            let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
+            let effects = Effects::of(text, target.backslashes);
+            if !target.owns_sequences && asks_for_foreign_sequence(&effects) {
+                return Ok(Rewritten::ForeignSequence);
+            }
+            let renamed = self.rename_deallocate(definition, target);
+            let frame = renamed.as_deref().unwrap_or(frame);
             let undo = self.replace_unnamed(match frame.len() {
                 0..=MAX_UNNAMED => Unnamed::Known(frame.to_vec()),
                 _ => Unnamed::TooLong,
             });
+            self.unnamed_effects = effects;
             target.outbox.extend(frame);
             target.ledger.push(Owed::Parse(None, undo));
-            return Ok(());
+            return done;
         }
         if let Some(known) = self.named.get(name).cloned() {
             // The server refuses to define it twice; let it say so.
             ensure_parsed(&known, target);
-            target.outbox.extend(&known.parse_frame());
+            target.outbox.extend(&known.statement.parse_frame());
             target.ledger.push(Owed::Parse(None, Undo::Nothing));
-            return Ok(());
+            return done;
         }
-        let held = || self.named.values().map(|known| known.size()).sum::<usize>();
+        let held = || {
+            let sizes = self.named.values().map(|known| known.statement.size());
+            sizes.sum::<usize>()
+        };
         let too_large = definition.len() >= LARGE && held() + definition.len() > MAX_NAMED_BYTES;
         if self.named.len() >= MAX_NAMED || too_large {
             return Err(Error::new(
@@ -260,19 +323,51 @@ impl Statements {
                 ),
             ));
         }
-        let statement = target.interner.intern(definition);
-        self.named.insert(name.into(), statement.clone());
-        let undo = Undo::Name(name.into(), None);
-        if target.parsed.touch(&statement) {
-            target.ledger.push(Owed::FakeParse(undo));
-        } else {
-            parse_on(
-                &statement,
-                target,
-                Owed::Parse(Some(statement.clone()), undo),
-            );
+        let meaning = self.meaning(target);
+        let statement = target.interner.intern(definition, meaning);
+        if !target.owns_sequences && asks_for_foreign_sequence(&statement.effects) {
+            return Ok(Rewritten::ForeignSequence);
         }
-        Ok(())
+        let known = Known {
+            statement: statement.clone(),
+            since: target.interner.epoch(),
+        };
+        let undo = Undo::Name(name.into(), None);
+        match target.parsed.touch(&statement, known.since) {
+            Has::Yes => target.ledger.push(Owed::FakeParse(undo)),
+            has => {
+                let owed = Owed::Parse(Some(statement), undo);
+                parse_on(&known, has, target, owed);
+            }
+        }
+        self.named.insert(name.into(), known);
+        done
+    }
+
+    fn meaning(&mut self, target: &Target<'_>) -> u64 {
+        match &self.meaning {
+            Some((settings, meaning)) if Arc::ptr_eq(settings, target.settings) => *meaning,
+            _ => {
+                let meaning = target.interner.meaning(target.settings);
+                self.meaning = Some((target.settings.clone(), meaning));
+                meaning
+            }
+        }
+    }
+
+    /// A Parse of an SQL DEALLOCATE that names the statement as the server knows it. It takes it away from
+    /// the connection.
+    fn rename_deallocate(&mut self, definition: &[u8], target: &mut Target<'_>) -> Option<Vec<u8>> {
+        let (text, parameters) = split_cstr(definition)?;
+        let name = name_in_deallocate(text)?;
+        let known = self.named.get(&name)?.clone();
+        ensure_parsed(&known, target);
+        let text = format!("DEALLOCATE {}\0", known.statement.server_name());
+        self.deallocating = Some((name, known.statement));
+        Some(frame(
+            FrontendTag::PARSE.0,
+            &[b"\0", text.as_bytes(), parameters],
+        ))
     }
 
     fn replace_unnamed(&mut self, with: Unnamed) -> Undo {
@@ -295,6 +390,16 @@ impl Statements {
                 false => Ok(Rewritten::NeedMore),
             };
         };
+        let effects = match statement {
+            b"" => Some(&self.unnamed_effects),
+            name => self.named.get(name).map(|known| &known.statement.effects),
+        };
+        if let Some(effects) = effects {
+            if !target.owns_sequences && asks_for_foreign_sequence(effects) {
+                return Ok(Rewritten::ForeignSequence);
+            }
+            target.effects.add(effects);
+        }
         let known = self.provide(statement, target);
         target.ledger.push(Owed::Bind);
         let Some(known) = known else {
@@ -328,27 +433,69 @@ impl Statements {
         }
         let known = self.named.get(name)?.clone();
         ensure_parsed(&known, target);
-        Some(known)
+        Some(known.statement)
     }
 }
 
-fn ensure_parsed(statement: &Arc<Statement>, target: &mut Target<'_>) {
-    if !target.parsed.touch(statement) {
-        parse_on(
-            statement,
-            target,
-            Owed::SwallowedParse(Some(statement.clone())),
-        );
+fn ensure_parsed(known: &Known, target: &mut Target<'_>) {
+    let has = target.parsed.touch(&known.statement, known.since);
+    if has != Has::Yes {
+        let owed = Owed::SwallowedParse(Some(known.statement.clone()));
+        parse_on(known, has, target, owed);
     }
 }
 
-fn parse_on(statement: &Arc<Statement>, target: &mut Target<'_>, owed: Owed) {
-    if let Some(evicted) = target.parsed.insert(statement) {
-        target.outbox.extend(&evicted.close_frame());
-        target.ledger.push(Owed::SwallowedClose(evicted));
+/// Parses a statement on the connection, which has it not, or as it was.
+fn parse_on(known: &Known, has: Has, target: &mut Target<'_>, owed: Owed) {
+    let statement = &known.statement;
+    if has == Has::Outdated {
+        target.parsed.forget(statement);
+        close_on(statement.clone(), target);
+    }
+    if let Some(evicted) = target.parsed.insert(statement, target.interner.epoch()) {
+        close_on(evicted, target);
     }
     target.outbox.extend(&statement.parse_frame());
     target.ledger.push(owed);
+}
+
+fn close_on(statement: Arc<Statement>, target: &mut Target<'_>) {
+    target.outbox.extend(&statement.close_frame());
+    target.ledger.push(Owed::SwallowedClose(statement));
+}
+
+/// Whether a text asks for sequence values and makes none itself before.
+pub fn asks_for_foreign_sequence(effects: &Effects) -> bool {
+    effects.what.contains(What::READS_SEQUENCE) && !effects.what.contains(What::ADVANCES_SEQUENCE)
+}
+
+/// The name in `DEALLOCATE [PREPARE] name`, as PostgreSQL reads it; none of ALL.
+fn name_in_deallocate(text: &[u8]) -> Option<Box<[u8]>> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let text = text.strip_suffix(';').unwrap_or(text).trim_end();
+    let (word, mut name) = text.split_once(|c: char| c.is_ascii_whitespace())?;
+    if !word.eq_ignore_ascii_case("deallocate") {
+        return None;
+    }
+    name = name.trim_start();
+    if let Some((word, rest)) = name.split_once(|c: char| c.is_ascii_whitespace())
+        && word.eq_ignore_ascii_case("prepare")
+    {
+        name = rest.trim_start();
+    }
+    if let Some(quoted) = name
+        .strip_prefix('"')
+        .and_then(|name| name.strip_suffix('"'))
+    {
+        let name = quoted.replace("\"\"", "\0");
+        return (!name.contains('"')).then(|| name.replace('\0', "\"").into_bytes().into());
+    }
+    let is_name = !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80);
+    let name = name.to_ascii_lowercase();
+    (is_name && name != "all").then(|| name.into_bytes().into())
 }
 
 #[cfg(test)]
@@ -373,6 +520,10 @@ mod tests {
                 outbox: &mut outbox,
                 ledger: &mut self.ledger,
                 interner: &self.interner,
+                settings: &Arc::default(),
+                backslashes: false,
+                owns_sequences: true,
+                effects: Effects::default(),
             };
             let Rewritten::Consumed(n) = self
                 .statements
@@ -452,5 +603,52 @@ mod tests {
         assert_eq!(f.send(b'D', b"Pp\0"), "D(Pp~)");
         assert_eq!(f.send(b'C', b"Pp\0"), "C(Pp~)");
         assert_eq!(f.send(b'C', b"S\0"), "C(S~)");
+    }
+
+    #[test]
+    fn what_was_parsed_before_the_schema_changed_is_parsed_anew_for_who_prepares_it_after() {
+        let mut f = Fixture::default();
+        f.send(b'P', b"s1\0SELECT 1\0\0\0");
+        f.interner.begin_epoch();
+        assert_eq!(
+            f.send(b'B', b"\0s1\0\0\0\0\0\0\0"),
+            "B(~pgtenant_1~~~~~~~)",
+            "as direct, where the plan may now be refused"
+        );
+        assert_eq!(
+            f.send(b'P', b"s2\0SELECT 1\0\0\0"),
+            "C(Spgtenant_1~)P(pgtenant_1~SELECT 1~~~)"
+        );
+        f.parsed.outdate();
+        assert_eq!(
+            f.send(b'B', b"\0s1\0\0\0\0\0\0\0"),
+            "C(Spgtenant_1~)P(pgtenant_1~SELECT 1~~~)B(~pgtenant_1~~~~~~~)"
+        );
+    }
+
+    #[test]
+    fn a_deallocate_in_sql_finds_the_statement_of_the_protocol() {
+        for (text, name) in [
+            ("DEALLOCATE s1", Some("s1")),
+            (" deallocate  prepare S1 ; ", Some("s1")),
+            ("DEALLOCATE \"S\"\"1\"", Some("S\"1")),
+            ("DEALLOCATE PREPARE \"a b\"", Some("a b")),
+            ("DEALLOCATE ALL", None),
+            ("DEALLOCATE \"all\"", Some("all")),
+            ("DEALLOCATE a; SELECT 1", None),
+            ("DEALLOCATE", None),
+            ("SELECT 1", None),
+        ] {
+            let found = name_in_deallocate(text.as_bytes());
+            assert_eq!(found.as_deref(), name.map(str::as_bytes), "{text}");
+        }
+        let mut f = Fixture::default();
+        f.send(b'P', b"s1\0SELECT 1\0\0\0");
+        assert_eq!(
+            f.send(b'P', b"\0DEALLOCATE s1\0\0\0"),
+            "P(~DEALLOCATE pgtenant_1~~~)"
+        );
+        f.statements.note_deallocated(&mut f.parsed);
+        assert!(f.statements.named.is_empty());
     }
 }

@@ -91,15 +91,15 @@ async fn what_one_client_set_does_not_meet_another_of_its_tenant() {
     let a = tenant("t44");
     let mut first = proxy.raw(&a).await;
     let mut second = proxy.raw(&a).await;
-    for command in [
-        "SET search_path = nowhere",
-        "SET statement_timeout = '1ms'",
-        "PREPARE x AS SELECT 1",
-        "LISTEN x",
+    // What ties the first to its connection is undone before the second can have it.
+    for (command, undo) in [
+        ("SET search_path = nowhere", "SELECT 1"),
+        ("SET statement_timeout = '1ms'", "SELECT 1"),
+        ("PREPARE x AS SELECT 1", "DEALLOCATE x"),
+        ("LISTEN x", "UNLISTEN x"),
     ] {
         assert!(errors(&first.query(command).await).is_empty());
-        // In between it goes on itself, on the same server connection.
-        first.query("SELECT 1").await;
+        first.query(undo).await;
         let frames = second.query("SELECT pg_sleep(0.01)").await;
         assert!(errors(&frames).is_empty(), "{command}: {frames:?}");
         assert_eq!(rows(&second.query(BODIES).await), a.bodies(), "{command}");
@@ -124,12 +124,13 @@ async fn messages_that_ask_for_nothing_take_no_server_connection() {
 async fn what_one_tenant_set_does_not_hinder_the_change_to_the_next() {
     let proxy = one_connection("transaction").await;
     let (a, b) = (tenant("t47"), tenant("t48"));
-    let mut spoiling = proxy.raw(&a).await;
     let mut other = proxy.raw(&b).await;
     for _ in 0..5 {
+        let mut spoiling = proxy.raw(&a).await;
         let tables = "DO $$ BEGIN FOR i IN 1..60 LOOP EXECUTE format('CREATE TEMP TABLE IF NOT EXISTS x%s ()', i); END LOOP; END $$";
         spoiling.query(tables).await;
         spoiling.query("SET statement_timeout = '1ms'").await;
+        drop(spoiling);
         assert_eq!(rows(&other.query(BODIES).await), b.bodies());
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["error", "id", "metrics"],
     &["config", "protocol"],
-    &["auth", "tenant"],
+    &["auth", "sql", "tenant"],
     &["tls"],
     &["backend"],
     &["client"],

@@ -14,6 +14,7 @@ mod isolation;
 mod layers;
 mod limits;
 mod negative;
+mod session_state;
 mod tiers;
 mod tls;
 mod tools;

@@ -22,6 +22,7 @@ pub const COLUMNS: &[Column] = &[
     text("tenant"),
     text("placement"),
     text("server"),
+    text("pinned"),
 ];
 
 /// What names a client in `ptr`, and in `link` of `SHOW SERVERS`.
@@ -29,7 +30,7 @@ pub fn pointer(id: u64) -> String {
     format!("c{id}")
 }
 
-/// Oldest first. `remote_pid` is that of the server connection it uses, `link` names it.
+/// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction. `remote_pid` is that of the server connection it uses, `link` names it.
 pub fn rows(view: &View) -> Vec<Row> {
     view.app
         .clients()
@@ -60,6 +61,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 client.tenant.as_str(),
                 tenant.map(|tenant| tenant.route.placement.name.as_str()),
                 tenant.map(|tenant| tenant.route.pool.server.as_str()),
+                client.pins().describe(),
             ]
         })
         .collect()

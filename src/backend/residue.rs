@@ -1,0 +1,340 @@
+//! What a client's session has left on its server connection, asked of the server itself.
+//!
+//! Texts only say what may have happened ([`crate::sql::effects`]); whether it did, and whether it was undone
+//! since, PostgreSQL's own catalogs know. They are asked in one query, at a clean point, before
+//! anybody else gets the connection. All names are qualified: the session's `search_path` is the client's.
+
+use bitflags::bitflags;
+
+use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::prepared::frame;
+use crate::error::{Error, Kind, Result};
+use crate::protocol::buffer::Buffer;
+use crate::protocol::frame::{BackendTag, FrontendTag};
+
+bitflags! {
+    /// State that ties a client to its server connection.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct Pins: u16 {
+        const TEMPORARY = 1;
+        const HOLD = 1 << 1;
+        const LISTEN = 1 << 2;
+        const ADVISORY = 1 << 3;
+        const PREPARED = 1 << 4;
+        /// A parameter was set whose name is not known.
+        const SETTINGS = 1 << 5;
+        /// What nobody can look at or take back.
+        const STUCK = 1 << 6;
+        /// Sequence values that the client may ask for next.
+        const SEQUENCE = 1 << 7;
+        /// The server could not be asked.
+        const UNKNOWN = 1 << 8;
+    }
+}
+
+impl Pins {
+    /// What the server can be asked about.
+    pub const ASKED: Self = Self::TEMPORARY
+        .union(Self::HOLD)
+        .union(Self::LISTEN)
+        .union(Self::ADVISORY)
+        .union(Self::PREPARED);
+
+    /// In words, for the console.
+    pub fn describe(self) -> String {
+        let words = [
+            (Self::TEMPORARY, "temporary objects"),
+            (Self::HOLD, "cursor with hold"),
+            (Self::LISTEN, "listen"),
+            (Self::ADVISORY, "advisory lock"),
+            (Self::PREPARED, "prepare"),
+            (Self::SETTINGS, "set_config"),
+            (Self::STUCK, "load or setseed"),
+            (Self::SEQUENCE, "lastval"),
+            (Self::UNKNOWN, "unknown"),
+        ];
+        let mut said = Vec::new();
+        for (pin, word) in words {
+            if self.contains(pin) {
+                said.push(word);
+            }
+        }
+        said.join(", ")
+    }
+}
+
+/// What is asked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Question {
+    pub pins: Pins,
+    /// Parameters whose values are wanted.
+    pub settings: Vec<String>,
+    /// All parameters that were set in this session; those of extensions and of no one are not listed by the server.
+    pub all_settings: bool,
+    /// Functions whose sources are wanted.
+    pub functions: Vec<String>,
+    /// The sources of all trigger functions.
+    pub triggers: bool,
+}
+
+/// The source of a function.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Source {
+    pub name: String,
+    pub language: String,
+    pub text: String,
+}
+
+/// What the server says.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub pins: Pins,
+    /// Values of the parameters that were asked for by name; none for one that does not exist.
+    pub settings: Vec<(String, Option<String>)>,
+    pub all_settings: Vec<(String, String)>,
+    pub functions: Vec<Source>,
+    pub triggers: Vec<Source>,
+    /// A value was no UTF-8 and is left out.
+    pub unreadable: bool,
+}
+
+/// Whether a name can be asked about: it goes into the query's text, whatever the session's encoding.
+pub fn can_ask(name: &str) -> bool {
+    name.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.' || b == b'$')
+}
+
+/// For each pin: what it is called in the answer, and the condition under which it holds.
+const CONDITIONS: [(Pins, &str, &str); 5] = [
+    (
+        Pins::TEMPORARY,
+        "temporary",
+        // Whatever lies in a schema depends on it.
+        "CASE WHEN pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.=) 0::pg_catalog.oid THEN false ELSE EXISTS (\
+         SELECT FROM pg_catalog.pg_depend \
+         WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+         AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) END",
+    ),
+    (
+        Pins::HOLD,
+        "hold",
+        "EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable)",
+    ),
+    (
+        Pins::LISTEN,
+        "listen",
+        "EXISTS (SELECT FROM pg_catalog.pg_listening_channels())",
+    ),
+    (
+        Pins::ADVISORY,
+        "advisory",
+        "EXISTS (SELECT FROM pg_catalog.pg_locks WHERE locktype OPERATOR(pg_catalog.=) 'advisory'::pg_catalog.text \
+         AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+    ),
+    (
+        Pins::PREPARED,
+        "prepared",
+        "EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql)",
+    ),
+];
+
+impl Question {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Rows of a word and a text.
+    fn sql(&self) -> String {
+        let mut parts = Vec::new();
+        for (pin, word, condition) in CONDITIONS {
+            if self.pins.contains(pin) {
+                parts.push(format!("SELECT '{word}', NULL WHERE {condition}"));
+            }
+        }
+        for name in &self.settings {
+            parts.push(format!(
+                "SELECT 'setting {name}', pg_catalog.current_setting('{name}', true)"
+            ));
+        }
+        if self.all_settings {
+            parts.push(
+                "SELECT 'set ' OPERATOR(pg_catalog.||) name, pg_catalog.current_setting(name, true) \
+                 FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'::pg_catalog.text"
+                    .to_owned(),
+            );
+        }
+        let source = "p.proname::pg_catalog.text OPERATOR(pg_catalog.||) ' ' OPERATOR(pg_catalog.||) l.lanname, \
+                      pg_catalog.substr(p.prosrc, 1, 100000) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l \
+                      ON l.oid OPERATOR(pg_catalog.=) p.prolang";
+        if !self.functions.is_empty() {
+            let names: Vec<_> = self
+                .functions
+                .iter()
+                .map(|name| format!("'{name}'"))
+                .collect();
+            parts.push(format!(
+                "SELECT 'function ' OPERATOR(pg_catalog.||) {source} \
+                 WHERE p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.name[])",
+                names.join(", ")
+            ));
+        }
+        if self.triggers {
+            parts.push(format!(
+                "SELECT 'trigger ' OPERATOR(pg_catalog.||) {source} WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t \
+                 WHERE t.tgfoid OPERATOR(pg_catalog.=) p.oid AND NOT t.tgisinternal)"
+            ));
+        }
+        parts.join(" UNION ALL ")
+    }
+}
+
+impl Answer {
+    fn take(&mut self, body: &[u8]) {
+        let Some([Some(word), text]) = columns(body) else {
+            self.unreadable = true;
+            return;
+        };
+        let (Ok(word), Ok(text)) = (
+            std::str::from_utf8(word),
+            text.map(std::str::from_utf8).transpose(),
+        ) else {
+            self.unreadable = true;
+            return;
+        };
+        let (kind, name) = word.split_once(' ').unwrap_or((word, ""));
+        let source = || {
+            let (name, language) = name.rsplit_once(' ').unwrap_or((name, ""));
+            Source {
+                name: name.to_owned(),
+                language: language.to_owned(),
+                text: text.unwrap_or_default().to_owned(),
+            }
+        };
+        match kind {
+            "setting" => self
+                .settings
+                .push((name.to_owned(), text.map(str::to_owned))),
+            "set" => {
+                let value = text.unwrap_or_default().to_owned();
+                self.all_settings.push((name.to_ascii_lowercase(), value));
+            }
+            "function" => self.functions.push(source()),
+            "trigger" => self.triggers.push(source()),
+            _ => {
+                let known = CONDITIONS.iter().find(|(_, word, _)| *word == kind);
+                self.pins |= known.map_or(Pins::empty(), |(pin, ..)| *pin);
+            }
+        }
+    }
+}
+
+/// The two columns of a DataRow body.
+fn columns(body: &[u8]) -> Option<[Option<&[u8]>; 2]> {
+    let mut rest = body.strip_prefix(&[0, 2])?;
+    let mut columns = [None, None];
+    for column in &mut columns {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        rest = after;
+        if let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) {
+            let (value, after) = rest.split_at_checked(length)?;
+            *column = Some(value);
+            rest = after;
+        }
+    }
+    Some(columns)
+}
+
+/// Asks the server, which must be at a clean point. What it says of its own accord goes to `aside`, for the client. None: it would not say.
+///
+/// Not cancel safe: a connection that is left in the middle must be closed.
+///
+/// # Errors
+/// 08006 when the connection is lost, or not at a clean point.
+pub async fn ask(
+    connection: &mut ServerConnection,
+    question: &Question,
+    aside: &mut Buffer,
+) -> Result<Option<Answer>> {
+    let sql = question.sql();
+    connection
+        .send(&frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"]))
+        .await?;
+    let mut answer = Some(Answer::default());
+    loop {
+        let Frame { tag, body } = connection.receive().await?;
+        match tag {
+            BackendTag::READY_FOR_QUERY if body == b"I" => return Ok(answer),
+            BackendTag::READY_FOR_QUERY => {
+                return Err(
+                    Error::new(Kind::ConnectionFailure, "the server connection was lost")
+                        .caused_by("the server is in a transaction"),
+                );
+            }
+            BackendTag::DATA_ROW => {
+                if let Some(answer) = &mut answer {
+                    answer.take(&body);
+                }
+            }
+            BackendTag::ERROR_RESPONSE => answer = None,
+            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            BackendTag::NOTIFICATION_RESPONSE | BackendTag::NOTICE_RESPONSE => {
+                aside.extend(&frame(tag.0, &[&body]));
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(columns: &[Option<&str>]) -> Vec<u8> {
+        let mut body = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+        for column in columns {
+            let length = column.map_or(-1, |text| i32::try_from(text.len()).unwrap());
+            body.extend(length.to_be_bytes());
+            body.extend(column.unwrap_or_default().as_bytes());
+        }
+        body
+    }
+
+    #[test]
+    fn an_answer_is_read_row_by_row() {
+        let mut answer = Answer::default();
+        for columns in [
+            [Some("listen"), None],
+            [Some("advisory"), None],
+            [Some("setting app.x"), Some("a b")],
+            [Some("setting no"), None],
+            [Some("set DateStyle"), Some("ISO, MDY")],
+            [Some("function f plpgsql"), Some("BEGIN END")],
+        ] {
+            answer.take(&row(&columns));
+        }
+        assert_eq!(answer.pins, Pins::LISTEN | Pins::ADVISORY);
+        assert_eq!(
+            answer.settings,
+            [
+                ("app.x".to_owned(), Some("a b".to_owned())),
+                ("no".to_owned(), None)
+            ]
+        );
+        assert_eq!(
+            answer.all_settings,
+            [("datestyle".to_owned(), "ISO, MDY".to_owned())]
+        );
+        assert_eq!(answer.functions[0].language, "plpgsql");
+        assert!(!answer.unreadable);
+        answer.take(b"nonsense");
+        assert!(answer.unreadable);
+    }
+
+    #[test]
+    fn a_name_that_could_end_its_quotes_is_not_asked_about() {
+        assert!(can_ask("app.user_id") && can_ask("f$1"));
+        for name in ["a'b", "a\\b", "a b", "é"] {
+            assert!(!can_ask(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! What a client's session holds beside its transaction, and where that is kept.
+//!
+//! ```text
+//!   text passes ──note()──► suspected ──question()──► asked of the server at the clean point ──answer()──►
+//!                                                        carried: run-time parameters, to every server connection
+//!                                                        pinned:  what only this server connection has
+//! ```
+//!
+//! In session pooling the client keeps its connection anyway; there only the tenant context matters, which
+//! the client may have changed, and what it gave at startup, to which RESET must return.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::backend::context::{Settings, is_reported};
+use crate::backend::functions::Functions;
+use crate::backend::residue::{Answer, Pins, Question, can_ask};
+use crate::config::{Pooling, Route};
+use crate::sql::effects::{Effects, What};
+
+/// What of a session is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// Session pooling, with nothing to bring back.
+    Nothing,
+    /// Session pooling: what may change the tenant context, or return to what the server connection began with.
+    Resets,
+    /// Transaction pooling: all of it.
+    Everything,
+}
+
+/// What begins a kind of state, what may end it.
+const KINDS: [(Pins, What, What); 5] = [
+    (Pins::TEMPORARY, What::TEMPORARY, What::DROPS),
+    (Pins::HOLD, What::HOLD, What::CLOSES),
+    (Pins::LISTEN, What::LISTEN, What::UNLISTENS),
+    (Pins::ADVISORY, What::ADVISORY, What::UNLOCKS),
+    (Pins::PREPARED, What::PREPARE, What::DEALLOCATES),
+];
+
+#[derive(Debug)]
+pub struct SessionState {
+    watch: Watch,
+    /// What the client asked for at its start: what RESET returns to.
+    startup: Arc<Settings>,
+    /// What it had at the last clean point.
+    before: Arc<Settings>,
+    /// What its texts may have done since.
+    suspected: Effects,
+    /// Session pooling: a statement was prepared that may change the context whenever it is run.
+    context_in_doubt: bool,
+    /// It asks for sequence values; after it may have got one, it keeps the connection for a while.
+    reads_sequences: bool,
+    /// It discarded all of its session, and the server has said so.
+    discarded: bool,
+    pins: Pins,
+}
+
+impl SessionState {
+    pub fn new(route: &Route, startup: &Arc<Settings>) -> Self {
+        Self {
+            watch: match route.pooling {
+                Pooling::Transaction => Watch::Everything,
+                Pooling::Session if route.context.is_empty() && startup.is_empty() => {
+                    Watch::Nothing
+                }
+                Pooling::Session => Watch::Resets,
+            },
+            startup: startup.clone(),
+            before: startup.clone(),
+            suspected: Effects::default(),
+            context_in_doubt: false,
+            reads_sequences: false,
+            discarded: false,
+            pins: Pins::empty(),
+        }
+    }
+
+    /// Whether texts must be looked at.
+    pub fn is_watched(&self) -> bool {
+        self.watch != Watch::Nothing
+    }
+
+    pub fn pins(&self) -> Pins {
+        self.pins
+    }
+
+    /// Takes note of what may be done by a statement that is run now.
+    pub fn note(&mut self, effects: &Effects) {
+        if !effects.is_empty() {
+            self.suspected.add(effects);
+            self.reads_sequences |= effects.what.contains(What::READS_SEQUENCE);
+        }
+    }
+
+    /// It asked for sequence values in vain: from now on it keeps the connection where it gets one.
+    pub fn note_sequence_wanted(&mut self) {
+        self.reads_sequences = true;
+    }
+
+    /// Takes note of a statement that is prepared in session pooling, and may be run at any time.
+    pub fn note_prepared(&mut self, effects: &Effects) {
+        self.note(effects);
+        self.context_in_doubt |= may_change_context(effects);
+    }
+
+    /// Whether the tenant context may be another since the last clean point.
+    pub fn may_have_changed_context(&self) -> bool {
+        self.context_in_doubt || may_change_context(&self.suspected)
+    }
+
+    /// Whether an object may have been made, changed or dropped since the last clean point.
+    pub fn may_have_changed_schema(&self) -> bool {
+        self.suspected
+            .what
+            .intersects(What::CREATES | What::DROPS | What::OPAQUE)
+    }
+
+    /// Whether there is nothing to see to at a clean point.
+    pub fn is_settled(&self) -> bool {
+        self.suspected.is_empty() && self.pins.is_empty() && !self.discarded
+    }
+
+    /// The client discarded all of its session, and the server has said so.
+    pub fn discard(&mut self) {
+        self.discarded = true;
+    }
+
+    /// What must be asked before it is known what the client holds; empty if it is known.
+    pub fn question(&mut self, settings: &Settings, functions: &Functions) -> Question {
+        if self.discarded {
+            return Question::default();
+        }
+        if self.watch != Watch::Everything {
+            return self.question_of_resets();
+        }
+        let verdict = functions.judge(&self.suspected, Instant::now());
+        if !verdict.unknown.is_empty() || verdict.triggers_unknown {
+            return Question {
+                functions: verdict.unknown,
+                triggers: verdict.triggers_unknown,
+                ..Question::default()
+            };
+        }
+        // What functions do counts as done.
+        self.suspected.functions.clear();
+        self.suspected.add(&Effects {
+            functions: Vec::new(),
+            ..verdict.effects
+        });
+        let what = self.suspected.what;
+        let everything = what.contains(What::OPAQUE) || self.pins.contains(Pins::UNKNOWN);
+        let mut question = Question::default();
+        for (pin, begins, ends) in KINDS {
+            if everything
+                || what.intersects(begins)
+                || (self.pins.contains(pin) && what.intersects(ends))
+            {
+                question.pins |= pin;
+            }
+        }
+        if what.contains(What::CREATES)
+            && settings
+                .get("search_path")
+                .is_some_and(|path| path.contains("pg_temp"))
+        {
+            question.pins |= Pins::TEMPORARY;
+        }
+        let mut ask_setting = |name: &str| {
+            if can_ask(name) && !question.settings.iter().any(|known| known == name) {
+                question.settings.push(name.to_owned());
+            }
+        };
+        for setting in &self.suspected.settings {
+            // What is reported is known, but for what it returned to.
+            if setting.reset || !is_reported(&setting.name) {
+                ask_setting(&setting.name);
+            }
+        }
+        if everything || what.contains(What::RESETS_ALL) {
+            for name in settings.keys().chain(self.startup.keys()) {
+                ask_setting(name);
+            }
+        }
+        if everything {
+            ask_setting("role");
+            ask_setting("session_authorization");
+            question.all_settings = true;
+        }
+        question
+    }
+
+    /// In session pooling: what may have returned to other than the client gave at startup.
+    fn question_of_resets(&self) -> Question {
+        let all = self.suspected.what.contains(What::RESETS_ALL);
+        let named = |name: &str| {
+            let mut named = self.suspected.settings.iter();
+            named.any(|setting| setting.reset && *setting.name == *name)
+        };
+        let settings = self
+            .startup
+            .keys()
+            .filter(|name| can_ask(name) && (all || named(name)));
+        Question {
+            settings: settings.cloned().collect(),
+            ..Question::default()
+        }
+    }
+
+    /// A lookup of functions failed: they may do anything.
+    pub fn despair_of_functions(&mut self) {
+        self.suspected.functions.clear();
+        self.suspected.what.remove(What::WRITES);
+        self.suspected.what |= What::OPAQUE;
+    }
+
+    /// Takes over what the server says, which is None if it would not. Afterwards `settings` are what the client has, and
+    /// `applied` what the connection has. `login`: the role of the server connection.
+    pub fn answer(
+        &mut self,
+        question: &Question,
+        answer: Option<&Answer>,
+        settings: &mut Arc<Settings>,
+        applied: &mut Settings,
+        login: &str,
+    ) {
+        if std::mem::take(&mut self.discarded) {
+            self.pins &= Pins::STUCK;
+            *settings = self.startup.clone();
+            self.settled(settings);
+            return;
+        }
+        let what = self.suspected.what;
+        let sequences = what.intersects(What::ADVANCES_SEQUENCE | What::READS_SEQUENCE);
+        self.pins
+            .set(Pins::SEQUENCE, self.reads_sequences && sequences);
+        let Some(answer) = answer else {
+            self.pins |= Pins::UNKNOWN;
+            return;
+        };
+        self.pins &= !(question.pins | Pins::UNKNOWN);
+        self.pins |= answer.pins;
+        if what.contains(What::STUCK) {
+            self.pins |= Pins::STUCK;
+        }
+        let unaskable = |name: &str| !can_ask(name);
+        if what.contains(What::SETS_UNKNOWN)
+            || answer.unreadable
+            || self.suspected.settings.iter().any(|s| unaskable(&s.name))
+        {
+            self.pins |= Pins::SETTINGS;
+        }
+        let all = what.contains(What::RESETS_ALL);
+        let mut now = (**settings).clone();
+        for (name, value) in &answer.settings {
+            let value = value
+                .as_ref()
+                .filter(|value| !is_nobody(name, value, login));
+            match value {
+                Some(value) => applied.insert(name.clone(), value.clone()),
+                None => applied.remove(name),
+            };
+            let reset = all
+                || self
+                    .suspected
+                    .settings
+                    .iter()
+                    .any(|s| *s.name == **name && s.reset);
+            // A RESET that was rolled back has changed nothing.
+            let value = match reset && value != self.before.get(name) {
+                true => self.startup.get(name),
+                false => value,
+            };
+            match value {
+                Some(value) => now.insert(name.clone(), value.clone()),
+                None => now.remove(name),
+            };
+        }
+        if question.all_settings {
+            for (name, value) in &answer.all_settings {
+                if !name.starts_with("transaction_") {
+                    applied.insert(name.clone(), value.clone());
+                    now.insert(name.clone(), value.clone());
+                }
+            }
+        }
+        if now != **settings {
+            *settings = Arc::new(now);
+        }
+        self.settled(settings);
+    }
+
+    fn settled(&mut self, settings: &Arc<Settings>) {
+        self.before = settings.clone();
+        self.suspected = Effects::default();
+        if self.watch != Watch::Everything {
+            self.pins = Pins::empty();
+        }
+    }
+}
+
+fn may_change_context(effects: &Effects) -> bool {
+    effects
+        .what
+        .intersects(What::CONTROL | What::OPAQUE | What::SETS_UNKNOWN | What::RESETS_ALL)
+        || !effects.functions.is_empty()
+}
+
+/// Whether a role is the one the connection has by itself.
+fn is_nobody(name: &str, value: &str, login: &str) -> bool {
+    match name {
+        "role" => value == "none",
+        "session_authorization" => value == login,
+        _ => false,
+    }
+}

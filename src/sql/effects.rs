@@ -1,0 +1,927 @@
+//! What a text may leave behind in the session it runs in.
+//!
+//! It reads tokens, not grammar, and is meant to err on one side: what it names may not happen (the statement
+//! failed, the table was dropped again), and what is true is then asked of the server. What it
+//! does not see is what functions of the database do; those are named, so that it can be looked up.
+
+use std::cell::RefCell;
+
+use bitflags::bitflags;
+
+use super::builtin::is_builtin;
+use super::lexer::{Lexer, Sink, Token};
+
+bitflags! {
+    /// Kinds of things a text may do to its session.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+    pub struct What: u32 {
+        /// It changes run-time parameters, so that what is sent behind it must wait until that is known.
+        const CONTROL = 1;
+        /// `RESET ALL`, `DISCARD ALL`: every parameter.
+        const RESETS_ALL = 1 << 1;
+        /// It sets a parameter whose name is not in the text.
+        const SETS_UNKNOWN = 1 << 2;
+        /// Temporary objects.
+        const TEMPORARY = 1 << 3;
+        /// Cursors `WITH HOLD`.
+        const HOLD = 1 << 4;
+        const LISTEN = 1 << 5;
+        /// Session-level advisory locks.
+        const ADVISORY = 1 << 6;
+        /// `PREPARE` in SQL.
+        const PREPARE = 1 << 7;
+        /// State that nobody can look at or take back: `LOAD`, `setseed()`, a temporary replication slot.
+        const STUCK = 1 << 8;
+        /// It reads `lastval()` or `currval()`.
+        const READS_SEQUENCE = 1 << 9;
+        /// It may advance a sequence.
+        const ADVANCES_SEQUENCE = 1 << 10;
+        /// It drops something: temporary objects, perhaps.
+        const DROPS = 1 << 11;
+        /// CLOSE.
+        const CLOSES = 1 << 12;
+        const UNLISTENS = 1 << 13;
+        const UNLOCKS = 1 << 14;
+        const DEALLOCATES = 1 << 15;
+        /// It runs code that is not in the text: anything may happen.
+        const OPAQUE = 1 << 16;
+        /// It writes to tables, which may have triggers.
+        const WRITES = 1 << 17;
+        /// It makes an object, which is a temporary one where `search_path` begins with `pg_temp`.
+        const CREATES = 1 << 18;
+    }
+}
+
+/// A run-time parameter that a text names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// In lower case.
+    pub name: Box<str>,
+    /// RESET or SET … TO DEFAULT, rather than SET.
+    pub reset: bool,
+}
+
+/// What a text may do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Effects {
+    pub what: What,
+    pub settings: Vec<Setting>,
+    /// Functions it calls that not every PostgreSQL has, in lower case, without their schemas.
+    pub functions: Vec<Box<str>>,
+}
+
+thread_local! {
+    /// Its buffers are used again.
+    static SCANNER: RefCell<Scanner> = RefCell::default();
+}
+
+/// Most functions of one text that are named; with more of them it is [`What::OPAQUE`].
+const MAX_FUNCTIONS: usize = 16;
+/// Most parameters of one text that are named; with more of them some are unknown.
+const MAX_SETTINGS: usize = 64;
+
+impl Effects {
+    /// The effects of a whole text. `backslashes`: `standard_conforming_strings` is off.
+    pub fn of(text: &[u8], backslashes: bool) -> Self {
+        let read = |scanner: &mut Scanner| {
+            scanner.begin(backslashes);
+            scanner.feed(text);
+            scanner.finish()
+        };
+        SCANNER.with(|scanner| match scanner.try_borrow_mut() {
+            Ok(mut scanner) => read(&mut scanner),
+            // A text within a text.
+            Err(_) => read(&mut Scanner::default()),
+        })
+    }
+
+    /// The effects of the source of a function in an SQL or PL/pgSQL body.
+    pub fn of_body(source: &[u8]) -> Self {
+        let mut scanner = Scanner::default();
+        scanner.begin(false);
+        scanner.reader.in_code = true;
+        scanner.feed(source);
+        scanner.finish()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.what.is_empty() && self.settings.is_empty() && self.functions.is_empty()
+    }
+
+    /// Adds what comes after.
+    pub fn add(&mut self, other: &Self) {
+        self.what |= other.what;
+        for setting in &other.settings {
+            self.add_setting(&setting.name, setting.reset);
+        }
+        for function in &other.functions {
+            self.add_function(function);
+        }
+    }
+
+    fn add_setting(&mut self, name: &str, reset: bool) {
+        if let Some(known) = self.settings.iter_mut().find(|known| &*known.name == name) {
+            known.reset = reset;
+        } else if self.settings.len() >= MAX_SETTINGS {
+            self.what |= What::SETS_UNKNOWN;
+        } else {
+            self.settings.push(Setting {
+                name: name.into(),
+                reset,
+            });
+        }
+    }
+
+    fn add_function(&mut self, name: &str) {
+        if self.functions.iter().any(|known| &**known == name) {
+            return;
+        }
+        match self.functions.len() < MAX_FUNCTIONS {
+            true => self.functions.push(name.into()),
+            false => self.what |= What::OPAQUE,
+        }
+    }
+}
+
+/// Reads a text in pieces as it passes.
+#[derive(Debug)]
+pub struct Scanner {
+    lexer: Lexer,
+    reader: Reader,
+}
+
+impl Default for Scanner {
+    fn default() -> Self {
+        Self {
+            lexer: Lexer::new(false),
+            reader: Reader::default(),
+        }
+    }
+}
+
+impl Scanner {
+    pub fn begin(&mut self, backslashes: bool) {
+        self.lexer.restart(backslashes);
+        let mut name = std::mem::take(&mut self.reader.name);
+        name.clear();
+        self.reader = Reader {
+            name,
+            ..Reader::default()
+        };
+    }
+
+    pub fn feed(&mut self, text: &[u8]) {
+        self.lexer.feed(text, &mut self.reader);
+    }
+
+    pub fn finish(&mut self) -> Effects {
+        self.lexer.finish(&mut self.reader);
+        self.reader.end_statement();
+        std::mem::take(&mut self.reader.effects)
+    }
+}
+
+/// The command a statement begins with, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Command {
+    /// No word of it was read yet.
+    #[default]
+    None,
+    Other,
+    Set,
+    Reset,
+    Create,
+    Declare,
+    Do,
+    Update,
+    /// UNLISTEN, CLOSE and the like: known by their word alone.
+    Told,
+}
+
+/// What the last token was, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Last {
+    /// A symbol, a keyword, or nothing: a function may be called behind it.
+    #[default]
+    Open,
+    /// A name, or an expression's end: a name behind it is an alias.
+    Closed,
+    /// INTO, JOIN and AS: what follows is a relation.
+    Relation,
+    /// A dot in a name.
+    Dot,
+    Create,
+    With,
+    Temporary,
+}
+
+/// Where in SET or RESET the reader is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+enum Naming {
+    #[default]
+    No,
+    /// Behind the command's word, or SESSION.
+    Begins { session: bool },
+    /// In a name of several parts, so far this; more follows after a dot.
+    Name(String),
+    /// Behind `=` or TO.
+    Value(String),
+}
+
+/// A call of `set_config` that is being read.
+#[derive(Debug, Default)]
+struct SetConfig {
+    /// Parentheses open inside of its own.
+    depth: u32,
+    argument: u32,
+    /// Tokens in this argument.
+    tokens: u32,
+    name: Option<String>,
+    is_local: bool,
+}
+
+#[derive(Debug, Default)]
+struct Reader {
+    effects: Effects,
+    command: Command,
+    last: Last,
+    /// What was behind the name that was read last.
+    before_name: Last,
+    /// The name that was read last.
+    name: Vec<u8>,
+    naming: Naming,
+    calls: Vec<SetConfig>,
+    /// In the body of DO or of a function.
+    in_code: bool,
+}
+
+impl Sink for Reader {
+    fn token(&mut self, token: Token<'_>) {
+        if !self.calls.is_empty() {
+            self.argument(token);
+        }
+        match token {
+            Token::Word(word) => self.word(word),
+            Token::Quoted(name) => {
+                self.name_of_setting(name);
+                self.identifier(name);
+            }
+            Token::Unicode => {
+                // It may spell any name.
+                self.effects.what |= What::OPAQUE;
+                self.last = Last::Closed;
+            }
+            Token::Text(text) => {
+                if let (true, Some(text)) = (self.in_code, text) {
+                    self.effects.add(&Effects::of(text, false));
+                }
+                if self.command == Command::Do {
+                    // The code of DO as a plain string.
+                    self.effects.what |= What::SETS_UNKNOWN;
+                }
+                self.last = Last::Closed;
+            }
+            Token::Number | Token::Parameter => self.last = Last::Closed,
+            Token::Symbol(symbol) => self.symbol(symbol),
+        }
+    }
+
+    fn enters_body(&mut self) -> bool {
+        if self.command == Command::Do {
+            self.in_code = true;
+            self.command = Command::None;
+        }
+        self.in_code
+    }
+
+    fn leaves_body(&mut self) {
+        self.end_statement();
+        self.in_code = false;
+        self.command = Command::Other;
+    }
+}
+
+impl Reader {
+    fn symbol(&mut self, symbol: u8) {
+        match symbol {
+            b';' => return self.end_statement(),
+            b'(' if self.last == Last::Closed && !self.name.is_empty() => self.call(),
+            b'.' if matches!(self.naming, Naming::Name(_)) => {
+                if let Naming::Name(name) = &mut self.naming {
+                    name.push('.');
+                }
+            }
+            b'=' => self.begin_value(),
+            // No name stands here: the code around puts one in.
+            _ if matches!(self.naming, Naming::Begins { .. }) => {
+                self.effects.what |= What::SETS_UNKNOWN;
+                self.naming = Naming::No;
+            }
+            _ => {}
+        }
+        let was_name = !self.name.is_empty();
+        self.last = match symbol {
+            b'.' if was_name => Last::Dot,
+            b')' | b']' => Last::Closed,
+            _ => Last::Open,
+        };
+        if symbol != b'.' {
+            self.name.clear();
+        }
+    }
+
+    fn word(&mut self, word: &[u8]) {
+        if self.command == Command::None {
+            self.begin_statement(word);
+            return;
+        }
+        match self.naming {
+            Naming::No => {}
+            _ => {
+                if self.name_of_setting(word) {
+                    self.identifier(word);
+                    return;
+                }
+            }
+        }
+        if self.in_code && matches!(word, b"begin" | b"then" | b"else" | b"loop") {
+            self.end_statement();
+            return;
+        }
+        let last = match word {
+            b"temp" | b"temporary" if matches!(self.last, Last::Create | Last::Relation) => {
+                self.effects.what |= What::TEMPORARY;
+                Last::Temporary
+            }
+            b"hold" if self.last == Last::With && self.command == Command::Declare => {
+                self.effects.what |= What::HOLD;
+                Last::Open
+            }
+            b"or" | b"replace" | b"local" | b"global" if self.last == Last::Create => Last::Create,
+            b"insert" | b"merge" => {
+                self.effects.what |= What::WRITES | What::ADVANCES_SEQUENCE;
+                Last::Open
+            }
+            b"update" | b"delete" => {
+                self.effects.what |= What::WRITES;
+                Last::Open
+            }
+            b"pg_settings" if self.command == Command::Update => {
+                self.effects.what |= What::SETS_UNKNOWN | What::CONTROL;
+                Last::Closed
+            }
+            b"with" => Last::With,
+            b"into" | b"join" | b"as" | b"table" | b"references" => Last::Relation,
+            _ if self.last != Last::Dot && is_keyword(word) => Last::Open,
+            _ => return self.identifier(word),
+        };
+        self.name.clear();
+        self.last = last;
+    }
+
+    /// A name that is not a keyword, or in quotes.
+    fn identifier(&mut self, name: &[u8]) {
+        if name.starts_with(b"pg_temp") && self.command != Command::Set {
+            self.effects.what |= What::TEMPORARY;
+        }
+        if self.last != Last::Dot {
+            self.before_name = self.last;
+        }
+        self.name.clear();
+        self.name.extend_from_slice(name);
+        self.last = Last::Closed;
+    }
+
+    /// The name that was read last is called.
+    fn call(&mut self) {
+        if matches!(self.before_name, Last::Closed | Last::Relation) {
+            return;
+        }
+        let name = std::mem::take(&mut self.name);
+        let Ok(name) = std::str::from_utf8(&name) else {
+            self.effects.what |= What::OPAQUE;
+            return;
+        };
+        let what = match name {
+            "set_config" => {
+                self.effects.what |= What::CONTROL;
+                self.calls.push(SetConfig::default());
+                return;
+            }
+            "pg_advisory_lock"
+            | "pg_advisory_lock_shared"
+            | "pg_try_advisory_lock"
+            | "pg_try_advisory_lock_shared" => What::ADVISORY,
+            "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
+                What::UNLOCKS
+            }
+            "currval" | "lastval" => What::READS_SEQUENCE,
+            "nextval" | "setval" => What::ADVANCES_SEQUENCE,
+            "setseed"
+            | "pg_create_logical_replication_slot"
+            | "pg_create_physical_replication_slot"
+            | "pg_copy_logical_replication_slot"
+            | "pg_copy_physical_replication_slot"
+            | "pg_replication_origin_session_setup" => What::STUCK,
+            "query_to_xml"
+            | "query_to_xmlschema"
+            | "query_to_xml_and_xmlschema"
+            | "ts_stat"
+            | "ts_rewrite" => What::OPAQUE,
+            _ if is_builtin(name) => What::empty(),
+            _ => {
+                self.effects.add_function(name);
+                What::empty()
+            }
+        };
+        self.effects.what |= what;
+    }
+
+    fn begin_statement(&mut self, word: &[u8]) {
+        self.last = Last::Open;
+        let (command, what) = match word {
+            b"set" => {
+                self.naming = Naming::Begins { session: false };
+                (Command::Set, What::CONTROL)
+            }
+            b"reset" => {
+                self.naming = Naming::Begins { session: false };
+                (Command::Reset, What::CONTROL)
+            }
+            b"create" => {
+                self.last = Last::Create;
+                (Command::Create, What::CREATES)
+            }
+            b"alter" | b"drop" => (Command::Other, What::DROPS),
+            b"declare" => (Command::Declare, What::empty()),
+            b"close" => (Command::Told, What::CLOSES),
+            b"listen" => (Command::Told, What::LISTEN),
+            b"unlisten" => (Command::Told, What::UNLISTENS),
+            b"prepare" => (Command::Told, What::PREPARE),
+            b"deallocate" => (Command::Told, What::DEALLOCATES | What::CONTROL),
+            // In code it runs a string, whose pieces are looked at like the rest.
+            b"execute" if self.in_code => (Command::Other, What::empty()),
+            b"execute" => (Command::Told, What::OPAQUE),
+            b"discard" => (Command::Told, What::CONTROL),
+            b"load" => (Command::Told, What::STUCK),
+            b"do" => (Command::Do, What::OPAQUE),
+            b"insert" | b"merge" | b"copy" => {
+                (Command::Other, What::WRITES | What::ADVANCES_SEQUENCE)
+            }
+            b"update" => (Command::Update, What::WRITES),
+            b"delete" | b"truncate" => (Command::Other, What::WRITES),
+            // Labels and blocks of code.
+            b"begin" | b"then" | b"else" | b"loop" if self.in_code => {
+                (Command::None, What::empty())
+            }
+            _ => (Command::Other, What::empty()),
+        };
+        self.command = command;
+        self.effects.what |= what;
+        if command == Command::Other && word == b"with" {
+            self.last = Last::With;
+        }
+    }
+
+    fn end_statement(&mut self) {
+        match std::mem::take(&mut self.naming) {
+            Naming::Name(name) | Naming::Value(name) => {
+                let reset = self.command == Command::Reset;
+                self.set(&name, reset);
+            }
+            // A string of code that goes on with a name from elsewhere.
+            Naming::Begins { .. } if self.command == Command::Set => {
+                self.effects.what |= What::SETS_UNKNOWN;
+            }
+            Naming::No | Naming::Begins { .. } => {}
+        }
+        self.command = Command::None;
+        self.last = Last::Open;
+        self.name.clear();
+        self.calls.clear();
+    }
+
+    /// A word or name in SET or RESET; false if it is no part of the parameter's name.
+    fn name_of_setting(&mut self, word: &[u8]) -> bool {
+        let text = String::from_utf8_lossy(word).to_lowercase();
+        match &mut self.naming {
+            Naming::No => return false,
+            Naming::Begins { session } => {
+                let session = *session;
+                self.naming = match &*text {
+                    "all" if self.command == Command::Reset => {
+                        self.effects.what |= What::RESETS_ALL;
+                        Naming::No
+                    }
+                    "local" => Naming::No,
+                    "session" if !session => Naming::Begins { session: true },
+                    "transaction" | "constraints" => Naming::No,
+                    "authorization" if session => {
+                        self.set("role", self.command == Command::Reset);
+                        Naming::Value("session_authorization".to_owned())
+                    }
+                    "characteristics" if session => {
+                        for name in ["isolation", "read_only", "deferrable"] {
+                            self.set(&format!("default_transaction_{name}"), false);
+                        }
+                        Naming::No
+                    }
+                    "time" => Naming::Value("timezone".to_owned()),
+                    "schema" => Naming::Value("search_path".to_owned()),
+                    "names" => Naming::Value("client_encoding".to_owned()),
+                    "xml" => Naming::Value("xmloption".to_owned()),
+                    "role" => Naming::Value("role".to_owned()),
+                    _ => Naming::Name(text),
+                };
+            }
+            Naming::Name(name) if name.ends_with('.') => name.push_str(&text),
+            Naming::Name(_) if text == "to" => self.begin_value(),
+            Naming::Name(_) => return false,
+            Naming::Value(name) => {
+                if text == "default" {
+                    let name = std::mem::take(name);
+                    self.naming = Naming::No;
+                    self.set(&name, true);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    fn begin_value(&mut self) {
+        if let Naming::Name(name) = &mut self.naming {
+            self.naming = Naming::Value(std::mem::take(name));
+        }
+    }
+
+    fn set(&mut self, name: &str, reset: bool) {
+        if name == "seed" {
+            self.effects.what |= What::STUCK;
+        } else {
+            self.effects.add_setting(name, reset);
+        }
+    }
+
+    /// A token inside of a call of `set_config`.
+    fn argument(&mut self, token: Token<'_>) {
+        let Some(call) = self.calls.last_mut() else {
+            return;
+        };
+        match token {
+            Token::Symbol(b'(') => call.depth += 1,
+            Token::Symbol(b')') if call.depth == 0 => {
+                let call = self.calls.pop().unwrap_or_default();
+                return match call.name {
+                    _ if call.is_local && call.tokens == 1 => {}
+                    Some(name) => self.set(&name, false),
+                    None => self.effects.what |= What::SETS_UNKNOWN,
+                };
+            }
+            Token::Symbol(b')') => call.depth -= 1,
+            Token::Symbol(b',') if call.depth == 0 => {
+                call.argument += 1;
+                call.tokens = 0;
+                return;
+            }
+            // A cast does not change what a name is.
+            Token::Text(Some(text)) if call.argument == 0 && call.tokens == 0 => {
+                call.name = std::str::from_utf8(text).ok().map(str::to_lowercase);
+            }
+            Token::Word(b"text") | Token::Symbol(b':') if call.argument == 0 => return,
+            _ if call.argument == 0 => call.name = None,
+            Token::Word(b"true") if call.argument == 2 => call.is_local = true,
+            Token::Text(Some(b"t" | b"true" | b"1" | b"on" | b"yes")) if call.argument == 2 => {
+                call.is_local = true;
+            }
+            _ => {}
+        }
+        call.tokens += 1;
+    }
+}
+
+/// Words that are no function's name before a parenthesis, and end no expression: keywords that the
+/// grammar lets stand there (kwlist.h).
+fn is_keyword(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"select"
+            | b"where"
+            | b"and"
+            | b"or"
+            | b"not"
+            | b"in"
+            | b"any"
+            | b"all"
+            | b"some"
+            | b"exists"
+            | b"values"
+            | b"from"
+            | b"on"
+            | b"using"
+            | b"by"
+            | b"having"
+            | b"when"
+            | b"then"
+            | b"else"
+            | b"case"
+            | b"over"
+            | b"filter"
+            | b"group"
+            | b"order"
+            | b"within"
+            | b"partition"
+            | b"returning"
+            | b"set"
+            | b"limit"
+            | b"offset"
+            | b"array"
+            | b"row"
+            | b"rows"
+            | b"default"
+            | b"check"
+            | b"key"
+            | b"unique"
+            | b"between"
+            | b"like"
+            | b"ilike"
+            | b"similar"
+            | b"is"
+            | b"union"
+            | b"intersect"
+            | b"except"
+            | b"distinct"
+            | b"lateral"
+            | b"cast"
+            | b"extract"
+            | b"coalesce"
+            | b"nullif"
+            | b"greatest"
+            | b"least"
+            | b"trim"
+            | b"substring"
+            | b"position"
+            | b"overlay"
+            | b"treat"
+            | b"interval"
+            | b"numeric"
+            | b"decimal"
+            | b"dec"
+            | b"varchar"
+            | b"char"
+            | b"character"
+            | b"varying"
+            | b"bit"
+            | b"float"
+            | b"time"
+            | b"timestamp"
+            | b"nchar"
+            | b"grouping"
+            | b"sets"
+            | b"rollup"
+            | b"cube"
+            | b"materialized"
+            | b"conflict"
+            | b"include"
+            | b"exclude"
+            | b"options"
+            | b"hash"
+            | b"storage"
+            | b"explain"
+            | b"analyze"
+            | b"vacuum"
+            | b"only"
+            | b"do"
+            | b"perform"
+            | b"return"
+            | b"if"
+            | b"while"
+            | b"elsif"
+            | b"xmlelement"
+            | b"xmlforest"
+            | b"xmlattributes"
+            | b"xmlagg"
+            | b"xmlparse"
+            | b"xmlserialize"
+            | b"xmlconcat"
+            | b"xmlpi"
+            | b"xmlroot"
+            | b"xmlexists"
+            | b"xmltable"
+            | b"collate"
+            | b"escape"
+            | b"asc"
+            | b"desc"
+            | b"to"
+            | b"ordinality"
+            | b"recursive"
+            | b"function"
+            | b"procedure"
+            | b"inherits"
+            | b"generated"
+            | b"identity"
+            | b"copy"
+            | b"format"
+            | b"tablesample"
+            | b"bernoulli"
+            | b"system"
+            | b"json_object"
+            | b"json_array"
+            | b"json_value"
+            | b"json_query"
+            | b"json_exists"
+            | b"json_table"
+            | b"json_scalar"
+            | b"json_serialize"
+            | b"json"
+            | b"columns"
+            | b"path"
+            | b"normalize"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn effects(sql: &str) -> Effects {
+        Effects::of(sql.as_bytes(), false)
+    }
+
+    fn settings(sql: &str) -> String {
+        let names: Vec<_> = effects(sql)
+            .settings
+            .iter()
+            .map(|setting| format!("{}{}", if setting.reset { "-" } else { "" }, setting.name))
+            .collect();
+        names.join(" ")
+    }
+
+    #[test]
+    fn what_leaves_nothing_behind_has_no_effects() {
+        for sql in [
+            "SELECT 1",
+            "SELECT abalance FROM pgbench_accounts WHERE aid = 1",
+            "SELECT 'set_config(''a'',''b'',false)', \"temp\" FROM listen",
+            "SELECT temp, hold FROM t WHERE a IN (1, 2) AND lower(b) = 'LISTEN' -- SET x = 1",
+            "SELECT count(*) FILTER (WHERE a) OVER (PARTITION BY b) FROM t AS x (a, b) JOIN y USING (c)",
+            "SELECT x::numeric(10,2), CAST(y AS varchar(5)) FROM unnest(z) u(v)",
+            "BEGIN",
+            "BEGIN ISOLATION LEVEL SERIALIZABLE",
+            "SET LOCAL app.x = '1'",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SET CONSTRAINTS ALL DEFERRED",
+            "SELECT set_config('app.x', $1, true)",
+            "SELECT pg_catalog.set_config('app.x', $1::text, 't')",
+            "SELECT pg_advisory_xact_lock(1), pg_try_advisory_xact_lock(2)",
+            "DECLARE c CURSOR FOR SELECT 1",
+            "WITH a AS (SELECT 1), b AS MATERIALIZED (SELECT 2) SELECT * FROM a, b",
+        ] {
+            let mut told = effects(sql);
+            told.what.remove(What::CONTROL);
+            assert_eq!(told, Effects::default(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn parameters_that_are_set_are_named() {
+        for (sql, expected) in [
+            ("SET statement_timeout = 5", "statement_timeout"),
+            ("set session Work_Mem TO '4MB'; SELECT 1", "work_mem"),
+            ("/* x */ SET app.user TO 'a'", "app.user"),
+            ("SET \"App\".\"User\" = 'a'", "app.user"),
+            ("SET a.b.c = 1", "a.b.c"),
+            ("SET x = DEFAULT", "-x"),
+            ("SET x TO DEFAULT; SET y = 1", "-x y"),
+            ("RESET x", "-x"),
+            ("RESET x.y", "-x.y"),
+            ("SET TIME ZONE 'UTC'", "timezone"),
+            ("SET NAMES 'UTF8'", "client_encoding"),
+            ("SET SCHEMA 'a'", "search_path"),
+            ("SET ROLE a", "role"),
+            ("RESET ROLE", "-role"),
+            ("SET SESSION AUTHORIZATION a", "role session_authorization"),
+            (
+                "RESET SESSION AUTHORIZATION",
+                "-role -session_authorization",
+            ),
+            (
+                "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+                "default_transaction_isolation default_transaction_read_only default_transaction_deferrable",
+            ),
+            ("SELECT set_config('App.X', 'a', false)", "app.x"),
+            (
+                "SELECT 1, set_config('a', lower(b(1, 2)), 'f'), set_config('c', 'd', true)",
+                "a",
+            ),
+            ("SELECT set_config('a'::text, $1, $2)", "a"),
+            (
+                "DO $$ BEGIN SET x = 1; PERFORM set_config('y', 'z', false); END $$",
+                "x y",
+            ),
+            ("DO $$ BEGIN EXECUTE 'SET x.y = ' || z; END $$", "x.y"),
+            ("UPDATE t SET a = 1", ""),
+            ("ALTER ROLE r SET a = 1", ""),
+        ] {
+            assert_eq!(settings(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn state_that_may_be_left_is_told() {
+        for (sql, expected) in [
+            ("CREATE TEMP TABLE t (a int)", What::TEMPORARY),
+            ("create local temporary view v as select 1", What::TEMPORARY),
+            ("CREATE OR REPLACE TEMP VIEW v AS SELECT 1", What::TEMPORARY),
+            ("SELECT 1 INTO TEMP t", What::TEMPORARY),
+            (
+                "EXPLAIN ANALYZE CREATE TABLE pg_temp.t AS SELECT 1",
+                What::TEMPORARY,
+            ),
+            (
+                "CREATE FUNCTION \"pg_temp\".f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                What::TEMPORARY,
+            ),
+            (
+                "BEGIN; DECLARE c CURSOR WITH HOLD FOR SELECT 1; COMMIT",
+                What::HOLD,
+            ),
+            ("LISTEN a", What::LISTEN),
+            ("UNLISTEN *", What::UNLISTENS),
+            ("SELECT pg_advisory_lock(1)", What::ADVISORY),
+            (
+                "SELECT pg_catalog.\"pg_try_advisory_lock\" (1)",
+                What::ADVISORY,
+            ),
+            ("SELECT pg_advisory_unlock_all()", What::UNLOCKS),
+            ("PREPARE a AS SELECT 1", What::PREPARE),
+            ("DEALLOCATE a", What::DEALLOCATES),
+            ("LOAD 'x'", What::STUCK),
+            ("SELECT setseed(0.5)", What::STUCK),
+            ("SELECT lastval()", What::READS_SEQUENCE),
+            ("SELECT currval('s')", What::READS_SEQUENCE),
+            (
+                "WITH a AS (INSERT INTO t VALUES (1) RETURNING b) SELECT * FROM a",
+                What::ADVANCES_SEQUENCE,
+            ),
+            ("SELECT nextval('s')", What::ADVANCES_SEQUENCE),
+            ("SELECT set_config($1, $2, false)", What::SETS_UNKNOWN),
+            ("SELECT set_config(a, b, false) FROM t", What::SETS_UNKNOWN),
+            (
+                "UPDATE pg_settings SET setting = 'x' WHERE name = 'y'",
+                What::SETS_UNKNOWN,
+            ),
+            (
+                "DO $$ BEGIN EXECUTE format('SET %I = 1', x); END $$",
+                What::SETS_UNKNOWN,
+            ),
+            (
+                "DO $$ BEGIN EXECUTE 'CREATE TEMP TABLE ' || x; END $$",
+                What::TEMPORARY,
+            ),
+            ("DO 'BEGIN NULL; END'", What::SETS_UNKNOWN),
+            ("DO $$ BEGIN NULL; END $$", What::OPAQUE),
+            ("EXECUTE a", What::OPAQUE),
+            (
+                "SELECT U&\"set\\005fconfig\"('a', 'b', false)",
+                What::OPAQUE,
+            ),
+            (
+                "SELECT query_to_xml('SELECT 1', true, true, '')",
+                What::OPAQUE,
+            ),
+            ("RESET ALL", What::RESETS_ALL),
+            (
+                "DO $$ BEGIN IF true THEN LISTEN a; END IF; END $$",
+                What::LISTEN,
+            ),
+            ("SELECT 1; DISCARD ALL", What::CONTROL),
+        ] {
+            assert!(
+                effects(sql).what.contains(expected),
+                "{sql}: {:?}",
+                effects(sql)
+            );
+        }
+    }
+
+    #[test]
+    fn functions_that_not_every_server_has_are_named() {
+        for (sql, expected) in [
+            (
+                "SELECT my_function(1), lower('a'), s.\"Other\"(2)",
+                "my_function Other",
+            ),
+            ("INSERT INTO t (a, b) VALUES (f(1), 2)", "f"),
+            ("INSERT INTO s.t (a) SELECT a FROM g(1) AS x (a)", "g"),
+            ("SELECT a b (1)", ""),
+        ] {
+            let names: Vec<_> = effects(sql)
+                .functions
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(names.join(" "), expected, "{sql}");
+        }
+    }
+}

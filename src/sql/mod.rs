@@ -1,0 +1,6 @@
+//! SQL as far as the proxy must understand it: what is a word and what is a string ([`lexer`]), and what a text
+//! may leave behind in its session ([`effects`]). Nothing here knows grammar beyond that, and nothing decides.
+
+pub mod builtin;
+pub mod effects;
+pub mod lexer;
