@@ -307,7 +307,11 @@ const ROWS: &[Row] = &[
     Row {
         what: "transaction-level advisory lock",
         pins: NOTHING,
-        statements: &["BEGIN", "SELECT pg_advisory_xact_lock_shared(4712)", "COMMIT"],
+        statements: &[
+            "BEGIN",
+            "SELECT pg_advisory_xact_lock_shared(4712)",
+            "COMMIT",
+        ],
         ask: "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
         undo: &[],
     },

@@ -1,6 +1,6 @@
 -- Settings of the StartupMessage (work_mem, DateStyle, TimeZone, application_name) and of the session after it.
 \pset pager off
-SELECT name, setting, source, reset_val FROM pg_settings
+SELECT name, setting FROM pg_settings
  WHERE name IN ('work_mem', 'DateStyle', 'TimeZone', 'application_name') ORDER BY name;
 SET work_mem = '123kB';
 SET enable_seqscan = off;
@@ -12,6 +12,10 @@ SET DateStyle = 'ISO';
 SET TimeZone = 'UTC';
 RESET DateStyle;
 SELECT '2024-02-29 12:00:00+00'::timestamptz;
+-- To what the server began with, and back: it reports nothing new.
+SET DateStyle = 'ISO, MDY';
+RESET DateStyle;
+SHOW DateStyle;
 SET application_name = 'another';
 RESET ALL;
 SHOW application_name;
