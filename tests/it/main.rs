@@ -18,5 +18,6 @@ mod replication;
 mod session_state;
 mod tiers;
 mod tls;
+mod tools;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;
