@@ -154,6 +154,10 @@ impl Error {
         self.0.kind
     }
 
+    pub fn blame(&self) -> Blame {
+        self.0.kind.blame()
+    }
+
     pub fn sqlstate(&self) -> &str {
         self.0.sqlstate.as_deref().unwrap_or(self.0.kind.sqlstate())
     }

@@ -337,9 +337,8 @@ fn cancel_key(body: &[u8], version: Version) -> Result<CancelKey> {
 /// not there, or what is wrong with a parameter of its own. Roles and passwords are the operator's.
 fn refused(fields: &ErrorFields, key: &PoolKey) -> Error {
     let error = match fields.sqlstate.as_str() {
-        _ if key.is_replicating() && names_a_parameter(fields, key) => {
-            Error::new(Kind::FeatureNotSupported, fields.message.clone())
-                .with_sqlstate(fields.sqlstate.clone())
+        _ if names_a_parameter(fields, key) => {
+            fields.clone().into_error(Kind::FeatureNotSupported)
         }
         sqlstate @ ("28000" | "42501") if key.is_replicating() => Error::new(
             match sqlstate {

@@ -120,6 +120,14 @@ pub enum Refusal {
     Setting(Error),
 }
 
+impl Refusal {
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Broken(error) | Self::Setting(error) => error,
+        }
+    }
+}
+
 /// What is sent for a change, and how to read what comes back.
 #[derive(Default)]
 struct Plan {
@@ -333,7 +341,7 @@ async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), 
     match refused {
         None => Ok(()),
         Some(fields) => Err(Refusal::Setting(
-            Error::new(Kind::FeatureNotSupported, fields.message).with_sqlstate(fields.sqlstate),
+            fields.into_error(Kind::FeatureNotSupported),
         )),
     }
 }

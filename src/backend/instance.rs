@@ -18,7 +18,7 @@ use crate::backend::lease::Grant;
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
 use crate::config::{PoolKey, Server, Timeouts};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Blame, Error, Kind, Result};
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
 
@@ -245,8 +245,8 @@ impl Pool {
         &self.instance.metrics
     }
 
-    /// Makes a connection, whose slot the caller holds.
-    pub(super) async fn connect(&self) -> Result<Box<ServerConnection>> {
+    /// Makes a connection, whose slot the caller holds; with parameters of the client's own, as `key` has them.
+    pub(super) async fn connect(&self, key: &PoolKey) -> Result<Box<ServerConnection>> {
         if let Some((when, error)) = &*lock(&self.last_failure)
             && when.elapsed() < BACKOFF
         {
@@ -254,7 +254,7 @@ impl Pool {
         }
         let server = self.instance.server();
         let deadline = self.instance.timeouts().connect;
-        match connect::connect(&server, &self.key, deadline).await {
+        match connect::connect(&server, key, deadline).await {
             Ok(connection) => {
                 self.metrics().connects.add(1);
                 tracing::debug!(server = %server.name, pid = connection.fence().pid(), "connected");
@@ -265,7 +265,10 @@ impl Pool {
                 tracing::warn!(server = %server.name, address = %server.address,
                     user = %self.key.login.user, database = %self.key.database, %error,
                     "could not connect");
-                *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
+                // What is wrong with one client's parameters is no reason to refuse others.
+                if error.blame() != Blame::Client {
+                    *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
+                }
                 Err(error)
             }
         }

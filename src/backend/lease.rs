@@ -12,6 +12,7 @@ use crate::backend::connection::ServerConnection;
 use crate::backend::context::{self, Adopted, Binding, Refusal};
 use crate::backend::instance::Pool;
 use crate::backend::queue::Granted;
+use crate::config::PoolKey;
 use crate::error::Result;
 use crate::tenant::state::TenantState;
 
@@ -65,7 +66,7 @@ impl Grant {
                 return Ok(None);
             }
         } else {
-            lease.held = Held::Connection(self.pool.connect().await?);
+            lease.held = Held::Connection(self.pool.connect(&self.pool.key).await?);
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
@@ -93,13 +94,14 @@ impl Grant {
         }
     }
 
-    /// Makes it a lease of a new connection, on which nothing is set: to be had alone, and never given back.
+    /// Makes it a lease of a new connection, on which nothing is set after login: to be had alone, and never given
+    /// back. `key`: the pool's, with parameters of the client's own.
     ///
     /// Not cancel safe: what was begun is closed.
     ///
     /// # Errors
     /// 08006 and what the server gave as it refused.
-    pub async fn connect(mut self) -> Result<Lease> {
+    pub async fn connect(mut self, key: &PoolKey) -> Result<Lease> {
         let mut lease = Lease {
             pool: self.pool.clone(),
             tenant: self.tenant.clone(),
@@ -112,7 +114,7 @@ impl Grant {
             }
             Some(Granted::Slot) | None => {}
         }
-        lease.held = Held::Connection(self.pool.connect().await?);
+        lease.held = Held::Connection(self.pool.connect(key).await?);
         Ok(lease)
     }
 }

@@ -244,7 +244,7 @@ impl Parsed {
     }
 
     /// Records that a Close of `statement` took no effect.
-    pub fn restore(&mut self, statement: Arc<Statement>) {
+    pub fn restore(&mut self, statement: &Arc<Statement>) {
         let entry = Entry {
             statement: statement.clone(),
             used: self.clock,

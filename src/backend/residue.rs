@@ -69,6 +69,8 @@ pub struct Question {
     pub pins: Pins,
     /// Parameters whose values are wanted.
     pub settings: Vec<String>,
+    /// Parameters of which it must be known whether they are set in this session.
+    pub resets: Vec<String>,
     /// All parameters that were set in this session; those of extensions and of no one are not listed by the server.
     pub all_settings: bool,
     /// Functions whose sources are wanted.
@@ -91,6 +93,8 @@ pub struct Answer {
     pub pins: Pins,
     /// Values of the parameters that were asked for by name; none for one that does not exist.
     pub settings: Vec<(String, Option<String>)>,
+    /// Of the parameters that were asked about, those that are not set in this session.
+    pub resets: Vec<String>,
     pub all_settings: Vec<(String, String)>,
     pub functions: Vec<Source>,
     pub triggers: Vec<Source>,
@@ -156,6 +160,15 @@ impl Question {
                 "SELECT 'setting {name}', pg_catalog.current_setting('{name}', true)"
             ));
         }
+        if !self.resets.is_empty() {
+            let names: Vec<_> = self.resets.iter().map(|name| format!("'{name}'")).collect();
+            parts.push(format!(
+                "SELECT 'reset ' OPERATOR(pg_catalog.||) name, NULL FROM pg_catalog.pg_settings \
+                 WHERE source OPERATOR(pg_catalog.<>) 'session'::pg_catalog.text \
+                 AND pg_catalog.lower(name) OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.text[])",
+                names.join(", ")
+            ));
+        }
         if self.all_settings {
             parts.push(
                 "SELECT 'set ' OPERATOR(pg_catalog.||) name, pg_catalog.current_setting(name, true) \
@@ -214,6 +227,7 @@ impl Answer {
             "setting" => self
                 .settings
                 .push((name.to_owned(), text.map(str::to_owned))),
+            "reset" => self.resets.push(name.to_ascii_lowercase()),
             "set" => {
                 let value = text.unwrap_or_default().to_owned();
                 self.all_settings.push((name.to_ascii_lowercase(), value));

@@ -117,7 +117,10 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
         let Some(before) = old.placements.get(name) else {
             continue;
         };
-        if before.pool_size != placement.pool_size || before.max_clients != placement.max_clients {
+        if before.pool_size != placement.pool_size
+            || before.reuse != placement.reuse
+            || before.max_clients != placement.max_clients
+        {
             diff.placements_resized.push(name.clone());
         }
     }

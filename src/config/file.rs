@@ -308,11 +308,17 @@ pub struct LoginFile {
 pub struct PoolFile {
     /// Server connections of one pool (server, database and login). Default: 20.
     pub size: Count,
+    /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
+    /// for each client. Default: false.
+    pub reuse: bool,
 }
 
 impl Default for PoolFile {
     fn default() -> Self {
-        Self { size: Count(20) }
+        Self {
+            size: Count(20),
+            reuse: false,
+        }
     }
 }
 

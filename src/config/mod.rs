@@ -235,7 +235,8 @@ impl fmt::Display for Tier {
 pub enum Pooling {
     /// The server connection is the client's for one transaction.
     Transaction,
-    /// The server connection is the client's until it leaves.
+    /// The server connection is the client's until it leaves; it is made for it, with its own startup parameters, unless
+    /// the placement says `pool.reuse`.
     Session,
 }
 
@@ -258,6 +259,8 @@ pub struct Placement {
     pub pooling: Pooling,
     /// Most server connections of one pool (one server, database and login).
     pub pool_size: usize,
+    /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
+    pub reuse: bool,
     /// Most clients of all tenants of this placement together.
     pub max_clients: Option<usize>,
     pub tenants: usize,
@@ -317,6 +320,13 @@ pub struct Route {
     pub pooling: Pooling,
 }
 
+impl Route {
+    /// Whether each client has a server connection that was made for it.
+    pub fn has_connections_of_their_own(&self) -> bool {
+        self.pooling == Pooling::Session && !self.placement.reuse
+    }
+}
+
 /// What server connections must have in common to be shared: one pool each.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PoolKey {
@@ -336,6 +346,13 @@ impl PoolKey {
         let mut key = self.clone();
         key.startup.extend_from_slice(parameters);
         key.startup.push((REPLICATION.to_owned(), how.to_owned()));
+        key
+    }
+
+    /// The same place for a client that has its connection to itself, with these parameters of its own.
+    pub fn with_own(&self, parameters: impl IntoIterator<Item = (String, String)>) -> Self {
+        let mut key = self.clone();
+        key.startup.extend(parameters);
         key
     }
 

@@ -406,7 +406,21 @@ fn permit(
             format!("database \"{name}\" does not exist"),
         ));
     }
-    let replication = Wanted::of(startup)?;
+    // A parameter (of `options`) that would be read as a part of the login on a connection made for this client.
+    let is_of_login = |name: &str| {
+        matches!(
+            name,
+            "user" | "database" | "options" | "replication" | "" | "_pq_"
+        ) || name.starts_with("_pq_.")
+    };
+    let mut strange = startup.parameters.iter();
+    if let Some((name, _)) = strange.rfind(|(name, _)| is_of_login(name)) {
+        return Err(Error::new(
+            Kind::UndefinedObject,
+            format!("unrecognized configuration parameter \"{name}\""),
+        ));
+    }
+    let replication = Wanted::of(startup);
     if replication.is_some() {
         replication::permit(tenant)?;
         replication::warn_of_neighbours(config, tenant);

@@ -423,6 +423,7 @@ impl<'a> Relay<'a> {
                             self.client.state.discard();
                         }
                     }
+                    b"DISCARD SEQUENCES" => *sequences_of = None,
                     b"DEALLOCATE" => {
                         if let Some(statements) = &mut self.client.statements {
                             statements.note_deallocated(parsed);

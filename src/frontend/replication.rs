@@ -37,25 +37,11 @@ pub struct Wanted {
 
 impl Wanted {
     /// None: it asks for an ordinary connection.
-    ///
-    /// # Errors
-    /// 42704 for a run-time parameter (of `options`) that would be read as a part of the login.
-    pub fn of(startup: &Startup) -> Result<Option<Self>> {
-        let Some(mode) = startup.replication else {
-            return Ok(None);
-        };
-        let is_of_login = |name: &str| {
-            matches!(name, "user" | "database" | "options" | "replication" | "")
-                || name.starts_with("_pq_.")
-        };
-        let parameters = startup.parameters.clone();
-        match parameters.iter().find(|(name, _)| is_of_login(name)) {
-            Some((name, _)) => Err(Error::new(
-                Kind::UndefinedObject,
-                format!("unrecognized configuration parameter \"{name}\""),
-            )),
-            None => Ok(Some(Self { mode, parameters })),
-        }
+    pub fn of(startup: &Startup) -> Option<Self> {
+        startup.replication.map(|mode| Self {
+            mode,
+            parameters: startup.parameters.clone(),
+        })
     }
 }
 
@@ -177,7 +163,7 @@ impl Client {
         let instance = instances.get(&key.server).ok_or_else(moved)?;
         let pool = instance.pool(&key, self.route.placement.pool_size);
         self.registered.set_activity(Activity::Waiting);
-        let lease = async { pool.checkout(&self.tenant).await?.connect().await };
+        let lease = async { pool.checkout(&self.tenant).await?.connect(&pool.key).await };
         let ends = poll_fn(|cx| {
             self.registered.calls(cx.waker());
             match self.must_stop() {

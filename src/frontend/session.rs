@@ -222,13 +222,29 @@ async fn profile(
             lease: None,
         });
     }
-    let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
-    let wanted = Binding {
+    let wanted = |settings| Binding {
         tenant: tenant.id.clone(),
         route: route.clone(),
-        settings: settings.clone(),
+        settings,
         stale: false,
     };
+    if route.has_connections_of_their_own() {
+        // It begins with what the client asks for, and RESET returns to that.
+        let key = route.pool.with_own(settings);
+        let mut lease = pool.checkout(tenant).await?.connect(&key).await?;
+        let settings: Arc<Settings> = Arc::default();
+        let deadline = pool.instance.timeouts().connect;
+        context::adopt(&mut lease, &wanted(settings.clone()), deadline)
+            .await
+            .map_err(Refusal::into_error)?;
+        return Ok(Profile {
+            settings,
+            reported: lease.parameters.clone(),
+            lease: Some(lease),
+        });
+    }
+    let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
+    let wanted = wanted(settings.clone());
     let lease = loop {
         if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
             break lease;
@@ -503,7 +519,7 @@ impl Session {
         self.registered.set_activity(Activity::Idle);
         let pins = self.side.state.pins();
         self.registered.set_pins(Pins::empty());
-        if clean && !pins.contains(Pins::STUCK) {
+        if clean && !pins.contains(Pins::STUCK) && !self.route.has_connections_of_their_own() {
             if self.route.pooling == Pooling::Session || !self.side.state.is_settled() {
                 // What one client had to itself may hold anything of its session.
                 lease.context = Context::Unknown;
@@ -629,10 +645,9 @@ impl Session {
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
         let wanted = self.binding();
         let deadline = self.app.config().timeouts.connect;
-        match context::adopt(lease, &wanted, deadline).await {
-            Ok(_) => {}
-            Err(Refusal::Broken(error) | Refusal::Setting(error)) => return Err(error),
-        }
+        context::adopt(lease, &wanted, deadline)
+            .await
+            .map_err(Refusal::into_error)?;
         self.tell_parameters(lease);
         Ok(())
     }

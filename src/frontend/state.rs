@@ -193,6 +193,12 @@ impl SessionState {
                 ask_setting(name);
             }
         }
+        let all = what.contains(What::RESETS_ALL);
+        for name in self.startup.keys().filter(|name| can_ask(name)) {
+            if all || self.resets(name) {
+                question.resets.push(name.clone());
+            }
+        }
         if everything {
             ask_setting("role");
             ask_setting("session_authorization");
@@ -204,18 +210,22 @@ impl SessionState {
     /// In session pooling: what may have returned to other than the client gave at startup.
     fn question_of_resets(&self) -> Question {
         let all = self.suspected.what.contains(What::RESETS_ALL);
-        let named = |name: &str| {
-            let mut named = self.suspected.settings.iter();
-            named.any(|setting| setting.reset && *setting.name == *name)
-        };
-        let settings = self
-            .startup
-            .keys()
-            .filter(|name| can_ask(name) && (all || named(name)));
+        let names = self.startup.keys();
+        let names: Vec<_> = names
+            .filter(|name| can_ask(name) && (all || self.resets(name)))
+            .cloned()
+            .collect();
         Question {
-            settings: settings.cloned().collect(),
+            settings: names.clone(),
+            resets: names,
             ..Question::default()
         }
+    }
+
+    /// Whether a RESET of this parameter is suspected.
+    fn resets(&self, name: &str) -> bool {
+        let mut named = self.suspected.settings.iter();
+        named.any(|setting| setting.reset && *setting.name == *name)
     }
 
     /// A lookup of functions failed: they may do anything.
@@ -271,17 +281,10 @@ impl SessionState {
                 Some(value) => applied.insert(name.clone(), value.clone()),
                 None => applied.remove(name),
             };
-            let reset = all
-                || self
-                    .suspected
-                    .settings
-                    .iter()
-                    .any(|s| *s.name == **name && s.reset);
             // A RESET that was rolled back has changed nothing.
-            let value = match reset && value != self.before.get(name) {
-                true => self.startup.get(name),
-                false => value,
-            };
+            let reset = (all || self.resets(name))
+                && (value != self.before.get(name) || answer.resets.contains(name));
+            let value = if reset { self.startup.get(name) } else { value };
             match value {
                 Some(value) => now.insert(name.clone(), value.clone()),
                 None => now.remove(name),

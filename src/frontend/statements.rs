@@ -130,7 +130,7 @@ impl Statements {
     pub fn undo(&mut self, failed: Vec<Failed>, parsed: &mut Parsed) {
         for Failed { message, skipped } in failed.into_iter().rev() {
             match message {
-                Owed::SwallowedClose(statement) => parsed.restore(statement),
+                Owed::SwallowedClose(statement) => parsed.restore(&statement),
                 Owed::SwallowedParse(None) => self.unnamed_is_there = false,
                 Owed::SwallowedParse(Some(statement)) => parsed.forget(&statement),
                 // One that was looked at and failed has ended the unnamed statement before it.

@@ -8,7 +8,7 @@ use pgwire::messages::startup::{
     Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey,
 };
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::protocol::startup::{CancelKey, Version};
 
 /// ParseComplete, whole.
@@ -105,9 +105,23 @@ pub struct ErrorFields {
     pub severity: String,
     pub sqlstate: String,
     pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
 }
 
 impl ErrorFields {
+    /// The server's words as an error of the proxy's.
+    pub fn into_error(self, kind: Kind) -> Error {
+        let mut error = Error::new(kind, self.message).with_sqlstate(self.sqlstate);
+        if let Some(detail) = self.detail {
+            error = error.with_detail(detail);
+        }
+        if let Some(hint) = self.hint {
+            error = error.with_hint(hint);
+        }
+        error
+    }
+
     /// Reads what it can of `body`; a malformed one leaves fields empty.
     pub fn read(mut body: &[u8]) -> Self {
         let mut fields = Self::default();
@@ -121,6 +135,8 @@ impl ErrorFields {
                 b'S' if fields.severity.is_empty() => fields.severity = text(),
                 b'C' => fields.sqlstate = text(),
                 b'M' => fields.message = text(),
+                b'D' => fields.detail = Some(text()),
+                b'H' => fields.hint = Some(text()),
                 _ => {}
             }
             body = rest;
@@ -132,7 +148,6 @@ impl ErrorFields {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Kind;
 
     #[test]
     fn an_error_is_read_back_as_it_was_written() {
@@ -144,7 +159,9 @@ mod tests {
             ErrorFields {
                 severity: "FATAL".into(),
                 sqlstate: "53300".into(),
-                message: "too many".into()
+                message: "too many".into(),
+                detail: None,
+                hint: Some("fewer".into()),
             }
         );
     }

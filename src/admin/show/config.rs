@@ -171,6 +171,7 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("servers"), servers.join(",")),
                 setting(key("pooling"), placement.pooling),
                 setting(key("pool.size"), placement.pool_size),
+                setting(key("pool.reuse"), placement.reuse),
                 setting(
                     key("limits.clients"),
                     clients.map_or_else(String::new, |clients| clients.to_string()),

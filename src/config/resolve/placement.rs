@@ -196,6 +196,7 @@ impl Resolver<'_, '_> {
             servers,
             pooling: file.pooling,
             pool_size: pool_size?,
+            reuse: file.pool.reuse,
             max_clients,
             tenants,
         };
