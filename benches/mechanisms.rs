@@ -239,6 +239,7 @@ fn statements(criterion: &mut Criterion) {
             backslashes: false,
             owns_sequences: true,
             effects: Effects::default(),
+            pins: false,
         };
         let rewritten = statements.rewrite(tag, frame, frame.len(), &mut target);
         assert!(matches!(rewritten, Ok(Rewritten::Consumed(_))));

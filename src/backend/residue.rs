@@ -29,6 +29,8 @@ bitflags! {
         const SEQUENCE = 1 << 7;
         /// The server could not be asked.
         const UNKNOWN = 1 << 8;
+        /// A statement of the protocol that is too long to be carried.
+        const STATEMENT = 1 << 9;
     }
 }
 
@@ -52,6 +54,7 @@ impl Pins {
             (Self::STUCK, "load or setseed"),
             (Self::SEQUENCE, "lastval"),
             (Self::UNKNOWN, "unknown"),
+            (Self::STATEMENT, "long statement"),
         ];
         let mut said = Vec::new();
         for (pin, word) in words {

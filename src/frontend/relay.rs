@@ -414,6 +414,7 @@ impl<'a> Relay<'a> {
                     b"SET" | b"RESET" => context.make_stale(),
                     b"DISCARD ALL" | b"DEALLOCATE ALL" => {
                         parsed.clear();
+                        self.client.state.unpin_statements();
                         if let Some(statements) = &mut self.client.statements {
                             statements.clear();
                         }
@@ -771,9 +772,13 @@ impl<'a> Relay<'a> {
             backslashes,
             owns_sequences,
             effects: Effects::default(),
+            pins: false,
         };
         let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
-        let effects = target.effects;
+        let Target { effects, pins, .. } = target;
+        if pins {
+            self.client.state.pin_statement();
+        }
         // The server skips to the next Sync: nothing of this took effect.
         let failed = self.ledger.take_failed();
         if !failed.is_empty() {

@@ -104,6 +104,16 @@ impl SessionState {
         }
     }
 
+    /// A statement was prepared that only the connection at hand has.
+    pub fn pin_statement(&mut self) {
+        self.pins |= Pins::STATEMENT;
+    }
+
+    /// All prepared statements are gone.
+    pub fn unpin_statements(&mut self) {
+        self.pins.remove(Pins::STATEMENT);
+    }
+
     /// It asked for sequence values in vain: from now on it keeps the connection where it gets one.
     pub fn note_sequence_wanted(&mut self) {
         self.reads_sequences = true;

@@ -5,6 +5,7 @@
 //! one that it has is answered by the proxy. A Close only ends the client's name: the connection keeps
 //! the statement for others.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -85,6 +86,8 @@ pub struct Target<'a> {
     pub owns_sequences: bool,
     /// What is run by the message may do this.
     pub effects: Effects,
+    /// It prepares what only this connection will have.
+    pub pins: bool,
 }
 
 /// How the names begin that statements have on servers.
@@ -235,11 +238,7 @@ impl Statements {
                     target.ledger.push(Owed::Parse(None, undo));
                     Ok(Rewritten::Consumed(0))
                 }
-                true if size > MAX_COLLECTED => Err(Error::new(
-                    Kind::ProgramLimitExceeded,
-                    format!("named prepared statements are limited to {MAX_COLLECTED} bytes"),
-                )
-                .with_hint("Use session pooling for this tenant.")),
+                true if size > MAX_COLLECTED => self.long_parse(&bytes[HEADER..], target),
                 _ => Ok(Rewritten::NeedMore),
             };
         }
@@ -252,15 +251,11 @@ impl Statements {
                     return Ok(Rewritten::Consumed(0));
                 };
                 let name = split_cstr(name).ok_or_else(malformed)?.0;
-                let known = self.provide(name, target);
+                let name = self.provide(name, target);
                 target.ledger.push(Owed::Describe);
-                let Some(known) = known else {
-                    return Ok(Rewritten::Consumed(0));
-                };
-                let name = known.server_name();
                 target
                     .outbox
-                    .extend(&frame(tag.0, &[b"S", name.as_bytes(), b"\0"]));
+                    .extend(&frame(tag.0, &[b"S", name.bytes(), b"\0"]));
             }
             _ => {
                 let Some((b"S", name)) =
@@ -274,10 +269,16 @@ impl Statements {
                     return Ok(Rewritten::Consumed(0));
                 };
                 let name = split_cstr(name).ok_or_else(malformed)?.0;
-                let before = self.named.remove(name);
+                let Some(before) = self.named.remove(name) else {
+                    // The connection may have it, if the client keeps that.
+                    target.ledger.push(Owed::Close(Undo::Nothing));
+                    let name = on_server(name);
+                    target.outbox.extend(&frame(tag.0, &[b"S", &name, b"\0"]));
+                    return Ok(Rewritten::Consumed(size));
+                };
                 target
                     .ledger
-                    .push(Owed::FakeClose(Undo::Name(name.into(), before)));
+                    .push(Owed::FakeClose(Undo::Name(name.into(), Some(before))));
             }
         }
         Ok(Rewritten::Consumed(size))
@@ -405,27 +406,41 @@ impl Statements {
             }
             target.effects.add(effects);
         }
-        let known = self.provide(statement, target);
+        let name = self.provide(statement, target);
+        let name = name.bytes();
         target.ledger.push(Owed::Bind);
-        let Some(known) = known else {
-            return Ok(Rewritten::Consumed(0));
-        };
-        let name = known.server_name();
         let names = HEADER + body.len() - values.len();
         let length = 4 + portal.len() + name.len() + 2 + size - names;
         target.outbox.extend(&[FrontendTag::BIND.0]);
         target
             .outbox
             .extend(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-        for part in [portal, b"\0", name.as_bytes(), b"\0"] {
+        for part in [portal, b"\0", name, b"\0"] {
             target.outbox.extend(part);
         }
         Ok(Rewritten::Consumed(names))
     }
 
-    /// Sees to it that the statement the client calls `name` is on the server connection. None: it is the
-    /// unnamed one, or the client has none of that name, and the server will say so.
-    fn provide(&mut self, name: &[u8], target: &mut Target<'_>) -> Option<Arc<Statement>> {
+    /// A Parse of a named statement that is too long to be held: only the connection at hand has it, by the client's own
+    /// name, and the client keeps that connection.
+    fn long_parse(&mut self, body: &[u8], target: &mut Target<'_>) -> Result<Rewritten> {
+        let Some((name, _)) = split_cstr(body) else {
+            return Ok(Rewritten::NeedMore);
+        };
+        if self.named.contains_key(name) || name.starts_with(PREFIX) {
+            return Err(Error::new(
+                Kind::ProgramLimitExceeded,
+                format!("prepared statements of this name are limited to {MAX_COLLECTED} bytes"),
+            ));
+        }
+        target.pins = true;
+        target.ledger.push(Owed::Parse(None, Undo::Nothing));
+        Ok(Rewritten::Consumed(0))
+    }
+
+    /// Sees to it that the statement the client calls `name` is on the server connection, and returns what it is called
+    /// there. If it is the unnamed one, or the client has none of that name, the server will say so.
+    fn provide<'a>(&mut self, name: &'a [u8], target: &mut Target<'_>) -> OnServer<'a> {
         if name.is_empty() {
             if let Unnamed::Known(frame) = &self.unnamed
                 && !self.unnamed_is_there
@@ -434,11 +449,37 @@ impl Statements {
                 target.ledger.push(Owed::SwallowedParse(None));
                 self.unnamed_is_there = true;
             }
-            return None;
+            return OnServer::Name(Cow::Borrowed(name));
         }
-        let known = self.named.get(name)?.clone();
+        let Some(known) = self.named.get(name).cloned() else {
+            return OnServer::Name(on_server(name));
+        };
         ensure_parsed(&known, target);
-        Some(known.statement)
+        OnServer::Statement(known.statement)
+    }
+}
+
+/// What a statement is called on a server.
+enum OnServer<'a> {
+    Name(Cow<'a, [u8]>),
+    Statement(Arc<Statement>),
+}
+
+impl OnServer<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Name(name) => name,
+            Self::Statement(statement) => statement.server_name().as_bytes(),
+        }
+    }
+}
+
+/// What a name that the client has given to none of its statements is on a server: never that of a statement of the
+/// proxy's own.
+fn on_server(name: &[u8]) -> Cow<'_, [u8]> {
+    match name.starts_with(PREFIX) {
+        true => Cow::Owned([PREFIX, b"unknown_", name].concat()),
+        false => Cow::Borrowed(name),
     }
 }
 
@@ -529,6 +570,7 @@ mod tests {
                 backslashes: false,
                 owns_sequences: true,
                 effects: Effects::default(),
+                pins: false,
             };
             let Rewritten::Consumed(n) = self
                 .statements
@@ -587,6 +629,22 @@ mod tests {
             "B(~s1~~~~~~~)",
             "unknown: the server says so"
         );
+        assert_eq!(f.send(b'C', b"Ss1\0"), "C(Ss1~)");
+        for (tag, body, sent) in [
+            (
+                b'B',
+                &b"\0pgtenant_1\0\0\0\0\0\0\0"[..],
+                "B(~pgtenant_unknown_pgtenant_1~~~~~~~)",
+            ),
+            (b'D', b"Spgtenant_1\0", "D(Spgtenant_unknown_pgtenant_1~)"),
+            (b'C', b"Spgtenant_1\0", "C(Spgtenant_unknown_pgtenant_1~)"),
+        ] {
+            assert_eq!(
+                f.send(tag, body),
+                sent,
+                "the proxy's names are not the client's to use"
+            );
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod harness;
 mod isolation;
 mod layers;
 mod limits;
+mod memory;
 mod negative;
 mod replication;
 mod session_state;

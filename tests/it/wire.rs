@@ -227,6 +227,34 @@ impl Wire {
         self.until(b'Z').await
     }
 
+    /// Reads up to ReadyForQuery and keeps nothing; returns the bytes of rows and COPY data.
+    ///
+    /// # Panics
+    /// An error comes, or the end.
+    pub async fn discard_until_ready(&mut self) -> usize {
+        let (mut tag, mut rest, mut data) = (0, 0, 0);
+        loop {
+            let here = rest.min(self.inbox.len());
+            self.inbox.drain(..here);
+            rest -= here;
+            if matches!(tag, b'D' | b'd') {
+                data += here;
+            }
+            if rest == 0 && tag == b'Z' {
+                return data;
+            }
+            if rest == 0
+                && let Some((head, _)) = self.inbox.split_first_chunk::<5>()
+            {
+                tag = head[0];
+                assert_ne!(tag, b'E', "an error");
+                rest = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize + 1;
+                continue;
+            }
+            assert_ne!(self.fill().await, 0, "the end");
+        }
+    }
+
     /// Whether nothing comes for a moment. Only to let something wrong show itself.
     pub async fn is_silent(&mut self, moment: Duration) -> bool {
         let mut buffer = [0; 1024];
