@@ -120,7 +120,9 @@ fn effects_of(source: &Source) -> Effects {
         "sql" | "plpgsql" => {
             let mut effects = Effects::of_body(source.text.as_bytes());
             // What it writes is written by whoever calls it; that is asked for by the caller's own text.
-            effects.what.remove(What::CONTROL);
+            effects
+                .what
+                .remove(What::CONTROL | What::RUNS_STRINGS | What::HIDDEN);
             effects
         }
         // Their source is the name of a symbol; extensions keep to themselves, but for connections of their own.

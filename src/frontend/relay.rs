@@ -28,7 +28,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
 use crate::protocol::reply;
 use crate::protocol::stream::Stream;
-use crate::sql::effects::{Effects, What};
+use crate::sql::effects::{Effects, What, effects_of_function};
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -709,6 +709,13 @@ impl<'a> Relay<'a> {
                     }
                 }
             }
+            if tag == FrontendTag::FUNCTION_CALL
+                && self.client.state.is_watched()
+                && size >= HEADER + 4
+                && !self.note_function_call(run)
+            {
+                break false;
+            }
             if tag == FrontendTag::SYNC && self.hold == Hold::AtSync {
                 self.hold = Hold::Now;
             }
@@ -791,6 +798,21 @@ impl<'a> Relay<'a> {
             self.note_effects(&effects);
         }
         Ok(rewritten)
+    }
+
+    /// Takes note of a FunctionCall whose frame starts at `at` in the client's inbox: its function is told by oid. False:
+    /// more of it is needed.
+    fn note_function_call(&mut self, at: usize) -> bool {
+        let body = &self.client.inbox.bytes()[at + HEADER..];
+        let Some((oid, _)) = body.split_first_chunk::<4>() else {
+            return false;
+        };
+        let effects = effects_of_function(u32::from_be_bytes(*oid));
+        if effects.what.contains(What::CONTROL) {
+            self.hold = Hold::Now;
+        }
+        self.note_effects(&effects);
+        true
     }
 
     /// What a message that passes as it is will be answered with.

@@ -49,6 +49,16 @@ bitflags! {
         const WRITES = 1 << 17;
         /// It makes an object, which is a temporary one where `search_path` begins with `pg_temp`.
         const CREATES = 1 << 18;
+        /// It defines code that runs later, or what sessions begin with.
+        const DEFINES = 1 << 19;
+        /// It runs SQL that it puts together as a string.
+        const RUNS_STRINGS = 1 << 20;
+        /// Parts of it cannot be read: Unicode escapes, or a string or comment without its end.
+        const HIDDEN = 1 << 21;
+        /// It sets a client_encoding in which bytes of characters look like SQL, or one that is not told.
+        const ENCODING = 1 << 22;
+        /// It sets a parameter whose name is not in the text, for its transaction only.
+        const SETS_UNKNOWN_LOCALLY = 1 << 23;
     }
 }
 
@@ -66,6 +76,8 @@ pub struct Setting {
 pub struct Effects {
     pub what: What,
     pub settings: Vec<Setting>,
+    /// Parameters that it sets for its transaction only, in lower case.
+    pub local: Vec<Box<str>>,
     /// Functions it calls that not every PostgreSQL has, in lower case, without their schemas.
     pub functions: Vec<Box<str>>,
 }
@@ -105,7 +117,10 @@ impl Effects {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.what.is_empty() && self.settings.is_empty() && self.functions.is_empty()
+        self.what.is_empty()
+            && self.settings.is_empty()
+            && self.local.is_empty()
+            && self.functions.is_empty()
     }
 
     /// Adds what comes after.
@@ -114,8 +129,21 @@ impl Effects {
         for setting in &other.settings {
             self.add_setting(&setting.name, setting.reset);
         }
+        for name in &other.local {
+            self.add_local(name);
+        }
         for function in &other.functions {
             self.add_function(function);
+        }
+    }
+
+    fn add_local(&mut self, name: &str) {
+        if self.local.iter().any(|known| &**known == name) {
+            return;
+        }
+        match self.local.len() < MAX_SETTINGS {
+            true => self.local.push(name.into()),
+            false => self.what |= What::SETS_UNKNOWN,
         }
     }
 
@@ -163,12 +191,9 @@ impl Scanner {
     pub fn begin(&mut self, backslashes: bool) {
         self.lexer.restart(backslashes);
         let mut name = std::mem::take(&mut self.reader.name);
-        let mut word_before = std::mem::take(&mut self.reader.word_before);
         name.clear();
-        word_before.clear();
         self.reader = Reader {
             name,
-            word_before,
             ..Reader::default()
         };
     }
@@ -178,7 +203,9 @@ impl Scanner {
     }
 
     pub fn finish(&mut self) -> Effects {
-        self.lexer.finish(&mut self.reader);
+        if !self.lexer.finish(&mut self.reader) {
+            self.reader.effects.what |= What::HIDDEN;
+        }
         self.reader.end_statement();
         std::mem::take(&mut self.reader.effects)
     }
@@ -194,6 +221,7 @@ enum Command {
     Set,
     Reset,
     Create,
+    Alter,
     Declare,
     Do,
     Update,
@@ -209,7 +237,7 @@ enum Last {
     Open,
     /// A name, or an expression's end: a name behind it is an alias.
     Closed,
-    /// INTO, JOIN and AS: what follows is a relation.
+    /// INTO, AS and the like: what follows is a relation, or an alias.
     Relation,
     /// A dot in a name.
     Dot,
@@ -248,13 +276,14 @@ struct Reader {
     effects: Effects,
     command: Command,
     last: Last,
-    /// What was before the name that was read last; if that was a name or a keyword, `word_before` is it.
+    /// What was before the name that was read last.
     before_name: Last,
     /// The name, or keyword, that was read last.
     name: Vec<u8>,
-    word_before: Vec<u8>,
     naming: Naming,
     calls: Vec<SetConfig>,
+    /// SET LOCAL.
+    is_local: bool,
     /// In the body of DO or of a function.
     in_code: bool,
 }
@@ -272,10 +301,13 @@ impl Sink for Reader {
             }
             Token::Unicode => {
                 // It may spell any name.
-                self.effects.what |= What::OPAQUE;
+                self.effects.what |= What::OPAQUE | What::HIDDEN;
                 self.last = Last::Closed;
             }
             Token::Text(text) => {
+                if let (Naming::Value(_), Some(text)) = (&self.naming, text) {
+                    self.name_of_setting(text);
+                }
                 if let (true, Some(text)) = (self.in_code, text) {
                     self.effects.add(&Effects::of(text, false));
                 }
@@ -381,13 +413,61 @@ impl Reader {
                 Last::Closed
             }
             Short::WITH => Last::With,
-            Short::INTO | Short::JOIN | Short::AS | Short::TABLE | Short::REFERENCES => {
-                Last::Relation
+            Short::INTO | Short::AS | Short::TABLE | Short::REFERENCES => Last::Relation,
+            _ => {
+                self.defines(word);
+                return self.identifier(word);
             }
-            _ => return self.identifier(word),
         };
         self.name.clear();
         self.last = last;
+    }
+
+    /// Takes note of the kind of object behind CREATE or ALTER.
+    fn defines(&mut self, word: &[u8]) {
+        let kinds: &[&[u8]] = match self.command {
+            Command::Create if self.last == Last::Create => &[
+                b"function",
+                b"procedure",
+                b"aggregate",
+                b"operator",
+                b"cast",
+                b"domain",
+                b"language",
+                b"rule",
+                b"trigger",
+                b"constraint",
+                b"event",
+                b"extension",
+                b"transform",
+                b"policy",
+                b"role",
+                b"user",
+                b"group",
+                b"trusted",
+                b"procedural",
+                b"conversion",
+                b"type",
+            ],
+            Command::Alter if self.last == Last::Open => &[
+                b"role",
+                b"user",
+                b"group",
+                b"database",
+                b"system",
+                b"function",
+                b"procedure",
+                b"routine",
+                b"policy",
+                b"domain",
+                b"extension",
+                b"default",
+            ],
+            _ => return,
+        };
+        if kinds.contains(&word) {
+            self.effects.what |= What::DEFINES;
+        }
     }
 
     /// A name that is not a keyword, or in quotes.
@@ -397,20 +477,15 @@ impl Reader {
         }
         if self.last != Last::Dot {
             self.before_name = self.last;
-            std::mem::swap(&mut self.name, &mut self.word_before);
         }
         self.name.clear();
         self.name.extend_from_slice(name);
         self.last = Last::Closed;
     }
 
-    /// The name that was read last is called, unless it is a keyword, or an alias behind another name.
+    /// The name that was read last is called, unless it is a keyword.
     fn call(&mut self) {
-        let is_alias = match self.before_name {
-            Last::Closed => self.word_before.is_empty() || !is_keyword(&self.word_before),
-            before => before == Last::Relation,
-        };
-        if is_alias || is_keyword(&self.name) {
+        if is_keyword(&self.name) {
             return;
         }
         let called = std::mem::take(&mut self.name);
@@ -448,8 +523,8 @@ impl Reader {
             | "query_to_xmlschema"
             | "query_to_xml_and_xmlschema"
             | "ts_stat"
-            | "ts_rewrite" => What::OPAQUE,
-            _ if is_builtin(name) => What::empty(),
+            | "ts_rewrite" => What::OPAQUE | What::RUNS_STRINGS,
+            _ if is_builtin(name) || self.before_name == Last::Relation => What::empty(),
             _ => {
                 self.effects.add_function(name);
                 What::empty()
@@ -473,7 +548,8 @@ impl Reader {
                 self.last = Last::Create;
                 (Command::Create, What::CREATES)
             }
-            b"alter" | b"drop" => (Command::Other, What::DROPS),
+            b"alter" => (Command::Alter, What::DROPS),
+            b"drop" => (Command::Other, What::DROPS),
             b"declare" => (Command::Declare, What::empty()),
             b"close" => (Command::Told, What::CLOSES),
             b"listen" => (Command::Told, What::LISTEN),
@@ -481,10 +557,10 @@ impl Reader {
             b"prepare" => (Command::Told, What::PREPARE),
             b"deallocate" => (Command::Told, What::DEALLOCATES | What::CONTROL),
             // In code it runs a string, whose pieces are looked at like the rest.
-            b"execute" if self.in_code => (Command::Other, What::empty()),
+            b"execute" if self.in_code => (Command::Other, What::RUNS_STRINGS),
             b"execute" => (Command::Told, What::OPAQUE),
             b"discard" => (Command::Told, What::CONTROL),
-            b"load" => (Command::Told, What::STUCK),
+            b"load" => (Command::Told, What::STUCK | What::DEFINES),
             b"do" => (Command::Do, What::OPAQUE),
             b"insert" | b"merge" | b"copy" => {
                 (Command::Other, What::WRITES | What::ADVANCES_SEQUENCE)
@@ -518,6 +594,7 @@ impl Reader {
         }
         self.command = Command::None;
         self.last = Last::Open;
+        self.is_local = false;
         self.name.clear();
         self.calls.clear();
     }
@@ -532,12 +609,16 @@ impl Reader {
             Naming::No => return false,
             Naming::Begins { session } => {
                 let session = *session;
+                if text == "local" {
+                    self.naming = Naming::Begins { session: false };
+                    self.is_local = true;
+                    return true;
+                }
                 self.naming = match &*text {
                     "all" if self.command == Command::Reset => {
                         self.effects.what |= What::RESETS_ALL;
                         Naming::No
                     }
-                    "local" => Naming::No,
                     "session" if !session => Naming::Begins { session: true },
                     "transaction" | "constraints" => Naming::No,
                     "authorization" if session => {
@@ -562,6 +643,9 @@ impl Reader {
             Naming::Name(_) if text == "to" => self.begin_value(),
             Naming::Name(_) => return false,
             Naming::Value(name) => {
+                if name == "client_encoding" && !is_safe_encoding(&text) {
+                    self.effects.what |= What::ENCODING;
+                }
                 if text == "default" {
                     let name = std::mem::take(name);
                     self.naming = Naming::No;
@@ -580,10 +664,10 @@ impl Reader {
     }
 
     fn set(&mut self, name: &str, reset: bool) {
-        if name == "seed" {
-            self.effects.what |= What::STUCK;
-        } else {
-            self.effects.add_setting(name, reset);
+        match name {
+            "seed" => self.effects.what |= What::STUCK,
+            name if self.is_local => self.effects.add_local(name),
+            name => self.effects.add_setting(name, reset),
         }
     }
 
@@ -596,11 +680,20 @@ impl Reader {
             Token::Symbol(b'(') => call.depth += 1,
             Token::Symbol(b')') if call.depth == 0 => {
                 let call = self.calls.pop().unwrap_or_default();
-                return match call.name {
-                    _ if call.is_local && call.tokens == 1 => {}
-                    Some(name) => self.set(&name, false),
+                let is_local = call.is_local && call.argument == 2 && call.tokens == 1;
+                match call.name {
+                    Some(name) => {
+                        if name == "client_encoding" {
+                            self.effects.what |= What::ENCODING;
+                        }
+                        let before = std::mem::replace(&mut self.is_local, is_local);
+                        self.set(&name, false);
+                        self.is_local = before;
+                    }
+                    None if is_local => self.effects.what |= What::SETS_UNKNOWN_LOCALLY,
                     None => self.effects.what |= What::SETS_UNKNOWN,
-                };
+                }
+                return;
             }
             Token::Symbol(b')') => call.depth -= 1,
             Token::Symbol(b',') if call.depth == 0 => {
@@ -644,7 +737,6 @@ impl Short {
     const PG_SETTINGS: Self = Self::of(b"pg_settings");
     const WITH: Self = Self::of(b"with");
     const INTO: Self = Self::of(b"into");
-    const JOIN: Self = Self::of(b"join");
     const AS: Self = Self::of(b"as");
     const TABLE: Self = Self::of(b"table");
     const REFERENCES: Self = Self::of(b"references");
@@ -658,6 +750,53 @@ impl Short {
         }
         Self(packed, word.len())
     }
+}
+
+/// What a call of a function by its oid (pg_proc.dat) may do: those for large objects nothing, and drivers call no
+/// others.
+pub fn effects_of_function(oid: u32) -> Effects {
+    let what = match oid {
+        715 | 952..=958 | 964 | 1004 | 3170..=3172 | 3457..=3460 => What::empty(),
+        // set_config
+        2078 => What::CONTROL | What::OPAQUE | What::SETS_UNKNOWN,
+        // query_to_xml and its like, ts_rewrite, ts_stat
+        2924 | 2927 | 2930 | 3684 | 3685 | 3689 | 3690 => What::OPAQUE | What::RUNS_STRINGS,
+        _ => What::OPAQUE,
+    };
+    Effects {
+        what,
+        ..Effects::default()
+    }
+}
+
+/// Whether all bytes of a character are beyond ASCII in this encoding, so that none of them looks like SQL. As
+/// `clean_encoding_name` in encnames.c, case and punctuation do not count.
+pub fn is_safe_encoding(name: &str) -> bool {
+    let clean: String = name
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .map(|c| c.to_ascii_lowercase())
+        .collect();
+    !matches!(
+        &*clean,
+        "sjis"
+            | "shiftjis"
+            | "mskanji"
+            | "win932"
+            | "windows932"
+            | "shiftjis2004"
+            | "big5"
+            | "win950"
+            | "windows950"
+            | "gbk"
+            | "win936"
+            | "windows936"
+            | "uhc"
+            | "win949"
+            | "windows949"
+            | "gb18030"
+            | "johab"
+    )
 }
 
 /// Words that are no function's name before a parenthesis, and end no expression: keywords that the
@@ -825,7 +964,7 @@ mod tests {
             "SELECT 'set_config(''a'',''b'',false)', \"temp\" FROM listen",
             "SELECT temp, hold FROM t WHERE a IN (1, 2) AND lower(b) = 'LISTEN' -- SET x = 1",
             "SELECT count(*) FILTER (WHERE a) OVER (PARTITION BY b) FROM t AS x (a, b) JOIN y USING (c)",
-            "SELECT x::numeric(10,2), CAST(y AS varchar(5)) FROM unnest(z) u(v)",
+            "SELECT x::numeric(10,2), CAST(y AS varchar(5)) FROM unnest(z) AS u(v)",
             "BEGIN",
             "BEGIN ISOLATION LEVEL SERIALIZABLE",
             "SET LOCAL app.x = '1'",
@@ -839,6 +978,7 @@ mod tests {
         ] {
             let mut told = effects(sql);
             told.what.remove(What::CONTROL);
+            told.local.clear();
             assert_eq!(told, Effects::default(), "{sql}");
         }
     }
@@ -884,6 +1024,24 @@ mod tests {
             ("ALTER ROLE r SET a = 1", ""),
         ] {
             assert_eq!(settings(sql), expected, "{sql}");
+        }
+    }
+
+    #[test]
+    fn parameters_of_a_transaction_are_told_apart() {
+        for (sql, expected) in [
+            ("SET LOCAL App.X = '1'", "app.x"),
+            ("SET LOCAL ROLE a", "role"),
+            (
+                "SET LOCAL SESSION AUTHORIZATION a; SET y = 1",
+                "role session_authorization",
+            ),
+            (
+                "SELECT set_config('a.b', 'c', true), set_config('d', 'e', 'on')",
+                "a.b d",
+            ),
+        ] {
+            assert_eq!(effects(sql).local.join(" "), expected, "{sql}");
         }
     }
 
@@ -944,8 +1102,35 @@ mod tests {
             ("EXECUTE a", What::OPAQUE),
             (
                 "SELECT U&\"set\\005fconfig\"('a', 'b', false)",
-                What::OPAQUE,
+                What::HIDDEN,
             ),
+            ("SELECT 'a", What::HIDDEN),
+            (
+                "SELECT DISTINCT ON (x) set_config($1, $2, false) FROM t",
+                What::SETS_UNKNOWN,
+            ),
+            (
+                "SELECT * FROM t JOIN set_config($1, $2, false) ON true",
+                What::SETS_UNKNOWN,
+            ),
+            (
+                "SELECT 1 OPERATOR(pg_catalog.||) set_config($1, $2, true)",
+                What::SETS_UNKNOWN_LOCALLY,
+            ),
+            (
+                "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+                What::DEFINES,
+            ),
+            (
+                "CREATE AGGREGATE a (text) (sfunc = set_config)",
+                What::DEFINES,
+            ),
+            ("ALTER ROLE r SET x = 1", What::DEFINES),
+            ("ALTER SYSTEM SET x = 1", What::DEFINES),
+            ("SET client_encoding = 'SJIS'", What::ENCODING),
+            ("SET client_encoding TO Shift_JIS_2004", What::ENCODING),
+            ("SET NAMES 'big5'", What::ENCODING),
+            ("DO $$ BEGIN EXECUTE 'SELECT 1'; END $$", What::RUNS_STRINGS),
             (
                 "SELECT query_to_xml('SELECT 1', true, true, '')",
                 What::OPAQUE,
@@ -974,7 +1159,7 @@ mod tests {
             ),
             ("INSERT INTO t (a, b) VALUES (f(1), 2)", "f"),
             ("INSERT INTO s.t (a) SELECT a FROM g(1) AS x (a)", "g"),
-            ("SELECT a b (1)", ""),
+            ("SELECT * FROM g(1) AS b (a)", "g"),
         ] {
             let names: Vec<_> = effects(sql)
                 .functions

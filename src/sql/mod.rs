@@ -3,4 +3,5 @@
 
 pub mod builtin;
 pub mod effects;
+pub mod guard;
 pub mod lexer;
