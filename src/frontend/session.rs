@@ -560,17 +560,23 @@ impl Session {
         if state.may_have_changed_context() {
             lease.context.make_stale();
         }
-        let mut applied = match &lease.context {
-            Context::Bound(binding) => (*binding.settings).clone(),
-            Context::Clean | Context::Unknown => Settings::new(),
-        };
         let login = &self.route.pool.login.user;
-        state.answer(&question, answer.as_ref(), settings, &mut applied, login);
-        if let Context::Bound(binding) = &mut lease.context {
-            binding.settings = match applied == **settings {
-                true => settings.clone(),
-                false => Arc::new(applied),
-            };
+        match &mut lease.context {
+            Context::Bound(binding) if !question.is_empty() => {
+                let mut applied = (*binding.settings).clone();
+                state.answer(&question, answer.as_ref(), settings, &mut applied, login);
+                binding.settings = match applied == **settings {
+                    true => settings.clone(),
+                    false => Arc::new(applied),
+                };
+            }
+            _ => state.answer(
+                &question,
+                answer.as_ref(),
+                settings,
+                &mut Settings::new(),
+                login,
+            ),
         }
         self.registered.set_pins(state.pins());
         if in_transactions && state.pins().is_empty() {

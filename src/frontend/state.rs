@@ -281,7 +281,21 @@ impl SessionState {
         {
             self.pins |= Pins::SETTINGS;
         }
-        let all = what.contains(What::RESETS_ALL);
+        if !question.is_empty() {
+            self.take_settings(question, answer, settings, applied, login);
+        }
+        self.settled(settings);
+    }
+
+    fn take_settings(
+        &self,
+        question: &Question,
+        answer: &Answer,
+        settings: &mut Arc<Settings>,
+        applied: &mut Settings,
+        login: &str,
+    ) {
+        let all = self.suspected.what.contains(What::RESETS_ALL);
         let mut now = (**settings).clone();
         for (name, value) in &answer.settings {
             let value = value
@@ -311,7 +325,6 @@ impl SessionState {
         if now != **settings {
             *settings = Arc::new(now);
         }
-        self.settled(settings);
     }
 
     fn settled(&mut self, settings: &Arc<Settings>) {
