@@ -25,6 +25,15 @@ impl Statement {
     /// How names on servers begin.
     pub const NAME_PREFIX: &str = "pgtenant_";
 
+    /// One that no server connection has, for names that nothing may be found by.
+    pub fn of_nobody() -> Arc<Self> {
+        Arc::new(Self {
+            id: 0,
+            server_name: format!("{}0", Self::NAME_PREFIX).into(),
+            definition: Bytes::new(),
+        })
+    }
+
     /// The name it has on every server connection of its pool.
     pub fn server_name(&self) -> &str {
         &self.server_name
@@ -110,6 +119,8 @@ impl Interner {
 pub struct Parsed {
     statements: HashMap<u64, (Arc<Statement>, u64)>,
     clock: u64,
+    /// The connection may have others too, since a Parse or Close was skipped.
+    doubtful: bool,
 }
 
 /// Most named statements kept on one server connection, as PgBouncer's `max_prepared_statements`
@@ -147,20 +158,21 @@ impl Parsed {
         evicted.map(|(statement, _)| statement)
     }
 
-    /// Records that a Close of `statement` took no effect.
-    pub fn restore(&mut self, statement: Arc<Statement>) {
-        self.statements
-            .insert(statement.id, (statement, self.clock));
+    /// Records that a Parse or Close of `statement` may have taken no effect.
+    pub fn doubt(&mut self, statement: &Statement) {
+        self.statements.remove(&statement.id);
+        self.doubtful = true;
     }
 
-    /// Records that a Parse of `statement` failed.
-    pub fn forget(&mut self, statement: &Statement) {
-        self.statements.remove(&statement.id);
+    /// Whether what it does not have must be closed before it is parsed.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Records that the server dropped them all (DISCARD ALL, DEALLOCATE ALL).
     pub fn clear(&mut self) {
         self.statements.clear();
+        self.doubtful = false;
     }
 }
 
