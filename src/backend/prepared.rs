@@ -39,6 +39,17 @@ impl Statement {
     /// How names on servers begin.
     pub const NAME_PREFIX: &str = "pgtenant_";
 
+    /// One that no server connection has, for names that nothing may be found by.
+    pub fn of_nobody() -> Arc<Self> {
+        Arc::new(Self {
+            id: 0,
+            server_name: format!("{}0", Self::NAME_PREFIX).into(),
+            definition: Bytes::new(),
+            meaning: 0,
+            effects: Effects::default(),
+        })
+    }
+
     /// The name it has on every server connection of its pool.
     pub fn server_name(&self) -> &str {
         &self.server_name
@@ -184,6 +195,8 @@ impl Interned {
 pub struct Parsed {
     statements: HashMap<u64, Entry>,
     clock: u64,
+    /// The connection may have others too, since a Parse or Close was skipped.
+    doubtful: bool,
 }
 
 #[derive(Debug)]
@@ -243,16 +256,6 @@ impl Parsed {
         evicted.map(|entry| entry.statement)
     }
 
-    /// Records that a Close of `statement` took no effect.
-    pub fn restore(&mut self, statement: &Arc<Statement>) {
-        let entry = Entry {
-            statement: statement.clone(),
-            used: self.clock,
-            epoch: 0,
-        };
-        self.statements.insert(statement.id, entry);
-    }
-
     /// All of it is to be parsed anew before it is used again.
     pub fn outdate(&mut self) {
         for entry in self.statements.values_mut() {
@@ -260,14 +263,26 @@ impl Parsed {
         }
     }
 
-    /// Records that a Parse of `statement` failed, or that it was closed.
+    /// Records that `statement` was closed.
     pub fn forget(&mut self, statement: &Statement) {
         self.statements.remove(&statement.id);
+    }
+
+    /// Records that a Parse or Close of `statement` may have taken no effect.
+    pub fn doubt(&mut self, statement: &Statement) {
+        self.statements.remove(&statement.id);
+        self.doubtful = true;
+    }
+
+    /// Whether what it does not have must be closed before it is parsed.
+    pub fn is_doubtful(&self) -> bool {
+        self.doubtful
     }
 
     /// Records that the server dropped them all (DISCARD ALL, DEALLOCATE ALL).
     pub fn clear(&mut self) {
         self.statements.clear();
+        self.doubtful = false;
     }
 }
 

@@ -31,6 +31,8 @@ bitflags! {
         const UNKNOWN = 1 << 8;
         /// A statement of the protocol that is too long to be carried.
         const STATEMENT = 1 << 9;
+        /// An unnamed one that was not bound yet.
+        const UNBOUND = 1 << 10;
     }
 }
 
@@ -55,6 +57,7 @@ impl Pins {
             (Self::SEQUENCE, "lastval"),
             (Self::UNKNOWN, "unknown"),
             (Self::STATEMENT, "long statement"),
+            (Self::UNBOUND, "long unnamed statement"),
         ];
         let mut said = Vec::new();
         for (pin, word) in words {

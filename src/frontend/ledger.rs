@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
-use crate::frontend::statements::Undo;
+use crate::frontend::statements::{Name, Undo};
 use crate::protocol::frame::BackendTag;
 use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 
@@ -23,18 +23,21 @@ use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 #[derive(Debug, Clone)]
 pub enum Owed {
     /// Answered up to ReadyForQuery.
-    Query,
+    Query(Undo),
     FunctionCall,
     Sync,
     /// A Parse; of a named statement in transaction pooling if one is given.
     Parse(Option<Arc<Statement>>, Undo),
-    Bind,
-    Describe,
+    /// A Parse of a name that the client has given before: the server refuses it.
+    Redefine(Name, Arc<Statement>),
+    /// And the statement that it names, if the proxy has sent another name in its place.
+    Bind(Option<(Name, Arc<Statement>)>),
+    Describe(Option<(Name, Arc<Statement>)>),
     Execute,
     Close(Undo),
     /// A Parse or Close of the proxy's own: its reply is swallowed.
     SwallowedParse(Option<Arc<Statement>>),
-    SwallowedClose(Arc<Statement>),
+    SwallowedClose(Option<Arc<Statement>>),
     /// The client's Parse or Close was not sent: the proxy answers in its place.
     FakeParse(Undo),
     FakeClose(Undo),
@@ -44,7 +47,56 @@ pub enum Owed {
 
 impl Owed {
     fn ends_with_ready(&self) -> bool {
-        matches!(self, Self::Query | Self::FunctionCall | Self::Sync)
+        matches!(self, Self::Query(_) | Self::FunctionCall | Self::Sync)
+    }
+
+    fn undo(&self) -> Option<&Undo> {
+        match self {
+            Self::Query(undo)
+            | Self::Parse(_, undo)
+            | Self::Close(undo)
+            | Self::FakeParse(undo)
+            | Self::FakeClose(undo) => Some(undo),
+            _ => None,
+        }
+    }
+
+    fn changes(&self, name: &[u8]) -> bool {
+        matches!(self.undo(), Some(Undo::Name(own, _)) if **own == *name)
+    }
+
+    /// If it takes no effect, the server has, or has not, this statement.
+    fn parses(&self, statement: &Arc<Statement>) -> bool {
+        match self {
+            Self::Parse(Some(own), _)
+            | Self::SwallowedParse(Some(own))
+            | Self::SwallowedClose(Some(own)) => Arc::ptr_eq(own, statement),
+            _ => false,
+        }
+    }
+
+    fn changes_unnamed(&self) -> bool {
+        matches!(self.undo(), Some(Undo::Unnamed(..)))
+    }
+
+    /// If it takes no effect, the connection's unnamed statement is not the client's.
+    fn opens_unnamed(&self) -> bool {
+        matches!(self.undo(), Some(Undo::Unnamed(_, false)))
+            || matches!(
+                self,
+                Self::SwallowedParse(None) | Self::SwallowedClose(None)
+            )
+    }
+
+    fn undo_mut(&mut self) -> Option<&mut Undo> {
+        match self {
+            Self::Query(undo)
+            | Self::Parse(_, undo)
+            | Self::Close(undo)
+            | Self::FakeParse(undo)
+            | Self::FakeClose(undo) => Some(undo),
+            _ => None,
+        }
     }
 
     /// The reply the proxy gives itself.
@@ -77,8 +129,8 @@ pub enum Reply {
 struct CopyIn {
     /// CopyDone or CopyFail was sent.
     ended: bool,
-    /// A Sync was taken for swallowed. If the COPY fails, whether it was cannot be told.
-    swallowed: bool,
+    /// So many Syncs were taken for swallowed. If the COPY fails, whether they were cannot be told.
+    swallowed: usize,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +143,8 @@ pub struct Ledger {
     unsynced: bool,
     /// What is owed cannot be told any more.
     uncertain: bool,
+    /// Syncs that a COPY that failed may have swallowed or not.
+    doubtful: usize,
     /// The last ReadyForQuery said idle, and nothing was sent after it.
     idle: bool,
     /// The last ReadyForQuery said that the transaction has failed.
@@ -112,7 +166,7 @@ impl Ledger {
         self.idle = false;
         match message {
             Owed::Sync if self.copy_is_open() => {
-                self.copy.get_or_insert_default().swallowed = true;
+                self.copy.get_or_insert_default().swallowed += 1;
                 return;
             }
             Owed::Sync => self.skipping = false,
@@ -123,10 +177,12 @@ impl Ledger {
             // Without a COPY it means something only if one begins before it.
             Owed::CopyEnd if self.owed.is_empty() => return,
             _ if self.skipping => {
+                // If a doubtful Sync was not swallowed, the server looks at it.
+                self.uncertain |= self.doubtful > 0;
                 self.note_failed(message, true);
                 return;
             }
-            Owed::Query | Owed::FunctionCall | Owed::CopyEnd => {}
+            Owed::Query(_) | Owed::FunctionCall | Owed::CopyEnd => {}
             _ => self.unsynced = true,
         }
         self.owed.push_back(message);
@@ -142,16 +198,22 @@ impl Ledger {
             }
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::PARSE_COMPLETE => {
-                return self
-                    .complete(|owed| matches!(owed, Owed::Parse(..) | Owed::SwallowedParse(_)));
+                return self.complete(|owed| {
+                    matches!(
+                        owed,
+                        Owed::Parse(..) | Owed::Redefine(..) | Owed::SwallowedParse(_)
+                    )
+                });
             }
             BackendTag::CLOSE_COMPLETE => {
                 return self
                     .complete(|owed| matches!(owed, Owed::Close(_) | Owed::SwallowedClose(_)));
             }
-            BackendTag::BIND_COMPLETE => return self.complete(|owed| matches!(owed, Owed::Bind)),
+            BackendTag::BIND_COMPLETE => {
+                return self.complete(|owed| matches!(owed, Owed::Bind(_)));
+            }
             BackendTag::ROW_DESCRIPTION | BackendTag::NO_DATA => {
-                if let Some(Owed::Describe) = self.front() {
+                if let Some(Owed::Describe(_)) = self.front() {
                     self.owed.pop_front();
                 }
             }
@@ -176,6 +238,61 @@ impl Ledger {
         Some(fake)
     }
 
+    /// The statement of a name of the proxy's own that the message to be answered next has sent, and the client's name
+    /// of it.
+    pub fn renamed(&mut self) -> Option<(&[u8], &Statement)> {
+        match self.front()? {
+            Owed::Bind(Some((name, statement)))
+            | Owed::Describe(Some((name, statement)))
+            | Owed::Redefine(name, statement)
+            | Owed::Parse(Some(statement), Undo::Name(name, _)) => Some((name, statement)),
+            _ => None,
+        }
+    }
+
+    /// Messages up to a ReadyForQuery are owed.
+    pub fn owes_ready(&self) -> bool {
+        self.is_certain() && self.owed.iter().any(Owed::ends_with_ready)
+    }
+
+    fn is_certain(&self) -> bool {
+        !self.uncertain && self.doubtful == 0
+    }
+
+    /// Whether it is open what `name`, now of `statement`, means on the server until the messages before the last Sync
+    /// (or Query) are answered.
+    pub fn may_change(&self, name: &[u8], statement: Option<&Arc<Statement>>) -> bool {
+        let Some(last) = self.owed.iter().rposition(Owed::ends_with_ready) else {
+            return false;
+        };
+        let (mut before, mut since) = (self.owed.range(..=last), self.owed.range(last + 1..));
+        self.is_certain()
+            && match name.is_empty() {
+                true => before.any(Owed::opens_unnamed) && !since.any(Owed::changes_unnamed),
+                false => before.any(|owed| {
+                    owed.changes(name) || statement.is_some_and(|statement| owed.parses(statement))
+                }),
+            }
+    }
+
+    /// The first message owed that has changed the same as `undo` takes back.
+    pub fn next_change(&mut self, undo: &Undo) -> Option<&mut Undo> {
+        self.owed
+            .iter_mut()
+            .filter_map(Owed::undo_mut)
+            .find(|other| other.is_of_same(undo))
+    }
+
+    /// The client is to end a COPY first; the server takes nothing else.
+    pub fn copy_is_open(&self) -> bool {
+        self.copy.as_ref().is_some_and(|copy| !copy.ended)
+    }
+
+    /// Whether a message that is sent now finds a transaction that has not failed.
+    pub fn is_healthy(&self) -> bool {
+        !self.failed_transaction && !self.owed.iter().any(Owed::ends_with_ready)
+    }
+
     /// Messages about prepared statements that took no effect since this was last asked, in the order they were
     /// sent.
     pub fn take_failed(&mut self) -> Vec<Failed> {
@@ -184,12 +301,12 @@ impl Ledger {
 
     /// Nothing is owed, no transaction is open, and that is certain.
     pub fn is_clean(&self) -> bool {
-        self.idle && self.owed.is_empty() && !self.uncertain
+        self.idle && self.owed.is_empty() && self.is_certain()
     }
 
     /// Whether it becomes clean, or comes to rest in a transaction, without another message from the client.
     pub fn will_settle(&self) -> bool {
-        !self.uncertain
+        self.is_certain()
             && !self.skipping
             && !self.copy_is_open()
             && self.owed.back().is_none_or(Owed::ends_with_ready)
@@ -237,6 +354,13 @@ impl Ledger {
 
     fn ready(&mut self, idle: bool) {
         self.copy = None;
+        if self.doubtful > 0 && !self.owed.iter().any(Owed::ends_with_ready) {
+            // It is the answer to a Sync that was not swallowed.
+            self.doubtful -= 1;
+            self.skipping = false;
+            self.idle = idle && self.owed.is_empty();
+            return;
+        }
         loop {
             match self.owed.pop_front() {
                 Some(owed) if owed.ends_with_ready() => break,
@@ -256,7 +380,7 @@ impl Ledger {
     }
 
     fn error(&mut self) {
-        self.uncertain |= self.copy.take().is_some_and(|copy| copy.swallowed);
+        self.doubtful += self.copy.take().map_or(0, |copy| copy.swallowed);
         match self.front() {
             // Its ReadyForQuery follows.
             Some(owed) if owed.ends_with_ready() => {}
@@ -268,6 +392,8 @@ impl Ledger {
                         return;
                     }
                     self.note_failed(owed, skipped);
+                    // If a doubtful Sync was not swallowed, the server has looked at it.
+                    self.uncertain |= skipped && self.doubtful > 0;
                     skipped = true;
                 }
                 self.skipping = true;
@@ -280,7 +406,8 @@ impl Ledger {
     fn note_failed(&mut self, message: Owed, skipped: bool) {
         if matches!(
             message,
-            Owed::Parse(..)
+            Owed::Query(_)
+                | Owed::Parse(..)
                 | Owed::SwallowedParse(_)
                 | Owed::SwallowedClose(_)
                 | Owed::FakeParse(_)
@@ -289,10 +416,6 @@ impl Ledger {
         ) {
             self.failed.push(Failed { message, skipped });
         }
-    }
-
-    fn copy_is_open(&self) -> bool {
-        self.copy.as_ref().is_some_and(|copy| !copy.ended)
     }
 
     /// The server swallows the Syncs between here and the end of the COPY.
@@ -307,7 +430,7 @@ impl Ledger {
         {
             match owed {
                 Owed::CopyEnd => copy.ended = true,
-                Owed::Sync => copy.swallowed = true,
+                Owed::Sync => copy.swallowed += 1,
                 _ => {
                     at += 1;
                     continue;
@@ -332,12 +455,12 @@ mod tests {
             match (word, replies) {
                 (">", _) => replies = true,
                 ("<", _) => replies = false,
-                ("Q", false) => ledger.push(Owed::Query),
+                ("Q", false) => ledger.push(Owed::Query(Undo::Nothing)),
                 ("F", false) => ledger.push(Owed::FunctionCall),
                 ("S", false) => ledger.push(Owed::Sync),
                 ("P", false) => ledger.push(Owed::Parse(None, Undo::Nothing)),
-                ("B", false) => ledger.push(Owed::Bind),
-                ("D", false) => ledger.push(Owed::Describe),
+                ("B", false) => ledger.push(Owed::Bind(None)),
+                ("D", false) => ledger.push(Owed::Describe(None)),
                 ("E", false) => ledger.push(Owed::Execute),
                 ("C", false) => ledger.push(Owed::Close(Undo::Nothing)),
                 ("c", false) => ledger.push(Owed::CopyEnd),
@@ -392,6 +515,13 @@ mod tests {
             ("P B E S > 1 2 G E < c S > Z", false),
             ("P B E S c S > 1 2 G E Z", false),
             ("P B E > 1 2 G E < S > Z", true),
+            // It failed before the Sync was read.
+            ("P B E > 1 2 G < S > E Z", true),
+            ("P B E > 1 2 G < S > E < Q > Z", false),
+            ("P B E > 1 2 G < S c Q > E Z", false),
+            ("P B E > 1 2 G < S > E < Q S > Z C Z Z", false),
+            ("P B E > 1 2 G < S > E < S > Z", false),
+            ("P B E > 1 2 G < S > E < S > Z Z", true),
             // Stray CopyDone is ignored by the server.
             ("c Q > C Z", true),
             ("Q c > C Z", true),
@@ -428,7 +558,7 @@ mod tests {
         ledger.push(Owed::FakeParse(Undo::Nothing));
         ledger.push(Owed::FakeClose(Undo::Nothing));
         ledger.push(Owed::SwallowedParse(None));
-        ledger.push(Owed::Bind);
+        ledger.push(Owed::Bind(None));
         assert_eq!(ledger.take_fake(), None);
         ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
         assert_eq!(ledger.take_fake(), Some(PARSE_COMPLETE));
@@ -443,7 +573,7 @@ mod tests {
         let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0);
         let mut ledger = Ledger::default();
         ledger.push(Owed::Parse(None, Undo::Nothing));
-        ledger.push(Owed::Bind);
+        ledger.push(Owed::Bind(None));
         ledger.push(Owed::Parse(Some(statement.clone()), Undo::Nothing));
         ledger.reply(BackendTag::ERROR_RESPONSE, 0);
         ledger.push(Owed::SwallowedParse(Some(statement)));

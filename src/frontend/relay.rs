@@ -9,9 +9,12 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
+
+use tokio::io::AsyncWrite;
 
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
@@ -21,7 +24,9 @@ use crate::client::ClientHandle;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Ledger, Owed, Reply};
 use crate::frontend::state::SessionState;
-use crate::frontend::statements::{Rewritten, Statements, Target, Undo, asks_for_foreign_sequence};
+use crate::frontend::statements::{
+    Rewritten, Statements, Target, Undo, asks_for_foreign_sequence, translate,
+};
 use crate::frontend::text::TextReader;
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
@@ -35,6 +40,8 @@ const HIGH_WATER: usize = 64 * 1024;
 /// Longest message of a server that is collected to be looked at, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
 
+/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
+const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
 /// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
@@ -69,7 +76,7 @@ pub enum End {
     Clean,
     /// The client asks for sequence values that on this connection are another's. Nothing of it was sent.
     ForeignSequence,
-    /// The client said Terminate, or closed its side.
+    /// The client said Terminate, closed its side, or is refused (see [`Relay::refusal`]).
     ClientGone,
     /// Called while clean (session pooling), or killed anywhere.
     Called,
@@ -88,16 +95,28 @@ pub struct Relay<'a> {
     /// Session pooling, or the connection is pinned: a clean point is no end.
     pub keep: bool,
     pub ledger: Ledger,
+    /// Why the client is not heard any more: 08P01 for bytes that are not the protocol, 54000 for a statement too
+    /// long for transaction pooling.
+    refused: Option<Error>,
     /// Bytes of a frame that is passing, still to come from the client and from the server.
     client_rest: usize,
     server_rest: usize,
     transaction_began: Option<Instant>,
+    fatal_seen: bool,
     /// Something of the client was sent to the server.
     heard: bool,
     /// Reads a text that is too long to be looked at whole.
     text: Option<Box<TextReader>>,
-    refused: Option<End>,
+    /// The client asked for what is another's sequence value.
+    asked_foreign: bool,
+    /// The client has gone, and the server is told so.
+    parted: bool,
+    /// The server has closed the connection.
+    pub server_gone: bool,
     hold: Hold,
+    /// What the client says next waits until what it said before the last Sync is answered: that decides what the name
+    /// of a statement means.
+    name_is_open: bool,
     /// The server was asked to answer what it can, since a lot is owed.
     flush_asked: bool,
 }
@@ -135,13 +154,18 @@ impl<'a> Relay<'a> {
             answered: 0,
             keep,
             ledger,
+            refused: None,
             client_rest: 0,
             server_rest: 0,
             transaction_began: None,
+            fatal_seen: false,
             heard: false,
             text: None,
-            refused: None,
+            asked_foreign: false,
+            parted: false,
+            server_gone: false,
             hold: Hold::No,
+            name_is_open: false,
             flush_asked: false,
         }
     }
@@ -151,15 +175,14 @@ impl<'a> Relay<'a> {
     /// Cancel safe in that nothing is lost, but the server connection is then in an unknown state: close it.
     ///
     /// # Errors
-    /// 08P01 for bytes of the client that are not the protocol; 54000 for a statement too long
-    /// for transaction pooling.
+    /// 08006 for bytes of the server that are not the protocol.
     pub async fn run(&mut self) -> Result<End> {
         poll_fn(|cx| self.poll(cx)).await
     }
 
     /// After the client has closed its side: lets the server finish what it was sent, as it would
     /// direct. The client is sent the replies for as long as it takes them. True: the connection came to a clean
-    /// point.
+    /// point. If it cannot, the server is told that the client has gone, and ends as it would direct.
     pub async fn play_out(&mut self) -> bool {
         let mut thrown_away = 0;
         poll_fn(|cx| self.poll_play_out(cx, &mut thrown_away)).await
@@ -174,26 +197,57 @@ impl<'a> Relay<'a> {
                 *thrown_away += outbox.len();
                 outbox.abandon();
             }
+            if *thrown_away > PLAY_OUT_LIMIT || self.handle.is_killed() {
+                return Poll::Ready(false);
+            }
             // What it was sent may turn out to be a COPY whose data nobody sends.
             let hopeless = self.client_rest > 0 || !self.ledger.will_settle();
-            if hopeless || *thrown_away > PLAY_OUT_LIMIT || self.handle.is_killed() {
-                return Poll::Ready(false);
+            if hopeless && !self.parted {
+                self.part();
             }
             if self.write_server(cx).is_err() {
-                return Poll::Ready(false);
+                self.server.outbox.abandon();
             }
-            if self.client.outbox.len() < HIGH_WATER {
+            if self.parted && self.server.outbox.is_drained() {
+                // Closed for writing; to be polled again does no harm.
+                let _ = Pin::new(&mut self.server.stream).poll_shutdown(cx);
+            }
+            if self.client.outbox.len() < HIGH_WATER && !self.server_gone {
                 match self.poll_server(cx) {
                     Poll::Ready(Ok(true)) => continue,
-                    Poll::Ready(_) => return Poll::Ready(false),
-                    Poll::Pending if self.ledger.is_empty() && self.client.outbox.is_drained() => {
-                        return Poll::Ready(self.is_clean());
-                    }
+                    Poll::Ready(Ok(false)) => self.server_gone = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending if self.has_rested() => return Poll::Ready(self.is_clean()),
                     Poll::Pending => {}
                 }
             }
+            if self.server_gone {
+                return self.poll_last_words(cx).map(|_| false);
+            }
             self.handle.calls(cx.waker());
             return Poll::Pending;
+        }
+    }
+
+    /// All that comes without another message has come, and gone on.
+    fn has_rested(&self) -> bool {
+        !self.parted && self.ledger.is_empty() && self.client.outbox.is_drained()
+    }
+
+    /// Tells the server what the client said last: Terminate, the start of a message, or nothing. Never a whole message.
+    fn part(&mut self) {
+        self.parted = true;
+        if self.client_rest > 0 {
+            return;
+        }
+        let said = self.client.inbox.bytes();
+        match Header::read(said) {
+            Some(header) if FrontendTag(header.tag) == FrontendTag::TERMINATE => {
+                self.server.outbox.extend(reply::TERMINATE);
+            }
+            Some(header) if frame_size(header).is_ok_and(|size| size <= said.len()) => {}
+            Some(_) if self.refused.is_some() => {}
+            _ => self.server.outbox.extend(said),
         }
     }
 
@@ -243,7 +297,7 @@ impl<'a> Relay<'a> {
                 }
             }
             // 3. What the client says.
-            match self.poll_client(cx)? {
+            match self.poll_client(cx) {
                 Step::Moved => moved = true,
                 Step::Gone => return Poll::Ready(Ok(End::ClientGone)),
                 Step::Still => {}
@@ -257,8 +311,8 @@ impl<'a> Relay<'a> {
                     moved = true;
                 }
             }
-            if let Some(end) = self.refused.take() {
-                return Poll::Ready(Ok(end));
+            if self.asked_foreign {
+                return Poll::Ready(Ok(End::ForeignSequence));
             }
             if !moved {
                 self.handle.calls(cx.waker());
@@ -278,6 +332,7 @@ impl<'a> Relay<'a> {
 
     /// The server is gone: what it said last goes to the client.
     fn poll_last_words(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
+        self.server_gone = true;
         let rest = self.server.inbox.len().min(self.server_rest);
         self.server.inbox.move_to(&mut self.client.outbox, rest);
         let ClientSide { outbox, stream, .. } = &mut *self.client;
@@ -342,7 +397,7 @@ impl<'a> Relay<'a> {
                 | BackendTag::PARSE_COMPLETE
                 | BackendTag::CLOSE_COMPLETE => size,
                 BackendTag::ERROR_RESPONSE if size <= MAX_TRANSLATED => size,
-                BackendTag::ERROR_RESPONSE => HEADER,
+                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
                 _ => HEADER,
             };
             if bytes.len() < needed {
@@ -352,9 +407,12 @@ impl<'a> Relay<'a> {
                 break;
             }
             // Before the reply is noted: then the name may be gone.
-            let translated = match (&self.client.statements, tag) {
-                (Some(statements), BackendTag::ERROR_RESPONSE) if bytes.len() >= size => {
-                    statements.translate(&bytes[HEADER..size])
+            let translated = match tag {
+                BackendTag::ERROR_RESPONSE if bytes.len() >= size => {
+                    let renamed = self.ledger.renamed();
+                    renamed.and_then(|(name, statement)| {
+                        translate(&bytes[HEADER..size], name, statement)
+                    })
                 }
                 _ => None,
             };
@@ -441,14 +499,12 @@ impl<'a> Relay<'a> {
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
                 let body = &bytes[HEADER..size.min(bytes.len())];
+                self.fatal_seen |= is_fatal(body);
                 if is_outdated_plan(body) {
                     parsed.outdate();
                 }
                 let reply = self.ledger.reply(tag, 0);
-                let failed = self.ledger.take_failed();
-                if let Some(statements) = &mut self.client.statements {
-                    statements.undo(failed, parsed);
-                }
+                self.undo_failed();
                 return reply;
             }
             _ => {}
@@ -458,20 +514,20 @@ impl<'a> Relay<'a> {
 
     // ---- client to server ----
 
-    fn poll_client(&mut self, cx: &mut TaskContext<'_>) -> Result<Step> {
+    fn poll_client(&mut self, cx: &mut TaskContext<'_>) -> Step {
         if self.is_deaf() {
-            return Ok(Step::Still);
+            return Step::Still;
         }
         // A cancel that is under way was meant for what has just ended, not for what comes next.
         let between = self.ledger.is_empty() && self.client_rest == 0;
         if between && self.server.fence().poll_quiet(cx).is_pending() {
-            return Ok(Step::Still);
+            return Step::Still;
         }
         // Bytes that came before the checkout, or were left by backpressure, go first.
         let before = self.server.outbox.len();
         let answered = self.client.outbox.len();
-        if !self.client.inbox.is_empty() && self.pass_client_frames()? {
-            return Ok(Step::Gone);
+        if !self.client.inbox.is_empty() && self.pass_client_frames() {
+            return Step::Gone;
         }
         // The proxy may have answered some of it.
         let passed = self.server.outbox.len() > before || self.client.outbox.len() > answered;
@@ -483,11 +539,11 @@ impl<'a> Relay<'a> {
             let ClientSide { inbox, stream, .. } = &mut *self.client;
             match inbox.poll_fill(cx, stream) {
                 Poll::Pending => {}
-                Poll::Ready(Ok(0) | Err(_)) => return Ok(Step::Gone),
+                Poll::Ready(Ok(0) | Err(_)) => return Step::Gone,
                 Poll::Ready(Ok(_)) => {
                     step = Step::Moved;
-                    if self.pass_client_frames()? {
-                        return Ok(Step::Gone);
+                    if self.pass_client_frames() {
+                        return Step::Gone;
                     }
                 }
             }
@@ -496,7 +552,7 @@ impl<'a> Relay<'a> {
             .received
             .add((self.server.outbox.len() - before) as u64);
         self.client.inbox.trim();
-        Ok(step)
+        step
     }
 
     /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.
@@ -504,11 +560,17 @@ impl<'a> Relay<'a> {
         if self.ledger.is_empty() && self.hold == Hold::Now {
             self.hold = Hold::No;
         }
+        self.name_is_open &= self.ledger.owes_ready();
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
-        (self.hold == Hold::Now && self.client_rest == 0)
+        // A COPY is not answered before its data has come.
+        (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
             || self.owes_too_much()
             || self.server.outbox.len() >= HIGH_WATER
             || self.client.outbox.len() >= HIGH_WATER
+    }
+
+    fn waits(&self) -> bool {
+        self.hold == Hold::Now || self.name_is_open
     }
 
     /// Whether so much is owed that some must be answered first; never in the middle of a message.
@@ -604,7 +666,7 @@ impl<'a> Relay<'a> {
             }
             if let Some(status) = self.ledger.status().filter(|_| self.ledger.is_empty()) {
                 statements.deallocate(&name);
-                statements.drop_unnamed();
+                statements.query();
                 self.client.outbox.extend(&deallocated(status));
                 if !self.heard {
                     self.ledger.begin_clean();
@@ -625,7 +687,7 @@ impl<'a> Relay<'a> {
         match self.heard {
             true => Err(foreign_sequence()),
             false => {
-                self.refused = Some(End::ForeignSequence);
+                self.asked_foreign = true;
                 Ok(())
             }
         }
@@ -668,16 +730,29 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Passes what the client's inbox holds. True: the client said Terminate.
-    fn pass_client_frames(&mut self) -> Result<bool> {
+    /// Why the client is not heard any more, unless the server had a last word of its own.
+    pub fn refusal(&mut self) -> Option<Error> {
+        self.refused.take().filter(|_| !self.fatal_seen)
+    }
+
+    /// The client is not heard any more because of what it said; what it said before is still answered.
+    fn refuse(&mut self, error: Error) -> bool {
+        self.refused = Some(error);
+        true
+    }
+
+    /// Passes what the client's inbox holds. True: it said Terminate, or what cannot be served.
+    fn pass_client_frames(&mut self) -> bool {
         // `run` bytes at the front of the inbox pass as they are.
         let mut run = 0;
-        let terminate = loop {
+        let leaves = loop {
             let inbox = &self.client.inbox;
             if self.client_rest > 0 {
                 let n = self.client_rest.min(inbox.len() - run);
                 self.client_rest -= n;
-                self.read_text(run, n)?;
+                if let Err(error) = self.read_text(run, n) {
+                    break self.refuse(error);
+                }
                 run += n;
             }
             let inbox = &self.client.inbox;
@@ -689,7 +764,10 @@ impl<'a> Relay<'a> {
             if self.server.outbox.len() + run >= HIGH_WATER || self.is_deaf() {
                 break false;
             }
-            let size = frame_size(header)?;
+            let size = match frame_size(header) {
+                Ok(size) => size,
+                Err(error) => break self.refuse(error),
+            };
             let tag = FrontendTag(header.tag);
             if tag == FrontendTag::TERMINATE {
                 break true;
@@ -697,11 +775,23 @@ impl<'a> Relay<'a> {
             if self.transaction_began.is_none() {
                 self.transaction_began = Some(Instant::now());
             }
+            if self.waits() && !is_of_copy(tag) {
+                // It waits for an answer that comes only when the COPY is over; the server passes over this if it
+                // has failed already.
+                self.client.inbox.move_to(&mut self.server.outbox, run);
+                run = 0;
+                self.server
+                    .outbox
+                    .extend(&frame(FrontendTag::COPY_FAIL.0, &[b"unexpected message\0"]));
+                self.ledger.push(Owed::CopyEnd);
+                break false;
+            }
             if has_text(tag) && self.client.state.is_watched() {
-                match self.look_at_text(tag, run, here, size)? {
-                    Looked::Passes => {}
-                    Looked::NeedMore | Looked::Refused => break false,
-                    Looked::Answered => {
+                match self.look_at_text(tag, run, here, size) {
+                    Ok(Looked::Passes) => {}
+                    Ok(Looked::NeedMore | Looked::Refused) => break false,
+                    Err(error) => break self.refuse(error),
+                    Ok(Looked::Answered) => {
                         self.client.inbox.move_to(&mut self.server.outbox, run);
                         self.client.inbox.consume(size);
                         run = 0;
@@ -720,22 +810,31 @@ impl<'a> Relay<'a> {
                 self.hold = Hold::Now;
             }
             let mut rest = size;
-            if self.client.statements.is_some() && names_a_statement(tag) {
+            if let Some(statements) = &self.client.statements
+                && names_a_statement(tag)
+            {
+                let body = &self.client.inbox.bytes()[run..][HEADER..];
+                if statements.must_wait(tag, body, &self.ledger) {
+                    self.name_is_open = true;
+                    break false;
+                }
                 self.client.inbox.move_to(&mut self.server.outbox, run);
                 run = 0;
-                match self.rewrite(tag, size)? {
-                    Rewritten::NeedMore => break false,
-                    Rewritten::ForeignSequence => {
-                        self.refuse_sequence()?;
-                        break false;
-                    }
-                    Rewritten::Consumed(n) => {
+                match self.rewrite(tag, size) {
+                    Ok(Rewritten::NeedMore) => break false,
+                    Ok(Rewritten::ForeignSequence) => match self.refuse_sequence() {
+                        Ok(()) => break false,
+                        Err(error) => break self.refuse(error),
+                    },
+                    Ok(Rewritten::Consumed(n)) => {
                         self.client.inbox.consume(n);
                         rest -= n;
                     }
+                    Err(error) => break self.refuse(error),
                 }
-            } else if let Some(owed) = self.owed(tag) {
+            } else if let Some(owed) = self.owed(tag, run, size) {
                 self.ledger.push(owed);
+                self.undo_failed();
             }
             let here = rest.min(self.client.inbox.len() - run);
             self.client_rest = rest - here;
@@ -759,7 +858,7 @@ impl<'a> Relay<'a> {
         {
             self.client.outbox.extend(fake);
         }
-        Ok(terminate)
+        leaves
     }
 
     /// Deals with a message that names a prepared statement, at the front of the client's inbox.
@@ -783,14 +882,12 @@ impl<'a> Relay<'a> {
         };
         let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
         let Target { effects, pins, .. } = target;
+        let awaits = statements.awaits_bind();
         if pins {
             self.client.state.pin_statement();
         }
-        // The server skips to the next Sync: nothing of this took effect.
-        let failed = self.ledger.take_failed();
-        if !failed.is_empty() {
-            statements.undo(failed, parsed);
-        }
+        self.client.state.pin_unbound(awaits);
+        self.undo_failed();
         if !effects.is_empty() {
             if effects.what.contains(What::CONTROL) {
                 self.hold = Hold::AtSync;
@@ -798,6 +895,16 @@ impl<'a> Relay<'a> {
             self.note_effects(&effects);
         }
         Ok(rewritten)
+    }
+
+    /// An error takes back what a message did, and those that the server skips up to the next Sync.
+    fn undo_failed(&mut self) {
+        let failed = self.ledger.take_failed();
+        if let Some(statements) = &mut self.client.statements
+            && !failed.is_empty()
+        {
+            statements.undo(failed, &mut self.server.parsed, &mut self.ledger);
+        }
     }
 
     /// Takes note of a FunctionCall whose frame starts at `at` in the client's inbox: its function is told by oid. False:
@@ -815,20 +922,21 @@ impl<'a> Relay<'a> {
         true
     }
 
-    /// What a message that passes as it is will be answered with.
-    fn owed(&mut self, tag: FrontendTag) -> Option<Owed> {
+    /// What a message of `size` bytes at `at` in the client's inbox, that passes as it is, will be answered with.
+    fn owed(&mut self, tag: FrontendTag, at: usize, size: usize) -> Option<Owed> {
         Some(match tag {
             FrontendTag::QUERY => {
-                if let Some(statements) = &mut self.client.statements {
-                    statements.drop_unnamed();
-                }
-                Owed::Query
+                let last = self.client.inbox.bytes()[at..].get(size - 1);
+                let is_text = last.is_none_or(|last| *last == 0);
+                let statements = self.client.statements.as_mut().filter(|_| is_text);
+                self.client.state.pin_unbound(false);
+                Owed::Query(statements.map_or(Undo::Nothing, Statements::query))
             }
             FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
             FrontendTag::SYNC => Owed::Sync,
             FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
-            FrontendTag::BIND => Owed::Bind,
-            FrontendTag::DESCRIBE => Owed::Describe,
+            FrontendTag::BIND => Owed::Bind(None),
+            FrontendTag::DESCRIBE => Owed::Describe(None),
             FrontendTag::EXECUTE => Owed::Execute,
             FrontendTag::CLOSE => Owed::Close(Undo::Nothing),
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,
@@ -880,6 +988,18 @@ fn is_outdated_plan(body: &[u8]) -> bool {
     has(SQLSTATE) && has(ROUTINE)
 }
 
+/// Whether the server takes it while it waits for the data of a COPY.
+fn is_of_copy(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::COPY_DATA
+            | FrontendTag::COPY_DONE
+            | FrontendTag::COPY_FAIL
+            | FrontendTag::SYNC
+            | FrontendTag::FLUSH
+    )
+}
+
 fn has_text(tag: FrontendTag) -> bool {
     matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE)
 }
@@ -928,4 +1048,11 @@ fn note_parameter(
             binding.settings = client.settings.clone();
         }
     }
+}
+
+/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
+/// the severity, its second the same in English.
+fn is_fatal(body: &[u8]) -> bool {
+    let severity = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
+    severity.is_some_and(|(field, _)| field == b"VFATAL" || field == b"VPANIC")
 }

@@ -640,7 +640,8 @@ impl Session {
             Ok(_) => relay.is_clean(),
         };
         let owed = !relay.ledger.is_empty();
-        lease.busy = owed && !matches!(end, Ok(End::ServerGone));
+        let end = relay.refusal().map_or(end, Err);
+        lease.busy = owed && !relay.server_gone;
         if !self.registered.let_go() {
             clean &= lease.fence().clone().settled().await;
         }

@@ -109,6 +109,11 @@ impl SessionState {
         self.pins |= Pins::STATEMENT;
     }
 
+    /// Whether the client will bind an unnamed statement that only the connection at hand has.
+    pub fn pin_unbound(&mut self, awaits: bool) {
+        self.pins.set(Pins::UNBOUND, awaits);
+    }
+
     /// All prepared statements are gone.
     pub fn unpin_statements(&mut self) {
         self.pins.remove(Pins::STATEMENT);

@@ -5,7 +5,6 @@
 //! one that it has is answered by the proxy. A Close only ends the client's name: the connection keeps
 //! the statement for others.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -30,14 +29,19 @@ const MAX_COLLECTED: usize = 1 << 20;
 /// Most named statements of one client.
 const MAX_NAMED: usize = 10_000;
 
+/// What a client calls a prepared statement.
+pub type Name = Arc<[u8]>;
+
 #[derive(Default)]
 pub struct Statements {
-    named: HashMap<Box<[u8]>, Known>,
+    named: HashMap<Name, Known>,
     unnamed: Unnamed,
     /// What an execution of the unnamed statement may do to the session.
     unnamed_effects: Effects,
     /// The unnamed statement of the server connection at hand is this client's.
     unnamed_is_there: bool,
+    /// It is too long to be remembered, and was not bound yet: the client must keep the connection.
+    unnamed_awaits: bool,
     /// The client's settings, and what of them changes the meaning of its statements.
     meaning: Option<(Arc<Settings>, u64)>,
     /// What a DEALLOCATE that the server was sent takes away.
@@ -68,9 +72,20 @@ pub enum Unnamed {
 pub enum Undo {
     Nothing,
     /// The name meant this before.
-    Name(Box<[u8]>, Option<Known>),
+    Name(Name, Option<Known>),
     /// The unnamed statement was this before, and was there or not.
     Unnamed(Unnamed, bool),
+}
+
+impl Undo {
+    /// Both are of the same name, or of the unnamed statement.
+    pub fn is_of_same(&self, other: &Undo) -> bool {
+        match (self, other) {
+            (Self::Name(a, _), Self::Name(b, _)) => a == b,
+            (Self::Unnamed(..), Self::Unnamed(..)) => true,
+            _ => false,
+        }
+    }
 }
 
 /// Where a rewritten message goes.
@@ -90,9 +105,6 @@ pub struct Target<'a> {
     pub pins: bool,
 }
 
-/// How the names begin that statements have on servers.
-const PREFIX: &[u8] = Statement::NAME_PREFIX.as_bytes();
-
 /// What became of a message.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Rewritten {
@@ -104,11 +116,60 @@ pub enum Rewritten {
     ForeignSequence,
 }
 
-fn malformed() -> Error {
-    Error::new(Kind::ProtocolViolation, "invalid message format")
+fn too_long_names() -> Error {
+    Error::new(
+        Kind::ProgramLimitExceeded,
+        format!("the names in a Bind message are limited to {MAX_COLLECTED} bytes"),
+    )
+}
+
+/// Puts the client's name of a statement into a server's error in place of the proxy's. None: it is not in it.
+pub fn translate(error: &[u8], name: &[u8], statement: &Statement) -> Option<Vec<u8>> {
+    let ours = statement.server_name().as_bytes();
+    let at = error
+        .windows(ours.len())
+        .position(|window| window == ours)?;
+    let after = &error[at + ours.len()..];
+    // Not the first digits of another number.
+    let is_whole = !after.first().is_some_and(u8::is_ascii_digit);
+    is_whole.then(|| [&error[..at], name, after].concat())
+}
+
+/// The statement that a Describe or Close names, if it names one and is well-formed.
+fn statement_named(body: &[u8]) -> Option<&[u8]> {
+    let (kind, name) = body.split_at_checked(1)?;
+    split_cstr(name)
+        .filter(|(_, rest)| kind == b"S" && rest.is_empty())
+        .map(|(name, _)| name)
+}
+
+/// Whether it may be what the proxy calls a statement, of this client or of another.
+fn is_ours(name: &[u8]) -> bool {
+    name.starts_with(Statement::NAME_PREFIX.as_bytes())
+}
+
+/// Whether a Parse body is, after the statement's name, a text and as many types as it says.
+fn is_definition(bytes: &[u8]) -> bool {
+    let types = split_cstr(bytes).and_then(|(_, types)| types.split_first_chunk::<2>());
+    types.is_some_and(|(count, types)| types.len() == usize::from(u16::from_be_bytes(*count)) * 4)
 }
 
 impl Statements {
+    /// Whether a message must wait until it is known what the name in it means.
+    pub fn must_wait(&self, tag: FrontendTag, body: &[u8], ledger: &Ledger) -> bool {
+        let name = match tag {
+            FrontendTag::PARSE => split_cstr(body),
+            FrontendTag::BIND => split_cstr(body).and_then(|(_, rest)| split_cstr(rest)),
+            FrontendTag::DESCRIBE => body.strip_prefix(b"S").and_then(split_cstr),
+            _ => None,
+        };
+        let replaces_unnamed = |name: &[u8]| tag == FrontendTag::PARSE && name.is_empty();
+        name.is_some_and(|(name, _)| {
+            !replaces_unnamed(name)
+                && ledger.may_change(name, self.named.get(name).map(|known| &known.statement))
+        })
+    }
+
     /// The client's tenant lives in another pool now.
     pub fn rehome(&mut self, interner: &Interner) {
         for known in self.named.values_mut() {
@@ -123,36 +184,47 @@ impl Statements {
         self.unnamed_is_there = false;
     }
 
-    /// A simple Query was sent: the server drops the unnamed statement.
-    pub fn drop_unnamed(&mut self) {
-        self.unnamed = Unnamed::None;
+    /// A simple Query is sent: the server drops the unnamed statement, unless it skips the Query.
+    pub fn query(&mut self) -> Undo {
+        let undo = self.replace_unnamed(Unnamed::None);
         self.unnamed_is_there = false;
+        undo
     }
 
     /// Takes back what messages did that took no effect; `failed` in the order they were sent.
-    pub fn undo(&mut self, failed: Vec<Failed>, parsed: &mut Parsed) {
+    pub fn undo(&mut self, failed: Vec<Failed>, parsed: &mut Parsed, ledger: &mut Ledger) {
         for Failed { message, skipped } in failed.into_iter().rev() {
             match message {
-                Owed::SwallowedClose(statement) => parsed.restore(&statement),
-                Owed::SwallowedParse(None) => self.unnamed_is_there = false,
-                Owed::SwallowedParse(Some(statement)) => parsed.forget(&statement),
+                Owed::SwallowedClose(Some(statement)) => parsed.doubt(&statement),
+                Owed::SwallowedParse(None) | Owed::SwallowedClose(None) => {
+                    self.unnamed_is_there = false;
+                }
+                Owed::SwallowedParse(Some(statement)) => parsed.doubt(&statement),
                 // One that was looked at and failed has ended the unnamed statement before it.
-                Owed::Parse(_, Undo::Unnamed(..)) if !skipped => self.drop_unnamed(),
+                Owed::Parse(_, Undo::Unnamed(..)) if !skipped => {
+                    self.take_back(Undo::Unnamed(Unnamed::None, false), ledger);
+                }
                 Owed::Parse(statement, undo) => {
                     if let Some(statement) = statement {
-                        parsed.forget(&statement);
+                        parsed.doubt(&statement);
                     }
-                    self.take_back(undo);
+                    self.take_back(undo, ledger);
                 }
-                Owed::FakeParse(undo) | Owed::FakeClose(undo) | Owed::Close(undo) => {
-                    self.take_back(undo);
-                }
+                Owed::Query(undo)
+                | Owed::FakeParse(undo)
+                | Owed::FakeClose(undo)
+                | Owed::Close(undo) => self.take_back(undo, ledger),
                 _ => {}
             }
         }
     }
 
-    fn take_back(&mut self, undo: Undo) {
+    fn take_back(&mut self, undo: Undo, ledger: &mut Ledger) {
+        // What was sent after it and has changed the same finds another state before it.
+        if let Some(next) = ledger.next_change(&undo) {
+            *next = undo;
+            return;
+        }
         match undo {
             Undo::Nothing => {}
             Undo::Name(name, Some(before)) => {
@@ -168,27 +240,9 @@ impl Statements {
         }
     }
 
-    /// Puts the client's names into a server's error in place of the proxy's. None: it has none of these.
-    pub fn translate(&self, error: &[u8]) -> Option<Vec<u8>> {
-        let at = error
-            .windows(PREFIX.len())
-            .position(|window| window == PREFIX)?;
-        let digits = error[at + PREFIX.len()..]
-            .iter()
-            .take_while(|b| b.is_ascii_digit())
-            .count();
-        let ours = &error[at..at + PREFIX.len() + digits];
-        let known = self
-            .named
-            .iter()
-            .find(|(_, known)| known.statement.server_name().as_bytes() == ours)?;
-        Some([&error[..at], known.0, &error[at + ours.len()..]].concat())
-    }
-
-    /// The server dropped them all (DISCARD ALL, DEALLOCATE ALL).
+    /// The server dropped all that have names (DISCARD ALL, DEALLOCATE ALL).
     pub fn clear(&mut self) {
         self.named = HashMap::new();
-        self.drop_unnamed();
     }
 
     /// The name that an SQL DEALLOCATE of a single statement takes away, if the client prepared it by the protocol.
@@ -211,14 +265,15 @@ impl Statements {
     pub fn note_deallocated(&mut self, parsed: &mut Parsed) {
         if let Some((name, statement)) = self.deallocating.take() {
             parsed.forget(&statement);
-            self.named.remove(&name);
+            self.named.remove(&*name);
         }
     }
 
-    /// Deals with a Parse, Bind, Describe or Close frame of `size` bytes, of which `bytes` holds the first.
+    /// Deals with a Parse, Bind, Describe or Close frame of `size` bytes, of which `bytes` holds the first. A malformed
+    /// one passes as it is: the server says what is wrong with it.
     ///
     /// # Errors
-    /// 08P01 for a malformed message, 54000 for one too long to be held.
+    /// 54000 for a message too long to be held.
     pub fn rewrite(
         &mut self,
         tag: FrontendTag,
@@ -235,6 +290,7 @@ impl Statements {
                 // A long unnamed Parse streams.
                 true if bytes.len() > HEADER && !named => {
                     let undo = self.replace_unnamed(Unnamed::TooLong);
+                    self.unnamed_awaits = true;
                     target.ledger.push(Owed::Parse(None, undo));
                     Ok(Rewritten::Consumed(0))
                 }
@@ -246,39 +302,31 @@ impl Statements {
         match tag {
             FrontendTag::PARSE => return self.parse(&bytes[..size], body, target),
             FrontendTag::DESCRIBE => {
-                let Some((b"S", name)) = body.split_at_checked(1) else {
-                    target.ledger.push(Owed::Describe);
+                let known = statement_named(body).and_then(|name| self.provide(name, target));
+                let Some((name, known)) = known else {
+                    target.ledger.push(Owed::Describe(None));
                     return Ok(Rewritten::Consumed(0));
                 };
-                let name = split_cstr(name).ok_or_else(malformed)?.0;
-                let name = self.provide(name, target);
-                target.ledger.push(Owed::Describe);
+                let server_name = known.server_name();
                 target
                     .outbox
-                    .extend(&frame(tag.0, &[b"S", name.bytes(), b"\0"]));
+                    .extend(&frame(tag.0, &[b"S", server_name.as_bytes(), b"\0"]));
+                target.ledger.push(Owed::Describe(Some((name, known))));
             }
             _ => {
-                let Some((b"S", name)) =
-                    body.split_at_checked(1).filter(|(_, name)| *name != b"\0")
-                else {
-                    let undo = match body {
-                        b"S\0" => self.replace_unnamed(Unnamed::None),
-                        _ => Undo::Nothing,
-                    };
-                    target.ledger.push(Owed::Close(undo));
-                    return Ok(Rewritten::Consumed(0));
+                let undo = match statement_named(body) {
+                    Some(b"") => self.replace_unnamed(Unnamed::None),
+                    Some(name) if self.named.contains_key(name) || is_ours(name) => {
+                        let before = self.named.remove(name);
+                        let undo = Undo::Name(name.into(), before);
+                        target.ledger.push(Owed::FakeClose(undo));
+                        return Ok(Rewritten::Consumed(size));
+                    }
+                    Some(name) => Undo::Name(name.into(), None),
+                    None => Undo::Nothing,
                 };
-                let name = split_cstr(name).ok_or_else(malformed)?.0;
-                let Some(before) = self.named.remove(name) else {
-                    // The connection may have it, if the client keeps that.
-                    target.ledger.push(Owed::Close(Undo::Nothing));
-                    let name = on_server(name);
-                    target.outbox.extend(&frame(tag.0, &[b"S", &name, b"\0"]));
-                    return Ok(Rewritten::Consumed(size));
-                };
-                target
-                    .ledger
-                    .push(Owed::FakeClose(Undo::Name(name.into(), Some(before))));
+                target.ledger.push(Owed::Close(undo));
+                return Ok(Rewritten::Consumed(0));
             }
         }
         Ok(Rewritten::Consumed(size))
@@ -286,7 +334,13 @@ impl Statements {
 
     fn parse(&mut self, frame: &[u8], body: &[u8], target: &mut Target<'_>) -> Result<Rewritten> {
         let done = Ok(Rewritten::Consumed(frame.len()));
-        let (name, definition) = split_cstr(body).ok_or_else(malformed)?;
+        let Some((name, definition)) =
+            split_cstr(body).filter(|(_, definition)| is_definition(definition))
+        else {
+            target.outbox.extend(frame);
+            target.ledger.push(Owed::Parse(None, Undo::Nothing));
+            return done;
+        };
         if name.is_empty() {
             let effects = match &self.unnamed {
                 Unnamed::Known(before) if before == frame => self.unnamed_effects.clone(),
@@ -309,11 +363,21 @@ impl Statements {
             target.ledger.push(Owed::Parse(None, undo));
             return done;
         }
-        if let Some(known) = self.named.get(name).cloned() {
-            // The server refuses to define it twice; let it say so.
+        if let Some((name, known)) = self.known(name) {
+            // The server says what is wrong with the definition; if nothing is, that the name is taken.
+            let meaning = self.meaning(target);
+            let other = Known {
+                statement: target.interner.intern(definition, meaning),
+                since: target.interner.epoch(),
+            };
+            let has = surely_has(&other, target);
+            if has != Has::Yes {
+                let owed = Owed::SwallowedParse(Some(other.statement.clone()));
+                parse_on(&other, has, target, owed);
+            }
             ensure_parsed(&known, target);
             target.outbox.extend(&known.statement.parse_frame());
-            target.ledger.push(Owed::Parse(None, Undo::Nothing));
+            target.ledger.push(Owed::Redefine(name, known.statement));
             return done;
         }
         let held = || {
@@ -338,15 +402,16 @@ impl Statements {
             statement: statement.clone(),
             since: target.interner.epoch(),
         };
-        let undo = Undo::Name(name.into(), None);
-        match target.parsed.touch(&statement, known.since) {
+        let name = Name::from(name);
+        let undo = Undo::Name(name.clone(), None);
+        match surely_has(&known, target) {
             Has::Yes => target.ledger.push(Owed::FakeParse(undo)),
             has => {
                 let owed = Owed::Parse(Some(statement), undo);
                 parse_on(&known, has, target, owed);
             }
         }
-        self.named.insert(name.into(), known);
+        self.named.insert(name, known);
         done
     }
 
@@ -366,7 +431,7 @@ impl Statements {
     fn rename_deallocate(&mut self, definition: &[u8], target: &mut Target<'_>) -> Option<Vec<u8>> {
         let (text, parameters) = split_cstr(definition)?;
         let name = name_in_deallocate(text)?;
-        let known = self.named.get(&name)?.clone();
+        let known = self.named.get(&*name)?.clone();
         ensure_parsed(&known, target);
         let text = format!("DEALLOCATE {}\0", known.statement.server_name());
         self.deallocating = Some((name, known.statement));
@@ -376,7 +441,13 @@ impl Statements {
         ))
     }
 
+    /// Whether only the connection at hand has what the client will bind.
+    pub fn awaits_bind(&self) -> bool {
+        self.unnamed_awaits
+    }
+
     fn replace_unnamed(&mut self, with: Unnamed) -> Undo {
+        self.unnamed_awaits = false;
         let was_there = std::mem::replace(&mut self.unnamed_is_there, true);
         let before = match std::mem::replace(&mut self.unnamed, with) {
             // A pipeline holds one for each Parse in it.
@@ -391,8 +462,12 @@ impl Statements {
         let Some((portal, statement, values)) = split_cstr(body).and_then(|(portal, rest)| {
             split_cstr(rest).map(|(statement, values)| (portal, statement, values))
         }) else {
-            return match bytes.len() >= size || body.len() > MAX_COLLECTED {
-                true => Err(malformed()),
+            if bytes.len() >= size {
+                target.ledger.push(Owed::Bind(None));
+                return Ok(Rewritten::Consumed(0));
+            }
+            return match body.len() > MAX_COLLECTED {
+                true => Err(too_long_names()),
                 false => Ok(Rewritten::NeedMore),
             };
         };
@@ -406,16 +481,20 @@ impl Statements {
             }
             target.effects.add(effects);
         }
-        let name = self.provide(statement, target);
-        let name = name.bytes();
-        target.ledger.push(Owed::Bind);
+        self.unnamed_awaits &= !statement.is_empty();
+        let known = self.provide(statement, target);
+        target.ledger.push(Owed::Bind(known.clone()));
+        let Some((_, known)) = known else {
+            return Ok(Rewritten::Consumed(0));
+        };
+        let name = known.server_name();
         let names = HEADER + body.len() - values.len();
         let length = 4 + portal.len() + name.len() + 2 + size - names;
         target.outbox.extend(&[FrontendTag::BIND.0]);
         target
             .outbox
             .extend(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-        for part in [portal, b"\0", name, b"\0"] {
+        for part in [portal, b"\0", name.as_bytes(), b"\0"] {
             target.outbox.extend(part);
         }
         Ok(Rewritten::Consumed(names))
@@ -427,7 +506,7 @@ impl Statements {
         let Some((name, _)) = split_cstr(body) else {
             return Ok(Rewritten::NeedMore);
         };
-        if self.named.contains_key(name) || name.starts_with(PREFIX) {
+        if self.named.contains_key(name) || is_ours(name) {
             return Err(Error::new(
                 Kind::ProgramLimitExceeded,
                 format!("prepared statements of this name are limited to {MAX_COLLECTED} bytes"),
@@ -438,48 +517,35 @@ impl Statements {
         Ok(Rewritten::Consumed(0))
     }
 
-    /// Sees to it that the statement the client calls `name` is on the server connection, and returns what it is called
-    /// there. If it is the unnamed one, or the client has none of that name, the server will say so.
-    fn provide<'a>(&mut self, name: &'a [u8], target: &mut Target<'_>) -> OnServer<'a> {
+    /// Sees to it that the statement the client calls `name` is on the server connection. None: it is the
+    /// unnamed one, or the client has none of that name, and the server will say so.
+    fn provide(&mut self, name: &[u8], target: &mut Target<'_>) -> Option<(Name, Arc<Statement>)> {
         if name.is_empty() {
-            if let Unnamed::Known(frame) = &self.unnamed
-                && !self.unnamed_is_there
-            {
+            if std::mem::replace(&mut self.unnamed_is_there, true) {
+                return None;
+            }
+            if let Unnamed::Known(frame) = &self.unnamed {
                 target.outbox.extend(frame);
                 target.ledger.push(Owed::SwallowedParse(None));
-                self.unnamed_is_there = true;
+            } else {
+                // The connection's may be another client's.
+                target
+                    .outbox
+                    .extend(&frame(FrontendTag::CLOSE.0, &[b"S\0"]));
+                target.ledger.push(Owed::SwallowedClose(None));
             }
-            return OnServer::Name(Cow::Borrowed(name));
+            return None;
         }
-        let Some(known) = self.named.get(name).cloned() else {
-            return OnServer::Name(on_server(name));
+        let Some((name, known)) = self.known(name) else {
+            return is_ours(name).then(|| (name.into(), Statement::of_nobody()));
         };
         ensure_parsed(&known, target);
-        OnServer::Statement(known.statement)
+        Some((name, known.statement))
     }
-}
 
-/// What a statement is called on a server.
-enum OnServer<'a> {
-    Name(Cow<'a, [u8]>),
-    Statement(Arc<Statement>),
-}
-
-impl OnServer<'_> {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Name(name) => name,
-            Self::Statement(statement) => statement.server_name().as_bytes(),
-        }
-    }
-}
-
-/// What a name that the client has given to none of its statements is on a server: never that of a statement of the
-/// proxy's own.
-fn on_server(name: &[u8]) -> Cow<'_, [u8]> {
-    match name.starts_with(PREFIX) {
-        true => Cow::Owned([PREFIX, b"unknown_", name].concat()),
-        false => Cow::Borrowed(name),
+    fn known(&self, name: &[u8]) -> Option<(Name, Known)> {
+        let (name, known) = self.named.get_key_value(name)?;
+        Some((name.clone(), known.clone()))
     }
 }
 
@@ -491,23 +557,34 @@ fn ensure_parsed(known: &Known, target: &mut Target<'_>) {
     }
 }
 
+/// Whether the server connection has the statement and would parse it again. If that is open, or its transaction has
+/// failed, the server is to say itself what comes of a Parse.
+fn surely_has(known: &Known, target: &mut Target<'_>) -> Has {
+    let has = target.parsed.touch(&known.statement, known.since);
+    if has == Has::Yes && !target.ledger.is_healthy() {
+        target.parsed.doubt(&known.statement);
+        return Has::No;
+    }
+    has
+}
+
 /// Parses a statement on the connection, which has it not, or as it was.
 fn parse_on(known: &Known, has: Has, target: &mut Target<'_>, owed: Owed) {
     let statement = &known.statement;
-    if has == Has::Outdated {
+    let own = has == Has::Outdated || target.parsed.is_doubtful();
+    if own {
         target.parsed.forget(statement);
-        close_on(statement.clone(), target);
     }
-    if let Some(evicted) = target.parsed.insert(statement, target.interner.epoch()) {
-        close_on(evicted, target);
+    let evicted = target.parsed.insert(statement, target.interner.epoch());
+    for closed in [evicted, own.then(|| statement.clone())]
+        .into_iter()
+        .flatten()
+    {
+        target.outbox.extend(&closed.close_frame());
+        target.ledger.push(Owed::SwallowedClose(Some(closed)));
     }
     target.outbox.extend(&statement.parse_frame());
     target.ledger.push(owed);
-}
-
-fn close_on(statement: Arc<Statement>, target: &mut Target<'_>) {
-    target.outbox.extend(&statement.close_frame());
-    target.ledger.push(Owed::SwallowedClose(statement));
 }
 
 /// Whether a text asks for sequence values and makes none itself before.
@@ -547,6 +624,7 @@ fn name_in_deallocate(text: &[u8]) -> Option<Box<[u8]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::frame::BackendTag;
 
     #[derive(Default)]
     struct Fixture {
@@ -630,21 +708,6 @@ mod tests {
             "unknown: the server says so"
         );
         assert_eq!(f.send(b'C', b"Ss1\0"), "C(Ss1~)");
-        for (tag, body, sent) in [
-            (
-                b'B',
-                &b"\0pgtenant_1\0\0\0\0\0\0\0"[..],
-                "B(~pgtenant_unknown_pgtenant_1~~~~~~~)",
-            ),
-            (b'D', b"Spgtenant_1\0", "D(Spgtenant_unknown_pgtenant_1~)"),
-            (b'C', b"Spgtenant_1\0", "C(Spgtenant_unknown_pgtenant_1~)"),
-        ] {
-            assert_eq!(
-                f.send(tag, body),
-                sent,
-                "the proxy's names are not the client's to use"
-            );
-        }
     }
 
     #[test]
@@ -655,9 +718,58 @@ mod tests {
         f.other_connection();
         assert_eq!(f.send(b'D', b"S\0"), "P(~SELECT 1~~~)D(S~)");
         assert_eq!(f.send(b'B', b"\0\0\0\0\0\0\0\0"), "B(~~~~~~~~)");
-        f.statements.drop_unnamed();
+        f.statements.query();
         f.other_connection();
-        assert_eq!(f.send(b'B', b"\0\0\0\0\0\0\0\0"), "B(~~~~~~~~)");
+        assert_eq!(
+            f.send(b'B', b"\0\0\0\0\0\0\0\0"),
+            "C(S~)B(~~~~~~~~)",
+            "the connection's may be another client's"
+        );
+    }
+
+    #[test]
+    fn a_name_like_those_of_the_proxy_finds_nothing() {
+        let mut f = Fixture::default();
+        f.send(b'P', b"s1\0SELECT 1\0\0\0");
+        assert_eq!(
+            f.send(b'B', b"\0pgtenant_1\0\0\0\0\0\0\0"),
+            "B(~pgtenant_0~~~~~~~)"
+        );
+        assert_eq!(f.send(b'C', b"Spgtenant_1\0"), "");
+        assert_eq!(f.send(b'D', b"Ss1\0"), "D(Spgtenant_1~)");
+    }
+
+    #[test]
+    fn a_malformed_message_passes_as_it_is() {
+        let mut f = Fixture::default();
+        f.send(b'P', b"s1\0SELECT 1\0\0\0");
+        for (tag, body) in [
+            (b'P', &b"s1"[..]),
+            (b'P', b"s1\0SELECT 1"),
+            (b'P', b"s1\0SELECT 1\0\0\x01"),
+            (b'B', b"\0s1"),
+            (b'D', b"Ss1"),
+            (b'D', b"Ss1\0more"),
+            (b'C', b"Ss1\0more"),
+        ] {
+            let sent = f.send(tag, body);
+            assert_eq!(sent, frames(&frame(tag, &[body])));
+        }
+    }
+
+    #[test]
+    fn what_a_name_means_waits_for_the_answers_to_an_earlier_batch_about_it() {
+        let mut f = Fixture::default();
+        let waits = |f: &Fixture, tag, body| f.statements.must_wait(tag, body, &f.ledger);
+        f.send(b'P', b"s1\0SELEC\0\0\0");
+        assert!(!waits(&f, FrontendTag::BIND, b"\0s1\0"), "of one batch");
+        f.ledger.push(Owed::Sync);
+        assert!(waits(&f, FrontendTag::BIND, b"\0s1\0"));
+        assert!(waits(&f, FrontendTag::PARSE, b"s1\0SELECT 1\0\0\0"));
+        assert!(!waits(&f, FrontendTag::BIND, b"\0s2\0"), "another name");
+        f.ledger.reply(BackendTag::ERROR_RESPONSE, 0);
+        f.ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
+        assert!(!waits(&f, FrontendTag::BIND, b"\0s1\0"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::harness::{Running, Setup, assert_no_panics, eventually, in_time, tenant};
 use crate::wire::{
     CANCEL_REQUEST, GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, Wire, bind, copy_data, errors,
-    execute, message, packet, parse, query, rows, startup, sync,
+    execute, message, packet, parse, query, rows, startup, sync, terminate,
 };
 
 const SEED: u64 = 0x6261_6462;
@@ -412,4 +412,61 @@ async fn a_client_that_leaves_before_the_copy_it_asked_for_begins_is_let_go() {
     assert_eq!(rows(&wire.rest().await), ["1"]);
     eventually_empty(&proxy).await;
     still_serves(&proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_client_said_before_a_bad_header_is_done_and_answered() {
+    let proxy = proxy().await;
+    let mut wire = proxy.raw(&tenant("t47")).await;
+    let bytes = [query("SELECT 'before'"), b"Q\0\0\0\x03".to_vec()].concat();
+    wire.send(&bytes).await;
+    let frames = wire.rest().await;
+    assert_eq!(errors(&frames), ["08P01"]);
+    assert_eq!(rows(&frames), ["before"]);
+    still_serves(&proxy).await;
+}
+
+/// As PostgreSQL: it looks at what it was sent in order, and only then sees that the client has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_the_middle_of_a_batch_has_what_came_before_it_done() {
+    let proxy = proxy().await;
+    let insert = query("INSERT INTO items (id, body) SELECT 800, 'done' FROM pg_sleep(0.05)");
+    for last in [terminate(), Vec::new()] {
+        let mut wire = proxy.raw(&tenant("t48")).await;
+        let batch = [
+            insert.clone(),
+            parse("", "SELECT 1"),
+            bind("", "", &[]),
+            last,
+        ];
+        wire.send(&batch.concat()).await;
+        wire.shutdown().await;
+        let tags: Vec<_> = wire.rest().await.iter().map(|frame| frame.tag).collect();
+        assert_eq!(tags, *b"CZ");
+        let mut wire = proxy.raw(&tenant("t48")).await;
+        let deleted = wire
+            .column("DELETE FROM items WHERE id = 800 RETURNING body")
+            .await;
+        assert_eq!(deleted, ["done"]);
+    }
+    eventually_empty(&proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_never_runs_the_unnamed_statement_of_another() {
+    let proxy = Setup {
+        pool_size: 1,
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    let mut one = proxy.raw(&tenant("t49")).await;
+    one.send(&[parse("", "SELECT 'of one'"), sync()].concat())
+        .await;
+    one.until_ready().await;
+    let mut other = proxy.raw(&tenant("t49")).await;
+    other
+        .send(&[bind("", "", &[]), execute("", 0), sync()].concat())
+        .await;
+    assert_eq!(errors(&other.until_ready().await), ["26000"]);
 }

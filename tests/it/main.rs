@@ -8,6 +8,8 @@ mod cancel;
 mod differential;
 mod examples;
 mod faults;
+mod fuzz;
+mod fuzz_bodies;
 mod handover;
 mod harness;
 mod isolation;
