@@ -43,8 +43,6 @@ pub struct SessionState {
     watch: Watch,
     /// What the client asked for at its start: what RESET returns to.
     startup: Arc<Settings>,
-    /// What it had at the last clean point.
-    before: Arc<Settings>,
     /// What its texts may have done since.
     suspected: Effects,
     /// Session pooling: a statement was prepared that may change the context whenever it is run.
@@ -67,18 +65,15 @@ impl SessionState {
                 Pooling::Session => Watch::Resets,
             },
             startup: startup.clone(),
-            before: startup.clone(),
             ..Self::unwatched()
         }
     }
 
     /// Of a replication client, whose server connection nobody else ever gets.
     pub fn unwatched() -> Self {
-        let nothing: Arc<Settings> = Arc::default();
         Self {
             watch: Watch::Nothing,
-            startup: nothing.clone(),
-            before: nothing,
+            startup: Arc::default(),
             suspected: Effects::default(),
             context_in_doubt: false,
             reads_sequences: false,
@@ -208,17 +203,17 @@ impl SessionState {
                 ask_setting(name);
             }
         }
-        let all = what.contains(What::RESETS_ALL);
-        for name in self.startup.keys().filter(|name| can_ask(name)) {
-            if all || self.resets(name) {
-                question.resets.push(name.clone());
-            }
-        }
         if everything {
             ask_setting("role");
             ask_setting("session_authorization");
             question.all_settings = true;
         }
+        let all = what.contains(What::RESETS_ALL);
+        let resets = question.settings.iter();
+        question.resets = resets
+            .filter(|name| all || self.resets(name))
+            .cloned()
+            .collect();
         question
     }
 
@@ -263,7 +258,7 @@ impl SessionState {
         if std::mem::take(&mut self.discarded) {
             self.pins &= Pins::STUCK;
             *settings = self.startup.clone();
-            self.settled(settings);
+            self.settled();
             return;
         }
         let what = self.suspected.what;
@@ -289,7 +284,7 @@ impl SessionState {
         if !question.is_empty() {
             self.take_settings(question, answer, settings, applied, login);
         }
-        self.settled(settings);
+        self.settled();
     }
 
     fn take_settings(
@@ -310,9 +305,11 @@ impl SessionState {
                 Some(value) => applied.insert(name.clone(), value.clone()),
                 None => applied.remove(name),
             };
-            // A RESET that was rolled back has changed nothing.
+            // A RESET that failed, or was rolled back, has changed nothing. Parameters of the application's own are in no
+            // catalog; reset, they are empty.
+            let is_own = name.contains('.') && value.is_some_and(String::is_empty);
             let reset = (all || self.resets(name))
-                && (value != self.before.get(name) || answer.resets.contains(name));
+                && (value.is_none() || is_own || answer.resets.contains(name));
             let value = if reset { self.startup.get(name) } else { value };
             match value {
                 Some(value) => now.insert(name.clone(), value.clone()),
@@ -332,8 +329,7 @@ impl SessionState {
         }
     }
 
-    fn settled(&mut self, settings: &Arc<Settings>) {
-        self.before = settings.clone();
+    fn settled(&mut self) {
         self.suspected = Effects::default();
         if self.watch != Watch::Everything {
             self.pins = Pins::empty();
