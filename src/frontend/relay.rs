@@ -419,7 +419,8 @@ impl<'a> Relay<'a> {
                         }
                         if command == b"DISCARD ALL" {
                             *sequences_of = None;
-                            *context = Context::Clean;
+                            // Not clean: something may have been pipelined behind it.
+                            context.make_stale();
                             self.client.state.discard();
                         }
                     }

@@ -557,7 +557,9 @@ impl Session {
         let ClientSide {
             state, settings, ..
         } = &mut self.side;
-        if state.may_have_changed_context() {
+        if state.is_discarded() {
+            lease.context = Context::Clean;
+        } else if state.may_have_changed_context() {
             lease.context.make_stale();
         }
         let mut applied = match &lease.context {

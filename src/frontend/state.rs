@@ -137,8 +137,27 @@ impl SessionState {
         self.discarded = true;
     }
 
+    /// Whether the session is as after login: it was discarded, and nothing can have been left in it since.
+    pub fn is_discarded(&self) -> bool {
+        self.discarded
+    }
+
+    /// Was something else sent in the same pipeline, it may have come behind the DISCARD ALL: then all is asked.
+    fn doubt_discard(&mut self) {
+        let suspected = &self.suspected;
+        let is_alone = (suspected.what - What::CONTROL).is_empty()
+            && suspected.settings.is_empty()
+            && suspected.functions.is_empty();
+        if self.discarded && !is_alone {
+            self.discarded = false;
+            self.pins &= Pins::STUCK;
+            self.suspected.what |= What::RESETS_ALL | What::OPAQUE;
+        }
+    }
+
     /// What must be asked before it is known what the client holds; empty if it is known.
     pub fn question(&mut self, settings: &Settings, functions: &Functions) -> Question {
+        self.doubt_discard();
         if self.discarded {
             return Question::default();
         }

@@ -15,6 +15,7 @@ mod layers;
 mod limits;
 mod negative;
 mod replication;
+mod session_attacks;
 mod session_state;
 mod tiers;
 mod tls;

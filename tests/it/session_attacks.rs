@@ -1,0 +1,82 @@
+//! Attacks on how session state is tracked: what a client hides, or puts where nobody looks, must not take the tenant
+//! context from another client, nor reach one.
+
+use pgtenant::backend::residue::Pins;
+
+use crate::harness::{Running, Setup, direct, eventually, tenant, world};
+use crate::wire::{
+    Frame, Wire, bind, column, errors, execute, function_call, parse, query, rows, sync,
+};
+
+const BODIES: &str = "SELECT body FROM items ORDER BY id";
+/// `pg_catalog.set_config` and `pg_catalog.setseed`.
+const SET_CONFIG: u32 = 2078;
+const SETSEED: u32 = 1599;
+
+/// A proxy whose pools have one server connection: whoever comes next gets it.
+async fn one_connection(pooling: &'static str) -> Running {
+    Setup {
+        pooling,
+        pool_size: 1,
+        ..Setup::default()
+    }
+    .start()
+    .await
+}
+
+/// Parse, Bind, Execute of the unnamed statement, without Sync.
+fn step(sql: &str) -> Vec<u8> {
+    [parse("", sql), bind("", "", &[]), execute("", 0)].concat()
+}
+
+fn run(name: &str) -> Vec<u8> {
+    [bind("", name, &[]), execute("", 0), sync()].concat()
+}
+
+async fn ask(wire: &mut Wire, batch: &[u8]) -> Vec<Frame> {
+    wire.send(batch).await;
+    wire.until_ready().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pipelined_behind_a_discard_all_reaches_nobody() {
+    let (a, b) = (tenant("t10"), tenant("t11"));
+    for behind in [
+        step("LISTEN planted"),
+        step("CREATE TEMP TABLE items AS SELECT 1 AS id, 'planted' AS body"),
+        step("SET search_path = pg_temp"),
+        step("SELECT set_config('my_app.planted', 'x', false)"),
+        [parse("planted", "SELECT 1"), query("PREPARE p AS SELECT 2")].concat(),
+    ] {
+        let proxy = one_connection("transaction").await;
+        let mut planting = proxy.raw(&a).await;
+        ask(&mut planting, &[step("DISCARD ALL"), behind, sync()].concat()).await;
+        // It may have been kept; then it is given back now.
+        drop(planting);
+        let mut other = proxy.raw(&b).await;
+        assert_eq!(rows(&other.query(BODIES).await), b.bodies());
+        let left = "SELECT pg_listening_channels() UNION SELECT name FROM pg_prepared_statements \
+            UNION SELECT nullif(current_setting('my_app.planted', true), '') \
+            UNION SELECT relname FROM pg_class WHERE relnamespace = pg_my_temp_schema()";
+        let left = column(&other.query(left).await);
+        assert!(left.iter().all(String::is_empty), "{left:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pipelined_behind_a_discard_all_is_kept_for_its_client() {
+    let proxy = one_connection("transaction").await;
+    let mut mine = proxy.raw(&tenant("t12")).await;
+    mine.query("SET work_mem = '5MB'").await;
+    let batch = [
+        step("DISCARD ALL"),
+        step("LISTEN kept"),
+        step("SET lock_timeout = '7s'"),
+        sync(),
+    ];
+    assert!(errors(&ask(&mut mine, &batch.concat()).await).is_empty());
+    let all = "SELECT current_setting('work_mem') || current_setting('lock_timeout') || pg_listening_channels()";
+    for _ in 0..2 {
+        assert_eq!(mine.column(all).await, ["4MB7skept"]);
+    }
+}
