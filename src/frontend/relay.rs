@@ -107,7 +107,7 @@ pub struct Relay<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hold {
     No,
-    /// From the next Sync on.
+    /// From the next Sync on, or what else ends the implicit transaction.
     AtSync,
     Now,
 }
@@ -709,7 +709,7 @@ impl<'a> Relay<'a> {
                     }
                 }
             }
-            if tag == FrontendTag::SYNC && self.hold == Hold::AtSync {
+            if ends_transaction(tag) && self.hold == Hold::AtSync {
                 self.hold = Hold::Now;
             }
             let mut rest = size;
@@ -856,6 +856,14 @@ fn is_outdated_plan(body: &[u8]) -> bool {
 
 fn has_text(tag: FrontendTag) -> bool {
     matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE)
+}
+
+/// Whether the implicit transaction of extended messages ends with it.
+fn ends_transaction(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL
+    )
 }
 
 fn names_a_statement(tag: FrontendTag) -> bool {

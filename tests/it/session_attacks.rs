@@ -80,3 +80,15 @@ async fn what_is_pipelined_behind_a_discard_all_is_kept_for_its_client() {
         assert_eq!(mine.column(all).await, ["4MB7skept"]);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_behind_an_extended_set_without_sync_ends_it() {
+    let proxy = one_connection("transaction").await;
+    let (a, b) = (tenant("t19"), tenant("t20"));
+    let mut mine = proxy.raw(&a).await;
+    let set = format!("SET app.tenant_id = '{}'", b.name);
+    mine.send(&[step(&set), query("SELECT 1"), query(BODIES)].concat())
+        .await;
+    mine.until_ready().await;
+    assert_eq!(rows(&mine.until_ready().await), a.bodies());
+}
