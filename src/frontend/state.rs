@@ -129,7 +129,10 @@ impl SessionState {
 
     /// Whether there is nothing to see to at a clean point.
     pub fn is_settled(&self) -> bool {
-        self.suspected.is_empty() && self.pins.is_empty() && !self.discarded
+        self.suspected.is_empty()
+            && self.pins.is_empty()
+            && !self.discarded
+            && !self.context_in_doubt
     }
 
     /// The client discarded all of its session, and the server has said so.

@@ -92,3 +92,19 @@ async fn a_query_behind_an_extended_set_without_sync_ends_it() {
     mine.until_ready().await;
     assert_eq!(rows(&mine.until_ready().await), a.bodies());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_set_config_does_not_take_the_tenant_context_away() {
+    for pooling in ["transaction", "session"] {
+        let proxy = one_connection(pooling).await;
+        let (a, b) = (tenant("t15"), tenant("t16"));
+        let mut mine = proxy.raw(&a).await;
+        let sets = format!("SELECT set_config('app.tenant_id', '{}', false)", b.name);
+        ask(&mut mine, &[parse("s", &sets), sync()].concat()).await;
+        assert_eq!(rows(&mine.query(BODIES).await), a.bodies());
+        for _ in 0..2 {
+            assert_eq!(rows(&ask(&mut mine, &run("s")).await), [&*b.name]);
+            assert_eq!(rows(&mine.query(BODIES).await), a.bodies(), "{pooling}");
+        }
+    }
+}
