@@ -42,6 +42,12 @@ const MAX_TRANSLATED: usize = 64 * 1024;
 const LOOKED_AT_WHOLE: usize = 8 * 1024;
 /// Most messages owed before the client is not heard until some are answered.
 const MAX_OWED: usize = 4096;
+/// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`, `loread`,
+/// `lowrite`): what drivers use the message for. What they leave ends with the transaction.
+const LARGE_OBJECT_FUNCTIONS: [u32; 20] = [
+    715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458,
+    3459, 3460,
+];
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
 /// socket takes before a server that sends to nobody notices.
 const PLAY_OUT_LIMIT: usize = 1 << 20;
@@ -616,6 +622,24 @@ impl<'a> Relay<'a> {
         Ok(Looked::Passes)
     }
 
+    /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
+    /// `here` are there. False: more of it is needed.
+    fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> bool {
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
+        if oid.is_none() && here < size {
+            return false;
+        }
+        if oid.is_none_or(|oid| !LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
+            self.note_effects(&Effects {
+                what: What::CONTROL | What::OPAQUE | What::STUCK,
+                ..Effects::default()
+            });
+            self.hold = Hold::Now;
+        }
+        true
+    }
+
     /// Sequence values that are another client's must not be told.
     ///
     /// # Errors
@@ -708,6 +732,12 @@ impl<'a> Relay<'a> {
                         continue;
                     }
                 }
+            }
+            if tag == FrontendTag::FUNCTION_CALL
+                && self.client.state.is_watched()
+                && !self.look_at_call(run, here, size)
+            {
+                break false;
             }
             if ends_transaction(tag) && self.hold == Hold::AtSync {
                 self.hold = Hold::Now;

@@ -108,3 +108,32 @@ async fn a_prepared_set_config_does_not_take_the_tenant_context_away() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_call_does_not_take_the_tenant_context_away() {
+    for pooling in ["transaction", "session"] {
+        let proxy = one_connection(pooling).await;
+        let (a, b) = (tenant("t13"), tenant("t14"));
+        let mut mine = proxy.raw(&a).await;
+        let call = function_call(SET_CONFIG, &[Some("app.tenant_id"), Some(&b.name), Some("f")]);
+        mine.send(&[call.clone(), query(BODIES)].concat()).await;
+        assert!(errors(&mine.until_ready().await).is_empty());
+        assert_eq!(rows(&mine.until_ready().await), a.bodies(), "{pooling}");
+        ask(&mut mine, &call).await;
+        drop(mine);
+        let mut next = proxy.raw(&a).await;
+        assert_eq!(rows(&next.query(BODIES).await), a.bodies(), "{pooling}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_function_call_leaves_meets_nobody() {
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t13");
+    let mut mine = proxy.raw(&a).await;
+    ask(&mut mine, &function_call(SETSEED, &[Some("0.5")])).await;
+    let pid = mine.column("SELECT pg_backend_pid()").await;
+    drop(mine);
+    let mut next = proxy.raw(&a).await;
+    assert_ne!(next.column("SELECT pg_backend_pid()").await, pid);
+}
