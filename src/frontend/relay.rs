@@ -528,8 +528,8 @@ impl<'a> Relay<'a> {
         if what.intersects(What::CREATES | What::DROPS) {
             self.pool.statements.begin_epoch();
         }
-        if what.intersects(What::ADVANCES_SEQUENCE | What::OPAQUE) || !effects.functions.is_empty()
-        {
+        let advances = What::ADVANCES_SEQUENCE | What::WRITES | What::OPAQUE;
+        if what.intersects(advances) || !effects.functions.is_empty() {
             self.server.sequences_of = Some(self.handle.id);
         }
         self.client.state.note(effects);

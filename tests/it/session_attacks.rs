@@ -137,3 +137,17 @@ async fn what_a_function_call_leaves_meets_nobody() {
     let mut next = proxy.raw(&a).await;
     assert_ne!(next.column("SELECT pg_backend_pid()").await, pid);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_an_update_took_from_a_sequence_is_not_anothers() {
+    let world = world().await;
+    let sql = "CREATE TABLE attacks_serial (id serial); INSERT INTO attacks_serial DEFAULT VALUES; \
+        GRANT ALL ON attacks_serial, attacks_serial_id_seq TO PUBLIC";
+    world.shared.run("app", sql).await.expect("a table");
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t29");
+    let mut mine = proxy.raw(&a).await;
+    let mut other = proxy.raw(&a).await;
+    column(&mine.query("UPDATE attacks_serial SET id = DEFAULT").await);
+    assert_eq!(errors(&other.query("SELECT lastval()").await), ["0A000"]);
+}
