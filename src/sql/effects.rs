@@ -580,10 +580,11 @@ impl Reader {
     }
 
     fn set(&mut self, name: &str, reset: bool) {
-        if name == "seed" {
-            self.effects.what |= What::STUCK;
-        } else {
-            self.effects.add_setting(name, reset);
+        match name {
+            "seed" => self.effects.what |= What::STUCK,
+            // They end with the transaction, and cannot be set outside of one, or RESET.
+            "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => {}
+            _ => self.effects.add_setting(name, reset),
         }
     }
 
@@ -880,6 +881,7 @@ mod tests {
                 "x y",
             ),
             ("DO $$ BEGIN EXECUTE 'SET x.y = ' || z; END $$", "x.y"),
+            ("SET transaction_isolation = 'serializable'", ""),
             ("UPDATE t SET a = 1", ""),
             ("ALTER ROLE r SET a = 1", ""),
         ] {

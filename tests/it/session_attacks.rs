@@ -151,3 +151,25 @@ async fn a_value_that_an_update_took_from_a_sequence_is_not_anothers() {
     column(&mine.query("UPDATE attacks_serial SET id = DEFAULT").await);
     assert_eq!(errors(&other.query("SELECT lastval()").await), ["0A000"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_of_a_transaction_are_nobodys_afterwards() {
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t23");
+    let mut mine = proxy.raw(&a).await;
+    let mut other = proxy.raw(&a).await;
+    let levels = "SELECT current_setting('transaction_isolation') || current_setting('transaction_read_only')";
+    for statements in [
+        "BEGIN; SET transaction_isolation TO 'serializable'; COMMIT",
+        "BEGIN; SET transaction_read_only = on; SET transaction_deferrable = on; COMMIT",
+        "SELECT set_config('transaction_isolation', 'repeatable read', false)",
+        "SET default_transaction_isolation = 'serializable'",
+    ] {
+        for statement in statements.split("; ") {
+            mine.query(statement).await;
+        }
+        let expected = ["read committedoff"];
+        assert_eq!(other.column(levels).await, expected, "{statements}");
+    }
+    assert_eq!(mine.column(levels).await, ["serializableoff"]);
+}
