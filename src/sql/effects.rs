@@ -99,6 +99,7 @@ impl Effects {
     pub fn of_body(source: &[u8]) -> Self {
         let mut scanner = Scanner::default();
         scanner.begin(false);
+        scanner.lexer.read_code();
         scanner.reader.in_code = true;
         scanner.feed(source);
         scanner.finish()
@@ -163,12 +164,9 @@ impl Scanner {
     pub fn begin(&mut self, backslashes: bool) {
         self.lexer.restart(backslashes);
         let mut name = std::mem::take(&mut self.reader.name);
-        let mut word_before = std::mem::take(&mut self.reader.word_before);
         name.clear();
-        word_before.clear();
         self.reader = Reader {
             name,
-            word_before,
             ..Reader::default()
         };
     }
@@ -207,9 +205,9 @@ enum Last {
     /// A symbol, a keyword, or nothing: a function may be called behind it.
     #[default]
     Open,
-    /// A name, or an expression's end: a name behind it is an alias.
+    /// A name, or an expression's end.
     Closed,
-    /// INTO, JOIN and AS: what follows is a relation.
+    /// INTO, AS and the like: what follows is a relation.
     Relation,
     /// A dot in a name.
     Dot,
@@ -248,11 +246,12 @@ struct Reader {
     effects: Effects,
     command: Command,
     last: Last,
-    /// What was before the name that was read last; if that was a name or a keyword, `word_before` is it.
+    /// What was before the name that was read last.
     before_name: Last,
     /// The name, or keyword, that was read last.
     name: Vec<u8>,
-    word_before: Vec<u8>,
+    /// It is in a schema other than `pg_catalog`.
+    is_qualified: bool,
     naming: Naming,
     calls: Vec<SetConfig>,
     /// In the body of DO or of a function.
@@ -276,8 +275,10 @@ impl Sink for Reader {
                 self.last = Last::Closed;
             }
             Token::Text(text) => {
-                if let (true, Some(text)) = (self.in_code, text) {
-                    self.effects.add(&Effects::of(text, false));
+                match text {
+                    Some(text) if self.in_code => self.effects.add(&Effects::of(text, false)),
+                    None if self.in_code => self.effects.what |= What::OPAQUE,
+                    _ => {}
                 }
                 if self.command == Command::Do {
                     // The code of DO as a plain string.
@@ -381,9 +382,11 @@ impl Reader {
                 Last::Closed
             }
             Short::WITH => Last::With,
-            Short::INTO | Short::JOIN | Short::AS | Short::TABLE | Short::REFERENCES => {
-                Last::Relation
+            Short::EXECUTE if !self.in_code => {
+                self.effects.what |= What::OPAQUE;
+                Last::Open
             }
+            Short::INTO | Short::AS | Short::TABLE | Short::REFERENCES => Last::Relation,
             _ => return self.identifier(word),
         };
         self.name.clear();
@@ -395,22 +398,20 @@ impl Reader {
         if name.starts_with(b"pg_temp") && self.command != Command::Set {
             self.effects.what |= What::TEMPORARY;
         }
+        self.is_qualified = self.last == Last::Dot && self.name != b"pg_catalog";
         if self.last != Last::Dot {
             self.before_name = self.last;
-            std::mem::swap(&mut self.name, &mut self.word_before);
         }
         self.name.clear();
         self.name.extend_from_slice(name);
         self.last = Last::Closed;
     }
 
-    /// The name that was read last is called, unless it is a keyword, or an alias behind another name.
+    /// The name that was read last is called, unless it is a keyword or a relation's. (Or it is an alias with a list
+    /// of columns, which may be looked up in vain.)
     fn call(&mut self) {
-        let is_alias = match self.before_name {
-            Last::Closed => self.word_before.is_empty() || !is_keyword(&self.word_before),
-            before => before == Last::Relation,
-        };
-        if is_alias || is_keyword(&self.name) {
+        let is_keyword = !self.is_qualified && is_keyword(&self.name);
+        if is_keyword || self.before_name == Last::Relation {
             return;
         }
         let called = std::mem::take(&mut self.name);
@@ -423,6 +424,10 @@ impl Reader {
             self.effects.what |= What::OPAQUE;
             return;
         };
+        if self.is_qualified {
+            // One of the application's own, whatever its name.
+            self.effects.add_function(name);
+        }
         let what = match name {
             "set_config" => {
                 self.effects.what |= What::CONTROL;
@@ -562,7 +567,7 @@ impl Reader {
             Naming::Name(_) if text == "to" => self.begin_value(),
             Naming::Name(_) => return false,
             Naming::Value(name) => {
-                if text == "default" {
+                if text == "default" || (text == "local" && name == "timezone") {
                     let name = std::mem::take(name);
                     self.naming = Naming::No;
                     self.set(&name, true);
@@ -645,7 +650,7 @@ impl Short {
     const PG_SETTINGS: Self = Self::of(b"pg_settings");
     const WITH: Self = Self::of(b"with");
     const INTO: Self = Self::of(b"into");
-    const JOIN: Self = Self::of(b"join");
+    const EXECUTE: Self = Self::of(b"execute");
     const AS: Self = Self::of(b"as");
     const TABLE: Self = Self::of(b"table");
     const REFERENCES: Self = Self::of(b"references");
@@ -661,8 +666,7 @@ impl Short {
     }
 }
 
-/// Words that are no function's name before a parenthesis, and end no expression: keywords that the
-/// grammar lets stand there (kwlist.h).
+/// Words that are no function's name before a parenthesis: keywords that the grammar lets stand there (kwlist.h).
 fn is_keyword(word: &[u8]) -> bool {
     matches!(
         word,
@@ -769,6 +773,7 @@ fn is_keyword(word: &[u8]) -> bool {
             | b"xmlroot"
             | b"xmlexists"
             | b"xmltable"
+            | b"operator"
             | b"collate"
             | b"escape"
             | b"asc"
@@ -826,7 +831,7 @@ mod tests {
             "SELECT 'set_config(''a'',''b'',false)', \"temp\" FROM listen",
             "SELECT temp, hold FROM t WHERE a IN (1, 2) AND lower(b) = 'LISTEN' -- SET x = 1",
             "SELECT count(*) FILTER (WHERE a) OVER (PARTITION BY b) FROM t AS x (a, b) JOIN y USING (c)",
-            "SELECT x::numeric(10,2), CAST(y AS varchar(5)) FROM unnest(z) u(v)",
+            "SELECT x::numeric(10,2), CAST(y AS varchar(5)) FROM unnest(z) AS u(v)",
             "BEGIN",
             "BEGIN ISOLATION LEVEL SERIALIZABLE",
             "SET LOCAL app.x = '1'",
@@ -857,6 +862,8 @@ mod tests {
             ("RESET x", "-x"),
             ("RESET x.y", "-x.y"),
             ("SET TIME ZONE 'UTC'", "timezone"),
+            ("SET TIME ZONE LOCAL", "-timezone"),
+            ("SET synchronous_commit = local", "synchronous_commit"),
             ("SET NAMES 'UTF8'", "client_encoding"),
             ("SET SCHEMA 'a'", "search_path"),
             ("SET ROLE a", "role"),
@@ -944,6 +951,8 @@ mod tests {
             ("DO 'BEGIN NULL; END'", What::SETS_UNKNOWN),
             ("DO $$ BEGIN NULL; END $$", What::OPAQUE),
             ("EXECUTE a", What::OPAQUE),
+            ("EXPLAIN ANALYZE EXECUTE a", What::OPAQUE),
+            ("CREATE TABLE t AS EXECUTE a", What::OPAQUE),
             (
                 "SELECT U&\"set\\005fconfig\"('a', 'b', false)",
                 What::OPAQUE,
@@ -976,7 +985,17 @@ mod tests {
             ),
             ("INSERT INTO t (a, b) VALUES (f(1), 2)", "f"),
             ("INSERT INTO s.t (a) SELECT a FROM g(1) AS x (a)", "g"),
-            ("SELECT a b (1)", ""),
+            ("SELECT * FROM a CROSS JOIN f(1)", "f"),
+            ("SELECT DISTINCT ON (a) f(b) FROM t", "f"),
+            ("SELECT a AT TIME ZONE f(), b OPERATOR(x.+) g()", "f g"),
+            (
+                "SELECT a BETWEEN SYMMETRIC f() AND g(VARIADIC h())",
+                "f g h",
+            ),
+            (
+                "SELECT my.lower(a), my.json(b), pg_catalog.lower(c)",
+                "lower json",
+            ),
         ] {
             let names: Vec<_> = effects(sql)
                 .functions

@@ -173,3 +173,51 @@ async fn parameters_of_a_transaction_are_nobodys_afterwards() {
     }
     assert_eq!(mine.column(levels).await, ["serializableoff"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_functions_do_is_found_wherever_they_are_called() {
+    let world = world().await;
+    let padding = "x".repeat(200);
+    let sql = format!(
+        "CREATE SCHEMA attacks; GRANT USAGE ON SCHEMA attacks TO PUBLIC;
+         CREATE FUNCTION attacks_sets(a text) RETURNS text LANGUAGE plpgsql AS
+            $$ BEGIN RETURN set_config('my_app.attacked', a, false); END $$;
+         CREATE FUNCTION attacks.lower(a text) RETURNS text LANGUAGE sql AS 'SELECT attacks_sets(a)';
+         CREATE FUNCTION attacks_next(a text) RETURNS SETOF text LANGUAGE plpgsql AS
+            $$ BEGIN RETURN NEXT attacks_sets(a); END $$;
+         CREATE FUNCTION attacks_long() RETURNS void LANGUAGE plpgsql AS
+            $$ BEGIN EXECUTE 'CREATE TEMP TABLE IF NOT EXISTS attacks_t (a text DEFAULT ''{padding}'')'; END $$;
+         CREATE FUNCTION attacks_escaped() RETURNS void LANGUAGE plpgsql AS
+            $$ BEGIN EXECUTE E'CREATE\\tTEMP TABLE IF NOT EXISTS attacks_t (a text)'; END $$;"
+    );
+    world.shared.run("app", &sql).await.expect("functions");
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t24");
+    let mut mine = proxy.raw(&a).await;
+    let handle = proxy.proxy.app().clients().pop().expect("a client");
+    let mut other = proxy.raw(&a).await;
+    let value = "SELECT coalesce(current_setting('my_app.attacked', true), '')";
+    let mut n = 0;
+    for statement in [
+        "SELECT attacks_sets($)",
+        "SELECT attacks.lower($)",
+        "SELECT * FROM (SELECT 1) x CROSS JOIN attacks_sets($)",
+        "SELECT DISTINCT ON (1) attacks_sets($) FROM (SELECT 1) x",
+        "SELECT now() AT TIME ZONE attacks_sets($)",
+        "SELECT 'a' BETWEEN SYMMETRIC attacks_sets($) AND 'b'",
+        "SELECT 'a' OPERATOR(pg_catalog.=) attacks_sets($)",
+        "SELECT * FROM attacks_next($)",
+    ] {
+        n += 1;
+        // One that is a time zone, too.
+        let statement = statement.replace('$', &format!("'UTC+{n}'"));
+        assert!(errors(&mine.query(&statement).await).is_empty());
+        assert_eq!(other.column(value).await, [""], "{statement}: another's");
+        assert_eq!(mine.column(value).await, [format!("UTC+{n}")], "{statement}");
+    }
+    for statement in ["SELECT attacks_long()", "SELECT attacks_escaped()"] {
+        mine.query(statement).await;
+        eventually("it is pinned", async || handle.pins() == Pins::TEMPORARY).await;
+        mine.query("DROP TABLE attacks_t").await;
+    }
+}
