@@ -35,6 +35,8 @@ pub struct Statements {
     unnamed: Unnamed,
     /// What an execution of the unnamed statement may do to the session.
     unnamed_effects: Effects,
+    /// It was read with backslash escapes in plain strings.
+    unnamed_backslashes: bool,
     /// The unnamed statement of the server connection at hand is this client's.
     unnamed_is_there: bool,
     /// The client's settings, and what of them changes the meaning of its statements.
@@ -288,7 +290,11 @@ impl Statements {
         let (name, definition) = split_cstr(body).ok_or_else(malformed)?;
         if name.is_empty() {
             let effects = match &self.unnamed {
-                Unnamed::Known(before) if before == frame => self.unnamed_effects.clone(),
+                Unnamed::Known(before)
+                    if before == frame && self.unnamed_backslashes == target.backslashes =>
+                {
+                    self.unnamed_effects.clone()
+                }
                 _ => {
                     let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
                     Effects::of(text, target.backslashes)
@@ -304,6 +310,7 @@ impl Statements {
                 _ => Unnamed::TooLong,
             });
             self.unnamed_effects = effects;
+            self.unnamed_backslashes = target.backslashes;
             target.outbox.extend(frame);
             target.ledger.push(Owed::Parse(None, undo));
             return done;
@@ -329,7 +336,9 @@ impl Statements {
             ));
         }
         let meaning = self.meaning(target);
-        let statement = target.interner.intern(definition, meaning);
+        let statement = target
+            .interner
+            .intern(definition, meaning, target.backslashes);
         if !target.owns_sequences && asks_for_foreign_sequence(&statement.effects) {
             return Ok(Rewritten::ForeignSequence);
         }

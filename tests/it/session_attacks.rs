@@ -50,7 +50,11 @@ async fn what_is_pipelined_behind_a_discard_all_reaches_nobody() {
     ] {
         let proxy = one_connection("transaction").await;
         let mut planting = proxy.raw(&a).await;
-        ask(&mut planting, &[step("DISCARD ALL"), behind, sync()].concat()).await;
+        ask(
+            &mut planting,
+            &[step("DISCARD ALL"), behind, sync()].concat(),
+        )
+        .await;
         // It may have been kept; then it is given back now.
         drop(planting);
         let mut other = proxy.raw(&b).await;
@@ -115,7 +119,10 @@ async fn a_function_call_does_not_take_the_tenant_context_away() {
         let proxy = one_connection(pooling).await;
         let (a, b) = (tenant("t13"), tenant("t14"));
         let mut mine = proxy.raw(&a).await;
-        let call = function_call(SET_CONFIG, &[Some("app.tenant_id"), Some(&b.name), Some("f")]);
+        let call = function_call(
+            SET_CONFIG,
+            &[Some("app.tenant_id"), Some(&b.name), Some("f")],
+        );
         mine.send(&[call.clone(), query(BODIES)].concat()).await;
         assert!(errors(&mine.until_ready().await).is_empty());
         assert_eq!(rows(&mine.until_ready().await), a.bodies(), "{pooling}");
@@ -213,11 +220,36 @@ async fn what_functions_do_is_found_wherever_they_are_called() {
         let statement = statement.replace('$', &format!("'UTC+{n}'"));
         assert!(errors(&mine.query(&statement).await).is_empty());
         assert_eq!(other.column(value).await, [""], "{statement}: another's");
-        assert_eq!(mine.column(value).await, [format!("UTC+{n}")], "{statement}");
+        assert_eq!(
+            mine.column(value).await,
+            [format!("UTC+{n}")],
+            "{statement}"
+        );
     }
     for statement in ["SELECT attacks_long()", "SELECT attacks_escaped()"] {
         mine.query(statement).await;
         eventually("it is pinned", async || handle.pins() == Pins::TEMPORARY).await;
         mine.query("DROP TABLE attacks_t").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_with_backslash_escapes_hides_nothing() {
+    let proxy = one_connection("transaction").await;
+    let (a, b) = (tenant("t17"), tenant("t18"));
+    let mut mine = proxy.raw(&a).await;
+    let mut next = proxy.raw(&a).await;
+    let sql = format!(
+        r"SELECT 'x\'', set_config('app.tenant_id', '{}', false), 'y\''",
+        b.name
+    );
+    for batch in [
+        query(&sql),
+        [parse("", &sql), run("")].concat(),
+        [parse("s", &sql), run("s")].concat(),
+    ] {
+        mine.query("SET standard_conforming_strings = off").await;
+        assert!(errors(&ask(&mut mine, &batch).await).is_empty());
+        assert_eq!(rows(&next.query(BODIES).await), a.bodies());
     }
 }
