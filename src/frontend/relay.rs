@@ -604,7 +604,7 @@ impl<'a> Relay<'a> {
             && let Some(statements) = &mut self.client.statements
             && let Some(name) = statements.named_in_deallocate(text)
         {
-            if !self.ledger.is_empty() && self.ledger.will_settle() {
+            if self.server_rest > 0 || (!self.ledger.is_empty() && self.ledger.will_settle()) {
                 self.hold = Hold::Now;
                 return Ok(Looked::NeedMore);
             }
