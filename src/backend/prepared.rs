@@ -247,7 +247,8 @@ impl Parsed {
         evicted.map(|entry| entry.statement)
     }
 
-    /// Records that a Close of `statement` took no effect.
+    /// Records that the server may have `statement`, or not, as after a Close that took no effect: before its next
+    /// use it is closed and parsed anew.
     pub fn restore(&mut self, statement: &Arc<Statement>) {
         let entry = Entry {
             statement: statement.clone(),

@@ -447,7 +447,7 @@ impl<'a> Relay<'a> {
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
                 let body = &bytes[HEADER..size.min(bytes.len())];
-                if is_outdated_plan(body) {
+                if is_outdated_plan(body) || is_unknown_statement(body) {
                     parsed.outdate();
                 }
                 let reply = self.ledger.reply(tag, 0);
@@ -878,10 +878,16 @@ pub fn foreign_sequence() -> Error {
 /// Whether an ErrorResponse says that a statement means something else since the schema changed
 /// (RevalidateCachedQuery in plancache.c).
 fn is_outdated_plan(body: &[u8]) -> bool {
-    const SQLSTATE: &[u8] = b"C0A000\0";
-    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
-    let has = |field: &[u8]| body.windows(field.len()).any(|window| window == field);
-    has(SQLSTATE) && has(ROUTINE)
+    has_field(body, b"C0A000\0") && has_field(body, b"RRevalidateCachedQuery\0")
+}
+
+/// Whether an ErrorResponse says that there is no such statement: something that nobody saw may have taken it away.
+fn is_unknown_statement(body: &[u8]) -> bool {
+    has_field(body, b"C26000\0")
+}
+
+fn has_field(body: &[u8], field: &[u8]) -> bool {
+    memchr::memmem::find(body, field).is_some()
 }
 
 fn has_text(tag: FrontendTag) -> bool {

@@ -134,12 +134,12 @@ impl Statements {
             match message {
                 Owed::SwallowedClose(statement) => parsed.restore(&statement),
                 Owed::SwallowedParse(None) => self.unnamed_is_there = false,
-                Owed::SwallowedParse(Some(statement)) => parsed.forget(&statement),
+                Owed::SwallowedParse(Some(statement)) => refused(&statement, skipped, parsed),
                 // One that was looked at and failed has ended the unnamed statement before it.
                 Owed::Parse(_, Undo::Unnamed(..)) if !skipped => self.drop_unnamed(),
                 Owed::Parse(statement, undo) => {
                     if let Some(statement) = statement {
-                        parsed.forget(&statement);
+                        refused(&statement, skipped, parsed);
                     }
                     self.take_back(undo);
                 }
@@ -206,11 +206,14 @@ impl Statements {
         self.named.remove(name);
     }
 
-    /// The server has done a DEALLOCATE.
+    /// The server has done a DEALLOCATE: of which statement is not always known.
     pub fn note_deallocated(&mut self, parsed: &mut Parsed) {
-        if let Some((name, statement)) = self.deallocating.take() {
-            parsed.forget(&statement);
-            self.named.remove(&name);
+        match self.deallocating.take() {
+            Some((name, statement)) => {
+                parsed.restore(&statement);
+                self.named.remove(&name);
+            }
+            None => parsed.outdate(),
         }
     }
 
@@ -256,10 +259,9 @@ impl Statements {
                 let name = split_cstr(name).ok_or_else(malformed)?.0;
                 let known = self.provide(name, target);
                 target.ledger.push(Owed::Describe);
-                let Some(known) = known else {
+                let Some(name) = name_to_send(known.as_deref(), name) else {
                     return Ok(Rewritten::Consumed(0));
                 };
-                let name = known.server_name();
                 target
                     .outbox
                     .extend(&frame(tag.0, &[b"S", name.as_bytes(), b"\0"]));
@@ -348,6 +350,11 @@ impl Statements {
         };
         let undo = Undo::Name(name.into(), None);
         match target.parsed.touch(&statement, known.since) {
+            // In a transaction that has failed the server decides what may be prepared.
+            Has::Yes if target.ledger.status().is_none() => {
+                let owed = Owed::Parse(Some(statement), undo);
+                parse_on(&known, Has::Outdated, target, owed);
+            }
             Has::Yes => target.ledger.push(Owed::FakeParse(undo)),
             has => {
                 let owed = Owed::Parse(Some(statement), undo);
@@ -416,10 +423,9 @@ impl Statements {
         }
         let known = self.provide(statement, target);
         target.ledger.push(Owed::Bind);
-        let Some(known) = known else {
+        let Some(name) = name_to_send(known.as_deref(), statement) else {
             return Ok(Rewritten::Consumed(0));
         };
-        let name = known.server_name();
         let names = HEADER + body.len() - values.len();
         let length = 4 + portal.len() + name.len() + 2 + size - names;
         target.outbox.extend(&[FrontendTag::BIND.0]);
@@ -448,6 +454,24 @@ impl Statements {
         let known = self.named.get(name)?.clone();
         ensure_parsed(&known, target);
         Some(known.statement)
+    }
+}
+
+/// The name by which the server is asked for the statement that a client calls `name`. None: by the same. What another
+/// client's statement is called there is no name of this client's.
+fn name_to_send<'a>(known: Option<&'a Statement>, name: &[u8]) -> Option<&'a str> {
+    match known {
+        Some(known) => Some(known.server_name()),
+        None if name.starts_with(PREFIX) => Some(Statement::NAME_PREFIX),
+        None => None,
+    }
+}
+
+/// A Parse was refused or skipped. The server that refuses one may have the name already, though it should not.
+fn refused(statement: &Arc<Statement>, skipped: bool, parsed: &mut Parsed) {
+    match skipped {
+        true => parsed.forget(statement),
+        false => parsed.restore(statement),
     }
 }
 

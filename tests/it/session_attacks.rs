@@ -50,11 +50,7 @@ async fn what_is_pipelined_behind_a_discard_all_reaches_nobody() {
     ] {
         let proxy = one_connection("transaction").await;
         let mut planting = proxy.raw(&a).await;
-        ask(
-            &mut planting,
-            &[step("DISCARD ALL"), behind, sync()].concat(),
-        )
-        .await;
+        ask(&mut planting, &[step("DISCARD ALL"), behind, sync()].concat()).await;
         // It may have been kept; then it is given back now.
         drop(planting);
         let mut other = proxy.raw(&b).await;
@@ -119,10 +115,7 @@ async fn a_function_call_does_not_take_the_tenant_context_away() {
         let proxy = one_connection(pooling).await;
         let (a, b) = (tenant("t13"), tenant("t14"));
         let mut mine = proxy.raw(&a).await;
-        let call = function_call(
-            SET_CONFIG,
-            &[Some("app.tenant_id"), Some(&b.name), Some("f")],
-        );
+        let call = function_call(SET_CONFIG, &[Some("app.tenant_id"), Some(&b.name), Some("f")]);
         mine.send(&[call.clone(), query(BODIES)].concat()).await;
         assert!(errors(&mine.until_ready().await).is_empty());
         assert_eq!(rows(&mine.until_ready().await), a.bodies(), "{pooling}");
@@ -220,11 +213,7 @@ async fn what_functions_do_is_found_wherever_they_are_called() {
         let statement = statement.replace('$', &format!("'UTC+{n}'"));
         assert!(errors(&mine.query(&statement).await).is_empty());
         assert_eq!(other.column(value).await, [""], "{statement}: another's");
-        assert_eq!(
-            mine.column(value).await,
-            [format!("UTC+{n}")],
-            "{statement}"
-        );
+        assert_eq!(mine.column(value).await, [format!("UTC+{n}")], "{statement}");
     }
     for statement in ["SELECT attacks_long()", "SELECT attacks_escaped()"] {
         mine.query(statement).await;
@@ -252,4 +241,85 @@ async fn a_text_with_backslash_escapes_hides_nothing() {
         assert!(errors(&ask(&mut mine, &batch).await).is_empty());
         assert_eq!(rows(&next.query(BODIES).await), a.bodies());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deallocate_takes_no_statement_away_from_another() {
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t21");
+    let text = "SELECT 'it'";
+    for attack in [
+        // Prepared, run once too often.
+        &[
+            [parse("", "DEALLOCATE s"), sync()].concat(),
+            run(""),
+            run(""),
+            [parse("s", text), run("s")].concat(),
+            run(""),
+        ][..],
+        // Prepared only, while another completes.
+        &[
+            [parse("", "DEALLOCATE s"), sync()].concat(),
+            query("PREPARE p AS SELECT 1"),
+            query("DEALLOCATE p"),
+        ],
+        // By the name it has on the server.
+        &[query("DEALLOCATE pgtenant_1")],
+        &[[step("DEALLOCATE pgtenant_1"), sync()].concat()],
+        // Prepared behind what drops all.
+        &[[step("DEALLOCATE ALL"), parse("t", text), run("t")].concat()],
+        &[[step("DISCARD ALL"), parse("t", text), run("t")].concat()],
+    ] {
+        let mut other = proxy.raw(&a).await;
+        let mut mine = proxy.raw(&a).await;
+        ask(&mut other, &[parse("q", text), sync()].concat()).await;
+        ask(&mut mine, &[parse("s", text), run("s")].concat()).await;
+        for batch in attack {
+            ask(&mut mine, batch).await;
+        }
+        for _ in 0..2 {
+            let frames = ask(&mut other, &run("q")).await;
+            assert_eq!(column(&frames), ["it"], "{}", attack.concat().escape_ascii());
+        }
+        ask(&mut other, &[parse("q2", text), run("q2")].concat()).await;
+        assert_eq!(column(&ask(&mut other, &run("q2")).await), ["it"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_of_another_client_cannot_be_bound_by_its_name_on_the_server() {
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t22");
+    let mut other = proxy.raw(&a).await;
+    let mut mine = proxy.raw(&a).await;
+    ask(&mut other, &[parse("s", "SELECT 'other'"), run("s")].concat()).await;
+    let name = mine
+        .column("SELECT name FROM pg_prepared_statements")
+        .await
+        .remove(0);
+    assert_eq!(errors(&ask(&mut mine, &run(&name)).await), ["26000"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_statement_is_refused_in_a_failed_transaction_as_direct() {
+    let world = world().await;
+    let a = tenant("t28");
+    let proxy = one_connection("transaction").await;
+    let mut seen = Vec::new();
+    for mut wire in [proxy.raw(&a).await, direct(world, &a).await] {
+        ask(&mut wire, &[parse("s", "SELECT 1"), parse("r", "ROLLBACK"), sync()].concat()).await;
+        wire.query("BEGIN").await;
+        wire.query("SELECT 1/0").await;
+        let mut tags = Vec::new();
+        for batch in [
+            [parse("s2", "SELECT 1"), run("s2")].concat(),
+            [parse("r2", "ROLLBACK"), run("r2")].concat(),
+            [parse("s2", "SELECT 1"), run("s2")].concat(),
+        ] {
+            let frames = ask(&mut wire, &batch).await;
+            tags.push(frames.iter().map(|frame| frame.tag as char).collect::<String>());
+        }
+        seen.push(tags);
+    }
+    assert_eq!(seen[0], seen[1]);
 }
