@@ -25,6 +25,7 @@ use crate::backend::prepared::frame;
 use crate::config::Route;
 use crate::error::{Error, Kind, Result};
 use crate::id::TenantId;
+use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag};
 use crate::protocol::reply::ErrorFields;
 
@@ -268,7 +269,8 @@ pub enum Adopted {
     Scrubbed,
 }
 
-/// Makes `connection` carry the context of `wanted`.
+/// Makes `connection` carry the context of `wanted`. Notifications that come meanwhile go to `aside`: for a client
+/// that holds the connection already they are its own.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -278,6 +280,7 @@ pub async fn adopt(
     connection: &mut ServerConnection,
     wanted: &Binding,
     deadline: Duration,
+    aside: &mut Buffer,
 ) -> Result<Adopted, Refusal> {
     if carries(connection, wanted) {
         return Ok(Adopted::AsItWas);
@@ -289,7 +292,7 @@ pub async fn adopt(
     }
     let exchanged = match plan.answers {
         0 => Ok(Ok(())),
-        _ => tokio::time::timeout(deadline, exchange(connection, &plan)).await,
+        _ => tokio::time::timeout(deadline, exchange(connection, &plan, aside)).await,
     };
     match exchanged {
         Ok(done) => done?,
@@ -309,7 +312,11 @@ pub async fn adopt(
     })
 }
 
-async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), Refusal> {
+async fn exchange(
+    connection: &mut ServerConnection,
+    plan: &Plan,
+    aside: &mut Buffer,
+) -> Result<(), Refusal> {
     connection
         .send(&plan.request)
         .await
@@ -334,7 +341,8 @@ async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), 
                 refused.get_or_insert_with(|| ErrorFields::read(&body));
             }
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
-            // CommandComplete, FunctionCallResponse; notices and notifications can come any time.
+            BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
+            // CommandComplete, FunctionCallResponse; notices can come any time.
             _ => {}
         }
     }

@@ -258,7 +258,7 @@ fn columns(body: &[u8]) -> Option<[Option<&[u8]>; 2]> {
     Some(columns)
 }
 
-/// Asks the server, which must be at a clean point. What it says of its own accord goes to `aside`, for the client. None: it would not say.
+/// Asks the server, which must be at a clean point. Notifications go to `aside`, for the client. None: it would not say.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -291,9 +291,8 @@ pub async fn ask(
             }
             BackendTag::ERROR_RESPONSE => answer = None,
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
-            BackendTag::NOTIFICATION_RESPONSE | BackendTag::NOTICE_RESPONSE => {
-                aside.extend(&frame(tag.0, &[&body]));
-            }
+            BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
+            // Notices are about the question.
             _ => {}
         }
     }

@@ -50,7 +50,11 @@ async fn what_is_pipelined_behind_a_discard_all_reaches_nobody() {
     ] {
         let proxy = one_connection("transaction").await;
         let mut planting = proxy.raw(&a).await;
-        ask(&mut planting, &[step("DISCARD ALL"), behind, sync()].concat()).await;
+        ask(
+            &mut planting,
+            &[step("DISCARD ALL"), behind, sync()].concat(),
+        )
+        .await;
         // It may have been kept; then it is given back now.
         drop(planting);
         let mut other = proxy.raw(&b).await;
@@ -115,7 +119,10 @@ async fn a_function_call_does_not_take_the_tenant_context_away() {
         let proxy = one_connection(pooling).await;
         let (a, b) = (tenant("t13"), tenant("t14"));
         let mut mine = proxy.raw(&a).await;
-        let call = function_call(SET_CONFIG, &[Some("app.tenant_id"), Some(&b.name), Some("f")]);
+        let call = function_call(
+            SET_CONFIG,
+            &[Some("app.tenant_id"), Some(&b.name), Some("f")],
+        );
         mine.send(&[call.clone(), query(BODIES)].concat()).await;
         assert!(errors(&mine.until_ready().await).is_empty());
         assert_eq!(rows(&mine.until_ready().await), a.bodies(), "{pooling}");
@@ -213,7 +220,11 @@ async fn what_functions_do_is_found_wherever_they_are_called() {
         let statement = statement.replace('$', &format!("'UTC+{n}'"));
         assert!(errors(&mine.query(&statement).await).is_empty());
         assert_eq!(other.column(value).await, [""], "{statement}: another's");
-        assert_eq!(mine.column(value).await, [format!("UTC+{n}")], "{statement}");
+        assert_eq!(
+            mine.column(value).await,
+            [format!("UTC+{n}")],
+            "{statement}"
+        );
     }
     for statement in ["SELECT attacks_long()", "SELECT attacks_escaped()"] {
         mine.query(statement).await;
@@ -279,7 +290,12 @@ async fn a_deallocate_takes_no_statement_away_from_another() {
         }
         for _ in 0..2 {
             let frames = ask(&mut other, &run("q")).await;
-            assert_eq!(column(&frames), ["it"], "{}", attack.concat().escape_ascii());
+            assert_eq!(
+                column(&frames),
+                ["it"],
+                "{}",
+                attack.concat().escape_ascii()
+            );
         }
         ask(&mut other, &[parse("q2", text), run("q2")].concat()).await;
         assert_eq!(column(&ask(&mut other, &run("q2")).await), ["it"]);
@@ -292,7 +308,11 @@ async fn a_statement_of_another_client_cannot_be_bound_by_its_name_on_the_server
     let a = tenant("t22");
     let mut other = proxy.raw(&a).await;
     let mut mine = proxy.raw(&a).await;
-    ask(&mut other, &[parse("s", "SELECT 'other'"), run("s")].concat()).await;
+    ask(
+        &mut other,
+        &[parse("s", "SELECT 'other'"), run("s")].concat(),
+    )
+    .await;
     let name = mine
         .column("SELECT name FROM pg_prepared_statements")
         .await
@@ -307,7 +327,11 @@ async fn a_known_statement_is_refused_in_a_failed_transaction_as_direct() {
     let proxy = one_connection("transaction").await;
     let mut seen = Vec::new();
     for mut wire in [proxy.raw(&a).await, direct(world, &a).await] {
-        ask(&mut wire, &[parse("s", "SELECT 1"), parse("r", "ROLLBACK"), sync()].concat()).await;
+        ask(
+            &mut wire,
+            &[parse("s", "SELECT 1"), parse("r", "ROLLBACK"), sync()].concat(),
+        )
+        .await;
         wire.query("BEGIN").await;
         wire.query("SELECT 1/0").await;
         let mut tags = Vec::new();
@@ -317,9 +341,64 @@ async fn a_known_statement_is_refused_in_a_failed_transaction_as_direct() {
             [parse("s2", "SELECT 1"), run("s2")].concat(),
         ] {
             let frames = ask(&mut wire, &batch).await;
-            tags.push(frames.iter().map(|frame| frame.tag as char).collect::<String>());
+            tags.push(
+                frames
+                    .iter()
+                    .map(|frame| frame.tag as char)
+                    .collect::<String>(),
+            );
         }
         seen.push(tags);
     }
     assert_eq!(seen[0], seen[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_notification_is_lost_while_the_context_is_renewed() {
+    const ROUNDS: usize = 400;
+    let setup = Setup {
+        pool_size: 2,
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let a = tenant("t26");
+    let mut listening = proxy.raw(&a).await;
+    listening.query("LISTEN t26_channel").await;
+    let mut other = proxy.raw(&a).await;
+    let notifying = tokio::spawn(async move {
+        for _ in 0..ROUNDS {
+            other.query("NOTIFY t26_channel").await;
+        }
+    });
+    let mut told = 0;
+    let count = |frames: &[Frame]| frames.iter().filter(|frame| frame.tag == b'A').count();
+    while !notifying.is_finished() {
+        told += count(&listening.query("SET work_mem = '5MB'").await);
+    }
+    notifying.await.expect("notifies");
+    // What was sent before the last of it comes before this.
+    for _ in 0..2 {
+        told += count(&listening.query("SELECT pg_sleep(0.05)").await);
+    }
+    assert_eq!(told, ROUNDS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_proxy_asks_is_not_heard_by_its_client() {
+    let world = world().await;
+    let a = tenant("t27");
+    let proxy = one_connection("transaction").await;
+    let mut heard = Vec::new();
+    for mut wire in [proxy.raw(&a).await, direct(world, &a).await] {
+        wire.query("SET client_min_messages = debug1").await;
+        wire.query("SET my_app.x = 'y'; SET work_mem = '5MB'").await;
+        wire.query("SET client_min_messages = debug5").await;
+        let mut frames = Vec::new();
+        for _ in 0..3 {
+            frames.extend(wire.query("SET work_mem = '6MB'").await);
+        }
+        frames.extend(wire.query("SELECT 1").await);
+        heard.push(frames.iter().filter(|frame| frame.tag == b'N').count());
+    }
+    assert_eq!(heard[0], heard[1]);
 }
