@@ -227,11 +227,13 @@ impl Plan {
     }
 }
 
-/// The order in which parameters are set: roles last.
+/// The order in which parameters are set: last what would hinder setting others, by ending it early or by making
+/// its transaction wait; then roles.
 fn rank(name: &str) -> u8 {
     match name {
-        "role" => 2,
-        "session_authorization" => 1,
+        "role" => 3,
+        "session_authorization" => 2,
+        _ if name.ends_with("_timeout") || name.starts_with("default_transaction_") => 1,
         _ => 0,
     }
 }
@@ -453,6 +455,19 @@ tenants:
             };
             assert_eq!(sorted(&sent), sorted(&expected), "{context:?}: {sent}");
         }
+    }
+
+    #[test]
+    fn what_hinders_the_others_is_set_last_and_undone_first() {
+        let limits = [("statement_timeout", "1"), ("timezone", "UTC")];
+        assert_eq!(
+            plan(&binding("a", &limits), &Context::Bound(binding("a", &[]))),
+            "| F(timezone=UTC) F(statement_timeout=1)"
+        );
+        assert_eq!(
+            plan(&binding("a", &[]), &Context::Bound(binding("a", &limits))),
+            "| Q(RESET \"statement_timeout\") Q(RESET \"timezone\")"
+        );
     }
 
     #[test]
