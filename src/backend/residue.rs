@@ -98,7 +98,7 @@ pub struct Answer {
     pub all_settings: Vec<(String, String)>,
     pub functions: Vec<Source>,
     pub triggers: Vec<Source>,
-    /// A value was no UTF-8 and is left out.
+    /// A value was no UTF-8, or too long, and is left out.
     pub unreadable: bool,
 }
 
@@ -107,6 +107,9 @@ pub fn can_ask(name: &str) -> bool {
     name.bytes()
         .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.' || b == b'$')
 }
+
+/// Longest value of a parameter that is carried, in bytes.
+const MAX_VALUE: usize = 16 * 1024;
 
 /// For each pin: what it is called in the answer, and the condition under which it holds.
 const CONDITIONS: [(Pins, &str, &str); 5] = [
@@ -156,8 +159,12 @@ impl Question {
             }
         }
         for name in &self.settings {
+            // A value that is too long comes as none: not as a NULL, which is one of its own.
             parts.push(format!(
-                "SELECT 'setting {name}', pg_catalog.current_setting('{name}', true)"
+                "SELECT CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} \
+                 THEN 'long' ELSE 'setting {name}' END, \
+                 CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} THEN NULL ELSE v END \
+                 FROM pg_catalog.current_setting('{name}', true) s(v)"
             ));
         }
         if !self.resets.is_empty() {
@@ -232,6 +239,7 @@ impl Answer {
                 let value = text.unwrap_or_default().to_owned();
                 self.all_settings.push((name.to_ascii_lowercase(), value));
             }
+            "long" => self.unreadable = true,
             "function" => self.functions.push(source()),
             "trigger" => self.triggers.push(source()),
             _ => {

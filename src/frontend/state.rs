@@ -29,6 +29,9 @@ enum Watch {
     Everything,
 }
 
+/// Most bytes of names and values of one client's parameters that are carried.
+const MAX_SETTINGS: usize = 256 * 1024;
+
 /// What begins a kind of state, what may end it.
 const KINDS: [(Pins, What, What); 5] = [
     (Pins::TEMPORARY, What::TEMPORARY, What::DROPS),
@@ -318,6 +321,19 @@ impl SessionState {
                     applied.insert(name.clone(), value.clone());
                     now.insert(name.clone(), value.clone());
                 }
+            }
+        }
+        let size: usize = now
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if size > MAX_SETTINGS {
+            // The server connection keeps what was asked about; it is not known here any more.
+            self.pins |= Pins::SETTINGS;
+            let listed = answer.all_settings.iter().map(|(name, _)| name);
+            for name in answer.settings.iter().map(|(name, _)| name).chain(listed) {
+                now.remove(name);
+                applied.remove(name);
             }
         }
         if now != **settings {

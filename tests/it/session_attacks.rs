@@ -402,3 +402,25 @@ async fn what_the_proxy_asks_is_not_heard_by_its_client() {
     }
     assert_eq!(heard[0], heard[1]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_may_be_long() {
+    let proxy = one_connection("transaction").await;
+    let a = tenant("t25");
+    let mut mine = proxy.raw(&a).await;
+    let length = "SELECT length(current_setting('my_app.long', true))";
+    for n in [1000, 100_000, 3_000_000] {
+        let set = format!("SELECT length(set_config('my_app.long', repeat('x', {n}), false))");
+        assert_eq!(mine.column(&set).await, [n.to_string()]);
+        assert_eq!(mine.column(length).await, [n.to_string()]);
+    }
+    // Many of them are not kept by the proxy.
+    for n in 0..100 {
+        let set = format!("SELECT length(set_config('my_app.l{n}', repeat('x', 20000), false))");
+        mine.query(&set).await;
+    }
+    let handle = proxy.proxy.app().clients().pop().expect("a client");
+    assert_eq!(handle.pins(), Pins::SETTINGS);
+    let sum = "SELECT sum(length(current_setting('my_app.l' || n))) FROM generate_series(0, 99) n";
+    assert_eq!(mine.column(sum).await, ["2000000"]);
+}
