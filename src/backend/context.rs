@@ -25,6 +25,7 @@ use crate::backend::prepared::frame;
 use crate::config::Route;
 use crate::error::{Error, Kind, Result};
 use crate::id::TenantId;
+use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag};
 use crate::protocol::reply::ErrorFields;
 
@@ -226,11 +227,13 @@ impl Plan {
     }
 }
 
-/// The order in which parameters are set: roles last.
+/// The order in which parameters are set: last what would hinder setting others, by ending it early or by making
+/// its transaction wait; then roles.
 fn rank(name: &str) -> u8 {
     match name {
-        "role" => 2,
-        "session_authorization" => 1,
+        "role" => 3,
+        "session_authorization" => 2,
+        _ if name.ends_with("_timeout") || name.starts_with("default_transaction_") => 1,
         _ => 0,
     }
 }
@@ -268,7 +271,8 @@ pub enum Adopted {
     Scrubbed,
 }
 
-/// Makes `connection` carry the context of `wanted`.
+/// Makes `connection` carry the context of `wanted`. Notifications that come meanwhile go to `aside`: for a client
+/// that holds the connection already they are its own.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -278,6 +282,7 @@ pub async fn adopt(
     connection: &mut ServerConnection,
     wanted: &Binding,
     deadline: Duration,
+    aside: &mut Buffer,
 ) -> Result<Adopted, Refusal> {
     if carries(connection, wanted) {
         return Ok(Adopted::AsItWas);
@@ -289,7 +294,7 @@ pub async fn adopt(
     }
     let exchanged = match plan.answers {
         0 => Ok(Ok(())),
-        _ => tokio::time::timeout(deadline, exchange(connection, &plan)).await,
+        _ => tokio::time::timeout(deadline, exchange(connection, &plan, aside)).await,
     };
     match exchanged {
         Ok(done) => done?,
@@ -309,7 +314,11 @@ pub async fn adopt(
     })
 }
 
-async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), Refusal> {
+async fn exchange(
+    connection: &mut ServerConnection,
+    plan: &Plan,
+    aside: &mut Buffer,
+) -> Result<(), Refusal> {
     connection
         .send(&plan.request)
         .await
@@ -334,7 +343,8 @@ async fn exchange(connection: &mut ServerConnection, plan: &Plan) -> Result<(), 
                 refused.get_or_insert_with(|| ErrorFields::read(&body));
             }
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
-            // CommandComplete, FunctionCallResponse; notices and notifications can come any time.
+            BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
+            // CommandComplete, FunctionCallResponse; notices can come any time.
             _ => {}
         }
     }
@@ -445,6 +455,19 @@ tenants:
             };
             assert_eq!(sorted(&sent), sorted(&expected), "{context:?}: {sent}");
         }
+    }
+
+    #[test]
+    fn what_hinders_the_others_is_set_last_and_undone_first() {
+        let limits = [("statement_timeout", "1"), ("timezone", "UTC")];
+        assert_eq!(
+            plan(&binding("a", &limits), &Context::Bound(binding("a", &[]))),
+            "| F(timezone=UTC) F(statement_timeout=1)"
+        );
+        assert_eq!(
+            plan(&binding("a", &[]), &Context::Bound(binding("a", &limits))),
+            "| Q(RESET \"statement_timeout\") Q(RESET \"timezone\")"
+        );
     }
 
     #[test]

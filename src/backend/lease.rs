@@ -14,6 +14,7 @@ use crate::backend::instance::Pool;
 use crate::backend::queue::Granted;
 use crate::config::PoolKey;
 use crate::error::Result;
+use crate::protocol::buffer::Buffer;
 use crate::tenant::state::TenantState;
 
 /// A connection that may or may not be good, or room for a new one. Dropped unused, it goes back.
@@ -70,7 +71,9 @@ impl Grant {
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
-        match context::adopt(&mut lease, wanted, deadline).await {
+        // What another client listened to is not this one's.
+        let nobody = &mut Buffer::new();
+        match context::adopt(&mut lease, wanted, deadline, nobody).await {
             Ok(adopted) => {
                 if adopted == Adopted::Scrubbed {
                     lease.tenant.metrics.switches.add(1);

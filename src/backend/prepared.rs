@@ -31,6 +31,8 @@ pub struct Statement {
     /// The body of the Parse message after the statement's name: query, parameter types.
     definition: Bytes,
     meaning: u64,
+    /// Whether `standard_conforming_strings` is off, which is a part of the meaning.
+    backslashes: bool,
     /// What an execution may do to its session.
     pub effects: Effects,
 }
@@ -46,6 +48,7 @@ impl Statement {
             server_name: format!("{}0", Self::NAME_PREFIX).into(),
             definition: Bytes::new(),
             meaning: 0,
+            backslashes: false,
             effects: Effects::default(),
         })
     }
@@ -62,7 +65,7 @@ impl Statement {
 
     /// The same statement in another pool.
     pub fn intern_in(&self, interner: &Interner) -> Arc<Statement> {
-        interner.intern(&self.definition, self.meaning)
+        interner.intern(&self.definition, self.meaning, self.backslashes)
     }
 
     /// The Parse frame that makes it on a server connection.
@@ -148,8 +151,9 @@ impl Interner {
         self.epoch.fetch_add(1, Relaxed);
     }
 
-    /// The statement with this definition (a Parse body after the name) and [meaning](Self::meaning).
-    pub fn intern(&self, definition: &[u8], meaning: u64) -> Arc<Statement> {
+    /// The statement with this definition (a Parse body after the name) and [meaning](Self::meaning). `backslashes`:
+    /// with these settings `standard_conforming_strings` is off.
+    pub fn intern(&self, definition: &[u8], meaning: u64, backslashes: bool) -> Arc<Statement> {
         let mut inner = self.interned.lock().unwrap_or_else(PoisonError::into_inner);
         let known = inner.statements.get(&meaning);
         if let Some(statement) = known.and_then(|known| known.get(definition)?.upgrade()) {
@@ -163,9 +167,10 @@ impl Interner {
         let statement = Arc::new(Statement {
             id: inner.last_id,
             server_name: format!("{}{}", Statement::NAME_PREFIX, inner.last_id).into(),
-            effects: Effects::of(text, false),
+            effects: Effects::of(text, backslashes),
             definition: definition.clone(),
             meaning,
+            backslashes,
         });
         inner
             .statements
@@ -294,15 +299,18 @@ mod tests {
     fn equal_definitions_are_one_statement_while_somebody_knows_it() {
         let interner = Interner::default();
         let (a, b) = (
-            interner.intern(b"SELECT 1\0\0\0", 0),
-            interner.intern(b"SELECT 1\0\0\0", 0),
+            interner.intern(b"SELECT 1\0\0\0", 0, false),
+            interner.intern(b"SELECT 1\0\0\0", 0, false),
         );
         assert!(Arc::ptr_eq(&a, &b));
-        assert!(!Arc::ptr_eq(&a, &interner.intern(b"SELECT 2\0\0\0", 0)));
+        assert!(!Arc::ptr_eq(
+            &a,
+            &interner.intern(b"SELECT 2\0\0\0", 0, false)
+        ));
         let id = a.id;
         drop((a, b));
         assert_ne!(
-            interner.intern(b"SELECT 1\0\0\0", 0).id,
+            interner.intern(b"SELECT 1\0\0\0", 0, false).id,
             id,
             "names are never used twice"
         );
@@ -313,13 +321,15 @@ mod tests {
         let interner = Interner::default();
         let mut parsed = Parsed::default();
         let all: Vec<_> = (0..CAPACITY)
-            .map(|i| interner.intern(format!("{i}\0\0\0").as_bytes(), 0))
+            .map(|i| interner.intern(format!("{i}\0\0\0").as_bytes(), 0, false))
             .collect();
         for statement in &all {
             assert!(parsed.insert(statement, 1).is_none());
         }
         assert_eq!(parsed.touch(&all[0], 1), Has::Yes);
-        let evicted = parsed.insert(&interner.intern(b"new\0\0\0", 0), 1).unwrap();
+        let evicted = parsed
+            .insert(&interner.intern(b"new\0\0\0", 0, false), 1)
+            .unwrap();
         assert_eq!(evicted.close_frame(), frame(b'C', &[b"Spgtenant_2\0"]));
         assert_eq!(parsed.touch(&all[0], 1), Has::Yes);
         assert_eq!(parsed.touch(&all[1], 1), Has::No);
@@ -327,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_parse_frame_holds_the_name_and_the_definition() {
-        let statement = Interner::default().intern(b"SELECT 1\0\0\0", 0);
+        let statement = Interner::default().intern(b"SELECT 1\0\0\0", 0, false);
         assert_eq!(
             statement.parse_frame(),
             b"P\0\0\0\x1apgtenant_1\0SELECT 1\0\0\0"
@@ -353,8 +363,8 @@ mod tests {
         );
         let other = interner.meaning(&settings(&[("search_path", "a")]));
         let (a, b) = (
-            interner.intern(b"SELECT 1\0\0\0", plain),
-            interner.intern(b"SELECT 1\0\0\0", other),
+            interner.intern(b"SELECT 1\0\0\0", plain, false),
+            interner.intern(b"SELECT 1\0\0\0", other, false),
         );
         assert_ne!(a.id, b.id);
         let mut parsed = Parsed::default();

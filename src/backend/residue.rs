@@ -104,7 +104,7 @@ pub struct Answer {
     pub all_settings: Vec<(String, String)>,
     pub functions: Vec<Source>,
     pub triggers: Vec<Source>,
-    /// A value was no UTF-8 and is left out.
+    /// A value was no UTF-8, or too long, and is left out.
     pub unreadable: bool,
 }
 
@@ -113,6 +113,9 @@ pub fn can_ask(name: &str) -> bool {
     name.bytes()
         .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.' || b == b'$')
 }
+
+/// Longest value of a parameter that is carried, in bytes.
+const MAX_VALUE: usize = 16 * 1024;
 
 /// For each pin: what it is called in the answer, and the condition under which it holds.
 const CONDITIONS: [(Pins, &str, &str); 5] = [
@@ -162,8 +165,12 @@ impl Question {
             }
         }
         for name in &self.settings {
+            // A value that is too long comes as none: not as a NULL, which is one of its own.
             parts.push(format!(
-                "SELECT 'setting {name}', pg_catalog.current_setting('{name}', true)"
+                "SELECT CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} \
+                 THEN 'long' ELSE 'setting {name}' END, \
+                 CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} THEN NULL ELSE v END \
+                 FROM pg_catalog.current_setting('{name}', true) s(v)"
             ));
         }
         if !self.resets.is_empty() {
@@ -238,6 +245,7 @@ impl Answer {
                 let value = text.unwrap_or_default().to_owned();
                 self.all_settings.push((name.to_ascii_lowercase(), value));
             }
+            "long" => self.unreadable = true,
             "function" => self.functions.push(source()),
             "trigger" => self.triggers.push(source()),
             _ => {
@@ -264,7 +272,7 @@ fn columns(body: &[u8]) -> Option<[Option<&[u8]>; 2]> {
     Some(columns)
 }
 
-/// Asks the server, which must be at a clean point. What it says of its own accord goes to `aside`, for the client. None: it would not say.
+/// Asks the server, which must be at a clean point. Notifications go to `aside`, for the client. None: it would not say.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -297,9 +305,8 @@ pub async fn ask(
             }
             BackendTag::ERROR_RESPONSE => answer = None,
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
-            BackendTag::NOTIFICATION_RESPONSE | BackendTag::NOTICE_RESPONSE => {
-                aside.extend(&frame(tag.0, &[&body]));
-            }
+            BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
+            // Notices are about the question.
             _ => {}
         }
     }

@@ -323,6 +323,11 @@ impl Ledger {
         }
     }
 
+    /// No messages were sent whose implicit transaction waits for its Sync.
+    pub fn is_synced(&self) -> bool {
+        !self.unsynced && !self.skipping
+    }
+
     pub fn is_empty(&self) -> bool {
         self.owed.is_empty()
     }
@@ -570,7 +575,7 @@ mod tests {
 
     #[test]
     fn messages_that_took_no_effect_are_told_with_the_one_that_failed_first() {
-        let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0);
+        let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0, false);
         let mut ledger = Ledger::default();
         ledger.push(Owed::Parse(None, Undo::Nothing));
         ledger.push(Owed::Bind(None));

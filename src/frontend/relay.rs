@@ -33,7 +33,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
 use crate::protocol::reply;
 use crate::protocol::stream::Stream;
-use crate::sql::effects::{Effects, What, effects_of_function};
+use crate::sql::effects::{Effects, What};
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -49,6 +49,12 @@ const MAX_TRANSLATED: usize = 64 * 1024;
 const LOOKED_AT_WHOLE: usize = 8 * 1024;
 /// Most messages owed before the client is not heard until some are answered.
 const MAX_OWED: usize = 4096;
+/// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`, `loread`,
+/// `lowrite`): what drivers use the message for. What they leave ends with the transaction.
+const LARGE_OBJECT_FUNCTIONS: [u32; 20] = [
+    715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458,
+    3459, 3460,
+];
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
 /// socket takes before a server that sends to nobody notices.
 const PLAY_OUT_LIMIT: usize = 1 << 20;
@@ -126,7 +132,7 @@ pub struct Relay<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hold {
     No,
-    /// From the next Sync on.
+    /// From the next Sync on, or what else ends the implicit transaction.
     AtSync,
     Now,
 }
@@ -478,7 +484,8 @@ impl<'a> Relay<'a> {
                         }
                         if command == b"DISCARD ALL" {
                             *sequences_of = None;
-                            *context = Context::Clean;
+                            // Not clean: something may have been pipelined behind it.
+                            context.make_stale();
                             self.client.state.discard();
                         }
                     }
@@ -500,7 +507,7 @@ impl<'a> Relay<'a> {
                 self.metrics.errors.add(1);
                 let body = &bytes[HEADER..size.min(bytes.len())];
                 self.fatal_seen |= is_fatal(body);
-                if is_outdated_plan(body) {
+                if is_outdated_plan(body) || is_unknown_statement(body) {
                     parsed.outdate();
                 }
                 let reply = self.ledger.reply(tag, 0);
@@ -584,8 +591,8 @@ impl<'a> Relay<'a> {
         if what.intersects(What::CREATES | What::DROPS) {
             self.pool.statements.begin_epoch();
         }
-        if what.intersects(What::ADVANCES_SEQUENCE | What::OPAQUE) || !effects.functions.is_empty()
-        {
+        let advances = What::ADVANCES_SEQUENCE | What::WRITES | What::OPAQUE;
+        if what.intersects(advances) || !effects.functions.is_empty() {
             self.server.sequences_of = Some(self.handle.id);
         }
         self.client.state.note(effects);
@@ -660,11 +667,14 @@ impl<'a> Relay<'a> {
             && let Some(statements) = &mut self.client.statements
             && let Some(name) = statements.named_in_deallocate(text)
         {
-            if !self.ledger.is_empty() && self.ledger.will_settle() {
+            if self.server_rest > 0 || (!self.ledger.is_empty() && self.ledger.will_settle()) {
                 self.hold = Hold::Now;
                 return Ok(Looked::NeedMore);
             }
-            if let Some(status) = self.ledger.status().filter(|_| self.ledger.is_empty()) {
+            if let Some(status) = self.ledger.status()
+                && self.ledger.is_empty()
+                && self.ledger.is_synced()
+            {
                 statements.deallocate(&name);
                 statements.query();
                 self.client.outbox.extend(&deallocated(status));
@@ -676,6 +686,24 @@ impl<'a> Relay<'a> {
         }
         self.note_text(tag, &effects);
         Ok(Looked::Passes)
+    }
+
+    /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
+    /// `here` are there. False: more of it is needed.
+    fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> bool {
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
+        if oid.is_none() && here < size {
+            return false;
+        }
+        if oid.is_none_or(|oid| !LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
+            self.note_effects(&Effects {
+                what: What::CONTROL | What::OPAQUE | What::STUCK,
+                ..Effects::default()
+            });
+            self.hold = Hold::Now;
+        }
+        true
     }
 
     /// Sequence values that are another client's must not be told.
@@ -801,12 +829,11 @@ impl<'a> Relay<'a> {
             }
             if tag == FrontendTag::FUNCTION_CALL
                 && self.client.state.is_watched()
-                && size >= HEADER + 4
-                && !self.note_function_call(run)
+                && !self.look_at_call(run, here, size)
             {
                 break false;
             }
-            if tag == FrontendTag::SYNC && self.hold == Hold::AtSync {
+            if ends_transaction(tag) && self.hold == Hold::AtSync {
                 self.hold = Hold::Now;
             }
             let mut rest = size;
@@ -907,21 +934,6 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Takes note of a FunctionCall whose frame starts at `at` in the client's inbox: its function is told by oid. False:
-    /// more of it is needed.
-    fn note_function_call(&mut self, at: usize) -> bool {
-        let body = &self.client.inbox.bytes()[at + HEADER..];
-        let Some((oid, _)) = body.split_first_chunk::<4>() else {
-            return false;
-        };
-        let effects = effects_of_function(u32::from_be_bytes(*oid));
-        if effects.what.contains(What::CONTROL) {
-            self.hold = Hold::Now;
-        }
-        self.note_effects(&effects);
-        true
-    }
-
     /// What a message of `size` bytes at `at` in the client's inbox, that passes as it is, will be answered with.
     fn owed(&mut self, tag: FrontendTag, at: usize, size: usize) -> Option<Owed> {
         Some(match tag {
@@ -982,10 +994,16 @@ pub fn foreign_sequence() -> Error {
 /// Whether an ErrorResponse says that a statement means something else since the schema changed
 /// (RevalidateCachedQuery in plancache.c).
 fn is_outdated_plan(body: &[u8]) -> bool {
-    const SQLSTATE: &[u8] = b"C0A000\0";
-    const ROUTINE: &[u8] = b"RRevalidateCachedQuery\0";
-    let has = |field: &[u8]| body.windows(field.len()).any(|window| window == field);
-    has(SQLSTATE) && has(ROUTINE)
+    has_field(body, b"C0A000\0") && has_field(body, b"RRevalidateCachedQuery\0")
+}
+
+/// Whether an ErrorResponse says that there is no such statement: something that nobody saw may have taken it away.
+fn is_unknown_statement(body: &[u8]) -> bool {
+    has_field(body, b"C26000\0")
+}
+
+fn has_field(body: &[u8], field: &[u8]) -> bool {
+    memchr::memmem::find(body, field).is_some()
 }
 
 /// Whether the server takes it while it waits for the data of a COPY.
@@ -1002,6 +1020,14 @@ fn is_of_copy(tag: FrontendTag) -> bool {
 
 fn has_text(tag: FrontendTag) -> bool {
     matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE)
+}
+
+/// Whether the implicit transaction of extended messages ends with it.
+fn ends_transaction(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL
+    )
 }
 
 fn names_a_statement(tag: FrontendTag) -> bool {

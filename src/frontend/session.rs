@@ -234,7 +234,8 @@ async fn profile(
         let mut lease = pool.checkout(tenant).await?.connect(&key).await?;
         let settings: Arc<Settings> = Arc::default();
         let deadline = pool.instance.timeouts().connect;
-        context::adopt(&mut lease, &wanted(settings.clone()), deadline)
+        let nobody = &mut Buffer::new();
+        context::adopt(&mut lease, &wanted(settings.clone()), deadline, nobody)
             .await
             .map_err(Refusal::into_error)?;
         return Ok(Profile {
@@ -557,7 +558,9 @@ impl Session {
         let ClientSide {
             state, settings, ..
         } = &mut self.side;
-        if state.may_have_changed_context() {
+        if state.is_discarded() {
+            lease.context = Context::Clean;
+        } else if state.may_have_changed_context() {
             lease.context.make_stale();
         }
         let login = &self.route.pool.login.user;
@@ -652,7 +655,7 @@ impl Session {
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
         let wanted = self.binding();
         let deadline = self.app.config().timeouts.connect;
-        context::adopt(lease, &wanted, deadline)
+        context::adopt(lease, &wanted, deadline, &mut self.side.outbox)
             .await
             .map_err(Refusal::into_error)?;
         self.tell_parameters(lease);

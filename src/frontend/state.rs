@@ -29,6 +29,9 @@ enum Watch {
     Everything,
 }
 
+/// Most bytes of names and values of one client's parameters that are carried.
+const MAX_SETTINGS: usize = 256 * 1024;
+
 /// What begins a kind of state, what may end it.
 const KINDS: [(Pins, What, What); 5] = [
     (Pins::TEMPORARY, What::TEMPORARY, What::DROPS),
@@ -139,7 +142,10 @@ impl SessionState {
 
     /// Whether there is nothing to see to at a clean point.
     pub fn is_settled(&self) -> bool {
-        self.suspected.is_empty() && self.pins.is_empty() && !self.discarded
+        self.suspected.is_empty()
+            && self.pins.is_empty()
+            && !self.discarded
+            && !self.context_in_doubt
     }
 
     /// The client discarded all of its session, and the server has said so.
@@ -147,8 +153,27 @@ impl SessionState {
         self.discarded = true;
     }
 
+    /// Whether the session is as after login: it was discarded, and nothing can have been left in it since.
+    pub fn is_discarded(&self) -> bool {
+        self.discarded
+    }
+
+    /// Was something else sent in the same pipeline, it may have come behind the DISCARD ALL: then all is asked.
+    fn doubt_discard(&mut self) {
+        let suspected = &self.suspected;
+        let is_alone = (suspected.what - What::CONTROL).is_empty()
+            && suspected.settings.is_empty()
+            && suspected.functions.is_empty();
+        if self.discarded && !is_alone {
+            self.discarded = false;
+            self.pins &= Pins::STUCK;
+            self.suspected.what |= What::RESETS_ALL | What::OPAQUE;
+        }
+    }
+
     /// What must be asked before it is known what the client holds; empty if it is known.
     pub fn question(&mut self, settings: &Settings, functions: &Functions) -> Question {
+        self.doubt_discard();
         if self.discarded {
             return Question::default();
         }
@@ -288,7 +313,7 @@ impl SessionState {
     }
 
     fn take_settings(
-        &self,
+        &mut self,
         question: &Question,
         answer: &Answer,
         settings: &mut Arc<Settings>,
@@ -322,6 +347,19 @@ impl SessionState {
                     applied.insert(name.clone(), value.clone());
                     now.insert(name.clone(), value.clone());
                 }
+            }
+        }
+        let size: usize = now
+            .iter()
+            .map(|(name, value)| name.len() + value.len())
+            .sum();
+        if size > MAX_SETTINGS {
+            // The server connection keeps what was asked about; it is not known here any more.
+            self.pins |= Pins::SETTINGS;
+            let listed = answer.all_settings.iter().map(|(name, _)| name);
+            for name in answer.settings.iter().map(|(name, _)| name).chain(listed) {
+                now.remove(name);
+                applied.remove(name);
             }
         }
         if now != **settings {

@@ -38,6 +38,8 @@ pub struct Statements {
     unnamed: Unnamed,
     /// What an execution of the unnamed statement may do to the session.
     unnamed_effects: Effects,
+    /// It was read with backslash escapes in plain strings.
+    unnamed_backslashes: bool,
     /// The unnamed statement of the server connection at hand is this client's.
     unnamed_is_there: bool,
     /// It is too long to be remembered, and was not bound yet: the client must keep the connection.
@@ -261,11 +263,14 @@ impl Statements {
         self.named.remove(name);
     }
 
-    /// The server has done a DEALLOCATE.
+    /// The server has done a DEALLOCATE: of which statement is not always known.
     pub fn note_deallocated(&mut self, parsed: &mut Parsed) {
-        if let Some((name, statement)) = self.deallocating.take() {
-            parsed.forget(&statement);
-            self.named.remove(&*name);
+        match self.deallocating.take() {
+            Some((name, statement)) => {
+                parsed.doubt(&statement);
+                self.named.remove(&*name);
+            }
+            None => parsed.outdate(),
         }
     }
 
@@ -343,7 +348,11 @@ impl Statements {
         };
         if name.is_empty() {
             let effects = match &self.unnamed {
-                Unnamed::Known(before) if before == frame => self.unnamed_effects.clone(),
+                Unnamed::Known(before)
+                    if before == frame && self.unnamed_backslashes == target.backslashes =>
+                {
+                    self.unnamed_effects.clone()
+                }
                 _ => {
                     let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
                     Effects::of(text, target.backslashes)
@@ -359,6 +368,7 @@ impl Statements {
                 _ => Unnamed::TooLong,
             });
             self.unnamed_effects = effects;
+            self.unnamed_backslashes = target.backslashes;
             target.outbox.extend(frame);
             target.ledger.push(Owed::Parse(None, undo));
             return done;
@@ -367,7 +377,9 @@ impl Statements {
             // The server says what is wrong with the definition; if nothing is, that the name is taken.
             let meaning = self.meaning(target);
             let other = Known {
-                statement: target.interner.intern(definition, meaning),
+                statement: target
+                    .interner
+                    .intern(definition, meaning, target.backslashes),
                 since: target.interner.epoch(),
             };
             let has = surely_has(&other, target);
@@ -394,7 +406,9 @@ impl Statements {
             ));
         }
         let meaning = self.meaning(target);
-        let statement = target.interner.intern(definition, meaning);
+        let statement = target
+            .interner
+            .intern(definition, meaning, target.backslashes);
         if !target.owns_sequences && asks_for_foreign_sequence(&statement.effects) {
             return Ok(Rewritten::ForeignSequence);
         }

@@ -111,6 +111,7 @@ impl Effects {
     pub fn of_body(source: &[u8]) -> Self {
         let mut scanner = Scanner::default();
         scanner.begin(false);
+        scanner.lexer.read_code();
         scanner.reader.in_code = true;
         scanner.feed(source);
         scanner.finish()
@@ -235,7 +236,7 @@ enum Last {
     /// A symbol, a keyword, or nothing: a function may be called behind it.
     #[default]
     Open,
-    /// A name, or an expression's end: a name behind it is an alias.
+    /// A name, or an expression's end.
     Closed,
     /// INTO, AS and the like: what follows is a relation, or an alias.
     Relation,
@@ -280,6 +281,8 @@ struct Reader {
     before_name: Last,
     /// The name, or keyword, that was read last.
     name: Vec<u8>,
+    /// It is in a schema other than `pg_catalog`.
+    is_qualified: bool,
     naming: Naming,
     calls: Vec<SetConfig>,
     /// SET LOCAL.
@@ -308,8 +311,10 @@ impl Sink for Reader {
                 if let (Naming::Value(_), Some(text)) = (&self.naming, text) {
                     self.name_of_setting(text);
                 }
-                if let (true, Some(text)) = (self.in_code, text) {
-                    self.effects.add(&Effects::of(text, false));
+                match text {
+                    Some(text) if self.in_code => self.effects.add(&Effects::of(text, false)),
+                    None if self.in_code => self.effects.what |= What::OPAQUE,
+                    _ => {}
                 }
                 if self.command == Command::Do {
                     // The code of DO as a plain string.
@@ -413,6 +418,10 @@ impl Reader {
                 Last::Closed
             }
             Short::WITH => Last::With,
+            Short::EXECUTE if !self.in_code => {
+                self.effects.what |= What::OPAQUE;
+                Last::Open
+            }
             Short::INTO | Short::AS | Short::TABLE | Short::REFERENCES => Last::Relation,
             _ => {
                 self.defines(word);
@@ -475,6 +484,7 @@ impl Reader {
         if name.starts_with(b"pg_temp") && self.command != Command::Set {
             self.effects.what |= What::TEMPORARY;
         }
+        self.is_qualified = self.last == Last::Dot && self.name != b"pg_catalog";
         if self.last != Last::Dot {
             self.before_name = self.last;
         }
@@ -483,9 +493,10 @@ impl Reader {
         self.last = Last::Closed;
     }
 
-    /// The name that was read last is called, unless it is a keyword.
+    /// The name that was read last is called, unless it is a keyword. (Or it is an alias with a list of columns, which
+    /// may be looked up in vain.)
     fn call(&mut self) {
-        if is_keyword(&self.name) {
+        if !self.is_qualified && is_keyword(&self.name) {
             return;
         }
         let called = std::mem::take(&mut self.name);
@@ -498,6 +509,10 @@ impl Reader {
             self.effects.what |= What::OPAQUE;
             return;
         };
+        if self.is_qualified && self.before_name != Last::Relation {
+            // One of the application's own, whatever its name.
+            self.effects.add_function(name);
+        }
         let what = match name {
             "set_config" => {
                 self.effects.what |= What::CONTROL;
@@ -646,7 +661,7 @@ impl Reader {
                 if name == "client_encoding" && !is_safe_encoding(&text) {
                     self.effects.what |= What::ENCODING;
                 }
-                if text == "default" {
+                if text == "default" || (text == "local" && name == "timezone") {
                     let name = std::mem::take(name);
                     self.naming = Naming::No;
                     self.set(&name, true);
@@ -666,6 +681,8 @@ impl Reader {
     fn set(&mut self, name: &str, reset: bool) {
         match name {
             "seed" => self.effects.what |= What::STUCK,
+            // They end with the transaction, and cannot be set outside of one, or RESET.
+            "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => {}
             name if self.is_local => self.effects.add_local(name),
             name => self.effects.add_setting(name, reset),
         }
@@ -737,6 +754,7 @@ impl Short {
     const PG_SETTINGS: Self = Self::of(b"pg_settings");
     const WITH: Self = Self::of(b"with");
     const INTO: Self = Self::of(b"into");
+    const EXECUTE: Self = Self::of(b"execute");
     const AS: Self = Self::of(b"as");
     const TABLE: Self = Self::of(b"table");
     const REFERENCES: Self = Self::of(b"references");
@@ -749,23 +767,6 @@ impl Short {
             at += 1;
         }
         Self(packed, word.len())
-    }
-}
-
-/// What a call of a function by its oid (pg_proc.dat) may do: those for large objects nothing, and drivers call no
-/// others.
-pub fn effects_of_function(oid: u32) -> Effects {
-    let what = match oid {
-        715 | 952..=958 | 964 | 1004 | 3170..=3172 | 3457..=3460 => What::empty(),
-        // set_config
-        2078 => What::CONTROL | What::OPAQUE | What::SETS_UNKNOWN,
-        // query_to_xml and its like, ts_rewrite, ts_stat
-        2924 | 2927 | 2930 | 3684 | 3685 | 3689 | 3690 => What::OPAQUE | What::RUNS_STRINGS,
-        _ => What::OPAQUE,
-    };
-    Effects {
-        what,
-        ..Effects::default()
     }
 }
 
@@ -799,8 +800,7 @@ pub fn is_safe_encoding(name: &str) -> bool {
     )
 }
 
-/// Words that are no function's name before a parenthesis, and end no expression: keywords that the
-/// grammar lets stand there (kwlist.h).
+/// Words that are no function's name before a parenthesis: keywords that the grammar lets stand there (kwlist.h).
 fn is_keyword(word: &[u8]) -> bool {
     matches!(
         word,
@@ -907,6 +907,7 @@ fn is_keyword(word: &[u8]) -> bool {
             | b"xmlroot"
             | b"xmlexists"
             | b"xmltable"
+            | b"operator"
             | b"collate"
             | b"escape"
             | b"asc"
@@ -996,6 +997,8 @@ mod tests {
             ("RESET x", "-x"),
             ("RESET x.y", "-x.y"),
             ("SET TIME ZONE 'UTC'", "timezone"),
+            ("SET TIME ZONE LOCAL", "-timezone"),
+            ("SET synchronous_commit = local", "synchronous_commit"),
             ("SET NAMES 'UTF8'", "client_encoding"),
             ("SET SCHEMA 'a'", "search_path"),
             ("SET ROLE a", "role"),
@@ -1020,6 +1023,7 @@ mod tests {
                 "x y",
             ),
             ("DO $$ BEGIN EXECUTE 'SET x.y = ' || z; END $$", "x.y"),
+            ("SET transaction_isolation = 'serializable'", ""),
             ("UPDATE t SET a = 1", ""),
             ("ALTER ROLE r SET a = 1", ""),
         ] {
@@ -1100,6 +1104,8 @@ mod tests {
             ("DO 'BEGIN NULL; END'", What::SETS_UNKNOWN),
             ("DO $$ BEGIN NULL; END $$", What::OPAQUE),
             ("EXECUTE a", What::OPAQUE),
+            ("EXPLAIN ANALYZE EXECUTE a", What::OPAQUE),
+            ("CREATE TABLE t AS EXECUTE a", What::OPAQUE),
             (
                 "SELECT U&\"set\\005fconfig\"('a', 'b', false)",
                 What::HIDDEN,
@@ -1160,6 +1166,17 @@ mod tests {
             ("INSERT INTO t (a, b) VALUES (f(1), 2)", "f"),
             ("INSERT INTO s.t (a) SELECT a FROM g(1) AS x (a)", "g"),
             ("SELECT * FROM g(1) AS b (a)", "g"),
+            ("SELECT * FROM a CROSS JOIN f(1)", "f"),
+            ("SELECT DISTINCT ON (a) f(b) FROM t", "f"),
+            ("SELECT a AT TIME ZONE f(), b OPERATOR(x.+) g()", "f g"),
+            (
+                "SELECT a BETWEEN SYMMETRIC f() AND g(VARIADIC h())",
+                "f g h",
+            ),
+            (
+                "SELECT my.lower(a), my.json(b), pg_catalog.lower(c)",
+                "lower json",
+            ),
         ] {
             let names: Vec<_> = effects(sql)
                 .functions

@@ -1,15 +1,17 @@
 //! Cuts SQL into tokens as PostgreSQL's scan.l does, in pieces of any size as they arrive.
 //!
 //! Comments are passed over, words are folded to lower case and cut at 63 bytes as names are. What
-//! a string holds is told up to [`MAX_TEXT`] bytes.
+//! a string holds is told up to [`MAX_TEXT`] bytes; in code up to [`MAX_COMMAND`], and with simple escapes.
 //!
 //! Deliberately absent: operators of several characters (each is a symbol of its own), the kinds of
 //! numbers, and Unicode escapes, which are told as [`Token::Unicode`] without being decoded.
 
 /// Longest name in bytes (NAMEDATALEN - 1); a longer one is cut, as PostgreSQL cuts it.
 const MAX_NAME: usize = 63;
-/// Longest text of a string that is told, in bytes.
-pub const MAX_TEXT: usize = 128;
+/// Longest text of a string that is told, in bytes,
+const MAX_TEXT: usize = 128;
+/// and in code, where a string may be a command.
+const MAX_COMMAND: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token<'a> {
@@ -102,6 +104,8 @@ pub struct Lexer {
     tag: Vec<u8>,
     /// Tags of dollar-quoted strings that are read as code.
     bodies: Vec<Vec<u8>>,
+    /// All of the text is code.
+    is_code: bool,
 }
 
 const SPACE: u8 = 1;
@@ -166,7 +170,17 @@ impl Lexer {
             unicode: false,
             tag: Vec::new(),
             bodies: Vec::new(),
+            is_code: false,
         }
+    }
+
+    /// The text that begins is code.
+    pub fn read_code(&mut self) {
+        self.is_code = true;
+    }
+
+    fn is_in_code(&self) -> bool {
+        self.is_code || !self.bodies.is_empty()
     }
 
     /// Begins another text.
@@ -174,6 +188,7 @@ impl Lexer {
         self.state = State::Between;
         self.backslashes = backslashes;
         self.bodies.clear();
+        self.is_code = false;
     }
 
     /// Reads the next bytes of the text.
@@ -246,6 +261,14 @@ impl Lexer {
         self.state = State::Text { escapes };
     }
 
+    fn keep_text(&mut self, bytes: &[u8]) {
+        let most = match self.is_in_code() {
+            true => MAX_COMMAND,
+            false => MAX_TEXT,
+        };
+        self.keep(bytes, most);
+    }
+
     fn keep(&mut self, bytes: &[u8], most: usize) {
         let room = most.saturating_sub(self.text.len());
         self.opaque |= bytes.len() > room;
@@ -306,7 +329,7 @@ impl Lexer {
                     true => memchr::memchr2(b'\'', b'\\', bytes).unwrap_or(bytes.len()),
                     false => run_to(bytes, b'\''),
                 };
-                self.keep(&bytes[..run], MAX_TEXT);
+                self.keep_text(&bytes[..run]);
                 match bytes.get(run) {
                     None => run,
                     Some(b'\'') => {
@@ -314,18 +337,22 @@ impl Lexer {
                         run + 1
                     }
                     Some(_) => {
-                        self.opaque = true;
                         self.state = State::Escaped;
                         run + 1
                     }
                 }
             }
             State::Escaped => {
+                match byte {
+                    b'b' | b'f' | b'n' | b'r' | b't' if self.is_in_code() => self.keep_text(b" "),
+                    b'\\' | b'\'' if self.is_in_code() => self.keep_text(&[byte]),
+                    _ => self.opaque = true,
+                }
                 self.state = State::Text { escapes: true };
                 1
             }
             State::TextQuote { escapes } if byte == b'\'' => {
-                self.keep(b"'", MAX_TEXT);
+                self.keep_text(b"'");
                 self.state = State::Text { escapes };
                 1
             }
@@ -537,7 +564,7 @@ impl Lexer {
                     self.state = State::Body { matched: 0 };
                 }
             }
-            _ if continues_word(byte) && self.tag.len() <= MAX_TEXT => self.tag.push(byte),
+            _ if continues_word(byte) => self.tag.push(byte),
             _ => {
                 // No dollar quote after all. What looked like its tag is a word.
                 self.state = State::Between;
@@ -711,6 +738,21 @@ mod tests {
             "do begin x z ; end ;"
         );
         assert!(!tokens("DO $$ BEGIN", false, true).1);
+    }
+
+    #[test]
+    fn a_tag_of_a_dollar_quote_may_have_any_length() {
+        let tag = format!("${}$", "x".repeat(300));
+        let sql = format!("a {tag} ' {tag} b");
+        assert_eq!(tokens(&sql, false, false), ("a '' b".to_owned(), true));
+    }
+
+    #[test]
+    fn in_code_a_string_is_told_whole_and_without_simple_escapes() {
+        let long = "x".repeat(130);
+        let sql = format!(r"$$ '{long}' E'a\tb\'' E'\x41' $$ E'a\tb'");
+        let expected = format!("'{long}' 'a b'' '' ''");
+        assert_eq!(tokens(&sql, false, true).0, expected);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod limits;
 mod memory;
 mod negative;
 mod replication;
+mod session_attacks;
 mod session_state;
 mod tiers;
 mod tls;
