@@ -488,6 +488,34 @@ async fn notifications_reach_a_client_that_waits_and_nobody_else() {
     assert!(is_held_by(&newest(&proxy), NOTHING).await);
 }
 
+/// Npgsql's pool resets so when it takes a connection back within a distributed transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_in_a_transaction_returns_to_the_tenant_in_session_pooling() {
+    let proxy = proxy("session", 3).await;
+    for name in ["t00", "c0", "s0"] {
+        let tenant = proxy.home(&tenant(name));
+        let mut wire = proxy.raw(&tenant).await;
+        for reset in [
+            "RESET ALL",
+            "RESET app.tenant_id",
+            "SET app.tenant_id TO DEFAULT",
+            "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP",
+        ] {
+            wire.query("BEGIN").await;
+            wire.query("SET app.tenant_id = 'another'").await;
+            wire.query(reset).await;
+            let bodies = wire
+                .column("SELECT body FROM items WHERE id < 900 ORDER BY id")
+                .await;
+            assert_eq!(bodies, tenant.bodies(), "{name} after {reset}");
+            wire.query("COMMIT").await;
+            assert_eq!(wire.column("SHOW app.tenant_id").await, [name], "{reset}");
+        }
+        wire.query("DISCARD ALL").await;
+        assert_eq!(wire.column("SHOW app.tenant_id").await, [name]);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_functions_and_triggers_do_is_known_from_their_sources() {
     let world = world().await;
