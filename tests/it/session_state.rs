@@ -488,6 +488,27 @@ async fn notifications_reach_a_client_that_waits_and_nobody_else() {
     assert!(is_held_by(&newest(&proxy), NOTHING).await);
 }
 
+/// Drivers compare the sender with the process id of BackendKeyData, to tell which notifications are their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn notifications_of_a_client_to_itself_come_from_its_own_process() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, 3).await;
+        let a = tenant("d3");
+        let mut mine = proxy.raw(&a).await;
+        let mut other = proxy.raw(&a).await;
+        mine.query("LISTEN d3_own").await;
+        let sender = |frame: &Frame| i32::from_be_bytes(frame.body[..4].try_into().expect("a pid"));
+        let frames = mine.query("NOTIFY d3_own, 'mine'").await;
+        let told = frames.iter().find(|frame| frame.tag == b'A').expect("told");
+        assert_eq!(sender(told), mine.key.0, "{pooling}");
+        assert!(told.body[4..].starts_with(b"d3_own\0mine\0"), "{told}");
+        other.query("NOTIFY d3_own, 'yours'").await;
+        let told = mine.expect().await;
+        assert_eq!(told.tag, b'A', "{told}");
+        assert_ne!(sender(&told), mine.key.0, "{pooling}");
+    }
+}
+
 /// Npgsql's pool resets so when it takes a connection back within a distributed transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_in_a_transaction_returns_to_the_tenant_in_session_pooling() {
