@@ -57,13 +57,13 @@ async fn all_idle(proxy: &Running) {
 
 /// Others of the same tenant, who see to it that a client gets another server connection each time, unless it
 /// keeps its own.
-struct Others {
+pub struct Others {
     holding: Wire,
     free: Wire,
 }
 
 impl Others {
-    async fn of(proxy: &Running, tenant: &Tenant) -> Self {
+    pub async fn of(proxy: &Running, tenant: &Tenant) -> Self {
         let mut others = Self {
             holding: proxy.raw(tenant).await,
             free: proxy.raw(tenant).await,
@@ -73,7 +73,7 @@ impl Others {
     }
 
     /// Takes the connection that was given back last.
-    async fn move_on(&mut self) {
+    pub async fn move_on(&mut self) {
         column(&self.free.query("BEGIN").await);
         column(&self.holding.query("COMMIT").await);
         std::mem::swap(&mut self.free, &mut self.holding);
