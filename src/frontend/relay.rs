@@ -1,8 +1,8 @@
 //! Passing frames between a client and the server connection it holds, until a clean point.
 //!
 //! Frames pass as bytes. Looked at are their tags, for the [`Ledger`]; of what the server says,
-//! ReadyForQuery, ParameterStatus, ErrorResponse and CommandComplete; and, in transaction pooling, the names in
-//! Parse, Bind, Describe and Close. Bodies stream: no message is collected but those.
+//! ReadyForQuery, ParameterStatus, ErrorResponse, NotificationResponse and CommandComplete; and, in transaction pooling,
+//! the names in Parse, Bind, Describe and Close. Bodies stream: no message is collected but those.
 //!
 //! One task polls both sockets; nothing is handed from task to task. Each side is read only while
 //! the other takes what was read before, so memory is bounded.
@@ -402,7 +402,11 @@ impl<'a> Relay<'a> {
                 | BackendTag::COMMAND_COMPLETE
                 | BackendTag::PARSE_COMPLETE
                 | BackendTag::CLOSE_COMPLETE => size,
-                BackendTag::ERROR_RESPONSE if size <= MAX_TRANSLATED => size,
+                BackendTag::ERROR_RESPONSE | BackendTag::NOTIFICATION_RESPONSE
+                    if size <= MAX_TRANSLATED =>
+                {
+                    size
+                }
                 BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
                 _ => HEADER,
             };
@@ -419,6 +423,11 @@ impl<'a> Relay<'a> {
                     renamed.and_then(|(name, statement)| {
                         translate(&bytes[HEADER..size], name, statement)
                     })
+                }
+                BackendTag::NOTIFICATION_RESPONSE
+                    if bytes.len() >= size && self.client.statements.is_some() =>
+                {
+                    self.as_own(&bytes[HEADER..size])
                 }
                 _ => None,
             };
@@ -448,6 +457,14 @@ impl<'a> Relay<'a> {
         }
         self.server.inbox.move_to(&mut self.client.outbox, run);
         Ok(())
+    }
+
+    /// A notification that the client sent itself comes from the process that it knows as its own: drivers tell by
+    /// that which are their own.
+    fn as_own(&self, notification: &[u8]) -> Option<Vec<u8>> {
+        let (sender, rest) = notification.split_first_chunk::<4>()?;
+        let is_own = i32::from_be_bytes(*sender) == self.server.fence().pid();
+        is_own.then(|| [&self.handle.key().pid.to_be_bytes(), rest].concat())
     }
 
     /// Takes note of a reply whose frame starts at `at` in the server's inbox.

@@ -229,8 +229,11 @@ async fn profile(
         stale: false,
     };
     if route.has_connections_of_their_own() {
-        // It begins with what the client asks for, and RESET returns to that.
-        let key = route.pool.with_own(settings);
+        // It begins with what the client asks for, as the tenant, and RESET returns to that: also in a transaction,
+        // where nothing else could set the variables again.
+        let key = route
+            .pool
+            .with_own(settings.into_iter().chain(variables(route)));
         let mut lease = pool.checkout(tenant).await?.connect(&key).await?;
         let settings: Arc<Settings> = Arc::default();
         let deadline = pool.instance.timeouts().connect;
@@ -265,6 +268,12 @@ async fn profile(
         reported,
         lease,
     })
+}
+
+/// Of the tenant's context, the variables that no server knows before they are set: any may be set in a StartupMessage.
+fn variables(route: &Route) -> impl Iterator<Item = (String, String)> {
+    let context = route.context.iter().filter(|(name, _)| name.contains('.'));
+    context.map(|(name, value)| (name.clone(), value.clone()))
 }
 
 /// The server does not say what the client left.

@@ -11,21 +11,21 @@ use crate::wire::{
 };
 
 /// Bytes to send, and up to what to read then: so many messages of a tag.
-struct Step(Vec<u8>, u8, usize);
+pub struct Step(pub Vec<u8>, pub u8, pub usize);
 
-struct Script {
-    name: &'static str,
-    steps: Vec<Step>,
+pub struct Script {
+    pub name: &'static str,
+    pub steps: Vec<Step>,
     /// Too much to be sent byte by byte.
     is_large: bool,
 }
 
 /// A script of one write that is answered by so many ReadyForQuery.
-fn batch(name: &'static str, ready: usize, parts: &[Vec<u8>]) -> Script {
+pub fn batch(name: &'static str, ready: usize, parts: &[Vec<u8>]) -> Script {
     steps(name, vec![Step(parts.concat(), b'Z', ready)])
 }
 
-fn steps(name: &'static str, steps: Vec<Step>) -> Script {
+pub fn steps(name: &'static str, steps: Vec<Step>) -> Script {
     Script {
         name,
         steps,
@@ -707,7 +707,7 @@ fn scripts() -> Vec<Script> {
 }
 
 /// What a server says to a script.
-async fn play(wire: &mut Wire, script: &Script, slowly: bool) -> Vec<Frame> {
+pub async fn play(wire: &mut Wire, script: &Script, slowly: bool) -> Vec<Frame> {
     let mut frames = Vec::new();
     for Step(bytes, tag, count) in &script.steps {
         if slowly {
@@ -723,7 +723,7 @@ async fn play(wire: &mut Wire, script: &Script, slowly: bool) -> Vec<Frame> {
 }
 
 /// What may differ: the process id in a NotificationResponse.
-fn masked(mut frames: Vec<Frame>) -> Vec<Frame> {
+pub fn masked(mut frames: Vec<Frame>) -> Vec<Frame> {
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'A') {
         frame.body[..4].fill(0);
     }
@@ -731,7 +731,7 @@ fn masked(mut frames: Vec<Frame>) -> Vec<Frame> {
 }
 
 /// Where two answers part.
-fn difference(direct: &[Frame], proxied: &[Frame]) -> Option<String> {
+pub fn difference(direct: &[Frame], proxied: &[Frame]) -> Option<String> {
     if direct == proxied {
         return None;
     }

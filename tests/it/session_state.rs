@@ -57,13 +57,13 @@ async fn all_idle(proxy: &Running) {
 
 /// Others of the same tenant, who see to it that a client gets another server connection each time, unless it
 /// keeps its own.
-struct Others {
+pub struct Others {
     holding: Wire,
     free: Wire,
 }
 
 impl Others {
-    async fn of(proxy: &Running, tenant: &Tenant) -> Self {
+    pub async fn of(proxy: &Running, tenant: &Tenant) -> Self {
         let mut others = Self {
             holding: proxy.raw(tenant).await,
             free: proxy.raw(tenant).await,
@@ -73,7 +73,7 @@ impl Others {
     }
 
     /// Takes the connection that was given back last.
-    async fn move_on(&mut self) {
+    pub async fn move_on(&mut self) {
         column(&self.free.query("BEGIN").await);
         column(&self.holding.query("COMMIT").await);
         std::mem::swap(&mut self.free, &mut self.holding);
@@ -486,6 +486,55 @@ async fn notifications_reach_a_client_that_waits_and_nobody_else() {
     }
     listening.query("UNLISTEN d3_channel").await;
     assert!(is_held_by(&newest(&proxy), NOTHING).await);
+}
+
+/// Drivers compare the sender with the process id of BackendKeyData, to tell which notifications are their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn notifications_of_a_client_to_itself_come_from_its_own_process() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, 3).await;
+        let a = tenant("d3");
+        let mut mine = proxy.raw(&a).await;
+        let mut other = proxy.raw(&a).await;
+        mine.query("LISTEN d3_own").await;
+        let sender = |frame: &Frame| i32::from_be_bytes(frame.body[..4].try_into().expect("a pid"));
+        let frames = mine.query("NOTIFY d3_own, 'mine'").await;
+        let told = frames.iter().find(|frame| frame.tag == b'A').expect("told");
+        assert_eq!(sender(told), mine.key.0, "{pooling}");
+        assert!(told.body[4..].starts_with(b"d3_own\0mine\0"), "{told}");
+        other.query("NOTIFY d3_own, 'yours'").await;
+        let told = mine.expect().await;
+        assert_eq!(told.tag, b'A', "{told}");
+        assert_ne!(sender(&told), mine.key.0, "{pooling}");
+    }
+}
+
+/// Npgsql's pool resets so when it takes a connection back within a distributed transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_in_a_transaction_returns_to_the_tenant_in_session_pooling() {
+    let proxy = proxy("session", 3).await;
+    for name in ["t00", "c0", "s0"] {
+        let tenant = proxy.home(&tenant(name));
+        let mut wire = proxy.raw(&tenant).await;
+        for reset in [
+            "RESET ALL",
+            "RESET app.tenant_id",
+            "SET app.tenant_id TO DEFAULT",
+            "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP",
+        ] {
+            wire.query("BEGIN").await;
+            wire.query("SET app.tenant_id = 'another'").await;
+            wire.query(reset).await;
+            let bodies = wire
+                .column("SELECT body FROM items WHERE id < 900 ORDER BY id")
+                .await;
+            assert_eq!(bodies, tenant.bodies(), "{name} after {reset}");
+            wire.query("COMMIT").await;
+            assert_eq!(wire.column("SHOW app.tenant_id").await, [name], "{reset}");
+        }
+        wire.query("DISCARD ALL").await;
+        assert_eq!(wire.column("SHOW app.tenant_id").await, [name]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
