@@ -524,7 +524,8 @@ impl<'a> Relay<'a> {
                 self.metrics.errors.add(1);
                 let body = &bytes[HEADER..size.min(bytes.len())];
                 self.fatal_seen |= is_fatal(body);
-                if is_outdated_plan(body) || is_unknown_statement(body) {
+                let of_ours = self.ledger.renamed().is_some();
+                if is_outdated_plan(body) || (of_ours && is_unknown_statement(body)) {
                     parsed.outdate();
                 }
                 let reply = self.ledger.reply(tag, 0);
