@@ -15,6 +15,7 @@ mod layers;
 mod limits;
 mod negative;
 mod replication;
+mod seal;
 mod session_state;
 mod tiers;
 mod tls;
