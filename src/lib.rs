@@ -21,7 +21,7 @@
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
-//! | process | [`control`], [`admin`], [`server`] | health, console, metrics, wiring |
+//! | process | [`control`], [`admin`], [`server`] | health, seal, console, metrics, wiring |
 //! | tools | [`cluster`], [`cli`] | subcommands; private servers for demo, tests and benches |
 //!
 //! # Deliberately absent

@@ -3,6 +3,7 @@
 use std::io::{stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -43,8 +44,65 @@ enum Command {
         #[arg(long, default_value_t = 4096)]
         iterations: u32,
     },
+    /// Prepare databases for posture sealed, or put a new key in force.
+    ///
+    /// Run again after an upgrade, or after a new servers.*.seal.key: the new key is good at once, the old one for --retire-after
+    /// more. Then SIGHUP the proxy, which seals with the new one from there on.
+    Seal {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// One of the config's servers, with `admin` and `seal`.
+        #[arg(long, value_name = "NAME")]
+        server: String,
+        /// Default: the databases of all tenants in sealed placements there.
+        #[arg(long, value_name = "NAME")]
+        database: Vec<String>,
+        /// How long keys that the config no longer has are good: until every proxy was reloaded, and servers.*.seal.lifetime more.
+        #[arg(long, value_name = "PERIOD", default_value = "1h", value_parser = pgtenant::config::duration)]
+        retire_after: Duration,
+    },
+    /// Print the SQL that databases are prepared with.
+    #[command(subcommand)]
+    Sql(Sql),
     /// Ask a running proxy whether it is ready (exit 0): what a container's health check runs.
     Healthcheck(ConfigArgument),
+}
+
+#[derive(Subcommand)]
+enum Sql {
+    /// What `pgtenant seal` installs; with --config, the key as well.
+    Seal {
+        /// The config file.
+        #[arg(
+            short,
+            long,
+            value_name = "FILE",
+            requires = "server",
+            requires = "database"
+        )]
+        config: Option<PathBuf>,
+        #[arg(long, value_name = "NAME", requires = "config")]
+        server: Option<String>,
+        /// Each database has a key of its own.
+        #[arg(long, value_name = "NAME", requires = "config")]
+        database: Option<String>,
+        /// How long other keys are good from then on.
+        #[arg(long, value_name = "PERIOD", default_value = "1h", value_parser = pgtenant::config::duration)]
+        retire_after: Duration,
+    },
+    /// What takes from the roles of a placement what lets them watch or hinder each other.
+    Harden {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[arg(long, value_name = "NAME")]
+        placement: String,
+        /// The role that is to own tables and run migrations. Default: the login's name and `_owner`.
+        #[arg(long, value_name = "ROLE")]
+        owner: Option<String>,
+        /// Also take away what some applications need.
+        #[arg(long, value_name = "GROUP")]
+        also: Vec<pgtenant::control::harden::Group>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -64,6 +122,37 @@ fn main() -> ExitCode {
             &mut stdout(),
             &mut stderr(),
         )),
+        Command::Seal {
+            config: ConfigArgument { config },
+            server,
+            database,
+            retire_after,
+        } => {
+            with_runtime(
+                async move { cli::seal::run(&config, &server, &database, retire_after).await },
+            )
+        }
+        Command::Sql(Sql::Seal {
+            config,
+            server,
+            database,
+            retire_after,
+        }) => {
+            let key_of = config.zip(server).zip(database);
+            let key_of = key_of.map(|((config, server), database)| cli::sql::KeyOf {
+                config,
+                server,
+                database,
+                retire_after,
+            });
+            cli::sql::print_seal(key_of.as_ref())
+        }
+        Command::Sql(Sql::Harden {
+            config: ConfigArgument { config },
+            placement,
+            owner,
+            also,
+        }) => cli::sql::print_harden(&config, &placement, owner.as_deref(), &also),
         Command::Healthcheck(ConfigArgument { config }) => cli::healthcheck::run(&config),
     }
 }

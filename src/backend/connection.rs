@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::backend::cancel::Fence;
 use crate::backend::context::Context;
 use crate::backend::prepared::Parsed;
+use crate::backend::seal::Sealed;
 use crate::config::Server;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
@@ -40,6 +41,8 @@ pub struct ServerConnection {
     pub outbox: Buffer,
     /// Whose context it carries.
     pub context: Context,
+    /// What that context is sealed with, where it is.
+    pub sealed: Sealed,
     pub parameters: Arc<Parameters>,
     /// Named statements it has parsed for clients in transaction pooling.
     pub parsed: Parsed,
@@ -67,6 +70,7 @@ impl ServerConnection {
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             context: Context::Clean,
+            sealed: Sealed::default(),
             parameters: Arc::default(),
             parsed: Parsed::default(),
             sequences_of: None,
@@ -103,6 +107,7 @@ impl ServerConnection {
     pub fn note_discard(&mut self) {
         self.parsed.clear();
         self.sequences_of = None;
+        self.sealed = Sealed::default();
     }
 
     /// Sends all of `bytes`.

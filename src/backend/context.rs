@@ -15,6 +15,9 @@
 //! write, and all its ReadyForQuery come back, or the connection is closed. Variables are set with
 //! a FunctionCall message of `pg_catalog.set_config`, which is a transaction of its own, leaves the
 //! client's unnamed statement alone and shows no text in `pg_stat_activity`.
+//!
+//! In posture sealed there is one exchange more before the variables: the scrub, and what the database says of the session,
+//! to which the sealed value is bound ([`crate::backend::seal`]). It is renewed with half of its life left.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +25,8 @@ use std::time::Duration;
 
 use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::prepared::frame;
-use crate::config::Route;
+use crate::backend::seal;
+use crate::config::{Route, SEALED_VARIABLE};
 use crate::error::{Error, Kind, Result};
 use crate::id::TenantId;
 use crate::protocol::buffer::Buffer;
@@ -137,44 +141,61 @@ struct Plan {
     answers: usize,
     /// The first answers up to here decide over the context; what fails later is a setting of the client's.
     required: usize,
-    scrub: bool,
 }
 
-impl Plan {
-    fn new(wanted: &Binding, context: &Context) -> Self {
-        let mut plan = Self::default();
-        let (variables, applied) = match context {
+/// What is to be done.
+struct Change<'c> {
+    scrub: bool,
+    /// The variables of the context are to be set.
+    variables: bool,
+    /// The settings that are in force.
+    applied: Option<&'c Arc<Settings>>,
+}
+
+impl<'c> Change<'c> {
+    fn new(wanted: &Binding, context: &'c Context) -> Self {
+        let (scrub, variables, applied) = match context {
             Context::Bound(bound)
                 if bound.tenant == wanted.tenant && same_variables(bound, wanted) =>
             {
-                (bound.stale, Some(&bound.settings))
+                (false, bound.stale, Some(&bound.settings))
             }
-            Context::Clean => (true, None),
-            Context::Bound(_) | Context::Unknown => {
-                plan.scrub = true;
-                plan.query("DISCARD ALL");
-                (true, None)
-            }
+            Context::Clean => (false, true, None),
+            Context::Bound(_) | Context::Unknown => (true, true, None),
         };
-        if variables {
+        Self {
+            scrub,
+            variables,
+            applied,
+        }
+    }
+}
+
+impl Plan {
+    fn scrub(&mut self, change: &Change<'_>) {
+        if change.scrub {
+            self.query("DISCARD ALL");
+        }
+        self.required = self.answers;
+    }
+
+    fn variables(&mut self, change: &Change<'_>, wanted: &Binding, sealed: Option<&str>) {
+        if change.variables {
             for (name, value) in &wanted.route.context {
-                plan.set_config(name, value);
+                self.set_config(name, value);
             }
         }
-        plan.required = plan.answers;
-        plan.settings(applied, wanted);
-        plan
+        if let Some(sealed) = sealed {
+            self.set_config(SEALED_VARIABLE, sealed);
+        }
+        self.required = self.answers;
+        self.settings(change.applied, wanted);
     }
 
     /// The client's settings; what the context sets is not the client's to set.
     fn settings(&mut self, applied: Option<&Arc<Settings>>, binding: &Binding) {
         let wanted = &binding.settings;
-        let context = &binding.route.context;
-        let is_context = |name: &str| {
-            context
-                .iter()
-                .any(|(own, _)| own.eq_ignore_ascii_case(name))
-        };
+        let is_context = |name: &str| binding.route.pinned(name).is_some();
         if applied.is_some_and(|applied| Arc::ptr_eq(applied, wanted)) {
             return;
         }
@@ -239,7 +260,7 @@ fn rank(name: &str) -> u8 {
 }
 
 fn same_variables(bound: &Binding, wanted: &Binding) -> bool {
-    Arc::ptr_eq(&bound.route, &wanted.route) || bound.route.context == wanted.route.context
+    Arc::ptr_eq(&bound.route, &wanted.route) || bound.route.same_context(&wanted.route)
 }
 
 /// `app.x` as `"app"."x"`.
@@ -257,7 +278,13 @@ pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
         if !bound.stale
             && bound.tenant == wanted.tenant
             && same_variables(bound, wanted)
+            && !needs_seal(connection, wanted)
             && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
+}
+
+fn needs_seal(connection: &ServerConnection, wanted: &Binding) -> bool {
+    let seal = wanted.route.seal.as_ref();
+    seal.is_some_and(|seal| connection.sealed.needs(seal))
 }
 
 /// What it took to make a connection carry a context.
@@ -287,50 +314,87 @@ pub async fn adopt(
     if carries(connection, wanted) {
         return Ok(Adopted::AsItWas);
     }
-    let plan = Plan::new(wanted, &connection.context);
-    connection.context = Context::Unknown;
-    if plan.scrub {
-        connection.note_discard();
-    }
-    let exchanged = match plan.answers {
-        0 => Ok(Ok(())),
-        _ => tokio::time::timeout(deadline, exchange(connection, &plan, aside)).await,
-    };
-    match exchanged {
+    let scrubbed = match tokio::time::timeout(deadline, change(connection, wanted, aside)).await {
         Ok(done) => done?,
         Err(_) => {
             return Err(Refusal::Broken(not_set(format_args!(
                 "timed out after {deadline:?}"
             ))));
         }
-    }
+    };
     connection.context = Context::Bound(Binding {
         stale: false,
         ..wanted.clone()
     });
-    Ok(match plan.scrub {
+    Ok(match scrubbed {
         true => Adopted::Scrubbed,
         false => Adopted::Set,
     })
 }
 
+/// Returns whether it was scrubbed.
+async fn change(
+    connection: &mut ServerConnection,
+    wanted: &Binding,
+    aside: &mut Buffer,
+) -> Result<bool, Refusal> {
+    let context = std::mem::replace(&mut connection.context, Context::Unknown);
+    let change = Change::new(wanted, &context);
+    let mut plan = Plan::default();
+    plan.scrub(&change);
+    if change.scrub {
+        connection.note_discard();
+    }
+    let mut sealed = None;
+    if let Some(seal) = &wanted.route.seal
+        && (change.variables || connection.sealed.needs(seal))
+    {
+        let same_tenant = matches!(context, Context::Bound(_)) && !change.scrub;
+        plan.query(&connection.sealed.question(seal, same_tenant));
+        let answer = exchange(connection, &plan, Asking::Seal, aside).await?;
+        let value = connection.sealed.seal(seal, answer.as_deref());
+        sealed = Some(value.map_err(Refusal::Broken)?);
+        plan = Plan::default();
+    }
+    plan.variables(&change, wanted, sealed.as_deref());
+    exchange(connection, &plan, Asking::Context, aside).await?;
+    Ok(change.scrub)
+}
+
+/// What an error would be about.
+#[derive(Clone, Copy)]
+enum Asking {
+    Seal,
+    Context,
+}
+
+/// Returns the first column of the last row that came.
 async fn exchange(
     connection: &mut ServerConnection,
     plan: &Plan,
+    asking: Asking,
     aside: &mut Buffer,
-) -> Result<(), Refusal> {
+) -> Result<Option<String>, Refusal> {
+    if plan.answers == 0 {
+        return Ok(None);
+    }
     connection
         .send(&plan.request)
         .await
         .map_err(Refusal::Broken)?;
     let mut answered = 0;
     let mut refused = None;
+    let mut row = None;
     while answered < plan.answers {
         let Frame { tag, body } = connection.receive().await.map_err(Refusal::Broken)?;
         match tag {
             BackendTag::READY_FOR_QUERY if body == b"I" => answered += 1,
             BackendTag::READY_FOR_QUERY => {
                 return Err(Refusal::Broken(not_set("the server is in a transaction")));
+            }
+            BackendTag::DATA_ROW => row = first_column(&body),
+            BackendTag::ERROR_RESPONSE if matches!(asking, Asking::Seal) => {
+                return Err(Refusal::Broken(seal::refused(&ErrorFields::read(&body))));
             }
             BackendTag::ERROR_RESPONSE if answered < plan.required => {
                 let fields = ErrorFields::read(&body);
@@ -349,11 +413,18 @@ async fn exchange(
         }
     }
     match refused {
-        None => Ok(()),
+        None => Ok(row),
         Some(fields) => Err(Refusal::Setting(
             fields.into_error(Kind::FeatureNotSupported),
         )),
     }
+}
+
+/// Of a DataRow: number of columns, then length and bytes of each.
+fn first_column(body: &[u8]) -> Option<String> {
+    let (length, rest) = body.get(2..)?.split_first_chunk::<4>()?;
+    let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
+    String::from_utf8(rest.get(..length)?.to_vec()).ok()
 }
 
 fn not_set(cause: impl std::fmt::Display) -> Error {
@@ -395,7 +466,10 @@ tenants:
 
     /// What is sent, one message a word: `Q(sql)`, `F(name=value)`, `|` where the client's settings begin.
     fn plan(wanted: &Binding, context: &Context) -> String {
-        let plan = Plan::new(wanted, context);
+        let change = Change::new(wanted, context);
+        let mut plan = Plan::default();
+        plan.scrub(&change);
+        plan.variables(&change, wanted, None);
         let mut words = Vec::new();
         let mut rest = &plan.request[..];
         while let Some(header) = Header::read(rest) {

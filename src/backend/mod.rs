@@ -13,5 +13,6 @@ pub mod lease;
 pub mod prepared;
 mod queue;
 pub mod residue;
+pub mod seal;
 
 pub use queue::PoolCounts;

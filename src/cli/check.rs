@@ -86,7 +86,14 @@ fn summary(config: &Config, out: &mut impl Write) -> io::Result<()> {
     table.print(out)?;
     writeln!(out)?;
 
-    let mut table = Table::new(&["placement", "tier", "servers", "pooling", "tenants"]);
+    let mut table = Table::new(&[
+        "placement",
+        "tier",
+        "servers",
+        "pooling",
+        "posture",
+        "tenants",
+    ]);
     for (name, placement) in &config.placements {
         let servers: Vec<&str> = placement.servers.iter().map(ServerName::as_str).collect();
         table.row([
@@ -94,6 +101,7 @@ fn summary(config: &Config, out: &mut impl Write) -> io::Result<()> {
             placement.tier.to_string(),
             servers.join(" "),
             placement.pooling.to_string(),
+            placement.posture.to_string(),
             placement.tenants.to_string(),
         ]);
     }
@@ -178,8 +186,8 @@ mod tests {
 server  address         sslmode  max_connections  pools
 local   127.0.0.1:5432  prefer   50               1
 
-placement  tier  servers  pooling      tenants
-shared     pool  local    transaction  2
+placement  tier  servers  pooling      posture  tenants
+shared     pool  local    transaction  plain    2
 
 2 tenants, 2 users, 1 pools
 "

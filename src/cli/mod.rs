@@ -5,4 +5,6 @@ pub mod check;
 pub mod demo;
 pub mod hash_password;
 pub mod healthcheck;
+pub mod seal;
 pub mod serve;
+pub mod sql;

@@ -19,6 +19,8 @@ pub struct Diff {
     pub servers_resized: Vec<ServerName>,
     /// Login or database of the health check changed: no pool is concerned.
     pub servers_admin_changed: Vec<ServerName>,
+    /// Key or lifetime of the seal changed: tenants stay, what is sealed from now on is sealed with it.
+    pub servers_seal_changed: Vec<ServerName>,
     /// Pools that no tenant uses any more. A new password of a login makes a new pool and removes
     /// the old one.
     pub pools_removed: Vec<PoolKey>,
@@ -82,6 +84,9 @@ fn servers(old: &Config, new: &Config, diff: &mut Diff) {
         }
         if admin(before) != admin(server) {
             diff.servers_admin_changed.push(name.clone());
+        }
+        if before.seal != server.seal {
+            diff.servers_seal_changed.push(name.clone());
         }
     }
 }
@@ -167,7 +172,8 @@ fn same_route(old: &Route, new: &Route) -> bool {
         && old.placement.tier == new.placement.tier
         && old.pool == new.pool
         && old.schema == new.schema
-        && old.context == new.context
+        && old.posture() == new.posture()
+        && old.same_context(new)
         && old.pooling == new.pooling
 }
 

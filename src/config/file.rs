@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 
 use super::units::{Count, Period};
-use super::{LogFormat, Pooling, Secret, SslMode, Tier};
+use super::{LogFormat, Pooling, Posture, Secret, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
 /// kept, so that what refers to it is not reported as dangling.
@@ -208,6 +208,8 @@ pub struct ServerFile {
     pub max_connections: Option<Count>,
     /// Login for health checks. Default: none, and no health checks.
     pub admin: Option<ServerAdminFile>,
+    /// What contexts are sealed with. Required for placements of posture sealed.
+    pub seal: Option<SealFile>,
 }
 
 impl Default for ServerFile {
@@ -219,6 +221,29 @@ impl Default for ServerFile {
             root_cert: None,
             max_connections: None,
             admin: None,
+            seal: None,
+        }
+    }
+}
+
+/// `servers.*.seal`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct SealFile {
+    /// A secret of at least 32 characters. Either this or `key_file` is required.
+    pub key: Option<Secret>,
+    /// Instead of `key`: a file that holds it.
+    pub key_file: Option<String>,
+    /// For how long a sealed value is good. Default: 10m.
+    pub lifetime: Period,
+}
+
+impl Default for SealFile {
+    fn default() -> Self {
+        Self {
+            key: None,
+            key_file: None,
+            lifetime: Period(Duration::from_secs(10 * 60)),
         }
     }
 }
@@ -266,6 +291,10 @@ pub struct PlacementFile {
     pub login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
+    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: plain.
+    pub posture: Option<Posture>,
+    /// In posture sealed: what `pgtenant.tenant_id()` returns. Default: the tenant's id.
+    pub seal_tenant: Option<String>,
     /// Default: transaction.
     pub pooling: Pooling,
     pub pool: PoolFile,
@@ -283,6 +312,8 @@ impl Default for PlacementFile {
             schema: None,
             login: None,
             context: IndexMap::new(),
+            posture: None,
+            seal_tenant: None,
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),
             limits: PlacementLimitsFile::default(),

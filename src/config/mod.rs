@@ -9,6 +9,7 @@ pub mod diff;
 mod file;
 mod outline;
 mod resolve;
+mod seal;
 mod secret;
 mod template;
 mod units;
@@ -25,8 +26,10 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 
 pub use resolve::{load, load_text, rendezvous};
+pub use seal::{Seal, SealKey, ServerSeal};
 pub use secret::Secret;
 pub use template::Template;
+pub use units::duration;
 pub use verifier::{InvalidVerifier, MAX_ITERATIONS};
 
 use crate::id::{PlacementName, ServerName, TenantId};
@@ -157,6 +160,8 @@ pub struct Server {
     pub admin: Option<Arc<Login>>,
     /// Database of the health check.
     pub admin_database: String,
+    /// What contexts are sealed with.
+    pub seal: Option<ServerSeal>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -249,6 +254,31 @@ impl fmt::Display for Pooling {
     }
 }
 
+/// How far a tenant's own SQL is trusted with the context, from the least protection to the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Posture {
+    /// The context is set; the application is trusted not to change it.
+    Plain,
+    /// And statements that could change it are refused.
+    Guarded,
+    /// And it carries a seal that policies verify in the database.
+    Sealed,
+}
+
+impl fmt::Display for Posture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Guarded => "guarded",
+            Self::Sealed => "sealed",
+        })
+    }
+}
+
+/// The variable that a sealed context travels in, beside those of `context`.
+pub const SEALED_VARIABLE: &str = "pgtenant.context";
+
 /// A named kind of place. What its templates mean for a tenant is in [`Route`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
@@ -257,6 +287,8 @@ pub struct Placement {
     /// One, or several over which the tenants are spread.
     pub servers: Vec<ServerName>,
     pub pooling: Pooling,
+    /// Plain where there is no context.
+    pub posture: Posture,
     /// Most server connections of one pool (one server, database and login).
     pub pool_size: usize,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
@@ -317,10 +349,33 @@ pub struct Route {
     pub schema: Option<String>,
     /// Variables set before any statement of the tenant runs, in this order: name, value.
     pub context: Vec<(String, String)>,
+    /// In posture sealed: what the context is sealed with.
+    pub seal: Option<Seal>,
     pub pooling: Pooling,
 }
 
 impl Route {
+    pub fn posture(&self) -> Posture {
+        self.placement.posture
+    }
+
+    /// What a variable is set to that is not the client's to set; the sealed one is never the same.
+    pub fn pinned(&self, name: &str) -> Option<&str> {
+        if name.eq_ignore_ascii_case(SEALED_VARIABLE) {
+            return Some("");
+        }
+        let mut context = self.context.iter();
+        context
+            .find(|(own, _)| own.eq_ignore_ascii_case(name))
+            .map(|(_, value)| &**value)
+    }
+
+    /// Whether both say the same of the tenant, by whatever key.
+    pub fn same_context(&self, other: &Self) -> bool {
+        let sealed = |route: &'_ Self| route.seal.as_ref().map(|seal| seal.tenant.clone());
+        self.context == other.context && sealed(self) == sealed(other)
+    }
+
     /// Whether each client has a server connection that was made for it.
     pub fn has_connections_of_their_own(&self) -> bool {
         self.pooling == Pooling::Session && !self.placement.reuse

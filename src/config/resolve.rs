@@ -130,7 +130,7 @@ impl Resolver<'_, '_> {
 
         let servers = self.servers(&server_files);
         let plans = self.placements(&placement_files, &server_files, &tenant_files);
-        let tenants = self.tenants(&tenant_files, &plans, &identify, console);
+        let tenants = self.tenants(&tenant_files, &plans, &servers, &identify, console);
         Some(Config {
             listen,
             http,

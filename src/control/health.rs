@@ -6,23 +6,17 @@
 
 use std::collections::HashMap;
 use std::error::Error as _;
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use deadpool_postgres::{Connect, Manager, ManagerConfig, Pool, PoolError, Runtime};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use deadpool_postgres::{Manager, ManagerConfig, Pool, PoolError, Runtime};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, NoTls};
 
 use crate::app::App;
-use crate::backend::connect;
 use crate::backend::health::{Report, State};
 use crate::backend::instance::Instance;
 use crate::config::{Login, Server};
+use crate::control::door::{self, Door};
 use crate::id::ServerName;
 
 /// From one check of a server to the next.
@@ -150,14 +144,7 @@ struct Failure {
 impl Check {
     fn new(instance: Weak<Instance>, server: Arc<Server>, login: &Login) -> Self {
         let name = server.name.clone();
-        let mut config = Config::new();
-        config
-            .user(&login.user)
-            .dbname(&server.admin_database)
-            .application_name("pgtenant health check");
-        if let Some(password) = &login.password {
-            config.password(password.expose());
-        }
+        let config = door::config(login, &server.admin_database, "pgtenant health check");
         let manager = Manager::from_connect(config, Door(server), ManagerConfig::default());
         let pool = Pool::builder(manager)
             .max_size(1)
@@ -291,67 +278,6 @@ fn failure(error: &tokio_postgres::Error) -> Failure {
     Failure {
         answers: false,
         problem,
-    }
-}
-
-/// Connects as the pools do: same sockets, same TLS.
-struct Door(Arc<Server>);
-
-impl Connect for Door {
-    fn connect(&self, config: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
-        let config = config.clone();
-        Box::pin(async move {
-            match connect::open(&self.0).await {
-                Ok(stream) => start(&config, stream).await,
-                Err(error) => start(&config, Broken(error.to_string())).await,
-            }
-        })
-    }
-}
-
-type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
-
-async fn start(
-    config: &Config,
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-) -> Connected {
-    // TLS, if any, is done.
-    let (client, connection) = config.connect_raw(stream, NoTls).await?;
-    // Its end is seen, and logged, by the next question.
-    let task = tokio::spawn(async move { drop(connection.await) });
-    Ok((client, task))
-}
-
-/// A socket that could not be had: tokio-postgres makes its error of what this one says.
-struct Broken(String);
-
-impl Broken {
-    fn error<T>(&self) -> Poll<io::Result<T>> {
-        Poll::Ready(Err(io::Error::other(self.0.clone())))
-    }
-}
-
-impl AsyncRead for Broken {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        _: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.error()
-    }
-}
-
-impl AsyncWrite for Broken {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
-        self.error()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.error()
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.error()
     }
 }
 

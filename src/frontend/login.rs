@@ -427,12 +427,8 @@ fn permit(
     }
     // Only the proxy says whose context it is, whichever way the client spells it.
     for (name, value) in &startup.parameters {
-        let pinned = tenant
-            .route
-            .context
-            .iter()
-            .find(|(own, _)| own.eq_ignore_ascii_case(name));
-        if pinned.is_some_and(|(_, own)| own != value) {
+        let pinned = tenant.route.pinned(name);
+        if pinned.is_some_and(|own| own != value) {
             return Err(Error::new(
                 Kind::InsufficientPrivilege,
                 format!("permission denied to set parameter \"{name}\""),

@@ -295,7 +295,8 @@ impl<'a> Relay<'a> {
             }
             // 2. At a clean point the connection goes back before the client is heard again.
             if self.is_clean() {
-                if !self.keep || (self.heard && self.has_something_to_see_to()) {
+                let due = self.server.sealed.is_due();
+                if !self.keep || due || (self.heard && self.has_something_to_see_to()) {
                     return Poll::Ready(Ok(End::Clean));
                 }
                 if self.handle.calls(cx.waker()) != self.answered {
@@ -474,6 +475,7 @@ impl<'a> Relay<'a> {
             context,
             parameters,
             parsed,
+            sealed,
             sequences_of,
             ..
         } = &mut *self.server;
@@ -506,7 +508,10 @@ impl<'a> Relay<'a> {
                             self.client.state.discard();
                         }
                     }
-                    b"DISCARD SEQUENCES" => *sequences_of = None,
+                    b"DISCARD SEQUENCES" => {
+                        *sequences_of = None;
+                        context.make_stale();
+                    }
                     b"DEALLOCATE" => {
                         if let Some(statements) = &mut self.client.statements {
                             statements.note_deallocated(parsed);
@@ -524,6 +529,9 @@ impl<'a> Relay<'a> {
                 self.metrics.errors.add(1);
                 let body = &bytes[HEADER..size.min(bytes.len())];
                 self.fatal_seen |= is_fatal(body);
+                if sealed.may_be_refused_by(body) {
+                    context.make_stale();
+                }
                 let of_ours = self.ledger.renamed().is_some();
                 if is_outdated_plan(body) || (of_ours && is_unknown_statement(body)) {
                     parsed.outdate();

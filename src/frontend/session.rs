@@ -676,7 +676,7 @@ impl Session {
     fn look_around_holding(&mut self) -> Result<()> {
         let (pool, route) = (self.pool.clone(), self.route.clone());
         self.look_around()?;
-        match Arc::ptr_eq(&pool, &self.pool) && route.context == self.route.context {
+        match Arc::ptr_eq(&pool, &self.pool) && route.same_context(&self.route) {
             true => Ok(()),
             false => Err(moved()),
         }

@@ -19,6 +19,7 @@ mod limits;
 mod memory;
 mod negative;
 mod replication;
+mod seal;
 mod session_attacks;
 mod session_state;
 mod tiers;

@@ -152,6 +152,10 @@ fn server(server: &Server) -> Vec<Setting> {
         }
         settings.push(setting(key("admin.database"), &server.admin_database));
     }
+    if let Some(seal) = &server.seal {
+        settings.push(setting(key("seal.key"), HIDDEN));
+        settings.push(setting(key("seal.lifetime"), period(seal.lifetime)));
+    }
     settings
 }
 
@@ -170,6 +174,7 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("tier"), placement.tier),
                 setting(key("servers"), servers.join(",")),
                 setting(key("pooling"), placement.pooling),
+                setting(key("posture"), placement.posture),
                 setting(key("pool.size"), placement.pool_size),
                 setting(key("pool.reuse"), placement.reuse),
                 setting(

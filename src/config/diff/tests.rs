@@ -33,6 +33,7 @@ fn change(from: &str, to: &str) -> String {
         servers_changed,
         servers_resized,
         servers_admin_changed,
+        servers_seal_changed,
         pools_removed,
         placements_resized,
         tenants_added,
@@ -53,6 +54,7 @@ fn change(from: &str, to: &str) -> String {
         ("server changed", format!("{servers_changed:?}")),
         ("server resized", format!("{servers_resized:?}")),
         ("server admin", format!("{servers_admin_changed:?}")),
+        ("server seal", format!("{servers_seal_changed:?}")),
         ("pool-", format!("{pools:?}")),
         ("placement resized", format!("{placements_resized:?}")),
         ("tenant+", format!("{tenants_added:?}")),
@@ -101,6 +103,11 @@ fn a_change_of_the_file_changes_what_it_must_and_nothing_else() {
             "10.0.0.2, max_connections: 10",
             "10.0.0.2, max_connections: 11",
             "server resized [b]",
+        ),
+        (
+            "10.0.0.2,",
+            "10.0.0.2, seal: { key: 0123456789abcdef0123456789abcdef },",
+            "server seal [b]",
         ),
         ("user: root", "user: toor", "server admin [a]"),
         (

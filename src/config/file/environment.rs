@@ -15,7 +15,7 @@ pub fn is_template(at: &At<'_>) -> bool {
         [
             "placements",
             _,
-            "database" | "schema" | "login" | "context",
+            "database" | "schema" | "login" | "context" | "seal_tenant",
             ..
         ]
     )

@@ -6,7 +6,7 @@ use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
     AdminConsoleFile, CredentialFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
-    ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile,
+    ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile, SealFile,
     ServerAdminFile, ServerFile, TenantFile, TenantLimitsFile, TimeoutsFile,
 };
 
@@ -33,6 +33,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["timeouts"] => fields::<TimeoutsFile>(),
         ["servers", _] => fields::<ServerFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
+        ["servers", _, "seal"] => fields::<SealFile>(),
         ["placements", _] => fields::<PlacementFile>(),
         ["placements", _, "login"] => fields::<LoginFile>(),
         ["placements", _, "pool"] => fields::<PoolFile>(),

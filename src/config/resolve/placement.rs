@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
 use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
 use crate::config::outline::At;
-use crate::config::{Placement, Secret, Template, Tier, template};
+use crate::config::{Placement, Posture, SEALED_VARIABLE, Secret, Template, Tier, template};
 use crate::id::{PlacementName, ServerName};
 
 /// Longest password file read. It is a password, not a text.
@@ -23,6 +23,9 @@ const PINNED: [(&str, &str); 2] = [
     ("standard_conforming_strings", "on"),
 ];
 
+/// The posture of a placement that gives none.
+const DEFAULT_POSTURE: Posture = Posture::Plain;
+
 /// A placement with its templates still unfilled.
 pub(super) struct Plan {
     pub placement: Arc<Placement>,
@@ -34,6 +37,8 @@ pub(super) struct Plan {
     /// By variable, in the order of the file. The names are in lower case, because PostgreSQL
     /// compares them so.
     pub context: Vec<(String, Template)>,
+    /// In posture sealed: the tenant's name in the database.
+    pub seal_tenant: Option<Template>,
     /// Run-time parameters that do not depend on the tenant, in a fixed order: equal settings give
     /// equal pools.
     pub startup: Vec<(String, String)>,
@@ -72,6 +77,9 @@ impl Resolver<'_, '_> {
             let plan = file.as_ref().and_then(|file| {
                 let shard_map = self.shard_map(&at.key("shard_map"), file, tenants);
                 let targets = self.targets(&at, file, servers);
+                if let Some(targets) = &targets {
+                    self.sealable(&at, file, targets, servers);
+                }
                 self.placement(&at, placement_name, file, targets?, shard_map, count)
             });
             plans.insert(name.clone(), plan);
@@ -182,6 +190,8 @@ impl Resolver<'_, '_> {
             let message = "is required in tier pool: without it nothing tells tenants apart";
             self.mistakes.add(&at.key("context"), message);
         }
+        let posture = self.posture(at, file);
+        let seal_tenant = self.seal_tenant(at, file);
         let login = self.required(at, "login", file.login.as_ref());
         let login = login.and_then(|login| self.login(&at.key("login"), login));
         let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
@@ -195,6 +205,7 @@ impl Resolver<'_, '_> {
             tier: tier?,
             servers,
             pooling: file.pooling,
+            posture,
             pool_size: pool_size?,
             reuse: file.pool.reuse,
             max_clients,
@@ -210,9 +221,54 @@ impl Resolver<'_, '_> {
             },
             user,
             password,
-            startup: startup(&context),
+            startup: startup(&context, posture),
             context,
+            seal_tenant,
         })
+    }
+
+    /// Without one in the file it is `plain`: what a database is prepared for is not known here.
+    fn posture(&mut self, at: &At<'_>, file: &PlacementFile) -> Posture {
+        if file.posture.is_some() && file.context.is_empty() {
+            let message = "has no meaning without context: there is nothing to protect";
+            self.mistakes.add(&at.key("posture"), message);
+        }
+        file.posture.unwrap_or(DEFAULT_POSTURE)
+    }
+
+    fn seal_tenant(&mut self, at: &At<'_>, file: &PlacementFile) -> Option<Template> {
+        let at = at.key("seal_tenant");
+        if file.posture == Some(Posture::Sealed) {
+            let text = file.seal_tenant.as_deref().unwrap_or("{tenant}");
+            return self.template(&at, text);
+        }
+        if file.seal_tenant.is_some() {
+            self.mistakes
+                .add(&at, "has no effect without posture: sealed");
+        }
+        None
+    }
+
+    /// Whether its servers have what a sealed context is sealed with.
+    fn sealable(
+        &mut self,
+        at: &At<'_>,
+        file: &PlacementFile,
+        targets: &[ServerName],
+        servers: &IndexMap<String, Option<ServerFile>>,
+    ) {
+        if file.posture != Some(Posture::Sealed) {
+            return;
+        }
+        for target in targets {
+            // A server with mistakes is reported where it is defined.
+            if let Some(Some(server)) = servers.get(target.as_str())
+                && server.seal.is_none()
+            {
+                let message = format_args!("needs servers.{target}.seal");
+                self.mistakes.add(&at.key("posture"), message);
+            }
+        }
     }
 
     fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {
@@ -291,7 +347,13 @@ impl Resolver<'_, '_> {
         for (name, text) in variables {
             let at = at.key(&**name);
             let lower = name.to_ascii_lowercase();
-            if !is_custom_variable(name) {
+            if lower.starts_with("pgtenant.") {
+                self.mistakes.add(
+                    &at,
+                    "must not begin with pgtenant: such variables are pgtenant's own",
+                );
+                whole = false;
+            } else if !is_custom_variable(name) {
                 let message = "must be a variable of an application, such as app.tenant_id: \
                                names of letters, digits and '_', with a dot between them";
                 self.mistakes.add(&at, message);
@@ -324,14 +386,15 @@ fn is_custom_variable(name: &str) -> bool {
 
 /// The pinned parameters, and every variable of the context as `''`: what a reset connection
 /// carries. A policy must therefore deny on `''` as it does on NULL.
-fn startup(context: &[(String, Template)]) -> Vec<(String, String)> {
+fn startup(context: &[(String, Template)], posture: Posture) -> Vec<(String, String)> {
+    let sealed = (posture == Posture::Sealed).then(|| (SEALED_VARIABLE.to_owned(), String::new()));
     let pinned = PINNED
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let empty = context
         .iter()
         .map(|(name, _)| (name.clone(), String::new()));
-    let mut startup: Vec<_> = pinned.chain(empty).collect();
+    let mut startup: Vec<_> = pinned.chain(empty).chain(sealed).collect();
     startup.sort();
     startup
 }

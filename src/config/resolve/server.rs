@@ -3,17 +3,24 @@
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 
 use super::{MAX_CONNECTIONS, Resolver, name_mistake};
-use crate::config::file::{ServerAdminFile, ServerFile};
+use crate::config::file::{SealFile, ServerAdminFile, ServerFile};
 use crate::config::outline::At;
-use crate::config::{Login, Server, ServerAddress, ServerTls, SslMode};
+use crate::config::{Login, Secret, Server, ServerAddress, ServerSeal, ServerTls, SslMode};
 use crate::id::ServerName;
 
 /// Longest path of a Unix socket (`sun_path`, with its final NUL).
 const MAX_SOCKET_PATH: usize = 107;
+
+/// Shortest secret to make keys of, in characters.
+const MIN_SEAL_KEY: usize = 32;
+
+/// The clock of a server is asked to the second.
+const MIN_SEAL_LIFETIME: Duration = Duration::from_secs(2);
 
 impl Resolver<'_, '_> {
     pub(super) fn servers(
@@ -68,6 +75,10 @@ impl Resolver<'_, '_> {
             Some(admin) => admin.database.clone(),
             None => ServerAdminFile::default().database,
         };
+        let seal = match &file.seal {
+            Some(seal) => Some(self.seal(&at.key("seal"), seal)?),
+            None => None,
+        };
         Some(Server {
             name,
             address: address?,
@@ -75,7 +86,38 @@ impl Resolver<'_, '_> {
             max_connections: max_connections?,
             admin,
             admin_database,
+            seal,
         })
+    }
+
+    fn seal(&mut self, at: &At<'_>, file: &SealFile) -> Option<ServerSeal> {
+        let lifetime = file.lifetime.0;
+        if lifetime < MIN_SEAL_LIFETIME {
+            self.mistakes
+                .add(&at.key("lifetime"), "must be at least 2s");
+        }
+        let (at, key) = match (&file.key, &file.key_file) {
+            (Some(key), None) => (at.key("key"), Ok(key.clone())),
+            (None, Some(file)) => (at.key("key_file"), self.read_password(file)),
+            _ => {
+                self.mistakes
+                    .add(at, "needs exactly one of key and key_file");
+                return None;
+            }
+        };
+        let checked = key.and_then(|key: Secret| match key.expose().chars().count() {
+            length if length < MIN_SEAL_KEY => Err(format!(
+                "must have at least {MIN_SEAL_KEY} characters (`openssl rand -hex 32` makes a good one)"
+            )),
+            _ => Ok(key),
+        });
+        match checked {
+            Ok(key) => Some(ServerSeal { key, lifetime }),
+            Err(error) => {
+                self.mistakes.add(&at, error);
+                None
+            }
+        }
     }
 
     fn server_address(&mut self, at: &At<'_>, host: &str, port: u16) -> Option<ServerAddress> {

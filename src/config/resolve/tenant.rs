@@ -12,7 +12,8 @@ use crate::config::file::TenantFile;
 use crate::config::outline::At;
 use crate::config::template::is_name;
 use crate::config::{
-    Identify, Login, PoolKey, Route, Secret, Template, Tenant, TenantLimits, Tier,
+    Identify, Login, PoolKey, Route, Seal, SealKey, Secret, Server, ServerSeal, Template, Tenant,
+    TenantLimits, Tier,
 };
 use crate::id::{PlacementName, ServerName, TenantId};
 
@@ -30,11 +31,18 @@ impl Resolver<'_, '_> {
         &mut self,
         files: &IndexMap<String, Option<TenantFile>>,
         plans: &Plans,
+        servers: &IndexMap<ServerName, Arc<Server>>,
         identify: &Identify,
         console: bool,
     ) -> HashMap<TenantId, Arc<Tenant>> {
         let at = At::ROOT.key("tenants");
-        let mut places = Places::default();
+        let sealed = servers.iter();
+        let mut places = Places {
+            keys: sealed
+                .filter_map(|(name, server)| Some((name.clone(), server.seal.clone()?)))
+                .collect(),
+            ..Places::default()
+        };
         let mut tenants = HashMap::with_capacity(files.len());
         for (name, file) in files {
             let at = at.key(&**name);
@@ -58,6 +66,9 @@ impl Resolver<'_, '_> {
                 continue;
             };
             let Some(route) = self.route(&at, &id, file, plan, &mut places) else {
+                continue;
+            };
+            let Some(route) = self.sealed(&at, &id, route, file, plan, &mut places) else {
                 continue;
             };
             self.claim(&at, &id, &route, &mut places);
@@ -150,8 +161,52 @@ impl Resolver<'_, '_> {
             pool,
             schema,
             context: context.into_iter().collect::<Option<_>>()?,
+            seal: None,
             pooling: file.pooling.unwrap_or(plan.placement.pooling),
         })
+    }
+
+    /// The route with what its context is sealed with, where it is.
+    fn sealed(
+        &mut self,
+        at: &At<'_>,
+        id: &TenantId,
+        mut route: Route,
+        file: &TenantFile,
+        plan: &Plan,
+        places: &mut Places,
+    ) -> Option<Route> {
+        let Some(template) = &plan.seal_tenant else {
+            return Some(route);
+        };
+        let placement = &plan.placement.name;
+        let mut fill = Filling {
+            resolver: self,
+            at,
+            id,
+            file,
+            placement,
+        };
+        let tenant = fill.context("seal_tenant", template)?;
+        if tenant.contains('|') {
+            fill.wrong("seal_tenant", &tenant, "must not hold '|'");
+            return None;
+        }
+        if let Some(other) = places.seal(&route.pool, &tenant, id) {
+            let message = format_args!(
+                "is {tenant:?} in the database like tenant {other}, and would see its rows \
+                 (is {{tenant}} missing in placements.{placement}.seal_tenant?)",
+            );
+            self.mistakes.add(at, message);
+        }
+        // A server without one was reported with the placement.
+        let seal = places.keys.get(&route.pool.server)?;
+        route.seal = Some(Seal {
+            tenant,
+            key: SealKey::derive(&seal.key, &route.pool.database),
+            lifetime: seal.lifetime,
+        });
+        Some(route)
     }
 
     /// Pinned, else by the map, else by the hash.
@@ -332,7 +387,10 @@ impl Filling<'_, '_, '_> {
     /// Printable ASCII only: a server converts the value from whatever encoding the client of the
     /// moment has chosen.
     fn context(&mut self, variable: &str, template: &Template) -> Option<String> {
-        let key = format!("context.{variable}");
+        let key = match variable {
+            "seal_tenant" => variable.to_owned(),
+            _ => format!("context.{variable}"),
+        };
         let value = self.text(&key, template)?;
         let printable = |c: char| c.is_ascii_graphic() || c == ' ';
         let mistake = if value.is_empty() {
@@ -361,6 +419,9 @@ struct Places {
     /// Number of each pool, and the placement that it has its size from.
     pools: HashMap<PoolKey, (usize, PlacementName, usize)>,
     sizes_differ: HashSet<(PlacementName, PlacementName)>,
+    /// What each server's contexts are sealed with.
+    keys: HashMap<ServerName, ServerSeal>,
+    seals: HashMap<(ServerName, String, String), TenantId>,
     /// By pool number and values in the order of the variables' names.
     contexts: HashMap<(usize, Vec<String>), TenantId>,
 }
@@ -403,6 +464,15 @@ impl Places {
             schema.to_owned(),
         );
         first_of(self.schemas.entry(place), id)
+    }
+
+    fn seal(&mut self, pool: &PoolKey, tenant: &str, id: &TenantId) -> Option<TenantId> {
+        let place = (
+            pool.server.clone(),
+            pool.database.clone(),
+            tenant.to_owned(),
+        );
+        first_of(self.seals.entry(place), id)
     }
 
     fn context(&mut self, pool: usize, route: &Route, id: &TenantId) -> Option<TenantId> {

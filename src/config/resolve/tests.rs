@@ -970,15 +970,18 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 10);
+    assert_eq!(settings, 13);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
-    let config = load_text(&text, dir.path(), &|name| Some(name.to_lowercase())).unwrap();
+    let config = load_text(&text, dir.path(), &|name| {
+        Some(name.to_lowercase().repeat(2))
+    })
+    .unwrap();
     assert_eq!(config.identify.by_sni.as_deref(), Some(".db.example.com"));
     assert!(config.listen[0].tls.is_some());
     let shared = &config.servers["shared"];
-    assert!(shared.admin.is_some() && shared.tls.root_cert_pem.is_some());
+    assert!(shared.admin.is_some() && shared.seal.is_some() && shared.tls.root_cert_pem.is_some());
 }
 
 #[test]
@@ -1015,4 +1018,119 @@ fn no_secret_shows_in_a_debug_print_or_a_mistake() {
     let found = resolve(&text).unwrap_err();
     assert_eq!(found.len(), 4);
     assert!(!found.join("\n").contains("hunter2"), "{found:#?}");
+}
+
+const SEALED: [(&str, &str); 2] = [
+    (
+        "s1: { host: 10.0.0.1,",
+        "s1: { seal: { key: 0123456789abcdef0123456789abcdef, lifetime: 1m }, host: 10.0.0.1,",
+    ),
+    (
+        "context: { app.t: '{tenant}' } }\n  spread",
+        "context: { app.t: '{tenant}' }, posture: sealed }\n  spread",
+    ),
+];
+
+#[test]
+fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
+    use crate::config::{Posture, SEALED_VARIABLE};
+    assert!(Posture::Plain < Posture::Guarded && Posture::Guarded < Posture::Sealed);
+    let plain = resolve(BASE).unwrap();
+    assert_eq!(route(&plain, "f1").posture(), Posture::Plain);
+    assert!(route(&plain, "f1").seal.is_none());
+
+    let sealed = resolve(&changed(&SEALED)).unwrap();
+    let (f1, f2) = (route(&sealed, "f1"), route(&sealed, "f2"));
+    assert_eq!(f1.posture(), Posture::Sealed);
+    let (one, two) = (f1.seal.clone().unwrap(), f2.seal.clone().unwrap());
+    assert_eq!((&*one.tenant, &*two.tenant), ("f1", "f2"));
+    assert_eq!(one.key, two.key, "one for each database");
+    assert_eq!(one.lifetime, Duration::from_secs(60));
+    assert!(pairs(&f1.pool.startup).contains(&(SEALED_VARIABLE, "")));
+    assert_eq!(f1.pinned("PgTenant.Context"), Some(""));
+    assert!(!format!("{sealed:?}").contains("0123456789abcdef0123456789abcdef"));
+
+    let other = changed(&SEALED[..1]);
+    let guarded = other.replacen(
+        "context: { app.t: '{tenant}' } }",
+        "context: { app.t: '{tenant}' }, posture: guarded }",
+        1,
+    );
+    let guarded = resolve(&guarded).unwrap();
+    assert_eq!(route(&guarded, "f1").posture(), Posture::Guarded);
+    assert!(route(&guarded, "f1").seal.is_none());
+}
+
+#[test]
+fn mistakes_about_seals_are_found() {
+    let sealed = changed(&SEALED);
+    for (from, to, mistake) in [
+        (
+            "login: { user: app } }\ntenants",
+            "login: { user: app }, posture: sealed }\ntenants",
+            "has no meaning without context",
+        ),
+        (
+            "seal: { key: 0123456789abcdef0123456789abcdef, lifetime: 1m }, ",
+            "",
+            "placements.free.posture: needs servers.s1.seal",
+        ),
+        (
+            "0123456789abcdef0123456789abcdef",
+            "short",
+            "servers.s1.seal.key: must have at least 32 characters",
+        ),
+        (
+            "key: 0123456789abcdef0123456789abcdef",
+            "key_file: none",
+            "servers.s1.seal.key_file: /nonexistent/none: No such file",
+        ),
+        (
+            "key: 0123456789abcdef0123456789abcdef, ",
+            "",
+            "servers.s1.seal: needs exactly one of key and key_file",
+        ),
+        (
+            "lifetime: 1m",
+            "lifetime: 1s",
+            "servers.s1.seal.lifetime: must be at least 2s",
+        ),
+        (
+            "lifetime: 1m",
+            "life: 1m",
+            "servers.s1.seal.life: unknown setting",
+        ),
+        (
+            "posture: sealed",
+            "posture: open",
+            "placements.free.posture: must be one of `plain`, `guarded`, `sealed`",
+        ),
+        (
+            "posture: sealed",
+            "seal_tenant: x",
+            "placements.free.seal_tenant: has no effect without posture: sealed",
+        ),
+        (
+            "posture: sealed",
+            "posture: sealed, seal_tenant: x",
+            "tenants.f2: is \"x\" in the database like tenant f1",
+        ),
+        (
+            "posture: sealed",
+            "posture: sealed, seal_tenant: '{tenant}|'",
+            "must not hold '|'",
+        ),
+        (
+            "app.t: '{tenant}'",
+            "PgTenant.context: '{tenant}'",
+            "must not begin with pgtenant",
+        ),
+    ] {
+        assert!(sealed.contains(from), "{from}");
+        let mistakes = resolve(&sealed.replacen(from, to, 1)).expect_err(to);
+        assert!(
+            mistakes.iter().any(|found| found.contains(mistake)),
+            "{to}: {mistakes:?}"
+        );
+    }
 }

@@ -1,0 +1,89 @@
+//! The way of the control plane to a server: tokio-postgres over the same sockets and TLS as the pools'.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use deadpool_postgres::Connect;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::backend::connect;
+use crate::config::{Login, Server};
+
+/// The session of a login that is described so.
+pub fn config(login: &Login, database: &str, application_name: &str) -> Config {
+    let mut config = Config::new();
+    config
+        .user(&login.user)
+        .dbname(database)
+        .application_name(application_name);
+    if let Some(password) = &login.password {
+        config.password(password.expose());
+    }
+    config
+}
+
+/// Connects as the pools do: same sockets, same TLS.
+pub struct Door(pub Arc<Server>);
+
+impl Connect for Door {
+    fn connect(&self, config: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
+        let config = config.clone();
+        Box::pin(async move {
+            match connect::open(&self.0).await {
+                Ok(stream) => start(&config, stream).await,
+                Err(error) => start(&config, Broken(error.to_string())).await,
+            }
+        })
+    }
+}
+
+type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
+
+async fn start(
+    config: &Config,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Connected {
+    // TLS, if any, is done.
+    let (client, connection) = config.connect_raw(stream, NoTls).await?;
+    // Its end is seen, and logged, by the next question.
+    let task = tokio::spawn(async move { drop(connection.await) });
+    Ok((client, task))
+}
+
+/// A socket that could not be had: tokio-postgres makes its error of what this one says.
+struct Broken(String);
+
+impl Broken {
+    fn error<T>(&self) -> Poll<io::Result<T>> {
+        Poll::Ready(Err(io::Error::other(self.0.clone())))
+    }
+}
+
+impl AsyncRead for Broken {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.error()
+    }
+}
+
+impl AsyncWrite for Broken {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+        self.error()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.error()
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.error()
+    }
+}

@@ -1,0 +1,614 @@
+//! Posture sealed: tenants who may run any SQL, in one database with one role, and cannot become each other.
+
+use std::time::Duration;
+
+use pgtenant::cluster::{Cluster, Options};
+use pgtenant::control::{harden, seal};
+use pgtenant::id::ServerName;
+
+use crate::harness::{Running, SECRET, cluster, parse};
+use crate::wire::{Wire, column, errors, query, rows};
+
+const OLD: &str = "an old key of thirty-two characters";
+const NEW: &str = "a new key of thirty-two characters!";
+const BODIES: &str = "SELECT body FROM items ORDER BY 1";
+const FORGED: &str = "the tenant context of this session is not valid";
+
+/// What tenants own in `plain` is told apart by the variable, in `items` by the seal.
+const SQL: &str = "
+    CREATE TABLE plain (tenant text NOT NULL, body text);
+    ALTER TABLE plain ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY tenant ON plain USING (tenant = (SELECT current_setting('app.tenant_id', true)));
+    CREATE TABLE items (tenant text NOT NULL DEFAULT pgtenant.tenant_id(), body text);
+    ALTER TABLE items ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY tenant ON items USING (tenant = (SELECT pgtenant.tenant_id()));
+    INSERT INTO plain VALUES ('a', 'of a'), ('b', 'of b');
+    INSERT INTO items VALUES ('a', 'of a'), ('b', 'of b');
+    GRANT SELECT, INSERT, UPDATE, DELETE ON plain, items TO app;";
+
+struct Config<'c> {
+    key: &'c str,
+    lifetime: &'c str,
+    pooling: &'c str,
+    size: usize,
+}
+
+const USUAL: Config<'static> = Config {
+    key: OLD,
+    lifetime: "10m",
+    pooling: "transaction",
+    size: 1,
+};
+
+impl Config<'_> {
+    fn yaml(&self, cluster: &Cluster) -> String {
+        let Self {
+            key,
+            lifetime,
+            pooling,
+            size,
+        } = self;
+        format!(
+            "listen: [{{ address: \"127.0.0.1:0\" }}]
+workers: 1
+servers:
+  s: {{ host: 127.0.0.1, port: {}, sslmode: disable, max_connections: 20, admin: {{ user: postgres, password: {} }},
+       seal: {{ key: {key:?}, lifetime: {lifetime} }} }}
+placements:
+  free: {{ tier: pool, server: s, database: app, login: {{ user: app, password: {SECRET} }}, pooling: {pooling},
+          context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: sealed, pool: {{ size: {size} }} }}
+  own: {{ tier: pool, server: s, database: app, login: {{ user: \"t_{{tenant}}\", password: {SECRET} }},
+         context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: sealed, pool: {{ size: {size} }} }}
+tenants:
+  a: {{ placement: free, users: {{ app: {{ password: a }} }} }}
+  b: {{ placement: free, users: {{ app: {{ password: b }} }} }}
+  c: {{ placement: own, users: {{ app: {{ password: c }} }} }}
+  d: {{ placement: own, users: {{ app: {{ password: d }} }} }}
+",
+            cluster.port(),
+            cluster.superuser_password(),
+        )
+    }
+
+    fn start(&self, cluster: &Cluster) -> Running {
+        Running::start(&self.yaml(cluster))
+    }
+
+    async fn install(&self, cluster: &Cluster) -> Result<seal::Sealed, String> {
+        let config = parse(&self.yaml(cluster));
+        let name = ServerName::new("s").unwrap();
+        let target = &seal::targets(&config, &name)[0];
+        seal::install(&config.servers[&name], target, Duration::from_secs(3600)).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parallel_query_finds_its_tenant() {
+    let cluster = sealed("parallel").await;
+    let many = "INSERT INTO items SELECT 'a', 'of a' FROM generate_series(1, 20000); ANALYZE items";
+    cluster.run("app", many).await.unwrap();
+    let proxy = USUAL.start(&cluster);
+    let mut a = connect(&proxy, "a").await;
+    let settings = "BEGIN; SET LOCAL parallel_setup_cost = 0; SET LOCAL parallel_tuple_cost = 0; \
+                    SET LOCAL min_parallel_table_scan_size = 0; SET LOCAL max_parallel_workers_per_gather = 2";
+    assert!(errors(&a.query(settings).await).is_empty());
+    let plan = a
+        .column("EXPLAIN (ANALYZE, COSTS OFF) SELECT count(*) FROM items")
+        .await;
+    assert!(plan.iter().any(|line| line.contains("Gather")), "{plan:?}");
+    assert_eq!(a.column("SELECT count(*) FROM items").await, ["20001"]);
+}
+
+/// A server with a database that is sealed.
+async fn sealed(name: &str) -> Cluster {
+    let cluster = unsealed(name).await;
+    let done = USUAL.install(&cluster).await.unwrap();
+    assert!(done.new);
+    cluster.run("app", SQL).await.unwrap();
+    cluster
+}
+
+async fn unsealed(name: &str) -> Cluster {
+    let cluster = cluster(Options {
+        max_connections: 40,
+        settings: vec![("shared_buffers".into(), "16MB".into())],
+        ..Options::named(name)
+    })
+    .await;
+    cluster
+        .run("postgres", "CREATE DATABASE app")
+        .await
+        .unwrap();
+    for role in ["app", "t_c", "t_d"] {
+        let sql = format!("CREATE ROLE {role} LOGIN PASSWORD '{SECRET}'");
+        cluster.run("app", &sql).await.unwrap();
+    }
+    cluster
+}
+
+async fn try_connect(proxy: &Running, tenant: &str) -> Result<Wire, String> {
+    let mut wire = Wire::tcp(proxy.address).await;
+    let user = format!("app.{tenant}");
+    wire.log_in(&[("user", &user), ("database", "app")], tenant)
+        .await
+        .map_err(|error| error.field(b'M').unwrap_or_default())?;
+    Ok(wire)
+}
+
+async fn connect(proxy: &Running, tenant: &str) -> Wire {
+    try_connect(proxy, tenant).await.unwrap()
+}
+
+async fn bodies(wire: &mut Wire) -> Vec<String> {
+    let frames = wire.query(BODIES).await;
+    assert!(errors(&frames).is_empty(), "{:?}", errors(&frames));
+    column(&frames)
+}
+
+async fn value(wire: &mut Wire) -> String {
+    wire.column("SELECT current_setting('pgtenant.context')")
+        .await
+        .remove(0)
+}
+
+/// What statements that are sent together in a transaction show of `table`.
+async fn shown(wire: &mut Wire, trick: &str, table: &str) -> Vec<String> {
+    let frames = wire
+        .query(&format!("BEGIN; {trick}; SELECT body FROM {table}; COMMIT"))
+        .await;
+    let found = rows(&frames)
+        .into_iter()
+        .filter(|row| row.starts_with("of "))
+        .collect();
+    wire.query("ROLLBACK").await;
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
+    let cluster = sealed("variables").await;
+    let proxy = USUAL.start(&cluster);
+    let mut a = connect(&proxy, "a").await;
+    let mut b = connect(&proxy, "b").await;
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    let of_b = value(&mut b).await;
+    assert!(of_b.starts_with("b|"), "{of_b}");
+    assert_eq!(bodies(&mut a).await, ["of a"]);
+    let of_a = value(&mut a).await;
+    let renamed = of_a.replacen("a|", "b|", 1);
+    let later = of_a.replacen(of_a.split('|').nth(1).unwrap(), "99999999999", 1);
+
+    // With a policy on the variable alone, all of these show what is b's.
+    for trick in [
+        "SET app.tenant_id = 'b'",
+        "SELECT set_config('app.tenant_id', 'b', false)",
+        "SET LOCAL app.tenant_id = 'b'",
+        "DO $$ BEGIN EXECUTE 'S' || 'ET app.tenant' || '_id = ''b'''; END $$",
+        "SELECT query_to_xml('SELECT set_con' || 'fig(''app.tenant_id'', ''b'', false)', true, false, '')",
+    ] {
+        assert_eq!(shown(&mut a, trick, "plain").await, ["of b"], "{trick}");
+        assert_eq!(shown(&mut a, trick, "items").await, ["of a"], "{trick}");
+    }
+    // And none of these shows anything that is not a's.
+    for forged in [
+        &of_b,
+        &renamed,
+        &later,
+        "b",
+        "b|||",
+        "|||",
+        "a|b|c|d",
+        &of_b.replacen('|', "||", 1),
+        &format!("{of_a}|"),
+    ] {
+        let trick = format!("SET pgtenant.context = '{forged}'");
+        assert!(shown(&mut a, &trick, "items").await.is_empty(), "{trick}");
+        let frames = a.query(&format!("BEGIN; {trick}; {BODIES}")).await;
+        assert_eq!(
+            frames
+                .iter()
+                .find_map(|f| f.field(b'M').filter(|_| f.tag == b'E'))
+                .as_deref(),
+            Some(FORGED)
+        );
+        a.query("ROLLBACK").await;
+    }
+    for trick in [
+        "SET pgtenant.context = ''",
+        "RESET pgtenant.context",
+        "RESET ALL",
+        "SELECT set_config('pgtenant.context', NULL, false)",
+        "DISCARD SEQUENCES",
+    ] {
+        assert!(shown(&mut a, trick, "items").await.is_empty(), "{trick}");
+        assert_eq!(bodies(&mut a).await, ["of a"], "after {trick}");
+    }
+    // What only the database knows of costs one error.
+    for trick in [
+        "SELECT pgtenant.challenge(0, '')",
+        "DO $$ BEGIN EXECUTE 'DISCARD ' || 'SEQUENCES'; END $$",
+    ] {
+        a.query(trick).await;
+        let frames = a.query(BODIES).await;
+        assert!(
+            errors(&frames) == ["42501"]
+                || errors(&frames) == ["55000"]
+                || rows(&frames) == ["of a"],
+            "{trick}"
+        );
+        assert_eq!(bodies(&mut a).await, ["of a"], "after {trick}");
+    }
+    // Everything in one message, so that nothing is set again in between.
+    for trick in ["RESET ALL", "SET pgtenant.context = ''"] {
+        let frames = a.query(&format!("{trick}; {BODIES}")).await;
+        assert!(column(&frames).is_empty(), "{trick}");
+    }
+    a.query("DISCARD ALL").await;
+    assert_eq!(bodies(&mut a).await, ["of a"]);
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    // Neither can it write what is another's.
+    let frames = a.query("INSERT INTO items VALUES ('b', 'of b by a')").await;
+    assert_eq!(errors(&frames).len(), 1);
+    let frames = a.query("BEGIN; SET app.tenant_id = 'b'; INSERT INTO items (body) VALUES ('x') RETURNING tenant; ROLLBACK").await;
+    assert!(column(&frames).contains(&"a".to_owned()), "{frames:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_and_the_epoch_are_out_of_reach() {
+    let cluster = sealed("reach").await;
+    let proxy = USUAL.start(&cluster);
+    let mut a = connect(&proxy, "a").await;
+    for sql in [
+        "SELECT * FROM pgtenant.keys",
+        "SELECT nextval('pgtenant.epoch')",
+        "SELECT setval('pgtenant.epoch', 1)",
+        "SELECT currval('pgtenant.epoch')",
+        "SELECT last_value FROM pgtenant.epoch",
+        "CREATE FUNCTION pgtenant.x() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE OR REPLACE FUNCTION pgtenant.tenant_id() RETURNS text LANGUAGE sql AS $$SELECT 'b'$$",
+        "DROP FUNCTION pgtenant.tenant_id()",
+        "ALTER FUNCTION pgtenant.tenant_id() RESET search_path",
+        "COPY pgtenant.keys TO STDOUT",
+    ] {
+        let codes: Vec<_> = errors(&a.query(sql).await);
+        assert_eq!(codes, ["42501"], "{sql}");
+    }
+    // It may keep its connection, for its sequences.
+    drop(a);
+    // Objects of its own before those of the system; plans in the log that a client is told.
+    let pads = cluster.connect("app").await.unwrap();
+    let row = pads.query_one("SELECT encode(inner_pad, 'hex'), encode(outer_pad, 'hex'), encode(inner_pad, 'escape') FROM pgtenant.keys", &[]).await.unwrap();
+    let bytes: Vec<u8> = pads
+        .query_one("SELECT inner_pad FROM pgtenant.keys", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let printed: Vec<String> = bytes[..8]
+        .iter()
+        .map(|&b| i8::from_ne_bytes([b]).to_string())
+        .collect();
+    for setting in [
+        "SET search_path = pg_temp, public; CREATE FUNCTION pg_temp.sha256(bytea) RETURNS bytea LANGUAGE sql AS $$SELECT ''::bytea$$",
+        "SET debug_print_parse = on; SET debug_print_rewritten = on; SET debug_print_plan = on; SET client_min_messages = log",
+        "SET plan_cache_mode = force_custom_plan; SET debug_print_plan = on; SET client_min_messages = debug5",
+        "SET transform_null_equals = on",
+        "SET bytea_output = escape",
+        "SET standard_conforming_strings = off",
+        "SET client_encoding = SJIS",
+    ] {
+        let mut a = connect(&proxy, "a").await;
+        for statement in setting.split_inclusive("; ") {
+            a.query(statement).await;
+        }
+        let frames = a.query("SELECT body FROM public.items ORDER BY 1").await;
+        assert_eq!(
+            rows(&frames).first().map(String::as_str),
+            Some("of a"),
+            "{setting}"
+        );
+        let said = format!("{frames:?}");
+        for secret in [
+            row.get::<_, String>(0),
+            row.get(1),
+            row.get(2),
+            printed.join(" "),
+        ] {
+            assert!(!said.contains(&secret), "{setting}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaked_value_is_good_nowhere_else_and_not_later() {
+    let cluster = sealed("replay").await;
+    // One connection, that goes from tenant to tenant.
+    let proxy = USUAL.start(&cluster);
+    let mut b = connect(&proxy, "b").await;
+    let leaked = value(&mut b).await;
+    let trick = format!("SET pgtenant.context = '{leaked}'");
+    let mut a = connect(&proxy, "a").await;
+    let pid = |frames: &str| frames.to_owned();
+    let before = pid(&b.column("SELECT pg_backend_pid()").await[0]);
+    assert_eq!(
+        a.column("SELECT pg_backend_pid()").await,
+        [before],
+        "one connection"
+    );
+    assert!(shown(&mut a, &trick, "items").await.is_empty());
+    // Back with b it is another value: the old one is dead for b, too.
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    assert_ne!(value(&mut b).await, leaked);
+    assert!(shown(&mut b, &trick, "items").await.is_empty());
+    drop((a, b, proxy));
+
+    // Several connections at once.
+    let proxy = Config { size: 4, ..USUAL }.start(&cluster);
+    let (mut a, mut b) = (connect(&proxy, "a").await, connect(&proxy, "b").await);
+    b.query("BEGIN").await;
+    let leaked = value(&mut b).await;
+    let trick = format!("SET pgtenant.context = '{leaked}'");
+    assert!(shown(&mut a, &trick, "items").await.is_empty());
+    assert!(shown(&mut b, "SELECT 1", "items").await == ["of b"]);
+    drop((a, b, proxy));
+
+    // After its life, on its own connection; also with the clock of the transaction at its start.
+    let proxy = Config {
+        lifetime: "2s",
+        ..USUAL
+    }
+    .start(&cluster);
+    let mut b = connect(&proxy, "b").await;
+    b.query("BEGIN").await;
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    let leaked = value(&mut b).await;
+    b.query("SELECT pg_sleep(3.1)").await;
+    assert_eq!(
+        bodies(&mut b).await,
+        ["of b"],
+        "a transaction keeps its tenant"
+    );
+    let frames = b
+        .query(&format!(
+            "COMMIT; BEGIN; SET pgtenant.context = '{leaked}'; {BODIES}"
+        ))
+        .await;
+    assert_eq!(errors(&frames), ["42501"]);
+    assert!(!rows(&frames).iter().any(|row| row == "of b"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_is_renewed_for_who_keeps_a_connection() {
+    let cluster = sealed("renewal").await;
+    cluster.run("app", "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN
+        FOR i IN 1..4 LOOP PERFORM pg_sleep(0.9); COMMIT; PERFORM FROM items; IF NOT FOUND THEN RAISE 'none'; END IF; END LOOP; END $$").await.unwrap();
+    for (pooling, pin) in [
+        ("session", "SELECT 1"),
+        ("transaction", "CREATE TEMP TABLE t ()"),
+    ] {
+        let proxy = Config {
+            lifetime: "2s",
+            pooling,
+            ..USUAL
+        }
+        .start(&cluster);
+        let mut a = connect(&proxy, "a").await;
+        a.query(pin).await;
+        let first = value(&mut a).await;
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(800)).await;
+            assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
+        }
+        assert_ne!(value(&mut a).await, first, "{pooling}");
+        // Idle for longer than its life.
+        tokio::time::sleep(Duration::from_millis(3200)).await;
+        assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
+        // A long transaction, then the next; a procedure that commits.
+        a.query("BEGIN").await;
+        a.query("SELECT pg_sleep(3.1)").await;
+        assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
+        a.query("COMMIT").await;
+        assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
+        assert!(errors(&a.query("CALL p()").await).is_empty(), "{pooling}");
+        assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_take_turns_on_pooled_connections() {
+    let cluster = sealed("turns").await;
+    for (size, pooling) in [(1, "transaction"), (3, "transaction")] {
+        let proxy = Config {
+            size,
+            pooling,
+            ..USUAL
+        }
+        .start(&cluster);
+        let mut clients = Vec::new();
+        for tenant in ["a", "b", "a", "b", "a"] {
+            clients.push((connect(&proxy, tenant).await, format!("of {tenant}")));
+        }
+        let turns = clients.into_iter().map(|(mut wire, body)| async move {
+            for n in 0..60 {
+                assert_eq!(bodies(&mut wire).await.join(","), body);
+                if n % 7 == 0 {
+                    wire.query("SET work_mem = '1MB'").await;
+                }
+            }
+        });
+        futures_util::future::join_all(turns).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_changed_while_clients_are_served() {
+    let cluster = sealed("rotation").await;
+    let proxy = Config { size: 2, ..USUAL }.start(&cluster);
+    let mut held = connect(&proxy, "a").await;
+    held.query("CREATE TEMP TABLE t ()").await;
+    let mut b = connect(&proxy, "b").await;
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    let old = value(&mut b).await;
+
+    let new = Config {
+        key: NEW,
+        size: 2,
+        ..USUAL
+    };
+    let done = new.install(&cluster).await.unwrap();
+    assert!(done.new && done.retiring == 1);
+    let again = new.install(&cluster).await.unwrap();
+    assert!(!again.new && again.retiring == 1, "it can be run again");
+    for wire in [&mut held, &mut b] {
+        assert_eq!(bodies(wire).await.len(), 1);
+    }
+    proxy.reload(&new.yaml(&cluster));
+    assert_eq!(bodies(&mut held).await, ["of a"], "sealed with the old key");
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    let id = |value: &str| value.split('|').nth(2).unwrap().to_owned();
+    assert_ne!(
+        id(&value(&mut b).await),
+        id(&old),
+        "sealed with the new key"
+    );
+
+    // The old key is retired: what was sealed with it is dead.
+    cluster.run("app", "UPDATE pgtenant.keys SET not_after = now() - interval '1s' WHERE not_after IS NOT NULL").await.unwrap();
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    assert!(
+        shown(&mut b, &format!("SET pgtenant.context = '{old}'"), "items")
+            .await
+            .is_empty()
+    );
+    let mut late = connect(&proxy, "b").await;
+    assert_eq!(bodies(&mut late).await, ["of b"]);
+    assert!(!new.install(&cluster).await.unwrap().new);
+    let rows = cluster
+        .connect("app")
+        .await
+        .unwrap()
+        .query("SELECT id FROM pgtenant.keys", &[])
+        .await
+        .unwrap();
+    assert_eq!(rows.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_right_key_nobody_is_served() {
+    let cluster = unsealed("keys").await;
+    let proxy = USUAL.start(&cluster);
+    let refused = |error: String| error.contains("not prepared for a sealed tenant context");
+    assert!(
+        try_connect(&proxy, "a").await.err().is_some_and(refused),
+        "no schema"
+    );
+    USUAL.install(&cluster).await.unwrap();
+    cluster.run("app", SQL).await.unwrap();
+    assert_eq!(bodies(&mut connect(&proxy, "a").await).await, ["of a"]);
+    let wrong = Config { key: NEW, ..USUAL }.start(&cluster);
+    assert!(
+        try_connect(&wrong, "a").await.err().is_some_and(refused),
+        "another key"
+    );
+    // Nor is a role that could read the key let near it.
+    cluster
+        .run("app", "GRANT pg_read_all_data TO app")
+        .await
+        .unwrap();
+    let error = USUAL.install(&cluster).await.unwrap_err();
+    assert!(error.contains("role \"app\" can read the key"), "{error}");
+    cluster
+        .run("postgres", "CREATE DATABASE other")
+        .await
+        .unwrap();
+    cluster
+        .run("other", "CREATE SCHEMA pgtenant AUTHORIZATION app")
+        .await
+        .unwrap();
+    let config = parse(&USUAL.yaml(&cluster));
+    let target = seal::Target {
+        database: "other".to_owned(),
+        roles: Default::default(),
+    };
+    let error = seal::install(&config.servers[0], &target, Duration::from_secs(60))
+        .await
+        .unwrap_err();
+    assert!(error.contains("belongs to another role"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cannot_name_the_sealed_variable_at_its_start() {
+    let cluster = sealed("door").await;
+    let proxy = USUAL.start(&cluster);
+    for (name, value) in [
+        ("pgtenant.context", "b"),
+        ("PGTENANT.Context", "b"),
+        ("options", "-c pgtenant.context=b"),
+    ] {
+        let mut wire = Wire::tcp(proxy.address).await;
+        let error = wire
+            .log_in(
+                &[("user", "app.a"), ("database", "app"), (name, value)],
+                "a",
+            )
+            .await
+            .unwrap_err();
+        assert_eq!(error.sqlstate(), "42501", "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_may_have_roles_of_their_own_on_shared_tables() {
+    let cluster = sealed("roles").await;
+    cluster.run("app", "INSERT INTO items VALUES ('c', 'of c'), ('d', 'of d'); GRANT SELECT ON items TO t_c, t_d").await.unwrap();
+    let proxy = USUAL.start(&cluster);
+    let mut clients = Vec::new();
+    for tenant in ["a", "c", "d", "b"] {
+        clients.push((tenant, connect(&proxy, tenant).await));
+    }
+    for _ in 0..2 {
+        for (tenant, wire) in &mut clients {
+            assert_eq!(bodies(wire).await, [format!("of {tenant}")]);
+        }
+    }
+    let role = &clients[1].1.column("SELECT session_user").await;
+    assert_eq!(role, &["t_c"]);
+    let instances = proxy.proxy.app().instances();
+    let pools = instances.values().next().unwrap().pools();
+    assert_eq!(pools.len(), 3, "one for each role");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_hardened_still_serves_and_shows_nothing_of_others() {
+    let cluster = sealed("hardened").await;
+    let config = parse(&USUAL.yaml(&cluster));
+    let sql = harden::harden(&config, "free", None, &[harden::Group::All]).unwrap();
+    for _ in 0..2 {
+        cluster
+            .run("app", &sql)
+            .await
+            .unwrap_or_else(|e| panic!("{e}\n{sql}"));
+    }
+    USUAL.install(&cluster).await.unwrap();
+    let proxy = Config { size: 3, ..USUAL }.start(&cluster);
+    let (mut a, mut b) = (connect(&proxy, "a").await, connect(&proxy, "b").await);
+    assert_eq!(bodies(&mut a).await, ["of a"]);
+    assert_eq!(bodies(&mut b).await, ["of b"]);
+    for sql in [
+        "SELECT * FROM pg_stat_activity",
+        "SELECT pg_terminate_backend(1)",
+        "SELECT pg_cancel_backend(1)",
+        "SELECT * FROM pg_locks",
+        "SELECT pg_notify('x', 'y')",
+        "SELECT pg_advisory_lock(1)",
+        "SELECT lo_create(0)",
+        "UPDATE pg_settings SET setting = 'b' WHERE name = 'app.tenant_id'",
+        "DO $$ BEGIN END $$",
+        "CREATE TEMP TABLE x ()",
+        "CREATE TABLE x ()",
+        "TRUNCATE items",
+    ] {
+        assert_eq!(errors(&a.query(sql).await), ["42501"], "{sql}");
+    }
+    a.send(&query(BODIES)).await;
+    assert_eq!(rows(&a.until_ready().await), ["of a"]);
+}
