@@ -293,6 +293,8 @@ pub struct PlacementFile {
     pub context: IndexMap<String, String>,
     /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: plain.
     pub posture: Option<Posture>,
+    /// In posture sealed: whether statements that could change the tenant are refused as in posture guarded. Default: true.
+    pub guard: Option<bool>,
     /// In posture sealed: what `pgtenant.tenant_id()` returns. Default: the tenant's id.
     pub seal_tenant: Option<String>,
     /// Default: transaction.
@@ -313,6 +315,7 @@ impl Default for PlacementFile {
             login: None,
             context: IndexMap::new(),
             posture: None,
+            guard: None,
             seal_tenant: None,
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),

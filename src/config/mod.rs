@@ -289,6 +289,8 @@ pub struct Placement {
     pub pooling: Pooling,
     /// Plain where there is no context.
     pub posture: Posture,
+    /// Whether statements that could change the tenant are refused.
+    pub guard: bool,
     /// Most server connections of one pool (one server, database and login).
     pub pool_size: usize,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.

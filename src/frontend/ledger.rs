@@ -41,13 +41,22 @@ pub enum Owed {
     /// The client's Parse or Close was not sent: the proxy answers in its place.
     FakeParse(Undo),
     FakeClose(Undo),
+    /// Sent in place of what the client may not run, so that the server fails it there; the body of the error that the
+    /// client is told instead. `ready`: in place of a Query or FunctionCall.
+    Refused {
+        ready: bool,
+        error: Arc<[u8]>,
+    },
     /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
     CopyEnd,
 }
 
 impl Owed {
     fn ends_with_ready(&self) -> bool {
-        matches!(self, Self::Query(_) | Self::FunctionCall | Self::Sync)
+        matches!(
+            self,
+            Self::Query(_) | Self::FunctionCall | Self::Sync | Self::Refused { ready: true, .. }
+        )
     }
 
     fn undo(&self) -> Option<&Undo> {
@@ -182,7 +191,10 @@ impl Ledger {
                 self.note_failed(message, true);
                 return;
             }
-            Owed::Query(_) | Owed::FunctionCall | Owed::CopyEnd => {}
+            Owed::Query(_)
+            | Owed::FunctionCall
+            | Owed::CopyEnd
+            | Owed::Refused { ready: true, .. } => {}
             _ => self.unsynced = true,
         }
         self.owed.push_back(message);
@@ -246,6 +258,14 @@ impl Ledger {
             | Owed::Describe(Some((name, statement)))
             | Owed::Redefine(name, statement)
             | Owed::Parse(Some(statement), Undo::Name(name, _)) => Some((name, statement)),
+            _ => None,
+        }
+    }
+
+    /// What the client is told in place of the server's next error.
+    pub fn refusal(&mut self) -> Option<Arc<[u8]>> {
+        match self.front()? {
+            Owed::Refused { error, .. } => Some(error.clone()),
             _ => None,
         }
     }

@@ -31,9 +31,10 @@ use crate::frontend::text::TextReader;
 use crate::metrics::TenantMetrics;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
-use crate::protocol::reply;
+use crate::protocol::reply::{self, Replies};
 use crate::protocol::stream::Stream;
 use crate::sql::effects::{Effects, What};
+use crate::sql::guard;
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -72,6 +73,8 @@ pub struct ClientSide {
     pub reported: Arc<Parameters>,
     /// What it may hold beside its transaction.
     pub state: SessionState,
+    /// In posture guarded and up: names of the variables that only the proxy sets.
+    pub guard: Option<Arc<[Box<str>]>>,
 }
 
 /// Why a relay ended.
@@ -115,6 +118,8 @@ pub struct Relay<'a> {
     text: Option<Box<TextReader>>,
     /// The client asked for what is another's sequence value.
     asked_foreign: bool,
+    /// What is sent in place of the message at hand.
+    refused_frames: Vec<u8>,
     /// The client has gone, and the server is told so.
     parted: bool,
     /// The server has closed the connection.
@@ -168,6 +173,7 @@ impl<'a> Relay<'a> {
             heard: false,
             text: None,
             asked_foreign: false,
+            refused_frames: Vec::new(),
             parted: false,
             server_gone: false,
             hold: Hold::No,
@@ -420,9 +426,12 @@ impl<'a> Relay<'a> {
             // Before the reply is noted: then the name may be gone.
             let translated = match tag {
                 BackendTag::ERROR_RESPONSE if bytes.len() >= size => {
-                    let renamed = self.ledger.renamed();
-                    renamed.and_then(|(name, statement)| {
-                        translate(&bytes[HEADER..size], name, statement)
+                    let refusal = self.ledger.refusal().map(|error| error.to_vec());
+                    refusal.or_else(|| {
+                        let renamed = self.ledger.renamed();
+                        renamed.and_then(|(name, statement)| {
+                            translate(&bytes[HEADER..size], name, statement)
+                        })
                     })
                 }
                 BackendTag::NOTIFICATION_RESPONSE
@@ -645,6 +654,49 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// Whether the client may run what does this.
+    ///
+    /// # Errors
+    /// 42501 in posture guarded and up.
+    fn permit(&self, effects: &Effects) -> Result<()> {
+        let Some(context) = &self.client.guard else {
+            return Ok(());
+        };
+        guard::check(effects, context.iter().map(|name| &**name)).map_err(|offence| {
+            self.metrics.refused.add(1);
+            tracing::warn!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id,
+                peer = self.handle.peer.map(tracing::field::display), kind = offence.kind,
+                "refused a statement: {}", offence.message);
+            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint)
+        })
+    }
+
+    /// Sends something in place of a message that the client may not send, at which the server fails as the message
+    /// should: the transaction fails with it, and what the client is told comes in its turn.
+    fn send_refused(&mut self, tag: FrontendTag, is_named: bool, error: &Error) {
+        const TEXT: &[u8] = b"refused by pgtenant\0";
+        let parses = tag == FrontendTag::PARSE;
+        let sent = match (parses, is_named) {
+            (true, true) => frame(tag.0, &[b"pgtenant_refused\0", TEXT, b"\0\0"]),
+            (true, false) => frame(tag.0, &[b"\0", TEXT, b"\0\0"]),
+            (false, _) => frame(FrontendTag::QUERY.0, &[TEXT]),
+        };
+        if let Some(statements) = &mut self.client.statements
+            && !is_named
+        {
+            statements.query();
+        }
+        self.refused_frames.extend(sent);
+        let mut replies = Replies::new();
+        replies.error(error);
+        self.ledger.push(Owed::Refused {
+            ready: !parses,
+            error: replies.bytes()[HEADER..].into(),
+        });
+        self.undo_failed();
+        self.heard = true;
+    }
+
     /// Whether plain strings have backslash escapes now.
     fn backslashes(&self) -> bool {
         let parameters = &self.server.parameters;
@@ -677,15 +729,24 @@ impl<'a> Relay<'a> {
             });
         }
         // What is prepared in transaction pooling is looked at where its names are.
-        if tag == FrontendTag::PARSE && self.client.statements.is_some() {
+        let prepares = tag == FrontendTag::PARSE && self.client.statements.is_some();
+        if prepares && self.client.guard.is_none() {
             return Ok(Looked::Passes);
         }
-        let text = match tag {
-            FrontendTag::PARSE => split_cstr(body).map_or(&[][..], |(_, rest)| rest),
-            _ => body,
+        let (name, text) = match tag {
+            FrontendTag::PARSE => split_cstr(body).unwrap_or_default(),
+            _ => (&b""[..], body),
         };
+        let is_named = !name.is_empty();
         let text = split_cstr(text).map_or(text, |(text, _)| text);
         let effects = Effects::of(text, backslashes);
+        if let Err(error) = self.permit(&effects) {
+            self.send_refused(tag, is_named, &error);
+            return Ok(Looked::Answered);
+        }
+        if prepares {
+            return Ok(Looked::Passes);
+        }
         if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
             return self.refuse_sequence().map(|()| Looked::Refused);
         }
@@ -716,20 +777,34 @@ impl<'a> Relay<'a> {
 
     /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
     /// `here` are there. False: more of it is needed.
-    fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> bool {
+    fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> Looked {
         let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
         let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
         if oid.is_none() && here < size {
-            return false;
+            return Looked::NeedMore;
         }
-        if oid.is_none_or(|oid| !LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
-            self.note_effects(&Effects {
-                what: What::CONTROL | What::OPAQUE | What::STUCK,
-                ..Effects::default()
-            });
-            self.hold = Hold::Now;
+        if oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
+            return Looked::Passes;
         }
-        true
+        if self.client.guard.is_some() {
+            // It is thrown away whole.
+            if here < size {
+                return match size <= LOOKED_AT_WHOLE {
+                    true => Looked::NeedMore,
+                    false => Looked::Refused,
+                };
+            }
+            let message = "permission denied to call functions other than those of large objects by their oid";
+            let error = Error::new(Kind::InsufficientPrivilege, message);
+            self.send_refused(FrontendTag::FUNCTION_CALL, true, &error);
+            return Looked::Answered;
+        }
+        self.note_effects(&Effects {
+            what: What::CONTROL | What::OPAQUE | What::STUCK,
+            ..Effects::default()
+        });
+        self.hold = Hold::Now;
+        Looked::Passes
     }
 
     /// Sequence values that are another client's must not be told.
@@ -760,6 +835,7 @@ impl<'a> Relay<'a> {
         let Some(effects) = reader.finish() else {
             return Ok(());
         };
+        self.permit(&effects)?;
         if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
             return Err(foreign_sequence());
         }
@@ -805,6 +881,8 @@ impl<'a> Relay<'a> {
                 let n = self.client_rest.min(inbox.len() - run);
                 self.client_rest -= n;
                 if let Err(error) = self.read_text(run, n) {
+                    // The end of the message never goes on: the server does not run it.
+                    self.client_rest += n;
                     break self.refuse(error);
                 }
                 run += n;
@@ -847,17 +925,29 @@ impl<'a> Relay<'a> {
                     Err(error) => break self.refuse(error),
                     Ok(Looked::Answered) => {
                         self.client.inbox.move_to(&mut self.server.outbox, run);
+                        self.server
+                            .outbox
+                            .extend(&std::mem::take(&mut self.refused_frames));
                         self.client.inbox.consume(size);
                         run = 0;
                         continue;
                     }
                 }
             }
-            if tag == FrontendTag::FUNCTION_CALL
-                && self.client.state.is_watched()
-                && !self.look_at_call(run, here, size)
-            {
-                break false;
+            if tag == FrontendTag::FUNCTION_CALL && self.client.state.is_watched() {
+                match self.look_at_call(run, here, size) {
+                    Looked::Passes => {}
+                    Looked::NeedMore | Looked::Refused => break false,
+                    Looked::Answered => {
+                        self.client.inbox.move_to(&mut self.server.outbox, run);
+                        self.server
+                            .outbox
+                            .extend(&std::mem::take(&mut self.refused_frames));
+                        self.client.inbox.consume(size);
+                        run = 0;
+                        continue;
+                    }
+                }
             }
             if ends_transaction(tag) && self.hold == Hold::AtSync {
                 self.hold = Hold::Now;

@@ -134,6 +134,7 @@ pub async fn serve(login: LoggedIn) {
         outbox: Buffer::new(),
         statements: None,
         state: SessionState::unwatched(),
+        guard: None,
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),
     };

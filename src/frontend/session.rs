@@ -26,7 +26,7 @@ use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
 use crate::backend::residue::{self, Answer, Pins, Question};
 use crate::client::Activity;
-use crate::config::{Credential, Pooling, Route};
+use crate::config::{Credential, Pooling, Route, SEALED_VARIABLE};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
 use crate::frontend::replication::{self, Wanted};
@@ -178,6 +178,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         outbox: Buffer::new(),
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
+        guard: guard(&route),
         settings,
         reported,
     };
@@ -283,6 +284,16 @@ fn not_told() -> Error {
         "the server connection was lost while it was in use",
     )
     .caused_by("the server does not say what the session holds")
+}
+
+/// In posture guarded and up: the names of the variables that only the proxy sets, in lower case.
+fn guard(route: &Route) -> Option<Arc<[Box<str>]>> {
+    let names = route.context.iter().map(|(name, _)| name.as_str());
+    let names = names.chain([SEALED_VARIABLE]);
+    route
+        .placement
+        .guard
+        .then(|| names.map(|name| name.to_ascii_lowercase().into()).collect())
 }
 
 pub(super) fn stopped() -> Error {
@@ -428,6 +439,7 @@ impl Session {
             self.guards.placement = self.app.admit_to_placement(&tenant.route)?;
         }
         self.route = tenant.route.clone();
+        self.side.guard = guard(&self.route);
         let pool = self.app.pool(&self.route)?;
         let elsewhere = !Arc::ptr_eq(&pool.instance, &self.pool.instance);
         if !Arc::ptr_eq(&pool, &self.pool)

@@ -11,6 +11,7 @@ mod examples;
 mod faults;
 mod fuzz;
 mod fuzz_bodies;
+mod guard;
 mod handover;
 mod harness;
 mod isolation;

@@ -56,9 +56,9 @@ servers:
        seal: {{ key: {key:?}, lifetime: {lifetime} }} }}
 placements:
   free: {{ tier: pool, server: s, database: app, login: {{ user: app, password: {SECRET} }}, pooling: {pooling},
-          context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: sealed, pool: {{ size: {size} }} }}
+          context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: sealed, guard: false, pool: {{ size: {size} }} }}
   own: {{ tier: pool, server: s, database: app, login: {{ user: \"t_{{tenant}}\", password: {SECRET} }},
-         context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: sealed, pool: {{ size: {size} }} }}
+         context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: sealed, guard: false, pool: {{ size: {size} }} }}
 tenants:
   a: {{ placement: free, users: {{ app: {{ password: a }} }} }}
   b: {{ placement: free, users: {{ app: {{ password: b }} }} }}

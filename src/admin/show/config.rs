@@ -175,6 +175,7 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("servers"), servers.join(",")),
                 setting(key("pooling"), placement.pooling),
                 setting(key("posture"), placement.posture),
+                setting(key("guard"), placement.guard),
                 setting(key("pool.size"), placement.pool_size),
                 setting(key("pool.reuse"), placement.reuse),
                 setting(

@@ -206,6 +206,7 @@ impl Resolver<'_, '_> {
             servers,
             pooling: file.pooling,
             posture,
+            guard: self.guard(at, file, posture),
             pool_size: pool_size?,
             reuse: file.pool.reuse,
             max_clients,
@@ -228,6 +229,16 @@ impl Resolver<'_, '_> {
     }
 
     /// Without one in the file it is `plain`: what a database is prepared for is not known here.
+    fn guard(&mut self, at: &At<'_>, file: &PlacementFile, posture: Posture) -> bool {
+        if file.guard.is_some() && posture != Posture::Sealed {
+            self.mistakes.add(
+                &at.key("guard"),
+                "has no effect without posture: sealed; posture: guarded is the guard, posture: plain goes without",
+            );
+        }
+        posture >= Posture::Guarded && file.guard != Some(false)
+    }
+
     fn posture(&mut self, at: &At<'_>, file: &PlacementFile) -> Posture {
         if file.posture.is_some() && file.context.is_empty() {
             let message = "has no meaning without context: there is nothing to protect";

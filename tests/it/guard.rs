@@ -1,0 +1,193 @@
+//! Posture `guarded`: what could change the tenant is refused, wherever it stands, and the client goes on.
+
+use crate::harness::{POOLINGS, Running, SECRET, Setup};
+use crate::wire::{
+    Frame, Wire, bind, column, errors, execute, function_call, parse, query, rows, sync,
+};
+
+const OWN: &str = "SELECT current_setting('app.tenant_id')";
+const DENIED: &str = "42501";
+
+async fn proxy(pooling: &'static str, posture: &str) -> Running {
+    Setup {
+        pooling,
+        placements: format!(
+            "watched: {{ tier: pool, server: shared, database: app, login: {{ user: app, password: {SECRET} }}, \
+             pooling: {pooling}, context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: {posture}, pool: {{ size: 8 }} }}"
+        ),
+        tenants: "g0: { placement: watched, users: { app: { password: g0 } } }".into(),
+        ..Setup::default()
+    }
+    .start()
+    .await
+}
+
+async fn client(proxy: &Running) -> Wire {
+    let mut wire = Wire::tcp(proxy.address).await;
+    wire.log_in(&[("user", "app.g0"), ("database", "app")], "g0")
+        .await
+        .expect("logs in");
+    wire
+}
+
+fn hint(frames: &[Frame]) -> String {
+    let error = frames.iter().find(|frame| frame.tag == b'E');
+    error
+        .and_then(|error| error.field(b'H'))
+        .unwrap_or_default()
+}
+
+/// Each shows that it takes effect in posture plain, or could.
+const ATTACKS: [&str; 12] = [
+    "SET app.tenant_id = 'other'",
+    "SELECT 1; SET LOCAL \"app\".tenant_id TO 'other'",
+    "SELECT set_config('app.tenant_id', 'other', false)",
+    "SELECT pg_catalog.\"set_config\"('app.' || 'tenant_id', 'other', false)",
+    "SELECT U&\"set\\005fconfig\"('app.tenant_id', 'other', false)",
+    "COPY (SELECT set_config('app.tenant_id', 'other', false)) TO STDOUT",
+    "PREPARE x AS SELECT set_config('app.tenant_id', 'other', false)",
+    "DO $$ BEGIN EXECUTE 'SET app.tenant' || '_id = ''other'''; END $$",
+    "SELECT query_to_xml('SELECT set_config(''app.tenant_id'', ''other'', false)', true, true, '')",
+    "CREATE FUNCTION pg_temp.f() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant_id', 'other', false) $$",
+    "UPDATE pg_settings SET setting = 'other' WHERE name = 'app.tenant_id'",
+    "SET ROLE app",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_could_change_the_tenant_is_refused_and_the_client_goes_on() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, "guarded").await;
+        let mut wire = client(&proxy).await;
+        for sql in ATTACKS {
+            let frames = wire.query(sql).await;
+            assert_eq!(errors(&frames), [DENIED], "{pooling}: {sql}");
+            assert!(hint(&frames).ends_with('.'), "{frames:?}");
+            let batch = [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat();
+            wire.send(&batch).await;
+            assert_eq!(
+                errors(&wire.until_ready().await),
+                [DENIED],
+                "{pooling}, extended: {sql}"
+            );
+            wire.send(&[parse("s", sql), sync()].concat()).await;
+            assert_eq!(
+                errors(&wire.until_ready().await),
+                [DENIED],
+                "{pooling}, named: {sql}"
+            );
+            wire.send(&[bind("", "s", &[]), sync()].concat()).await;
+            assert_eq!(
+                errors(&wire.until_ready().await),
+                ["26000"],
+                "{pooling}: {sql}"
+            );
+            assert_eq!(wire.column(OWN).await, ["g0"], "{pooling}: {sql}");
+        }
+        wire.send(&function_call(
+            2078,
+            &[Some("app.tenant_id"), Some("other"), Some("f")],
+        ))
+        .await;
+        assert_eq!(errors(&wire.until_ready().await), [DENIED]);
+        assert_eq!(wire.column(OWN).await, ["g0"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_fails_its_transaction_and_comes_in_its_turn() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, "guarded").await;
+        let mut wire = client(&proxy).await;
+        let attack = ATTACKS[2];
+        wire.query("BEGIN").await;
+        assert_eq!(errors(&wire.query(attack).await), [DENIED]);
+        assert_eq!(
+            errors(&wire.query("SELECT 1").await),
+            ["25P02"],
+            "{pooling}"
+        );
+        wire.query("ROLLBACK").await;
+        // In a pipeline each answer stands where it belongs.
+        let select = |n| {
+            [
+                parse("", &format!("SELECT '{n}'")),
+                bind("", "", &[]),
+                execute("", 0),
+            ]
+            .concat()
+        };
+        let pipeline = [
+            select(1),
+            sync(),
+            query(attack),
+            select(2),
+            parse("", attack),
+            select(3),
+            sync(),
+            query("SELECT '4'"),
+        ]
+        .concat();
+        wire.send(&pipeline).await;
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            let frames = wire.until_ready().await;
+            seen.push((rows(&frames), errors(&frames)));
+        }
+        let row = |n: &str| vec![n.to_owned()];
+        let denied = vec![DENIED.to_owned()];
+        assert_eq!(
+            seen,
+            [
+                (row("1"), vec![]),
+                (vec![], denied.clone()),
+                (row("2"), denied),
+                (row("4"), vec![])
+            ],
+            "{pooling}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_text_that_is_refused_ends_its_client_before_it_runs() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, "guarded").await;
+        let mut wire = client(&proxy).await;
+        let long = "x".repeat(100_000);
+        wire.send(&query(&format!("SELECT '{long}'; {}", ATTACKS[0])))
+            .await;
+        assert_eq!(errors(&wire.rest().await), [DENIED], "{pooling}");
+        assert_eq!(client(&proxy).await.column(OWN).await, ["g0"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drivers_resets_and_settings_of_their_own_go_through() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, "guarded").await;
+        let mut wire = client(&proxy).await;
+        for sql in [
+            "DISCARD ALL",
+            "RESET ALL",
+            "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL",
+            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            "SET application_name = 'x'; SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'",
+            "SELECT set_config('my_app.user', 'me', false)",
+            "SELECT 'SET app.tenant_id = 1'",
+            "DO $$ BEGIN PERFORM 1; END $$",
+        ] {
+            column(&wire.query(sql).await);
+            assert_eq!(wire.column(OWN).await, ["g0"], "{pooling}: {sql}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_posture_plain_the_application_is_trusted() {
+    let proxy = proxy("transaction", "plain").await;
+    let mut wire = client(&proxy).await;
+    let set = "BEGIN; SET LOCAL app.tenant_id = 'other'; SELECT current_setting('app.tenant_id')";
+    assert_eq!(wire.column(set).await, ["other"]);
+    wire.query("COMMIT").await;
+    assert_eq!(wire.column(OWN).await, ["g0"]);
+}
