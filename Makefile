@@ -11,7 +11,7 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint bench bench-mechanisms bench-syscalls install-deps
+.PHONY: help build demo test lint fuzz bench bench-mechanisms bench-syscalls install-deps
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -39,6 +39,15 @@ test: lint ## Everything that CI runs
 	export PGTENANT_PG_BINDIR="$$(scripts/postgres18)"; \
 	echo "The integration tests against PostgreSQL 18:"; \
 	$(CARGO) test --locked --test it
+
+# cargo-fuzz asks for a nightly compiler; RUSTC_BOOTSTRAP lets the stable one do.
+fuzz: ## Run each fuzz target for SECONDS=60, guided by coverage
+	@scripts/install fuzz
+	export PATH="$$PWD/.deps/cargo/bin:$$PATH" RUSTC_BOOTSTRAP=1; \
+	for target in startup frames statements; do \
+		mkdir -p ".deps/fuzz/$$target"; \
+		$(CARGO) fuzz run "$$target" ".deps/fuzz/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(or $(SECONDS),60) -max_len=4096; \
+	done
 
 bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--rounds 1 --seconds 1"
 	@scripts/install bench

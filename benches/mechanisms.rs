@@ -183,7 +183,7 @@ fn ledger(criterion: &mut Criterion) {
     group.bench_function("a Query and its replies", |bencher| {
         bencher.iter(|| {
             let mut ledger = Ledger::default();
-            ledger.push(Owed::Query);
+            ledger.push(Owed::Query(Undo::Nothing));
             for tag in [BackendTag::ROW_DESCRIPTION, BackendTag::COMMAND_COMPLETE] {
                 ledger.reply(black_box(tag), 0);
             }
@@ -198,7 +198,7 @@ fn ledger(criterion: &mut Criterion) {
                 let mut ledger = Ledger::default();
                 for owed in [
                     Owed::Parse(None, Undo::Nothing),
-                    Owed::Bind,
+                    Owed::Bind(None),
                     Owed::Describe,
                     Owed::Execute,
                     Owed::Sync,

@@ -88,13 +88,14 @@ impl Owed {
         matches!(self.undo(), Some(Undo::Unnamed(..)))
     }
 
-    /// If it takes no effect, the connection's unnamed statement is not the client's.
+    /// If it takes no effect, whether the connection's unnamed statement is the client's is not what it is taken for.
     fn opens_unnamed(&self) -> bool {
-        matches!(self.undo(), Some(Undo::Unnamed(_, false)))
-            || matches!(
-                self,
-                Self::SwallowedParse(None) | Self::SwallowedClose(None)
-            )
+        matches!(
+            self,
+            Self::Query(Undo::Unnamed(..))
+                | Self::SwallowedParse(None)
+                | Self::SwallowedClose(None)
+        ) || matches!(self.undo(), Some(Undo::Unnamed(_, false)))
     }
 
     fn undo_mut(&mut self) -> Option<&mut Undo> {
