@@ -199,7 +199,7 @@ fn ledger(criterion: &mut Criterion) {
                 for owed in [
                     Owed::Parse(None, Undo::Nothing),
                     Owed::Bind(None),
-                    Owed::Describe,
+                    Owed::Describe(None),
                     Owed::Execute,
                     Owed::Sync,
                 ] {
