@@ -125,6 +125,8 @@ fn effects_of(source: &Source) -> Effects {
                 .remove(What::CONTROL | What::RUNS_STRINGS | What::HIDDEN);
             effects
         }
+        // An aggregate, of functions that are not told here.
+        "internal" if source.text == "aggregate_dummy" => opaque(What::OPAQUE),
         // Their source is the name of a symbol; extensions keep to themselves, but for connections of their own.
         "c" | "internal" if source.name.starts_with("dblink") => opaque(What::STUCK),
         "c" | "internal" => Effects::default(),

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 /// less those that take or return `internal` and the handlers.
 const NAMES: &str = include_str!("builtin_functions.txt");
 
-/// Whether `name`, in lower case, is one of them. Another function may have the same name: PostgreSQL
-/// finds this one first, unless `search_path` says otherwise.
+/// Whether `name`, in lower case, is one of them. A function of the application's may have the same name, for other types
+/// of arguments or in a schema that `search_path` puts before `pg_catalog`: without its schema it is taken for this one.
 pub fn is_builtin(name: &str) -> bool {
     static SET: OnceLock<HashSet<&'static str>> = OnceLock::new();
     SET.get_or_init(|| NAMES.lines().collect()).contains(name)

@@ -574,7 +574,7 @@ impl Reader {
             // In code it runs a string, whose pieces are looked at like the rest.
             b"execute" if self.in_code => (Command::Other, What::RUNS_STRINGS),
             b"execute" => (Command::Told, What::OPAQUE),
-            b"discard" => (Command::Told, What::CONTROL),
+            b"discard" => (Command::Told, What::CONTROL | What::DROPS),
             b"load" => (Command::Told, What::STUCK | What::DEFINES),
             b"do" => (Command::Do, What::OPAQUE),
             b"insert" | b"merge" | b"copy" => {
@@ -1147,6 +1147,7 @@ mod tests {
                 What::LISTEN,
             ),
             ("SELECT 1; DISCARD ALL", What::CONTROL),
+            ("DISCARD TEMP", What::DROPS),
         ] {
             assert!(
                 effects(sql).what.contains(expected),

@@ -93,8 +93,16 @@ async fn a_query_behind_an_extended_set_without_sync_ends_it() {
     let set = format!("SET app.tenant_id = '{}'", b.name);
     mine.send(&[step(&set), query("SELECT 1"), query(BODIES)].concat())
         .await;
-    mine.until_ready().await;
-    assert_eq!(rows(&mine.until_ready().await), a.bodies());
+    let first = mine.until_ready().await;
+    let second = mine.until_ready().await;
+    // Since PostgreSQL 18 the Query does not end it: all is one transaction up to Sync.
+    if first.last().is_some_and(|ready| ready.body == b"T") {
+        mine.send(&sync()).await;
+        mine.until_ready().await;
+        assert_eq!(rows(&mine.query(BODIES).await), a.bodies());
+    } else {
+        assert_eq!(rows(&second), a.bodies());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -252,7 +252,7 @@ const ROWS: &[Row] = &[
         pins: Pins::TEMPORARY,
         statements: &["DO $$ BEGIN EXECUTE 'CREATE TEMP ' || 'TABLE t (a) AS SELECT 5'; END $$"],
         ask: "SELECT a FROM t",
-        undo: &["DISCARD TEMP", "DROP TABLE IF EXISTS t"],
+        undo: &["DISCARD TEMP"],
     },
     Row {
         what: "temporary view and function",
