@@ -279,6 +279,12 @@ impl Parsed {
         self.doubtful = true;
     }
 
+    /// Records that the server dropped all, and perhaps has some again.
+    pub fn doubt_all(&mut self) {
+        self.statements.clear();
+        self.doubtful = true;
+    }
+
     /// Whether what it does not have must be closed before it is parsed.
     pub fn is_doubtful(&self) -> bool {
         self.doubtful

@@ -505,7 +505,11 @@ impl<'a> Relay<'a> {
                 match command {
                     b"SET" | b"RESET" => context.make_stale(),
                     b"DISCARD ALL" | b"DEALLOCATE ALL" => {
-                        parsed.clear();
+                        // Behind it, and the Sync of its batch, others may have been prepared.
+                        match self.ledger.len() <= 2 {
+                            true => parsed.clear(),
+                            false => parsed.doubt_all(),
+                        }
                         self.client.state.unpin_statements();
                         if let Some(statements) = &mut self.client.statements {
                             statements.clear();
