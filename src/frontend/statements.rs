@@ -199,7 +199,11 @@ impl Statements {
             match message {
                 Owed::SwallowedClose(Some(statement)) => parsed.doubt(&statement),
                 Owed::SwallowedParse(None) | Owed::SwallowedClose(None) => {
-                    self.unnamed_is_there = false;
+                    let was_there = match ledger.next_change(&Undo::Unnamed(Unnamed::None, false)) {
+                        Some(Undo::Unnamed(_, was_there)) => was_there,
+                        _ => &mut self.unnamed_is_there,
+                    };
+                    *was_there = false;
                 }
                 Owed::SwallowedParse(Some(statement)) => parsed.doubt(&statement),
                 // One that was looked at and failed has ended the unnamed statement before it.
