@@ -22,7 +22,7 @@ use crate::harness::{
 use crate::wire::Wire;
 
 /// Conversations of a usual run.
-const COUNT: usize = 3600;
+const COUNT: usize = 6000;
 const SEED: u64 = 20_250_101;
 /// Clients of each tenant at a time, and the server connections they share.
 const CLIENTS: usize = 4;

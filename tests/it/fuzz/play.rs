@@ -60,7 +60,8 @@ impl Played {
 /// Whether the answer to a mark is whole.
 fn is_marked(frames: &[Frame], mark: &str) -> bool {
     let is_mark = |frame: &Frame| frame.tag == b'D' && frame.body.ends_with(mark.as_bytes());
-    frames.last().is_some_and(|frame| frame.tag == b'Z') && frames.iter().rev().take(4).any(is_mark)
+    frames.last().is_some_and(|frame| frame.tag == b'Z')
+        && frames.iter().rev().take(12).any(is_mark)
 }
 
 /// The session's steps, with a mark for an end if the client has none of its own.
@@ -252,19 +253,8 @@ fn masked(session: &Session, played: &Played) -> Vec<Frame> {
         .steps
         .last()
         .is_some_and(|step| is_refused(&step.bytes))
-        && frames.last().is_some_and(|last| {
-            last.sqlstate() == "08P01" && last.field(b'V').as_deref() == Some("FATAL")
-        })
     {
-        frames.pop();
-        // In a COPY PostgreSQL says first what it thinks of the message; through pgtenant, that none came.
-        let of_copy = |frame: &Frame| {
-            let text = frame.field(b'M').unwrap_or_default();
-            text.starts_with("unexpected message type") || text.starts_with("unexpected EOF")
-        };
-        while frames.last().is_some_and(of_copy) {
-            frames.pop();
-        }
+        cut_last_words(&mut frames);
     }
     mask_places(&mut frames);
     mask_strays(&mut frames);
@@ -330,6 +320,23 @@ fn mask_strays(frames: &mut [Frame]) {
         {
             frame.body[at + STRAY.len()..][..2].fill(b'?');
         }
+    }
+}
+
+/// Cuts off what is said of a message that is refused: FATAL; in a COPY first what PostgreSQL thinks of the message, or,
+/// through pgtenant, that none came; and answers that no Sync or Flush had called for, which go out with it.
+fn cut_last_words(frames: &mut Vec<Frame>) {
+    let is_of_refusal = |frame: &Frame| {
+        let text = frame.field(b'M').unwrap_or_default();
+        frame.field(b'V').as_deref() == Some("FATAL")
+            || text.starts_with("unexpected message type")
+            || text.starts_with("unexpected EOF")
+    };
+    while frames
+        .last()
+        .is_some_and(|last| !matches!(last.tag, b'Z' | b'E') || is_of_refusal(last))
+    {
+        frames.pop();
     }
 }
 
