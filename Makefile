@@ -31,14 +31,16 @@ lint: ## Formatting, clippy, licences and advisories
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo "cargo-deny is not installed: licences and advisories were left out (cargo install cargo-deny)"; fi
 
-# The integration tests run twice: against the PostgreSQL of the system and against PostgreSQL 18.
+# The integration tests run twice: against the PostgreSQL of the system and against PostgreSQL 18. Random conversations
+# are played against the first only: what is owed at each point is modelled as up to PostgreSQL 17, where a Query ends
+# the messages before it that have no Sync.
 test: lint ## Everything that CI runs
 	@scripts/install test
 	export PGTENANT_TEST_PYTHON="$$PWD/.deps/venv/bin/python" PGTENANT_TEST_NODE_PATH="$$PWD/.deps/node/node_modules"; \
 	$(CARGO) test --locked; \
 	export PGTENANT_PG_BINDIR="$$(scripts/postgres18)"; \
 	echo "The integration tests against PostgreSQL 18:"; \
-	$(CARGO) test --locked --test it
+	$(CARGO) test --locked --test it -- --skip random_conversations
 
 # cargo-fuzz asks for a nightly compiler; RUSTC_BOOTSTRAP lets the stable one do.
 fuzz: ## Run each fuzz target for SECONDS=60, guided by coverage
