@@ -781,34 +781,34 @@ impl<'a> Relay<'a> {
 
     /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
     /// `here` are there. False: more of it is needed.
-    fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> Looked {
+    fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> Result<Looked> {
         let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
         let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
         if oid.is_none() && here < size {
-            return Looked::NeedMore;
+            return Ok(Looked::NeedMore);
         }
         if oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
-            return Looked::Passes;
+            return Ok(Looked::Passes);
         }
         if self.client.guard.is_some() {
-            // It is thrown away whole.
-            if here < size {
-                return match size <= LOOKED_AT_WHOLE {
-                    true => Looked::NeedMore,
-                    false => Looked::Refused,
-                };
-            }
             let message = "permission denied to call functions other than those of large objects by their oid";
             let error = Error::new(Kind::InsufficientPrivilege, message);
+            if here < size {
+                // It is thrown away whole, or with its client if it is long.
+                return match size <= LOOKED_AT_WHOLE {
+                    true => Ok(Looked::NeedMore),
+                    false => Err(error),
+                };
+            }
             self.send_refused(FrontendTag::FUNCTION_CALL, true, &error);
-            return Looked::Answered;
+            return Ok(Looked::Answered);
         }
         self.note_effects(&Effects {
             what: What::CONTROL | What::OPAQUE | What::STUCK,
             ..Effects::default()
         });
         self.hold = Hold::Now;
-        Looked::Passes
+        Ok(Looked::Passes)
     }
 
     /// Sequence values that are another client's must not be told.
@@ -922,35 +922,24 @@ impl<'a> Relay<'a> {
                 self.ledger.push(Owed::CopyEnd);
                 break false;
             }
-            if has_text(tag) && self.client.state.is_watched() {
-                match self.look_at_text(tag, run, here, size) {
-                    Ok(Looked::Passes) => {}
-                    Ok(Looked::NeedMore | Looked::Refused) => break false,
-                    Err(error) => break self.refuse(error),
-                    Ok(Looked::Answered) => {
-                        self.client.inbox.move_to(&mut self.server.outbox, run);
-                        self.server
-                            .outbox
-                            .extend(&std::mem::take(&mut self.refused_frames));
-                        self.client.inbox.consume(size);
-                        run = 0;
-                        continue;
-                    }
-                }
-            }
-            if tag == FrontendTag::FUNCTION_CALL && self.client.state.is_watched() {
-                match self.look_at_call(run, here, size) {
-                    Looked::Passes => {}
-                    Looked::NeedMore | Looked::Refused => break false,
-                    Looked::Answered => {
-                        self.client.inbox.move_to(&mut self.server.outbox, run);
-                        self.server
-                            .outbox
-                            .extend(&std::mem::take(&mut self.refused_frames));
-                        self.client.inbox.consume(size);
-                        run = 0;
-                        continue;
-                    }
+            let looked = match tag {
+                _ if !self.client.state.is_watched() => Ok(Looked::Passes),
+                FrontendTag::FUNCTION_CALL => self.look_at_call(run, here, size),
+                _ if has_text(tag) => self.look_at_text(tag, run, here, size),
+                _ => Ok(Looked::Passes),
+            };
+            match looked {
+                Ok(Looked::Passes) => {}
+                Ok(Looked::NeedMore | Looked::Refused) => break false,
+                Err(error) => break self.refuse(error),
+                Ok(Looked::Answered) => {
+                    self.client.inbox.move_to(&mut self.server.outbox, run);
+                    self.server
+                        .outbox
+                        .extend(&std::mem::take(&mut self.refused_frames));
+                    self.client.inbox.consume(size);
+                    run = 0;
+                    continue;
                 }
             }
             if ends_transaction(tag) && self.hold == Hold::AtSync {

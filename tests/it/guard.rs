@@ -157,6 +157,10 @@ async fn a_long_text_that_is_refused_ends_its_client_before_it_runs() {
         wire.send(&query(&format!("SELECT '{long}'; {}", ATTACKS[0])))
             .await;
         assert_eq!(errors(&wire.rest().await), [DENIED], "{pooling}");
+        let mut wire = client(&proxy).await;
+        let call = function_call(2078, &[Some("app.tenant_id"), Some(&long), Some("f")]);
+        wire.send(&call).await;
+        assert_eq!(errors(&wire.rest().await), [DENIED], "{pooling}");
         assert_eq!(client(&proxy).await.column(OWN).await, ["g0"]);
     }
 }
