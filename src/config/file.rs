@@ -36,6 +36,7 @@ pub struct ConfigFile {
     pub identify: IdentifyFile,
     pub limits: LimitsFile,
     pub timeouts: TimeoutsFile,
+    pub doctor: DoctorFile,
     /// PostgreSQL instances by name. Required.
     pub servers: Option<IndexMap<String, Option<ServerFile>>>,
     /// Kinds of places by name. Required.
@@ -188,6 +189,28 @@ impl Default for TimeoutsFile {
             shutdown: seconds(30),
             server_idle: seconds(10 * 60),
             server_lifetime: seconds(60 * 60),
+        }
+    }
+}
+
+/// `doctor`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct DoctorFile {
+    /// Inspect the databases at the start, after reloads and every interval. Default: true.
+    pub enabled: bool,
+    /// At least 1s. Default: 10m.
+    pub interval: Period,
+    /// Refuse new clients of places whose policies do not keep tenants apart. Default: false.
+    pub refuse: bool,
+}
+
+impl Default for DoctorFile {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Period(Duration::from_secs(10 * 60)),
+            refuse: false,
         }
     }
 }

@@ -282,20 +282,27 @@ fn failure(error: &tokio_postgres::Error) -> Failure {
             answers: !["57", "58", "XX"]
                 .iter()
                 .any(|class| code.starts_with(class)),
-            problem: format!("{code}: {}", refusal.message()),
+            problem: words(error),
         };
     }
-    let problem = error
-        .source()
-        .map_or_else(|| error.to_string(), ToString::to_string);
     Failure {
         answers: false,
-        problem,
+        problem: words(error),
     }
 }
 
+/// The server's own words, or the innermost reason.
+pub(super) fn words(error: &tokio_postgres::Error) -> String {
+    if let Some(refusal) = error.as_db_error() {
+        return format!("{}: {}", refusal.code().code(), refusal.message());
+    }
+    error
+        .source()
+        .map_or_else(|| error.to_string(), ToString::to_string)
+}
+
 /// Connects as the pools do: same sockets, same TLS.
-struct Door(Arc<Server>);
+pub(super) struct Door(pub(super) Arc<Server>);
 
 impl Connect for Door {
     fn connect(&self, config: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
