@@ -1,5 +1,5 @@
 -- Which of the server's or an extension's functions with these names the roles may execute. $1: the roles, $2: names.
-SELECT f.proname AS name, format('%I.%I(%s)', n.nspname, f.proname, pg_get_function_identity_arguments(f.oid)) AS signature
+SELECT f.proname AS name, format('%I.%I(%s)', n.nspname, f.proname, oidvectortypes(f.proargtypes)) AS signature
 FROM pg_proc f
 JOIN pg_namespace n ON n.oid = f.pronamespace
 WHERE f.proname = ANY ($2::text[])

@@ -1,7 +1,7 @@
 -- Functions of the users' own that act with their owner's rights, that see rows before policies do, or that may do
 -- what the server's account may. $1: the roles.
 SELECT n.nspname AS schema,
-    format('%I.%I(%s)', n.nspname, f.proname, pg_get_function_identity_arguments(f.oid)) AS signature,
+    format('%I.%I(%s)', n.nspname, f.proname, oidvectortypes(f.proargtypes)) AS signature,
     f.prokind::text AS kind, pg_get_userbyid(f.proowner) AS owner, f.proowner = ANY ($1::oid[]) AS owned,
     coalesce(o.rolsuper OR o.rolbypassrls, true) AS owner_bypasses, f.prosecdef AS definer, f.proleakproof AS leakproof,
     CASE WHEN NOT l.lanpltrusted AND l.lanname NOT IN ('internal', 'c') THEN l.lanname END AS untrusted_language,

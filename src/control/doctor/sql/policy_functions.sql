@@ -1,6 +1,6 @@
 -- Functions of the users' own that policies call. $1: the roles.
 SELECT DISTINCT n.nspname AS schema, f.proname AS name,
-    format('%I.%I(%s)', n.nspname, f.proname, pg_get_function_identity_arguments(f.oid)) AS signature,
+    format('%I.%I(%s)', n.nspname, f.proname, oidvectortypes(f.proargtypes)) AS signature,
     f.proowner = ANY ($1::oid[]) AS owned,
     coalesce(nullif(f.prosrc, ''), pg_get_function_sqlbody(f.oid), '') AS source
 FROM pg_depend d
