@@ -17,6 +17,7 @@ use crate::backend::instance::{Instance, Pool};
 use crate::client::ClientHandle;
 use crate::config::{self, Config, Mistake, Route};
 use crate::error::{Error, Kind, Result};
+use crate::findings::Findings;
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
 use crate::protocol::startup::CancelKey;
@@ -43,6 +44,8 @@ pub struct App {
     config_path: Option<PathBuf>,
     pub verifiers: Verifiers,
     pub metrics: ProxyMetrics,
+    /// What the doctor found last.
+    pub findings: Findings,
     pub started: Instant,
     /// One reload at a time.
     reloading: Mutex<()>,
@@ -89,6 +92,7 @@ impl App {
             config_path,
             verifiers: Verifiers::new(),
             metrics: ProxyMetrics::default(),
+            findings: Findings::default(),
             started: Instant::now(),
             reloading: Mutex::default(),
         });

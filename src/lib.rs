@@ -16,12 +16,12 @@
 //! | layer | modules | job |
 //! |---|---|---|
 //! | words | [`id`], [`error`], [`metrics`] | newtypes, the one error, counters |
-//! | data | [`config`], [`protocol`] | no policy, no sockets to PostgreSQL |
+//! | data | [`config`], [`protocol`], [`findings`] | no policy, no sockets to PostgreSQL |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
-//! | process | [`control`], [`admin`], [`server`] | health, seal, console, metrics, wiring |
+//! | process | [`control`], [`admin`], [`server`] | health, doctor, seal, console, metrics, wiring |
 //! | tools | [`cluster`], [`cli`] | subcommands; private servers for demo, tests and benches |
 //!
 //! # Deliberately absent
@@ -47,6 +47,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod findings;
 pub mod frontend;
 pub mod id;
 pub mod metrics;

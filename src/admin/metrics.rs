@@ -18,6 +18,7 @@ use crate::app::App;
 use crate::backend::PoolCounts;
 use crate::backend::health::State;
 use crate::backend::instance::Instance;
+use crate::findings::Severity;
 use crate::metrics::{LATENCY_BOUNDS_US, Latency};
 use crate::tenant::state::TenantState;
 
@@ -50,6 +51,7 @@ impl Collector for AppCollector {
         proxy(&self.0, &mut out)?;
         tenants(&self.0, &mut out)?;
         servers(&self.0, &mut out)?;
+        doctor(&self.0, &mut out)?;
         pools(&self.0, &mut out)
     }
 }
@@ -317,6 +319,39 @@ fn servers(app: &App, out: &mut Output) -> fmt::Result {
                 State::Unknown => None,
                 state => Some((l, usize::from(state == State::Up))),
             }),
+    )
+}
+
+/// Of placements that were inspected at least once: a finding at two places counts twice.
+fn doctor(app: &App, out: &mut Output) -> fmt::Result {
+    let snapshot = app.findings.snapshot();
+    let mut counts: BTreeMap<&str, ([usize; Severity::ALL.len()], usize)> = BTreeMap::new();
+    for report in &snapshot.reports {
+        for placement in &report.placements {
+            let (found, failed) = counts.entry(placement).or_default();
+            for (count, severity) in found.iter_mut().zip(Severity::ALL) {
+                *count += report.count(severity);
+            }
+            *failed += usize::from(report.problem.is_some());
+        }
+    }
+    let found = counts.iter().flat_map(|(placement, (found, _))| {
+        found.iter().zip(Severity::ALL).map(|(count, severity)| {
+            let labels = [("placement", *placement), ("severity", severity.as_str())];
+            (labels, *count)
+        })
+    });
+    out.gauge(
+        "doctor_findings",
+        "What keeps the tenants of a placement from being kept apart, by the last inspection",
+        found,
+    )?;
+    out.gauge(
+        "doctor_failed",
+        "Places of a placement that could not be inspected the last time",
+        counts
+            .iter()
+            .map(|(placement, (_, failed))| ([("placement", *placement)], *failed)),
     )
 }
 

@@ -29,6 +29,9 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often room in the budget is looked for.
+const ROOM_POLL: Duration = Duration::from_millis(50);
+
 /// Most session settings of clients whose effect is remembered, per pool.
 const MAX_PROFILES: usize = 256;
 
@@ -58,6 +61,15 @@ pub struct Pool {
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
     profiles: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+}
+
+/// A place in an instance's budget, until dropped.
+pub struct Room(Arc<Instance>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.queue().give_back();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -155,6 +167,25 @@ impl Instance {
         }
         drop(queue);
         pool
+    }
+
+    /// A place in the budget for a connection of the control plane. Clients go first: at most one idle connection is
+    /// closed for it. None: there was none in time.
+    ///
+    /// Cancel safe.
+    pub async fn room(self: &Arc<Self>, patience: Duration) -> Option<Room> {
+        let deadline = Instant::now() + patience;
+        let mut asked = false;
+        loop {
+            if self.queue().reserve() {
+                return Some(Room(self.clone()));
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            self.close_idle(|_, _| !std::mem::replace(&mut asked, true));
+            tokio::time::sleep(ROOM_POLL).await;
+        }
     }
 
     /// Server connections open now, being made or being closed.

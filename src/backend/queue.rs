@@ -84,6 +84,18 @@ impl Queue {
         self.total
     }
 
+    /// Takes a place for a connection that is not a client's, if one is free; [`give_back`](Self::give_back) ends it.
+    pub fn reserve(&mut self) -> bool {
+        let free = self.total < self.limit;
+        self.total += usize::from(free);
+        free
+    }
+
+    pub fn give_back(&mut self) {
+        self.total = self.total.saturating_sub(1);
+        self.dispatch_all();
+    }
+
     /// Over a limit that was lowered: connections are closed instead of kept.
     pub fn is_over(&self) -> bool {
         self.total > self.limit

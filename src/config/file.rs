@@ -36,6 +36,7 @@ pub struct ConfigFile {
     pub identify: IdentifyFile,
     pub limits: LimitsFile,
     pub timeouts: TimeoutsFile,
+    pub doctor: DoctorFile,
     /// PostgreSQL instances by name. Required.
     pub servers: Option<IndexMap<String, Option<ServerFile>>>,
     /// Kinds of places by name. Required.
@@ -192,6 +193,28 @@ impl Default for TimeoutsFile {
     }
 }
 
+/// `doctor`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct DoctorFile {
+    /// Inspect the databases at the start, after reloads and every interval. Default: true.
+    pub enabled: bool,
+    /// At least 1s. Default: 10m.
+    pub interval: Period,
+    /// Refuse new clients of places whose policies do not keep tenants apart. Default: false.
+    pub refuse: bool,
+}
+
+impl Default for DoctorFile {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Period(Duration::from_secs(10 * 60)),
+            refuse: false,
+        }
+    }
+}
+
 /// An entry of `servers`.
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
@@ -291,7 +314,8 @@ pub struct PlacementFile {
     pub login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
-    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: plain.
+    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: sealed where the placement's servers
+    /// have `seal`, else plain.
     pub posture: Option<Posture>,
     /// In posture sealed: whether statements that could change the tenant are refused as in posture guarded. Default: true.
     pub guard: Option<bool>,

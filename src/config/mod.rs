@@ -71,6 +71,7 @@ pub struct Config {
     /// Clients of the whole proxy, logging in or logged in.
     pub max_clients: usize,
     pub timeouts: Timeouts,
+    pub doctor: Doctor,
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: HashMap<TenantId, Arc<Tenant>>,
@@ -146,6 +147,16 @@ pub struct Timeouts {
     pub server_idle: Duration,
     /// A server connection is closed at its next clean point after this age.
     pub server_lifetime: Duration,
+}
+
+/// The inspection of the databases by a running proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doctor {
+    pub enabled: bool,
+    /// From one inspection to the next.
+    pub interval: Duration,
+    /// Refuse the clients of places whose policies do not keep tenants apart.
+    pub refuse: bool,
 }
 
 /// A PostgreSQL instance.

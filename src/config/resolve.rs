@@ -14,16 +14,20 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::file::{
-    By, ConfigFile, CredentialFile, HttpFile, IdentifyFile, ListenFile, LogFile, TimeoutsFile,
+    By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, ListenFile, LogFile,
+    TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
 use super::units::Count;
-use super::{Config, Credential, Identify, Listen, Log, Mistake, ScramVerifier, Secret, Timeouts};
+use super::{
+    Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier, Secret, Timeouts,
+};
 use crate::id::{self, ServerName, TenantId};
 
 /// Where a file without `listen` listens.
@@ -34,6 +38,9 @@ const MAX_WORKERS: usize = 1024;
 
 /// PostgreSQL's own bound on `max_connections` (`MAX_BACKENDS` in postmaster.h).
 const MAX_CONNECTIONS: usize = 262_143;
+
+/// More often is a load on the servers.
+const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
 
 /// More clients than file descriptors can be had.
 const MAX_CLIENTS: usize = 10_000_000;
@@ -121,6 +128,7 @@ impl Resolver<'_, '_> {
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
         let max_clients = self.count(&limits_at.key("clients"), file.limits.clients, MAX_CLIENTS);
+        let doctor = self.doctor(&file.doctor);
         let server_files = self.required(&At::ROOT, "servers", file.servers);
         let placement_files = self.required(&At::ROOT, "placements", file.placements);
         let tenant_files = self.required(&At::ROOT, "tenants", file.tenants);
@@ -140,6 +148,7 @@ impl Resolver<'_, '_> {
             identify,
             max_clients: max_clients?,
             timeouts: timeouts(&file.timeouts),
+            doctor: doctor?,
             servers,
             placements: plans
                 .into_values()
@@ -273,6 +282,25 @@ impl Resolver<'_, '_> {
             Some(count) => self.count(&At::ROOT.key("workers"), count, MAX_WORKERS),
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
         }
+    }
+
+    fn doctor(&mut self, file: &DoctorFile) -> Option<Doctor> {
+        let section = At::ROOT.key("doctor");
+        if file.interval.0 < MIN_DOCTOR_INTERVAL {
+            self.mistakes
+                .add(&section.key("interval"), "must be at least 1s");
+            return None;
+        }
+        if file.refuse && !file.enabled {
+            let message = "has no effect with enabled: false";
+            self.mistakes.add(&section.key("refuse"), message);
+            return None;
+        }
+        Some(Doctor {
+            enabled: file.enabled,
+            interval: file.interval.0,
+            refuse: file.refuse,
+        })
     }
 
     fn identify(&mut self, file: &IdentifyFile) -> Identify {

@@ -420,6 +420,13 @@ fn permit(
             format!("unrecognized configuration parameter \"{name}\""),
         ));
     }
+    if config.doctor.refuse && app.findings.leaks(&tenant.route) {
+        return Err(Error::new(
+            Kind::CannotConnectNow,
+            "tenants of this database are not kept apart: it is closed until that is mended",
+        )
+        .with_hint("The operator finds the reason by SHOW DOCTOR or pgtenant doctor."));
+    }
     let replication = Wanted::of(startup);
     if replication.is_some() {
         replication::permit(tenant)?;

@@ -56,6 +56,7 @@ impl Proxy {
             None => None,
         };
         control.spawn(crate::control::health::watch(Arc::downgrade(&app)));
+        control.spawn(crate::control::doctor::watch(Arc::downgrade(&app)));
         Ok(Self {
             app,
             addresses,

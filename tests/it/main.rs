@@ -6,6 +6,7 @@
 mod bad_input;
 mod cancel;
 mod differential;
+mod doctor;
 mod drivers;
 mod examples;
 mod faults;

@@ -108,6 +108,10 @@ fn globals(config: &Config) -> Vec<Setting> {
     ] {
         settings.push(setting(format!("timeouts.{name}"), period(time)));
     }
+    let doctor = &config.doctor;
+    settings.push(setting("doctor.enabled", doctor.enabled));
+    settings.push(setting("doctor.interval", period(doctor.interval)));
+    settings.push(setting("doctor.refuse", doctor.refuse));
     settings
 }
 

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
-    AdminConsoleFile, CredentialFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
+    AdminConsoleFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
     ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile, SealFile,
     ServerAdminFile, ServerFile, TenantFile, TenantLimitsFile, TimeoutsFile,
 };
@@ -31,6 +31,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["identify"] => fields::<IdentifyFile>(),
         ["limits"] => fields::<LimitsFile>(),
         ["timeouts"] => fields::<TimeoutsFile>(),
+        ["doctor"] => fields::<DoctorFile>(),
         ["servers", _] => fields::<ServerFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
         ["servers", _, "seal"] => fields::<SealFile>(),

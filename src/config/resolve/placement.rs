@@ -23,9 +23,6 @@ const PINNED: [(&str, &str); 2] = [
     ("standard_conforming_strings", "on"),
 ];
 
-/// The posture of a placement that gives none.
-const DEFAULT_POSTURE: Posture = Posture::Plain;
-
 /// A placement with its templates still unfilled.
 pub(super) struct Plan {
     pub placement: Arc<Placement>,
@@ -42,6 +39,37 @@ pub(super) struct Plan {
     /// Run-time parameters that do not depend on the tenant, in a fixed order: equal settings give
     /// equal pools.
     pub startup: Vec<(String, String)>,
+}
+
+/// What is known of a placement before its own settings are looked at.
+struct Known {
+    /// None: it is a mistake.
+    name: Option<PlacementName>,
+    servers: Vec<ServerName>,
+    shard_map: HashMap<String, ServerName>,
+    posture: Posture,
+    tenants: usize,
+}
+
+/// Which of a placement's servers have what contexts are sealed with.
+struct Sealable {
+    some: bool,
+    without: Vec<ServerName>,
+}
+
+impl Sealable {
+    /// A server with mistakes is reported where it is defined.
+    fn of(targets: &[ServerName], servers: &IndexMap<String, Option<ServerFile>>) -> Self {
+        let file = |target: &ServerName| servers.get(target.as_str())?.as_ref();
+        let (with, without): (Vec<_>, Vec<_>) = targets
+            .iter()
+            .filter_map(|target| Some((target, file(target)?)))
+            .partition(|(_, file)| file.seal.is_some());
+        Self {
+            some: !with.is_empty(),
+            without: without.into_iter().map(|(name, _)| name.clone()).collect(),
+        }
+    }
 }
 
 pub(super) enum Password {
@@ -77,10 +105,15 @@ impl Resolver<'_, '_> {
             let plan = file.as_ref().and_then(|file| {
                 let shard_map = self.shard_map(&at.key("shard_map"), file, tenants);
                 let targets = self.targets(&at, file, servers);
-                if let Some(targets) = &targets {
-                    self.sealable(&at, file, targets, servers);
-                }
-                self.placement(&at, placement_name, file, targets?, shard_map, count)
+                let sealable = Sealable::of(targets.as_deref().unwrap_or_default(), servers);
+                let known = Known {
+                    name: placement_name,
+                    posture: self.posture(&at, file, &sealable),
+                    servers: targets?,
+                    shard_map,
+                    tenants: count,
+                };
+                self.placement(&at, file, known)
             });
             plans.insert(name.clone(), plan);
         }
@@ -158,15 +191,8 @@ impl Resolver<'_, '_> {
         map
     }
 
-    fn placement(
-        &mut self,
-        at: &At<'_>,
-        name: Option<PlacementName>,
-        file: &PlacementFile,
-        servers: Vec<ServerName>,
-        shard_map: HashMap<String, ServerName>,
-        tenants: usize,
-    ) -> Option<Plan> {
+    fn placement(&mut self, at: &At<'_>, file: &PlacementFile, known: Known) -> Option<Plan> {
+        let posture = known.posture;
         let tier = self.required(at, "tier", file.tier);
         let database = self.required(at, "database", file.database.as_deref());
         let database = database.and_then(|text| self.template(&at.key("database"), text));
@@ -190,8 +216,8 @@ impl Resolver<'_, '_> {
             let message = "is required in tier pool: without it nothing tells tenants apart";
             self.mistakes.add(&at.key("context"), message);
         }
-        let posture = self.posture(at, file);
-        let seal_tenant = self.seal_tenant(at, file);
+        let guard = self.guard(at, file, posture);
+        let seal_tenant = self.seal_tenant(at, file, posture);
         let login = self.required(at, "login", file.login.as_ref());
         let login = login.and_then(|login| self.login(&at.key("login"), login));
         let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
@@ -201,20 +227,20 @@ impl Resolver<'_, '_> {
         let (user, password) = login?;
         let context = context?;
         let placement = Placement {
-            name: name?,
+            name: known.name?,
             tier: tier?,
-            servers,
+            servers: known.servers,
             pooling: file.pooling,
             posture,
-            guard: self.guard(at, file, posture),
+            guard,
             pool_size: pool_size?,
             reuse: file.pool.reuse,
             max_clients,
-            tenants,
+            tenants: known.tenants,
         };
         Some(Plan {
             placement: Arc::new(placement),
-            shard_map,
+            shard_map: known.shard_map,
             database: database?,
             schema: match schema {
                 Some(schema) => Some(schema?),
@@ -228,7 +254,6 @@ impl Resolver<'_, '_> {
         })
     }
 
-    /// Without one in the file it is `plain`: what a database is prepared for is not known here.
     fn guard(&mut self, at: &At<'_>, file: &PlacementFile, posture: Posture) -> bool {
         if file.guard.is_some() && posture != Posture::Sealed {
             self.mistakes.add(
@@ -239,17 +264,42 @@ impl Resolver<'_, '_> {
         posture >= Posture::Guarded && file.guard != Some(false)
     }
 
-    fn posture(&mut self, at: &At<'_>, file: &PlacementFile) -> Posture {
-        if file.posture.is_some() && file.context.is_empty() {
-            let message = "has no meaning without context: there is nothing to protect";
-            self.mistakes.add(&at.key("posture"), message);
+    /// Without one in the file: the strongest that the databases are prepared for, which is what a server with `seal` says of
+    /// its own.
+    fn posture(&mut self, at: &At<'_>, file: &PlacementFile, sealable: &Sealable) -> Posture {
+        let at = at.key("posture");
+        match (file.posture, &*sealable.without) {
+            (Some(_), _) if file.context.is_empty() => {
+                let message = "has no meaning without context: there is nothing to protect";
+                self.mistakes.add(&at, message);
+            }
+            (Some(Posture::Sealed), without) => {
+                for server in without {
+                    let message = format_args!("needs servers.{server}.seal");
+                    self.mistakes.add(&at, message);
+                }
+            }
+            (Some(_), _) => {}
+            (None, _) if file.context.is_empty() || !sealable.some => return Posture::Plain,
+            (None, []) => return Posture::Sealed,
+            (None, [without, ..]) => {
+                let message = format_args!(
+                    "is required: servers.{without} has no seal, and others of the placement have one"
+                );
+                self.mistakes.add(&at, message);
+            }
         }
-        file.posture.unwrap_or(DEFAULT_POSTURE)
+        file.posture.unwrap_or(Posture::Plain)
     }
 
-    fn seal_tenant(&mut self, at: &At<'_>, file: &PlacementFile) -> Option<Template> {
+    fn seal_tenant(
+        &mut self,
+        at: &At<'_>,
+        file: &PlacementFile,
+        posture: Posture,
+    ) -> Option<Template> {
         let at = at.key("seal_tenant");
-        if file.posture == Some(Posture::Sealed) {
+        if posture == Posture::Sealed {
             let text = file.seal_tenant.as_deref().unwrap_or("{tenant}");
             return self.template(&at, text);
         }
@@ -258,28 +308,6 @@ impl Resolver<'_, '_> {
                 .add(&at, "has no effect without posture: sealed");
         }
         None
-    }
-
-    /// Whether its servers have what a sealed context is sealed with.
-    fn sealable(
-        &mut self,
-        at: &At<'_>,
-        file: &PlacementFile,
-        targets: &[ServerName],
-        servers: &IndexMap<String, Option<ServerFile>>,
-    ) {
-        if file.posture != Some(Posture::Sealed) {
-            return;
-        }
-        for target in targets {
-            // A server with mistakes is reported where it is defined.
-            if let Some(Some(server)) = servers.get(target.as_str())
-                && server.seal.is_none()
-            {
-                let message = format_args!("needs servers.{target}.seal");
-                self.mistakes.add(&at.key("posture"), message);
-            }
-        }
     }
 
     fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {

@@ -1020,7 +1020,7 @@ fn no_secret_shows_in_a_debug_print_or_a_mistake() {
     assert!(!found.join("\n").contains("hunter2"), "{found:#?}");
 }
 
-const SEALED: [(&str, &str); 2] = [
+const SEALED: [(&str, &str); 3] = [
     (
         "s1: { host: 10.0.0.1,",
         "s1: { seal: { key: 0123456789abcdef0123456789abcdef, lifetime: 1m }, host: 10.0.0.1,",
@@ -1029,10 +1029,14 @@ const SEALED: [(&str, &str); 2] = [
         "context: { app.t: '{tenant}' } }\n  spread",
         "context: { app.t: '{tenant}' }, posture: sealed }\n  spread",
     ),
+    (
+        "database: wide, login: { user: app },",
+        "database: wide, login: { user: app }, posture: plain,",
+    ),
 ];
 
 #[test]
-fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
+fn a_posture_is_what_the_servers_can_seal_unless_given_and_a_sealed_route_has_a_key() {
     use crate::config::{Posture, SEALED_VARIABLE};
     assert!(Posture::Plain < Posture::Guarded && Posture::Guarded < Posture::Sealed);
     let plain = resolve(BASE).unwrap();
@@ -1050,7 +1054,7 @@ fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
     assert_eq!(f1.pinned("PgTenant.Context"), Some(""));
     assert!(!format!("{sealed:?}").contains("0123456789abcdef0123456789abcdef"));
 
-    let other = changed(&SEALED[..1]);
+    let other = changed(&[SEALED[0], SEALED[2]]);
     let guarded = other.replacen(
         "context: { app.t: '{tenant}' } }",
         "context: { app.t: '{tenant}' }, posture: guarded }",
@@ -1059,6 +1063,10 @@ fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
     let guarded = resolve(&guarded).unwrap();
     assert_eq!(route(&guarded, "f1").posture(), Posture::Guarded);
     assert!(route(&guarded, "f1").seal.is_none());
+
+    let silent = resolve(&other).unwrap();
+    assert_eq!(route(&silent, "f1").posture(), Posture::Sealed);
+    assert!(route(&silent, "f1").seal.is_some());
 }
 
 #[test]
@@ -1101,13 +1109,18 @@ fn mistakes_about_seals_are_found() {
             "servers.s1.seal.life: unknown setting",
         ),
         (
+            "posture: plain, ",
+            "",
+            "placements.spread.posture: is required: servers.s2 has no seal",
+        ),
+        (
             "posture: sealed",
             "posture: open",
             "placements.free.posture: must be one of `plain`, `guarded`, `sealed`",
         ),
         (
             "posture: sealed",
-            "seal_tenant: x",
+            "posture: guarded, seal_tenant: x",
             "placements.free.seal_tenant: has no effect without posture: sealed",
         ),
         (
