@@ -334,7 +334,7 @@ fn pool(criterion: &mut Criterion) {
         config.timeouts.clone(),
         runtime.handle().clone(),
     );
-    let pool = instance.pool(&tenant.route.pool, 20);
+    let pool = instance.pool(&tenant.route.pool, tenant.route.placement.pool);
     let state = Arc::new(TenantState::new(tenant.id.clone()));
     let binding = Binding {
         tenant: tenant.id.clone(),

@@ -121,7 +121,7 @@ impl App {
     pub fn pool(&self, route: &Route) -> Result<Arc<Pool>> {
         let instances = self.instances.load();
         let instance = instances.get(&route.pool.server).ok_or_else(moved)?;
-        Ok(instance.pool(&route.pool, route.placement.pool_size))
+        Ok(instance.pool(&route.pool, route.placement.pool))
     }
 
     /// Makes the instances fit `config`: new ones are built, changed ones reconfigured, others left

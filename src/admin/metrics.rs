@@ -372,7 +372,7 @@ fn pools(app: &App, out: &mut Output) -> fmt::Result {
             sum.waiting += counts.waiting;
             // A replication client's connection is beside those that are shared.
             if !key.is_replicating() {
-                *size += pool.size();
+                *size += pool.limits().size;
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::backend::health::Health;
 use crate::backend::lease::Grant;
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
-use crate::config::{PoolKey, Server, Timeouts};
+use crate::config::{PoolKey, PoolLimits, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
@@ -25,6 +25,9 @@ use crate::tenant::state::TenantState;
 /// After a failed connect, others are refused for this long without trying: a server that is down must not
 /// be stormed, and its clients need not wait to be told.
 const BACKOFF: Duration = Duration::from_millis(500);
+
+/// A tenant that holds no connection waits this long before it may have one of the pool's reserve.
+const RESERVE_AFTER: Duration = Duration::from_millis(250);
 
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,6 +57,7 @@ pub struct Pool {
     pub key: PoolKey,
     pub instance: Arc<Instance>,
     size: AtomicUsize,
+    reserve: AtomicUsize,
     /// The config routes nobody here any more: connections are closed instead of kept.
     retired: AtomicBool,
     pub statements: Interner,
@@ -141,14 +145,15 @@ impl Instance {
     }
 
     /// The pool for `key`; made when it is first asked for.
-    pub fn pool(self: &Arc<Self>, key: &PoolKey, size: usize) -> Arc<Pool> {
+    pub fn pool(self: &Arc<Self>, key: &PoolKey, limits: PoolLimits) -> Arc<Pool> {
         let mut by_key = lock(&self.by_key);
         let pool = by_key.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let pool = Arc::new(Pool {
                 id: self.next_pool.fetch_add(1, Relaxed),
                 key: key.clone(),
                 instance: self.clone(),
-                size: AtomicUsize::new(size),
+                size: AtomicUsize::new(limits.size),
+                reserve: AtomicUsize::new(limits.reserve),
                 retired: AtomicBool::new(false),
                 statements: Interner::default(),
                 functions: Functions::default(),
@@ -158,7 +163,8 @@ impl Instance {
             by_key.insert(key.clone(), Arc::downgrade(&pool));
             pool
         });
-        let grew = pool.size.swap(size, Relaxed) < size;
+        let grew = pool.size.swap(limits.size, Relaxed) < limits.size;
+        pool.reserve.store(limits.reserve, Relaxed);
         pool.retired.store(false, Relaxed);
         let mut queue = self.queue();
         queue.add_pool(pool.clone());
@@ -264,8 +270,11 @@ async fn sweep(instance: Weak<Instance>) {
 
 impl Pool {
     /// Most connections it may have.
-    pub fn size(&self) -> usize {
-        self.size.load(Relaxed)
+    pub fn limits(&self) -> PoolLimits {
+        PoolLimits {
+            size: self.size.load(Relaxed),
+            reserve: self.reserve.load(Relaxed),
+        }
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -360,11 +369,11 @@ impl Pool {
         let deadline = self.instance.timeouts().checkout;
         let _waiting = tenant.metrics.waiting.enter();
         let since = Instant::now();
-        let granted = tokio::time::timeout(deadline, &mut line.receiver).await;
+        let granted = tokio::time::timeout(deadline, line.granted()).await;
         tenant.metrics.waits.record(since.elapsed());
         match granted {
-            Ok(Ok(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
-            Ok(Err(_)) => Err(Error::new(
+            Ok(Some(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
+            Ok(None) => Err(Error::new(
                 Kind::Internal,
                 "the line for server connections broke",
             )),
@@ -381,6 +390,32 @@ struct Line<'a> {
     pool: &'a Arc<Pool>,
     tenant: &'a Arc<TenantState>,
     receiver: tokio::sync::oneshot::Receiver<Granted>,
+}
+
+impl Line<'_> {
+    /// What comes free, or what the reserve has. None: the pool is gone.
+    ///
+    /// Cancel safe.
+    async fn granted(&mut self) -> Option<Granted> {
+        loop {
+            let patience = match self.pool.limits().reserve {
+                0 => Duration::MAX,
+                _ => RESERVE_AFTER,
+            };
+            match tokio::time::timeout(patience, &mut self.receiver).await {
+                Ok(granted) => return granted.ok(),
+                Err(_) => {
+                    // What was delivered meanwhile is there: that happens under the same lock.
+                    let mut queue = self.pool.instance.queue();
+                    let granted = self.receiver.try_recv().ok();
+                    let granted = granted.or_else(|| queue.take_reserve(self.pool.id, self.tenant));
+                    if granted.is_some() {
+                        return granted;
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Drop for Line<'_> {

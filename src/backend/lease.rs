@@ -166,7 +166,11 @@ impl Lease {
             drop(queue);
             instance.close(self.pool.id, connection, false);
         } else {
-            queue.put_back(self.pool.id, &self.tenant, connection, now);
+            let surplus = queue.put_back(self.pool.id, &self.tenant, connection, now);
+            drop(queue);
+            if let Some(connection) = surplus {
+                instance.close(self.pool.id, connection, false);
+            }
         }
     }
 }

@@ -122,7 +122,7 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
         let Some(before) = old.placements.get(name) else {
             continue;
         };
-        if before.pool_size != placement.pool_size
+        if before.pool != placement.pool
             || before.reuse != placement.reuse
             || before.max_clients != placement.max_clients
         {

@@ -366,6 +366,9 @@ pub struct LoginFile {
 pub struct PoolFile {
     /// Server connections of one pool (server, database and login). Default: 20.
     pub size: Count,
+    /// How many more of one pool, within the server's `max_connections`, for tenants that hold none of them and have waited a quarter
+    /// of a second: one each. Default: 5, and 0 for a placement with one tenant.
+    pub reserve: Option<Count>,
     /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
     /// for each client. Default: false.
     pub reuse: bool,
@@ -375,6 +378,7 @@ impl Default for PoolFile {
     fn default() -> Self {
         Self {
             size: Count(20),
+            reserve: None,
             reuse: false,
         }
     }

@@ -290,6 +290,14 @@ impl fmt::Display for Posture {
 /// The variable that a sealed context travels in, beside those of `context`.
 pub const SEALED_VARIABLE: &str = "pgtenant.context";
 
+/// Most server connections of one pool (one server, database and login).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLimits {
+    pub size: usize,
+    /// And how many more for tenants that hold none of them, one each.
+    pub reserve: usize,
+}
+
 /// A named kind of place. What its templates mean for a tenant is in [`Route`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
@@ -302,8 +310,7 @@ pub struct Placement {
     pub posture: Posture,
     /// Whether statements that could change the tenant are refused.
     pub guard: bool,
-    /// Most server connections of one pool (one server, database and login).
-    pub pool_size: usize,
+    pub pool: PoolLimits,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
     pub reuse: bool,
     /// Most clients of all tenants of this placement together.

@@ -365,6 +365,8 @@ pub struct Setup {
     pub sections: String,
     pub pooling: &'static str,
     pub pool_size: usize,
+    /// Beside it, for tenants that hold none.
+    pub reserve: usize,
     /// Of each server.
     pub max_connections: usize,
     /// More entries of `placements` and `tenants`, one a line, without indentation.
@@ -380,6 +382,7 @@ impl Default for Setup {
             sections: String::new(),
             pooling: "transaction",
             pool_size: 8,
+            reserve: 0,
             max_connections: 20,
             placements: String::new(),
             tenants: String::new(),
@@ -462,8 +465,8 @@ impl Setup {
         for (name, what, login, context) in places {
             let comma = if context.is_empty() { "" } else { ", " };
             yaml += &format!(
-                "  {name}: {{ {what}, {login}, pooling: {}, pool: {{ size: {} }}{comma}{context} }}\n",
-                self.pooling, self.pool_size
+                "  {name}: {{ {what}, {login}, pooling: {}, pool: {{ size: {}, reserve: {} }}{comma}{context} }}\n",
+                self.pooling, self.pool_size, self.reserve
             );
         }
         for line in self.placements.lines() {

@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::*;
 use crate::admin::testing::{CONFIG, app};
 use crate::backend::health::Report;
-use crate::config::{Login, PoolKey};
+use crate::config::{Login, PoolKey, PoolLimits};
 
 /// What a strict reader of the format makes of `text`: the value of each series.
 fn parse(text: &str) -> HashMap<String, f64> {
@@ -101,7 +101,11 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             }),
             startup: vec![("search_path".to_owned(), path.to_owned())],
         };
-        instance.pool(&key, 8);
+        let limits = PoolLimits {
+            size: 8,
+            reserve: 0,
+        };
+        instance.pool(&key, limits);
     }
     instance.health.set(Report {
         state: State::Down,

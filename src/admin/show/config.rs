@@ -180,7 +180,8 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("pooling"), placement.pooling),
                 setting(key("posture"), placement.posture),
                 setting(key("guard"), placement.guard),
-                setting(key("pool.size"), placement.pool_size),
+                setting(key("pool.size"), placement.pool.size),
+                setting(key("pool.reserve"), placement.pool.reserve),
                 setting(key("pool.reuse"), placement.reuse),
                 setting(
                     key("limits.clients"),

@@ -10,11 +10,16 @@ use indexmap::IndexMap;
 use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
 use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
 use crate::config::outline::At;
-use crate::config::{Placement, Posture, SEALED_VARIABLE, Secret, Template, Tier, template};
+use crate::config::{
+    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Template, Tier, template,
+};
 use crate::id::{PlacementName, ServerName};
 
 /// Longest password file read. It is a password, not a text.
 const MAX_PASSWORD_FILE: u64 = 4096;
+
+/// Enough that several tenants at once are not kept out by others, and little beside the 20 connections of a pool.
+const DEFAULT_RESERVE: usize = 5;
 
 /// Run-time parameters of every StartupMessage. A role may have others by `ALTER ROLE … SET`; the
 /// startup packet beats that, and is what RESET and DISCARD ALL return to.
@@ -221,6 +226,7 @@ impl Resolver<'_, '_> {
         let login = self.required(at, "login", file.login.as_ref());
         let login = login.and_then(|login| self.login(&at.key("login"), login));
         let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
+        let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
 
@@ -233,7 +239,10 @@ impl Resolver<'_, '_> {
             pooling: file.pooling,
             posture,
             guard,
-            pool_size: pool_size?,
+            pool: PoolLimits {
+                size: pool_size?,
+                reserve: pool_reserve?,
+            },
             reuse: file.pool.reuse,
             max_clients,
             tenants: known.tenants,
@@ -308,6 +317,15 @@ impl Resolver<'_, '_> {
                 .add(&at, "has no effect without posture: sealed");
         }
         None
+    }
+
+    fn reserve(&mut self, at: &At<'_>, file: &PlacementFile, tenants: usize) -> Option<usize> {
+        match file.pool.reserve {
+            None if tenants > 1 => Some(DEFAULT_RESERVE),
+            None => Some(0),
+            Some(count) if count.0 == 0 => Some(0),
+            Some(count) => self.count(at, count, MAX_CONNECTIONS),
+        }
     }
 
     fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {
