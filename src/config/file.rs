@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 
 use super::units::{Count, Period};
-use super::{LogFormat, Pooling, Posture, Secret, SslMode, Tier};
+use super::{LogFormat, Pooling, Posture, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
 /// kept, so that what refers to it is not reported as dangling.
@@ -319,6 +319,8 @@ pub struct PlacementFile {
     pub posture: Option<Posture>,
     /// In posture sealed: whether statements that could change the tenant are refused as in posture guarded. Default: true.
     pub guard: Option<bool>,
+    /// In posture guarded and up: what all tenants of the database have in common, and may use nevertheless. Default: none.
+    pub allow: Vec<Shared>,
     /// In posture sealed: what `pgtenant.tenant_id()` returns. Default: the tenant's id.
     pub seal_tenant: Option<String>,
     /// Default: transaction.
@@ -340,6 +342,7 @@ impl Default for PlacementFile {
             context: IndexMap::new(),
             posture: None,
             guard: None,
+            allow: Vec::new(),
             seal_tenant: None,
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),

@@ -15,7 +15,7 @@ mod template;
 mod units;
 mod verifier;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -287,6 +287,29 @@ impl fmt::Display for Posture {
     }
 }
 
+/// What all tenants of a database have in common, without row level security: by it they can reach or hinder each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shared {
+    AdvisoryLocks,
+    /// LISTEN and NOTIFY.
+    Channels,
+    LargeObjects,
+    /// LOCK TABLE in modes that keep others from reading or writing.
+    TableLocks,
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AdvisoryLocks => "advisory-locks",
+            Self::Channels => "channels",
+            Self::LargeObjects => "large-objects",
+            Self::TableLocks => "table-locks",
+        })
+    }
+}
+
 /// The variable that a sealed context travels in, beside those of `context`.
 pub const SEALED_VARIABLE: &str = "pgtenant.context";
 
@@ -308,8 +331,10 @@ pub struct Placement {
     pub pooling: Pooling,
     /// Plain where there is no context.
     pub posture: Posture,
-    /// Whether statements that could change the tenant are refused.
+    /// Whether statements that could change the tenant, or hinder others, are refused.
     pub guard: bool,
+    /// What of the database's the guard lets tenants use nevertheless.
+    pub allow: BTreeSet<Shared>,
     pub pool: PoolLimits,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
     pub reuse: bool,

@@ -443,6 +443,13 @@ fn permit(
             .with_detail("It is set by pgtenant for the tenant that is logged in."));
         }
     }
+    if let Some(guard) = super::session::guard(&tenant.route) {
+        for (name, value) in &startup.parameters {
+            guard.check_parameter(name, value).map_err(|offence| {
+                Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint)
+            })?;
+        }
+    }
     let placement = app.admit_to_placement(&tenant.route)?;
     let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {
         Error::new(

@@ -21,6 +21,7 @@ use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
 use crate::backend::prepared::frame;
 use crate::client::ClientHandle;
+use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Ledger, Owed, Reply};
 use crate::frontend::state::SessionState;
@@ -34,7 +35,7 @@ use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr
 use crate::protocol::reply::{self, Replies};
 use crate::protocol::stream::Stream;
 use crate::sql::effects::{Effects, What};
-use crate::sql::guard;
+use crate::sql::guard::Guard;
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -73,8 +74,8 @@ pub struct ClientSide {
     pub reported: Arc<Parameters>,
     /// What it may hold beside its transaction.
     pub state: SessionState,
-    /// In posture guarded and up: names of the variables that only the proxy sets.
-    pub guard: Option<Arc<[Box<str>]>>,
+    /// In posture guarded and up.
+    pub guard: Option<Arc<Guard>>,
 }
 
 /// Why a relay ended.
@@ -663,10 +664,10 @@ impl<'a> Relay<'a> {
     /// # Errors
     /// 42501 in posture guarded and up.
     fn permit(&self, effects: &Effects) -> Result<()> {
-        let Some(context) = &self.client.guard else {
+        let Some(guard) = &self.client.guard else {
             return Ok(());
         };
-        guard::check(effects, context.iter().map(|name| &**name)).map_err(|offence| {
+        guard.check(effects).map_err(|offence| {
             self.metrics.refused.add(1);
             tracing::warn!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id,
                 peer = self.handle.peer.map(tracing::field::display), kind = offence.kind,
@@ -787,11 +788,13 @@ impl<'a> Relay<'a> {
         if oid.is_none() && here < size {
             return Ok(Looked::NeedMore);
         }
-        if oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
+        let guard = self.client.guard.as_ref();
+        let may_use = guard.is_none_or(|guard| guard.allows(Shared::LargeObjects));
+        if may_use && oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
             return Ok(Looked::Passes);
         }
-        if self.client.guard.is_some() {
-            let message = "permission denied to call functions other than those of large objects by their oid";
+        if guard.is_some() {
+            let message = "permission denied to call functions by their oid";
             let error = Error::new(Kind::InsufficientPrivilege, message);
             if here < size {
                 // It is thrown away whole, or with its client if it is long.

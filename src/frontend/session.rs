@@ -36,6 +36,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
 use crate::protocol::stream::Stream;
+use crate::sql::guard::Guard;
 use crate::tenant::state::{ClientGuard, TenantState};
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
@@ -286,14 +287,14 @@ fn not_told() -> Error {
     .caused_by("the server does not say what the session holds")
 }
 
-/// In posture guarded and up: the names of the variables that only the proxy sets, in lower case.
-fn guard(route: &Route) -> Option<Arc<[Box<str>]>> {
+/// What the tenants of a placement may not run, in posture guarded and up.
+pub(super) fn guard(route: &Route) -> Option<Arc<Guard>> {
     let names = route.context.iter().map(|(name, _)| name.as_str());
     let names = names.chain([SEALED_VARIABLE]);
-    route
-        .placement
+    let placement = &route.placement;
+    placement
         .guard
-        .then(|| names.map(|name| name.to_ascii_lowercase().into()).collect())
+        .then(|| Arc::new(Guard::new(names, placement.allow.clone())))
 }
 
 pub(super) fn stopped() -> Error {

@@ -98,6 +98,7 @@ impl SessionState {
     pub fn note(&mut self, effects: &Effects) {
         if !effects.is_empty() {
             self.suspected.add(effects);
+            self.suspected.what.remove(What::FOR_GUARD);
             self.reads_sequences |= effects.what.contains(What::READS_SEQUENCE);
         }
     }

@@ -180,6 +180,15 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("pooling"), placement.pooling),
                 setting(key("posture"), placement.posture),
                 setting(key("guard"), placement.guard),
+                setting(
+                    key("allow"),
+                    placement
+                        .allow
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                ),
                 setting(key("pool.size"), placement.pool.size),
                 setting(key("pool.reserve"), placement.pool.reserve),
                 setting(key("pool.reuse"), placement.reuse),

@@ -1,6 +1,6 @@
 //! Placements: what can be checked of them without a tenant, and what their templates become.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
 use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
 use crate::config::outline::At;
 use crate::config::{
-    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Template, Tier, template,
+    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Shared, Template, Tier, template,
 };
 use crate::id::{PlacementName, ServerName};
 
@@ -239,6 +239,7 @@ impl Resolver<'_, '_> {
             pooling: file.pooling,
             posture,
             guard,
+            allow: self.allow(at, file, guard),
             pool: PoolLimits {
                 size: pool_size?,
                 reserve: pool_reserve?,
@@ -271,6 +272,14 @@ impl Resolver<'_, '_> {
             );
         }
         posture >= Posture::Guarded && file.guard != Some(false)
+    }
+
+    fn allow(&mut self, at: &At<'_>, file: &PlacementFile, guard: bool) -> BTreeSet<Shared> {
+        if !file.allow.is_empty() && !guard {
+            let message = "has no effect without posture: guarded or sealed: everything is allowed";
+            self.mistakes.add(&at.key("allow"), message);
+        }
+        file.allow.iter().copied().collect()
     }
 
     /// Without one in the file: the strongest that the databases are prepared for, which is what a server with `seal` says of
