@@ -332,6 +332,28 @@ pub async fn adopt(
     })
 }
 
+/// Takes all of a session that has ended off `connection`, which carries no context then. Whatever it is told meanwhile is nobody's.
+///
+/// Not cancel safe: a connection that is left in the middle must be closed.
+///
+/// # Errors
+/// 08006: it is to be closed.
+pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Result<(), Error> {
+    connection.context = Context::Unknown;
+    connection.note_discard();
+    let mut plan = Plan::default();
+    plan.query("DISCARD ALL");
+    plan.required = plan.answers;
+    let mut nobodys = Buffer::new();
+    let done = exchange(connection, &plan, Asking::Context, &mut nobodys);
+    match tokio::time::timeout(deadline, done).await {
+        Ok(done) => done.map_err(Refusal::into_error)?,
+        Err(_) => return Err(not_set(format_args!("timed out after {deadline:?}"))),
+    };
+    connection.context = Context::Clean;
+    Ok(())
+}
+
 /// Returns whether it was scrubbed.
 async fn change(
     connection: &mut ServerConnection,

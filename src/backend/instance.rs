@@ -60,6 +60,8 @@ pub struct Pool {
     reserve: AtomicUsize,
     /// The config routes nobody here any more: connections are closed instead of kept.
     retired: AtomicBool,
+    /// The server does not tell its login which locks it holds.
+    hides_locks: AtomicBool,
     pub statements: Interner,
     pub functions: Functions,
     last_failure: Mutex<Option<(Instant, Error)>>,
@@ -155,6 +157,7 @@ impl Instance {
                 size: AtomicUsize::new(limits.size),
                 reserve: AtomicUsize::new(limits.reserve),
                 retired: AtomicBool::new(false),
+                hides_locks: AtomicBool::new(false),
                 statements: Interner::default(),
                 functions: Functions::default(),
                 last_failure: Mutex::default(),
@@ -275,6 +278,15 @@ impl Pool {
             size: self.size.load(Relaxed),
             reserve: self.reserve.load(Relaxed),
         }
+    }
+
+    /// Whether its login was refused `pg_locks`.
+    pub fn hides_locks(&self) -> bool {
+        self.hides_locks.load(Relaxed)
+    }
+
+    pub fn hide_locks(&self) {
+        self.hides_locks.store(true, Relaxed);
     }
 
     pub(super) fn is_retired(&self) -> bool {

@@ -543,11 +543,7 @@ impl Session {
         let pins = self.side.state.pins();
         self.registered.set_pins(Pins::empty());
         if clean && !pins.contains(Pins::STUCK) && !self.route.has_connections_of_their_own() {
-            if self.route.pooling == Pooling::Session || !self.side.state.is_settled() {
-                // What one client had to itself may hold anything of its session.
-                lease.context = Context::Unknown;
-            }
-            lease.checkin();
+            self.give_back(lease).await;
         } else {
             drop(lease);
         }
@@ -561,6 +557,25 @@ impl Session {
             }
             End::ClientGone => Ok(ControlFlow::Break(())),
             End::Called => Err(stopped()),
+        }
+    }
+
+    /// Gives back what is at a clean point. What one client had to itself may hold anything of its session, which ends here: as where
+    /// there is no pool, its locks, tables and subscriptions do not stay until the next client comes.
+    async fn give_back(&self, mut lease: Lease) {
+        if self.route.pooling == Pooling::Transaction && self.side.state.is_settled() {
+            return lease.checkin();
+        }
+        lease.busy = true;
+        let deadline = self.app.config().timeouts.connect;
+        match context::scrub(&mut lease, deadline).await {
+            Ok(()) => {
+                lease.busy = false;
+                lease.checkin();
+            }
+            Err(error) => {
+                tracing::warn!(tenant = %self.tenant.id, client = self.registered.id, %error, "could not scrub a server connection");
+            }
         }
     }
 
@@ -625,7 +640,10 @@ impl Session {
             if round == MAX_ROUNDS {
                 state.despair_of_functions();
             }
-            let question = state.question(settings, &self.pool.functions);
+            let mut question = state.question(settings, &self.pool.functions);
+            if self.pool.hides_locks() {
+                question.forgo_locks();
+            }
             if question.is_empty() {
                 return Ok((question, Some(Answer::default())));
             }
@@ -633,8 +651,17 @@ impl Session {
                 // A simple Query ends the unnamed statement.
                 statements.begin_lease();
             }
-            let asked = tokio::time::timeout(deadline, residue::ask(lease, &question, outbox));
-            let answer = asked.await.unwrap_or_else(|_| Err(not_told()))?;
+            let ask = async |lease: &mut Lease, question: &Question, outbox: &mut Buffer| {
+                let asked = tokio::time::timeout(deadline, residue::ask(lease, question, outbox));
+                asked.await.unwrap_or_else(|_| Err(not_told()))
+            };
+            let mut answer = ask(lease, &question, outbox).await?;
+            if answer.is_none() && question.forgo_locks() {
+                answer = ask(lease, &question, outbox).await?;
+                if answer.is_some() {
+                    self.pool.hide_locks();
+                }
+            }
             if question.functions.is_empty() && !question.triggers {
                 return Ok((question, answer));
             }

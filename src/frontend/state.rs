@@ -15,7 +15,7 @@ use std::time::Instant;
 use crate::backend::context::{Settings, is_reported};
 use crate::backend::functions::Functions;
 use crate::backend::residue::{Answer, Pins, Question, can_ask};
-use crate::config::{Pooling, Route, Shared};
+use crate::config::{Pooling, Route};
 use crate::sql::effects::{Effects, What};
 
 /// What of a session is watched.
@@ -44,9 +44,6 @@ const KINDS: [(Pins, What, What); 5] = [
 #[derive(Debug)]
 pub struct SessionState {
     watch: Watch,
-    /// The guard lets no text take advisory locks: only what is known to take them is asked about. (In a database that is hardened, the
-    /// question cannot be answered.)
-    refuses_locks: bool,
     /// What the client asked for at its start: what RESET returns to.
     startup: Arc<Settings>,
     /// What its texts may have done since.
@@ -70,8 +67,6 @@ impl SessionState {
                 }
                 Pooling::Session => Watch::Resets,
             },
-            refuses_locks: route.placement.guard
-                && !route.placement.allow.contains(&Shared::AdvisoryLocks),
             startup: startup.clone(),
             ..Self::unwatched()
         }
@@ -81,7 +76,6 @@ impl SessionState {
     pub fn unwatched() -> Self {
         Self {
             watch: Watch::Nothing,
-            refuses_locks: false,
             startup: Arc::default(),
             suspected: Effects::default(),
             context_in_doubt: false,
@@ -203,10 +197,13 @@ impl SessionState {
         });
         let what = self.suspected.what;
         let everything = what.contains(What::OPAQUE) || self.pins.contains(Pins::UNKNOWN);
-        let mut question = Question::default();
+        let mut question = Question {
+            locks_are_unlikely: !what.contains(What::ADVISORY)
+                && !self.pins.contains(Pins::ADVISORY),
+            ..Question::default()
+        };
         for (pin, begins, ends) in KINDS {
-            let may_be = pin != Pins::ADVISORY || !self.refuses_locks || self.pins.contains(pin);
-            if (everything && may_be)
+            if everything
                 || what.intersects(begins)
                 || (self.pins.contains(pin) && what.intersects(ends))
             {
@@ -299,7 +296,11 @@ impl SessionState {
         self.pins
             .set(Pins::SEQUENCE, self.reads_sequences && sequences);
         let Some(answer) = answer else {
-            self.pins |= Pins::UNKNOWN | (question.pins & Pins::ADVISORY);
+            let locks = match question.locks_are_unlikely {
+                true => Pins::empty(),
+                false => question.pins & Pins::ADVISORY,
+            };
+            self.pins |= Pins::UNKNOWN | locks;
             return;
         };
         self.pins &= !(question.pins | Pins::UNKNOWN);

@@ -221,6 +221,28 @@ async fn what_tenants_have_in_common_is_refused_unless_allowed() {
     }
 }
 
+/// The schemas of a database have its channels and locks in common.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_a_schema_of_its_own_can_be_guarded_too() {
+    let proxy = Setup {
+        placements: format!(
+            "watched: {{ tier: schema, server: shared, database: bridge, schema: \"t_{{tenant}}\", \
+             login: {{ user: \"r_{{place}}\", password: {SECRET} }}, posture: guarded }}"
+        ),
+        tenants: "g1: { placement: watched, attributes: { place: b5 }, users: { app: { password: g1 } } }".into(),
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    let mut wire = Wire::tcp(proxy.address).await;
+    let login = [("user", "app.g1"), ("database", "bridge")];
+    wire.log_in(&login, "g1").await.expect("logs in");
+    for (_, sql) in SHARED {
+        assert_eq!(errors(&wire.query(sql).await), [DENIED], "{sql}");
+    }
+    assert_eq!(wire.column("SELECT 'served'").await, ["served"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_cannot_log_in_with_what_it_may_not_set() {
     let proxy = proxy("transaction", GUARDED).await;

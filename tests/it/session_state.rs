@@ -863,3 +863,24 @@ async fn a_client_that_keeps_its_connection_can_be_ended_and_gives_it_back() {
     })
     .await;
 }
+
+/// As direct: it does not wait for the next client to be scrubbed away.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ties_a_client_to_its_connection_ends_with_the_client() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, 8).await;
+        let mut other = proxy.raw(&tenant("t04")).await;
+        let free = "SELECT pg_try_advisory_xact_lock(4714)";
+        for at_end in ["SELECT 1", "BEGIN; SELECT 1", "SELECT 1/0"] {
+            let mut client = proxy.raw(&tenant("t03")).await;
+            column(&client.query("SELECT pg_advisory_lock(4714)").await);
+            client.query(at_end).await;
+            assert_eq!(other.column(free).await, ["f"], "{pooling}");
+            drop(client);
+            eventually("the lock is free", async || {
+                other.column(free).await == ["t"]
+            })
+            .await;
+        }
+    }
+}

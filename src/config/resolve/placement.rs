@@ -287,6 +287,8 @@ impl Resolver<'_, '_> {
     fn posture(&mut self, at: &At<'_>, file: &PlacementFile, sealable: &Sealable) -> Posture {
         let at = at.key("posture");
         match (file.posture, &*sealable.without) {
+            // The channels and locks of a database are common to its schemas, too.
+            (Some(Posture::Guarded), _) if file.tier == Some(Tier::Schema) => {}
             (Some(_), _) if file.context.is_empty() => {
                 let message = "has no meaning without context: there is nothing to protect";
                 self.mistakes.add(&at, message);
