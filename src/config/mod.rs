@@ -430,6 +430,14 @@ impl Route {
             .map(|(_, value)| &**value)
     }
 
+    /// The first of a client's parameters that would have the tenant's context say something else.
+    pub fn foreign_parameter<'a>(&self, parameters: &'a [(String, String)]) -> Option<&'a str> {
+        let mut parameters = parameters.iter();
+        let foreign =
+            parameters.find(|(name, value)| self.pinned(name).is_some_and(|own| own != value));
+        foreign.map(|(name, _)| &**name)
+    }
+
     /// Whether both say the same of the tenant, by whatever key.
     pub fn same_context(&self, other: &Self) -> bool {
         let sealed = |route: &'_ Self| route.seal.as_ref().map(|seal| seal.tenant.clone());

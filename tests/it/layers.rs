@@ -11,7 +11,7 @@ const LAYERS: &[&[&str]] = &[
     &["auth", "sql", "tenant"],
     &["tls"],
     &["backend"],
-    &["client"],
+    &["audit", "client"],
     &["app"],
     &["frontend"],
     &["control", "admin"],
