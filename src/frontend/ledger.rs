@@ -293,8 +293,9 @@ impl Ledger {
         }
     }
 
-    /// What an error would be about that comes now. Of portals it knows the one without a name.
-    pub fn current(&self) -> Current<'_> {
+    /// What an error would be about that comes now. Of portals it knows the one without a name. `obscure`: others, or
+    /// statements that are not known, were in use.
+    pub fn current(&self, obscure: bool) -> Current<'_> {
         let mut owed = self.owed.iter();
         let front = owed.find(|owed| !matches!(owed, Owed::CopyEnd));
         let before = owed.find_map(|owed| match owed.undo() {
@@ -303,6 +304,7 @@ impl Ledger {
         });
         match front {
             Some(Owed::Query(_)) if self.owed.len() == 1 => Current::Query,
+            Some(Owed::Execute | Owed::Bind(None)) if obscure => Current::Unknown,
             Some(
                 Owed::Parse(Some(statement), _)
                 | Owed::SwallowedParse(Some(statement))
@@ -681,7 +683,7 @@ mod tests {
         let known = |text: &[u8]| Unnamed::Known(text.to_vec());
         let parse = |before: &[u8]| Owed::Parse(None, Undo::Unnamed(known(before), true));
         let mut ledger = Ledger::default();
-        let told = |ledger: &Ledger| match ledger.current() {
+        let told = |ledger: &Ledger| match ledger.current(false) {
             Current::Unknown => "?".to_owned(),
             Current::Query => "query".to_owned(),
             Current::Statement(statement) => String::from_utf8_lossy(statement.text()).into_owned(),
@@ -711,6 +713,7 @@ mod tests {
             assert_eq!(told(&ledger), "unnamed");
             ledger.reply(reply, 0);
         }
+        assert!(matches!(ledger.current(true), Current::Unknown));
         ledger.push(parse(b"one"));
         assert_eq!(
             told(&ledger),

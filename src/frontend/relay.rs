@@ -593,9 +593,8 @@ impl<'a> Relay<'a> {
 
     /// The text that the server's next error is about, where it is at hand: nothing is kept for this.
     fn current_text(&self) -> Option<&[u8]> {
-        match self.ledger.current() {
+        match self.ledger.current(self.obscure) {
             Current::Query => self.last_query(),
-            _ if self.obscure => None,
             Current::Statement(statement) => Some(statement.text()),
             Current::Unnamed(before) => self.client.statements.as_ref()?.unnamed_text(before),
             Current::Unknown => None,
