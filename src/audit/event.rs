@@ -30,7 +30,7 @@ pub enum Kind {
     Schema,
     /// A database that is not there, or not for this tenant.
     Database,
-    /// A startup parameter that names a variable of the tenant's context.
+    /// A startup parameter that is not the client's to set: a variable of the tenant's context, or what the guard refuses.
     Parameter,
     /// A replication connection, where what it would show is of others too.
     Replication,
