@@ -14,6 +14,9 @@ use crate::protocol::reply::ErrorFields;
 use crate::protocol::startup::Startup;
 use crate::tenant::identify::{Claim, Unknown};
 
+/// The SQLSTATEs, as fields of an ErrorResponse, of servers' errors that may be attempts.
+const SQLSTATES: [&[u8]; 4] = [b"\0C42501\0", b"\0C55000\0", b"\0C3F000\0", b"\0C3D000\0"];
+
 /// A login under way.
 pub struct Caller<'a> {
     pub app: &'a App,
@@ -102,25 +105,21 @@ pub fn who<'a>(client: &'a ClientHandle, metrics: &'a TenantMetrics) -> Who<'a> 
 /// attempt at anything.
 pub fn of_server_error(body: &[u8]) -> Option<(Kind, String)> {
     // By far the most errors are told here.
-    if !CLASSES
+    if !SQLSTATES
         .iter()
         .any(|code| memchr::memmem::find(body, code).is_some())
     {
         return None;
     }
     let fields = ErrorFields::read(body);
+    // PostgreSQL has one routine for all that has privileges: its message tells them apart, in English.
+    let denied = fields.message.strip_prefix("permission denied for ");
+    let denied_is = |what| denied.is_some_and(|denied| denied.starts_with(what));
     let kind = match &*fields.sqlstate {
         _ if seal::is_refusal(&fields) => Kind::Seal,
         "42501" if fields.routine == "ExecWithCheckOptions" => Kind::Rls,
-        // PostgreSQL has one routine for all that has privileges: its message tells them apart, in English.
-        "42501" if fields.message.starts_with("permission denied for schema ") => Kind::Schema,
-        "42501"
-            if fields
-                .message
-                .starts_with("permission denied for database ") =>
-        {
-            Kind::Database
-        }
+        "42501" if denied_is("schema ") => Kind::Schema,
+        "42501" if denied_is("database ") => Kind::Database,
         "42501" => Kind::Privilege,
         "3F000" => Kind::Schema,
         "3D000" => Kind::Database,
@@ -128,9 +127,6 @@ pub fn of_server_error(body: &[u8]) -> Option<(Kind, String)> {
     };
     Some((kind, fields.sqlstate))
 }
-
-/// As fields of an ErrorResponse, the SQLSTATEs of all that is told above.
-const CLASSES: [&[u8]; 4] = [b"\0C42501\0", b"\0C55000\0", b"\0C3F000\0", b"\0C3D000\0"];
 
 #[cfg(test)]
 mod tests {

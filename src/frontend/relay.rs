@@ -514,8 +514,9 @@ impl<'a> Relay<'a> {
                 }
                 let reply = self.ledger.reply(tag, status);
                 if self.ledger.is_empty() {
-                    // Nothing that was sent can fail any more.
+                    // Nothing that was sent can fail any more, and outside of a transaction there are no portals.
                     outbox.trim();
+                    self.obscure &= status != b'I';
                 }
                 return reply;
             }
