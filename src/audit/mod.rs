@@ -9,7 +9,7 @@
 //! [`Audit::record`] is called from the way of queries and logins: it neither waits nor fails. Whatever becomes of the file
 //! (a full disk, a directory that is gone), traffic goes on, and what could not be written is counted.
 //!
-//! Deliberately absent: literals. Of a statement an event has the [`Fingerprint`], and of a server's error its SQLSTATE: both
+//! Deliberately absent: literals. Of a statement an event has the [`Fingerprint`](crate::sql::fingerprint::Fingerprint), and of a server's error its SQLSTATE: both
 //! can be kept where the customers' data may not.
 
 mod bucket;

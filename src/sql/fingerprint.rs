@@ -17,7 +17,7 @@ const MAX_STATEMENT: usize = 64 * 1024;
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// At most [`MAX_TEXT`] bytes.
+    /// At most 512 bytes.
     pub text: String,
     /// The first 64 bits of the SHA-256 of the whole text: the same for statements that differ in literals, comments and
     /// spaces alone.
