@@ -240,6 +240,7 @@ fn statements(criterion: &mut Criterion) {
             owns_sequences: true,
             effects: Effects::default(),
             pins: false,
+            obscure: false,
         };
         let rewritten = statements.rewrite(tag, frame, frame.len(), &mut target);
         assert!(matches!(rewritten, Ok(Rewritten::Consumed(_))));

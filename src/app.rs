@@ -12,6 +12,7 @@ use dashmap::DashMap;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::ClientHandle;
@@ -43,6 +44,7 @@ pub struct App {
     /// What a reload reads again.
     config_path: Option<PathBuf>,
     pub verifiers: Verifiers,
+    pub audit: Audit,
     pub metrics: ProxyMetrics,
     /// What the doctor found last.
     pub findings: Findings,
@@ -71,12 +73,14 @@ impl Drop for Counted {
 
 impl App {
     /// # Errors
-    /// TLS settings of a main port that cannot be used.
+    /// TLS settings of a main port that cannot be used, a thread that cannot be started.
     pub fn new(
         config: Config,
         config_path: Option<PathBuf>,
         workers: Vec<Handle>,
     ) -> Result<Arc<Self>> {
+        let audit = Audit::start(config.audit.clone())
+            .map_err(|e| Error::new(Kind::Internal, "could not start the audit").caused_by(e))?;
         let app = Arc::new(Self {
             workers,
             next_worker: AtomicUsize::new(0),
@@ -91,6 +95,7 @@ impl App {
             config: ArcSwap::from_pointee(config),
             config_path,
             verifiers: Verifiers::new(),
+            audit,
             metrics: ProxyMetrics::default(),
             findings: Findings::default(),
             started: Instant::now(),
@@ -185,7 +190,7 @@ impl App {
     /// Puts a new config in force: what changed, and nothing else, is touched.
     ///
     /// Order of operations: all that can fail is built first. Then the instances, so that whoever sees
-    /// the new tenants finds their servers; the config; the limits; the pools that nobody routes
+    /// the new tenants finds their servers; the config; the audit and the limits; the pools that nobody routes
     /// to any more are closed; last every client is asked whether it may go on.
     ///
     /// # Errors
@@ -201,6 +206,7 @@ impl App {
         self.arrange(&new);
         let new = Arc::new(new);
         self.config.store(new.clone());
+        self.audit.reconfigure(new.audit.clone());
         if diff.listen_tls_changed {
             self.doors.store(Arc::new(doors));
         }

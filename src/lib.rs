@@ -15,11 +15,11 @@
 //!
 //! | layer | modules | job |
 //! |---|---|---|
-//! | words | [`id`], [`error`], [`metrics`] | newtypes, the one error, counters |
+//! | words | [`id`], [`error`], [`metrics`], [`timestamp`] | newtypes, the one error, counters |
 //! | data | [`config`], [`protocol`], [`findings`] | no policy, no sockets to PostgreSQL |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
-//! | handles | [`client`], [`app`] | what all parts share, built once |
+//! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
 //! | process | [`control`], [`admin`], [`server`] | health, doctor, seal, console, metrics, wiring |
 //! | tools | [`cluster`], [`cli`] | subcommands; private servers for demo, tests and benches |
@@ -39,6 +39,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod auth;
 pub mod backend;
 pub mod cli;
@@ -55,4 +56,5 @@ pub mod protocol;
 pub mod server;
 pub mod sql;
 pub mod tenant;
+pub mod timestamp;
 pub mod tls;

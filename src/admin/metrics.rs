@@ -15,6 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::app::App;
+use crate::audit::Kind;
 use crate::backend::PoolCounts;
 use crate::backend::health::State;
 use crate::backend::instance::Instance;
@@ -49,6 +50,7 @@ impl Collector for AppCollector {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Output(encoder);
         proxy(&self.0, &mut out)?;
+        audit(&self.0, &mut out)?;
         tenants(&self.0, &mut out)?;
         servers(&self.0, &mut out)?;
         doctor(&self.0, &mut out)?;
@@ -199,6 +201,31 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
     Ok(())
 }
 
+fn audit(app: &App, out: &mut Output) -> fmt::Result {
+    let metrics = app.audit.metrics();
+    out.counter(
+        "audit_events",
+        "Attempts to reach what is another tenant's, and logins refused, written or not",
+        Kind::ALL.map(|kind| ([("kind", kind.name())], metrics.events(kind))),
+    )?;
+    let dropped = [
+        ("rate", &metrics.over_rate),
+        ("queue", &metrics.queue_full),
+        ("end", &metrics.unwritten),
+    ];
+    out.counter(
+        "audit_dropped",
+        "Events that are in no file: over audit.rate, with the queue full, not written when the proxy ended",
+        dropped.map(|(reason, counter)| ([("reason", reason)], counter.get())),
+    )?;
+    out.number(
+        MetricType::Counter,
+        "audit_write_failures",
+        "Attempts to write the audit file that failed",
+        metrics.write_failures.get(),
+    )
+}
+
 fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     let config = app.config();
     let tenants = app.seen_tenants();
@@ -225,7 +252,7 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     for (name, help, read) in gauges {
         out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
     }
-    let counters: [(&str, &str, Read<u64>); 8] = [
+    let counters: [(&str, &str, Read<u64>); 9] = [
         ("tenant_logins", "Logins that succeeded", |t| {
             t.metrics.logins.get()
         }),
@@ -256,6 +283,11 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         ("tenant_cancels", "Cancel requests passed on", |t| {
             t.metrics.cancels.get()
         }),
+        (
+            "tenant_audit_events",
+            "Events of the audit, written or not",
+            |t| t.metrics.audited.get(),
+        ),
     ];
     for (name, help, read) in counters {
         out.counter(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;

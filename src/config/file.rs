@@ -17,7 +17,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::units::{Count, Period};
+use super::units::{Count, Period, Size};
 use super::{LogFormat, Pooling, Posture, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
@@ -31,6 +31,7 @@ pub struct ConfigFile {
     /// The admin console. Default: none.
     pub admin: Option<AdminConsoleFile>,
     pub log: LogFile,
+    pub audit: AuditFile,
     /// Threads that serve clients. Default: one for each core.
     pub workers: Option<Count>,
     pub identify: IdentifyFile,
@@ -109,6 +110,35 @@ impl Default for LogFile {
         Self {
             format: LogFormat::Text,
             filter: "info".to_owned(),
+        }
+    }
+}
+
+/// `audit`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct AuditFile {
+    /// Where attempts to reach other tenants are written, one JSON object a line. Default: none; they are counted
+    /// and logged.
+    pub file: Option<String>,
+    /// A file that would grow beyond this is renamed to `<file>.1`, that one to `<file>.2` and so on. Default: 100MB.
+    pub max_size: Size,
+    /// So many old files are kept. Default: 5.
+    pub keep: Count,
+    /// Events of a tenant that are written each minute, once `burst` is used up; others are counted. Default: 60.
+    pub rate: Count,
+    /// Events of a tenant that are written at once. Default: 100.
+    pub burst: Count,
+}
+
+impl Default for AuditFile {
+    fn default() -> Self {
+        Self {
+            file: None,
+            max_size: Size(100 << 20),
+            keep: Count(5),
+            rate: Count(60),
+            burst: Count(100),
         }
     }
 }

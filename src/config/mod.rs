@@ -65,6 +65,7 @@ pub struct Config {
     /// Users of the admin console (database `pgtenant`); empty: no console.
     pub admin_users: BTreeMap<String, Arc<Credential>>,
     pub log: Log,
+    pub audit: Audit,
     /// OS threads that serve clients, each a runtime of its own.
     pub workers: usize,
     pub identify: Identify,
@@ -118,6 +119,20 @@ pub struct Log {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Where attempts to reach other tenants are written, and how many of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    pub file: Option<PathBuf>,
+    /// In bytes; a file that would be larger makes way for a new one.
+    pub max_size: u64,
+    /// Files that have made way and are kept.
+    pub keep: u32,
+    /// Events of one tenant that are written each minute.
+    pub rate: u32,
+    /// Events of one tenant that are written at once after a while without any.
+    pub burst: u32,
 }
 
 /// Which parts of a login may name the tenant. All that are given must agree.
@@ -413,6 +428,14 @@ impl Route {
         context
             .find(|(own, _)| own.eq_ignore_ascii_case(name))
             .map(|(_, value)| &**value)
+    }
+
+    /// The first of a client's parameters that would have the tenant's context say something else.
+    pub fn foreign_parameter<'a>(&self, parameters: &'a [(String, String)]) -> Option<&'a str> {
+        let mut parameters = parameters.iter();
+        let foreign =
+            parameters.find(|(name, value)| self.pinned(name).is_some_and(|own| own != value));
+        foreign.map(|(name, _)| &**name)
     }
 
     /// Whether both say the same of the tenant, by whatever key.

@@ -20,13 +20,14 @@ use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::file::{
-    By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, ListenFile, LogFile,
-    TimeoutsFile,
+    AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, ListenFile,
+    LogFile, TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
 use super::units::Count;
 use super::{
-    Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier, Secret, Timeouts,
+    Audit, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier, Secret,
+    Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
 
@@ -41,6 +42,10 @@ const MAX_CONNECTIONS: usize = 262_143;
 
 /// More often is a load on the servers.
 const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// More files and events than anybody reads.
+const MAX_AUDIT_FILES: usize = 1000;
+const MAX_AUDIT_EVENTS: usize = 1_000_000;
 
 /// More clients than file descriptors can be had.
 const MAX_CLIENTS: usize = 10_000_000;
@@ -124,6 +129,7 @@ impl Resolver<'_, '_> {
         let console = file.admin.is_some();
         let admin_users = file.admin.map(|admin| self.console_users(&admin.users));
         let log = self.log(file.log);
+        let audit = self.audit(file.audit);
         let workers = self.workers(file.workers);
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
@@ -144,6 +150,7 @@ impl Resolver<'_, '_> {
             http,
             admin_users: admin_users.unwrap_or_default(),
             log: log?,
+            audit: audit?,
             workers: workers?,
             identify,
             max_clients: max_clients?,
@@ -274,6 +281,27 @@ impl Resolver<'_, '_> {
         Some(Log {
             format: file.format,
             filter: file.filter,
+        })
+    }
+
+    fn audit(&mut self, file: AuditFile) -> Option<Audit> {
+        let at = At::ROOT.key("audit");
+        let mut count = |key, count, most| {
+            let count = self.count(&at.key(key), count, most)?;
+            u32::try_from(count).ok()
+        };
+        let keep = count("keep", file.keep, MAX_AUDIT_FILES);
+        let rate = count("rate", file.rate, MAX_AUDIT_EVENTS);
+        let burst = count("burst", file.burst, MAX_AUDIT_EVENTS);
+        if file.file.as_deref() == Some("") {
+            self.mistakes.add(&at.key("file"), "must not be empty");
+        }
+        Some(Audit {
+            file: file.file.map(|path| self.path(&path)),
+            max_size: file.max_size.0,
+            keep: keep?,
+            rate: rate?,
+            burst: burst?,
         })
     }
 

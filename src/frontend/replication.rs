@@ -135,6 +135,7 @@ pub async fn serve(login: LoggedIn) {
         statements: None,
         state: SessionState::unwatched(),
         guard: None,
+        audit: client.app.audit.clone(),
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),
     };

@@ -180,6 +180,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
         guard: guard(&route),
+        audit: app.audit.clone(),
         settings,
         reported,
     };

@@ -103,6 +103,7 @@ impl Proxy {
         if let Some(workers) = self.workers.take() {
             workers.stop();
         }
+        self.app.audit.close();
         left == 0
     }
 }
@@ -113,6 +114,7 @@ impl Drop for Proxy {
             workers.stop();
         }
         self.app.abandon();
+        self.app.audit.close();
     }
 }
 

@@ -70,6 +70,7 @@ impl ConfigFile {
             http: root.section("http"),
             admin: root.section("admin"),
             log: root.section("log").unwrap_or_default(),
+            audit: root.section("audit").unwrap_or_default(),
             workers: root.section("workers"),
             identify: root.section("identify").unwrap_or_default(),
             limits: root.section("limits").unwrap_or_default(),

@@ -175,6 +175,21 @@ fn a_mistake_names_its_setting_and_line() {
             "line 2: log.filter: must not be empty",
         ),
         (
+            "http:",
+            "audit: { file: '' }\nhttp:",
+            "line 2: audit.file: must not be empty",
+        ),
+        (
+            "http:",
+            "audit: { max_size: 100 }\nhttp:",
+            "line 2: audit.max_size: needs a unit: 100kB, 100MB or 100GB",
+        ),
+        (
+            "http:",
+            "audit: { burst: 0 }\nhttp:",
+            "line 2: audit.burst: must be at least 1",
+        ),
+        (
             "[user, database]",
             "[]",
             "line 3: identify.by: needs at least one of user, database, sni, options",
@@ -908,7 +923,14 @@ fn the_defaults_are_those_that_the_reference_file_shows() {
     let text = reference();
     let load = |text: &str| load_text(text, &config_dir(), &|_| None).unwrap();
     let with_defaults_left_out: String = {
-        let default_sections = ["listen:", "log:", "identify:", "limits:", "timeouts:"];
+        let default_sections = [
+            "listen:",
+            "log:",
+            "audit:",
+            "identify:",
+            "limits:",
+            "timeouts:",
+        ];
         let default_lines = [
             "    port: 5432",
             "    sslmode: prefer ",
@@ -970,7 +992,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 13);
+    assert_eq!(settings, 14);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
@@ -980,6 +1002,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
     .unwrap();
     assert_eq!(config.identify.by_sni.as_deref(), Some(".db.example.com"));
     assert!(config.listen[0].tls.is_some());
+    assert_eq!(config.audit.file, Some(dir.path().join("audit.jsonl")));
     let shared = &config.servers["shared"];
     assert!(shared.admin.is_some() && shared.seal.is_some() && shared.tls.root_cert_pem.is_some());
 }
