@@ -7,6 +7,7 @@ mod cpu;
 mod machine;
 mod pgbench;
 mod report;
+mod switch;
 mod syscalls;
 mod targets;
 
@@ -46,6 +47,12 @@ struct Args {
     /// Targets.
     #[arg(long, value_delimiter = ',', default_values_t = Kind::ALL)]
     targets: Vec<Kind>,
+    /// Numbers of tenants that take turns on the server connections, a client of each; 0 leaves that workload out.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 200], value_parser = clap::value_parser!(u32).range(0..=i64::from(switch::TENANTS)))]
+    tenants: Vec<u32>,
+    /// Only that workload.
+    #[arg(long)]
+    only_tenants: bool,
     /// Count system calls instead, with strace: no times, they would be strace's.
     #[arg(long)]
     syscalls: bool,
@@ -66,7 +73,7 @@ const INTERRUPTED: u8 = 130;
 /// What a cell costs beside the seconds that are measured: logins, the second that is not measured, the end.
 const OVERHEAD: Duration = Duration::from_millis(1700);
 /// For the server to let go of what the last cell used.
-const PAUSE: Duration = Duration::from_millis(200);
+pub const PAUSE: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -105,8 +112,12 @@ async fn run(args: &Args) -> Result<()> {
             machine.load
         );
     }
-    let workloads: Vec<Workload> = args
-        .protocols
+    let protocols: &[Protocol] = if args.only_tenants {
+        &[]
+    } else {
+        &args.protocols
+    };
+    let workloads: Vec<Workload> = protocols
         .iter()
         .flat_map(|&protocol| {
             args.clients
@@ -114,16 +125,26 @@ async fn run(args: &Args) -> Result<()> {
                 .map(move |&clients| Workload { protocol, clients })
         })
         .collect();
-    eprintln!(
-        "Starting PostgreSQL, filling {} rows …",
-        u64::from(args.scale) * 100_000
-    );
-    let bed = Bed::make(&programs, args.scale).await?;
-    let targets = bed.targets(&programs, &machine, &args.targets).await?;
+    eprintln!("Starting PostgreSQL, filling tables …");
+    let scale = (!args.only_tenants).then_some(args.scale);
+    let bed = Bed::make(&programs, scale).await?;
+    let kinds: &[Kind] = if args.only_tenants {
+        &[]
+    } else {
+        &args.targets
+    };
+    let targets = bed.targets(&programs, &machine, kinds).await?;
     if args.syscalls {
         return syscalls::show(&bed, &targets, &workloads, args.seconds).await;
     }
     let runs = measure(args, &bed, &targets, &workloads).await?;
+    drop(targets);
+    let tenants: Vec<u32> = args.tenants.iter().copied().filter(|&n| n > 0).collect();
+    let switch_runs = switch_tenants(args, &bed, &programs, &tenants).await?;
+    let switch = switch::Report {
+        tenants: &tenants,
+        runs: &switch_runs,
+    };
     let report = Report {
         machine: &machine,
         rounds: args.rounds,
@@ -132,6 +153,7 @@ async fn run(args: &Args) -> Result<()> {
         kinds: &args.targets,
         workloads: &workloads,
         runs: &runs,
+        switch: (!tenants.is_empty()).then_some(&switch),
     };
     println!("{}", report.markdown());
     let file = json_file();
@@ -183,6 +205,32 @@ async fn measure(
                 progress(runs.len(), cells, started, &runs);
                 tokio::time::sleep(PAUSE).await;
             }
+        }
+    }
+    Ok(runs)
+}
+
+/// The workload of tenants that take turns, round by round.
+async fn switch_tenants(
+    args: &Args,
+    bed: &Bed,
+    programs: &targets::Programs,
+    tenants: &[u32],
+) -> Result<Vec<switch::Run>> {
+    let mut runs = Vec::new();
+    if tenants.is_empty() {
+        return Ok(runs);
+    }
+    eprintln!("Tenants that take turns: filling their table …");
+    let targets = switch::Targets::start(bed, programs).await?;
+    for round in 0..args.rounds {
+        for &tenants in tenants {
+            targets
+                .run(bed, round, tenants, args.seconds, |run| {
+                    run.show();
+                    runs.push(run);
+                })
+                .await?;
         }
     }
     Ok(runs)

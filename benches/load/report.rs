@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::Workload;
 use crate::machine::Machine;
 use crate::pgbench::Cell;
+use crate::switch;
 use crate::targets::{Kind, POOL_SIZE};
 
 /// One cell in one round.
@@ -25,6 +26,7 @@ pub struct Report<'a> {
     pub kinds: &'a [Kind],
     pub workloads: &'a [Workload],
     pub runs: &'a [Run],
+    pub switch: Option<&'a switch::Report<'a>>,
 }
 
 type Figure = fn(&Cell) -> Option<f64>;
@@ -67,10 +69,18 @@ impl Report<'_> {
     /// For a README.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
-        for table in &TABLES {
+        for table in TABLES.iter().filter(|_| !self.workloads.is_empty()) {
             self.table(&mut text, table);
         }
         text.push_str(&self.conditions());
+        if !self.workloads.is_empty() {
+            text.push_str(&self.conditions_of_pgbench());
+        }
+        text.push('\n');
+        if let Some(switch) = self.switch {
+            text.push('\n');
+            text.push_str(&switch.markdown());
+        }
         text
     }
 
@@ -125,8 +135,21 @@ impl Report<'_> {
                 kind => format!("{} {}", kind.title(), machine.version(kind)),
             })
             .collect();
+        format!(
+            "{}; {} cores of {}, Linux {}; all on one machine over loopback TCP without TLS. {} round(s) of {} s, interleaved; \
+             medians, and for the ratios medians of each round's ratio.",
+            versions.join(", "),
+            machine.cores,
+            machine.cpu,
+            machine.kernel,
+            self.rounds,
+            self.seconds
+        )
+    }
+
+    fn conditions_of_pgbench(&self) -> String {
         let without_prepared = if self.kinds.contains(&Kind::PgBouncer)
-            && !machine.pgbouncer_prepares()
+            && !self.machine.pgbouncer_prepares()
         {
             " –: PgBouncer before 1.21 has no prepared statements in transaction pooling, and in session pooling \
              it would need a server connection for each client."
@@ -134,18 +157,11 @@ impl Report<'_> {
             ""
         };
         format!(
-            "{}; {} cores of {}, Linux {}; all on one machine over loopback TCP without TLS. `pgbench -S`, scale {}, \
-             {} round(s) of {} s, interleaved; medians, and for the ratios medians of each round's ratio. haproxy is a \
+            " `pgbench -S`, scale {}. haproxy is a \
              plain TCP relay with one thread; PgBouncer (transaction pooling) and pgtenant have {POOL_SIZE} server \
              connections, direct and haproxy one for each client. pgtenant serves a tenant of the pool tier, with its \
-             variable injected; the tables have no row level security, so that the server's work is the same for all.{without_prepared}\n",
-            versions.join(", "),
-            machine.cores,
-            machine.cpu,
-            machine.kernel,
-            self.scale,
-            self.rounds,
-            self.seconds
+             variable injected; the tables have no row level security, so that the server's work is the same for all.{without_prepared}",
+            self.scale
         )
     }
 
@@ -163,10 +179,7 @@ impl Report<'_> {
     fn ratio(&self, workload: Workload, other: Kind, figure: Figure) -> Option<f64> {
         let ours = self.figures(workload, Kind::Pgtenant, figure);
         let theirs = self.figures(workload, other, figure);
-        let ratios = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs);
-        (ours.len() == theirs.len())
-            .then(|| median(ratios.collect()))
-            .flatten()
+        median_ratio(&ours, &theirs)
     }
 
     pub fn json(&self) -> String {
@@ -215,6 +228,7 @@ impl Report<'_> {
             "machine": self.machine.json(),
             "medians": medians,
             "runs": runs,
+            "switch": self.switch.map(switch::Report::json),
         });
         format!("{whole:#}\n")
     }
@@ -236,7 +250,15 @@ fn json_run(run: &Run) -> Value {
     })
 }
 
-fn median(mut figures: Vec<f64>) -> Option<f64> {
+/// Of figures that are in the order of the rounds; none if they are not of the same ones.
+pub fn median_ratio(ours: &[f64], theirs: &[f64]) -> Option<f64> {
+    let ratios = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs);
+    (ours.len() == theirs.len())
+        .then(|| median(ratios.collect()))
+        .flatten()
+}
+
+pub fn median(mut figures: Vec<f64>) -> Option<f64> {
     figures.sort_by(f64::total_cmp);
     let middle = figures.len() / 2;
     let upper = *figures.get(middle)?;
@@ -246,6 +268,6 @@ fn median(mut figures: Vec<f64>) -> Option<f64> {
     })
 }
 
-fn shown(figure: Option<f64>, decimals: usize) -> String {
+pub fn shown(figure: Option<f64>, decimals: usize) -> String {
     figure.map_or_else(|| "–".to_owned(), |figure| format!("{figure:.decimals$}"))
 }

@@ -25,7 +25,7 @@ pub const POOL_SIZE: u32 = 20;
 /// Direct and behind haproxy, every client has one of its own.
 const MAX_CONNECTIONS: u32 = 600;
 const READY: Duration = Duration::from_secs(10);
-const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(3))];
+pub const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(3))];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
@@ -108,7 +108,8 @@ pub struct Bed {
 }
 
 impl Bed {
-    pub async fn make(programs: &Programs, scale: u32) -> Result<Self> {
+    /// `scale`: of pgbench's tables, if they are needed.
+    pub async fn make(programs: &Programs, scale: Option<u32>) -> Result<Self> {
         let options = Options {
             max_connections: MAX_CONNECTIONS,
             // The tables fit, and nothing happens in the background that one target would see and
@@ -143,7 +144,9 @@ impl Bed {
             pgbench: programs.pgbench.clone(),
             password,
         };
-        pgbench::fill(&bed, scale).await?;
+        if let Some(scale) = scale {
+            pgbench::fill(&bed, scale).await?;
+        }
         bed.cluster
             .run(DATABASE, "VACUUM (FREEZE, ANALYZE)")
             .await?;
@@ -169,10 +172,16 @@ impl Bed {
                     proxy: None,
                 },
                 Kind::Haproxy => self.haproxy(programs.haproxy.as_deref())?,
-                Kind::PgBouncer => self.pgbouncer(programs, machine.pgbouncer_prepares())?,
+                Kind::PgBouncer => {
+                    self.pgbouncer(programs, machine.pgbouncer_prepares(), &[USER])?
+                }
                 Kind::Pgtenant => self.pgtenant()?,
             };
-            target.ready(&self.password).await?;
+            let tenant = match kind {
+                Kind::Pgtenant => TENANT,
+                _ => "",
+            };
+            target.ready(&self.password, tenant).await?;
             targets.push(target);
         }
         Ok(targets)
@@ -190,12 +199,12 @@ impl Bed {
         })
     }
 
-    fn pgbouncer(&self, programs: &Programs, prepares: bool) -> Result<Target> {
+    pub fn pgbouncer(&self, programs: &Programs, prepares: bool, users: &[&str]) -> Result<Target> {
         let place = Place::make()?;
-        let userlist = place.file(
-            "userlist.txt",
-            &format!("\"{USER}\" \"{}\"\n", self.password),
-        )?;
+        let users = users
+            .iter()
+            .map(|user| format!("\"{user}\" \"{}\"\n", self.password));
+        let userlist = place.file("userlist.txt", &users.collect::<String>())?;
         let mut text = self
             .filled(include_str!("pgbouncer.ini.tmpl"), &place)
             .replace("@userlist@", &userlist.to_string_lossy());
@@ -223,11 +232,13 @@ impl Bed {
         })
     }
 
-    fn filled(&self, template: &str, place: &Place) -> String {
+    pub fn filled(&self, template: &str, place: &Place) -> String {
         template
             .replace("@port@", &place.port.to_string())
             .replace("@server_port@", &self.cluster.port().to_string())
             .replace("@pool_size@", &POOL_SIZE.to_string())
+            // One is for looking whether the server is well.
+            .replace("@budget@", &(POOL_SIZE + 1).to_string())
             .replace("@database@", DATABASE)
             .replace("@user@", USER)
             .replace("@password@", &self.password)
@@ -236,14 +247,14 @@ impl Bed {
 }
 
 /// Where a proxy has its files and its port.
-struct Place {
+pub struct Place {
     dir: Dir,
     files: PathBuf,
     port: u16,
 }
 
 impl Place {
-    fn make() -> Result<Self> {
+    pub fn make() -> Result<Self> {
         let dir = Dir::create()?;
         let files = dir.subdir("proxy")?;
         Ok(Self {
@@ -253,7 +264,7 @@ impl Place {
         })
     }
 
-    fn file(&self, name: &str, text: &str) -> Result<PathBuf> {
+    pub fn file(&self, name: &str, text: &str) -> Result<PathBuf> {
         let path = self.files.join(name);
         self.dir.write(&path, text.as_bytes())?;
         Ok(path)
@@ -261,7 +272,7 @@ impl Place {
 
     /// Runs it as the servers' account: PgBouncer refuses to be root, and all are treated alike. But
     /// pgtenant's binary is somewhere below our own directory, where that account may not get to.
-    fn start(
+    pub fn start(
         self,
         kind: Kind,
         user: &str,
@@ -324,15 +335,11 @@ impl Target {
         self.prepares || workload.protocol != Protocol::Prepared
     }
 
-    /// Waits until a query is answered, and for pgtenant answered as the tenant.
-    async fn ready(&self, password: &str) -> Result<()> {
+    /// Waits until a query is answered, and answered as `expected`, the tenant.
+    pub async fn ready(&self, password: &str, expected: &str) -> Result<()> {
         let deadline = Instant::now() + READY;
         loop {
             let answer = self.ask(password).await;
-            let expected = match self.kind {
-                Kind::Pgtenant => TENANT,
-                _ => "",
-            };
             match answer {
                 Ok(tenant) if tenant == expected => return Ok(()),
                 Ok(tenant) => {

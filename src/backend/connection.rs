@@ -10,6 +10,7 @@ use crate::backend::cancel::Fence;
 use crate::backend::context::Context;
 use crate::backend::prepared::Parsed;
 use crate::backend::seal::Sealed;
+use crate::backend::switch::Switch;
 use crate::config::Server;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
@@ -41,6 +42,8 @@ pub struct ServerConnection {
     pub outbox: Buffer,
     /// Whose context it carries.
     pub context: Context,
+    /// A change of it that goes ahead of the client's bytes and is not acknowledged.
+    pub switch: Option<Switch>,
     /// What that context is sealed with, where it is.
     pub sealed: Sealed,
     pub parameters: Arc<Parameters>,
@@ -70,6 +73,7 @@ impl ServerConnection {
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             context: Context::Clean,
+            switch: None,
             sealed: Sealed::default(),
             parameters: Arc::default(),
             parsed: Parsed::default(),
@@ -107,7 +111,7 @@ impl ServerConnection {
     pub fn note_discard(&mut self) {
         self.parsed.clear();
         self.sequences_of = None;
-        self.sealed = Sealed::default();
+        self.sealed.discard();
     }
 
     /// Sends all of `bytes`.
@@ -139,7 +143,7 @@ impl ServerConnection {
     }
 
     /// A whole message from the inbox, if there is one.
-    fn cut(&mut self) -> Result<Option<Frame>> {
+    pub fn cut(&mut self) -> Result<Option<Frame>> {
         let Some(header) = Header::read(self.inbox.bytes()) else {
             return Ok(None);
         };

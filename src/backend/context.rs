@@ -11,22 +11,25 @@
 //!                                                              adopt(T) from the last two: DISCARD ALL first
 //! ```
 //!
-//! A change is acknowledged before any byte of the client is sent: everything goes out in one
+//! In transaction pooling a change of tenant goes ahead of the client's first bytes, in a batch that guards them
+//! ([`crate::backend::switch`]). Else, and where the last client's own settings could disturb that, a change is
+//! acknowledged before any byte of the client is sent: everything goes out in one
 //! write, and all its ReadyForQuery come back, or the connection is closed. Variables are set with
 //! a FunctionCall message of `pg_catalog.set_config`, which is a transaction of its own, leaves the
 //! client's unnamed statement alone and shows no text in `pg_stat_activity`.
 //!
-//! In posture sealed there is one exchange more before the variables: the scrub, and what the database says of the session,
-//! to which the sealed value is bound ([`crate::backend::seal`]). It is renewed with half of its life left.
+//! In posture sealed there is one exchange more before the variables: the scrub, and the number that the database gives the
+//! session, to which the sealed value is bound ([`crate::backend::seal`]). It is renewed with half of its life left.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::connection::{Frame, Parameters, ServerConnection};
 use crate::backend::prepared::frame;
 use crate::backend::seal;
-use crate::config::{Route, SEALED_VARIABLE};
+use crate::backend::switch::{self, Batch};
+use crate::config::{Route, SEALED_VARIABLE, Seal};
 use crate::error::{Error, Kind, Result};
 use crate::id::TenantId;
 use crate::protocol::buffer::Buffer;
@@ -210,12 +213,7 @@ impl Plan {
         for name in dropped {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
-        let mut changed: Vec<_> = wanted
-            .iter()
-            .filter(|(name, value)| applied.get(*name) != Some(value) && !is_context(name))
-            .collect();
-        changed.sort_by_key(|(name, _)| rank(name));
-        for (name, value) in changed {
+        for (name, value) in to_set(applied, binding) {
             self.set_config(name, value);
         }
     }
@@ -226,26 +224,52 @@ impl Plan {
         self.answers += 1;
     }
 
-    /// A FunctionCall: oid, no argument formats (all text), three arguments, text result.
     fn set_config(&mut self, name: &str, value: &str) {
-        let argument = |text: &str| {
-            let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
-            [&length.to_be_bytes(), text.as_bytes()].concat()
+        self.call(SET_CONFIG_OID, &[name, value, "false"]);
+    }
+
+    /// A scrub and a FunctionCall with one answer for both: the call is skipped if the scrub fails.
+    fn scrub_and_call(function: u32) -> Self {
+        let mut batch = Batch::default();
+        batch.statement("DISCARD ALL", &[]);
+        let mut plan = Self {
+            request: batch.request,
+            ..Self::default()
         };
-        self.request.extend(frame(
-            FrontendTag::FUNCTION_CALL.0,
-            &[
-                &SET_CONFIG_OID.to_be_bytes(),
-                &0_u16.to_be_bytes(),
-                &3_u16.to_be_bytes(),
-                &argument(name),
-                &argument(value),
-                &argument("false"),
-                &0_u16.to_be_bytes(),
-            ],
-        ));
+        plan.call(function, &[]);
+        plan.required = plan.answers;
+        plan
+    }
+
+    /// A FunctionCall: oid, no argument formats (all text), arguments, text result.
+    fn call(&mut self, function: u32, arguments: &[&str]) {
+        let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
+        let mut body = Vec::from(function.to_be_bytes());
+        body.extend(0_u16.to_be_bytes());
+        body.extend(count.to_be_bytes());
+        for argument in arguments {
+            let length = u32::try_from(argument.len()).unwrap_or(u32::MAX);
+            body.extend(length.to_be_bytes());
+            body.extend(argument.as_bytes());
+        }
+        body.extend(0_u16.to_be_bytes());
+        self.request
+            .extend(frame(FrontendTag::FUNCTION_CALL.0, &[&body]));
         self.answers += 1;
     }
+}
+
+/// The client's settings that are not in force, in the order to set them; what the context sets is not the client's to set.
+fn to_set<'b>(applied: &Settings, binding: &'b Binding) -> Vec<(&'b str, &'b str)> {
+    let wanted = binding.settings.iter();
+    let mut changed: Vec<_> = wanted
+        .filter(|(name, value)| {
+            applied.get(*name) != Some(value) && binding.route.pinned(name).is_none()
+        })
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
+    changed.sort_by_key(|(name, _)| rank(name));
+    changed
 }
 
 /// The order in which parameters are set: last what would hinder setting others, by ending it early or by making
@@ -298,7 +322,8 @@ pub enum Adopted {
     Scrubbed,
 }
 
-/// Makes `connection` carry the context of `wanted`. Notifications that come meanwhile go to `aside`: for a client
+/// Makes `connection` carry the context of `wanted`; or, if `ahead` is given (what a server reports to a client with these
+/// settings) and it can be, puts the change before what the client says next ([`crate::backend::switch`]). Notifications that come meanwhile go to `aside`: for a client
 /// that holds the connection already they are its own.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
@@ -309,12 +334,14 @@ pub async fn adopt(
     connection: &mut ServerConnection,
     wanted: &Binding,
     deadline: Duration,
+    ahead: Option<Arc<Parameters>>,
     aside: &mut Buffer,
 ) -> Result<Adopted, Refusal> {
     if carries(connection, wanted) {
         return Ok(Adopted::AsItWas);
     }
-    let scrubbed = match tokio::time::timeout(deadline, change(connection, wanted, aside)).await {
+    let changed = change(connection, wanted, ahead, aside);
+    let scrubbed = match tokio::time::timeout(deadline, changed).await {
         Ok(done) => done?,
         Err(_) => {
             return Err(Refusal::Broken(not_set(format_args!(
@@ -322,10 +349,12 @@ pub async fn adopt(
             ))));
         }
     };
-    connection.context = Context::Bound(Binding {
-        stale: false,
-        ..wanted.clone()
-    });
+    if connection.switch.is_none() {
+        connection.context = Context::Bound(Binding {
+            stale: false,
+            ..wanted.clone()
+        });
+    }
     Ok(match scrubbed {
         true => Adopted::Scrubbed,
         false => Adopted::Set,
@@ -358,12 +387,18 @@ pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Res
 async fn change(
     connection: &mut ServerConnection,
     wanted: &Binding,
+    ahead: Option<Arc<Parameters>>,
     aside: &mut Buffer,
 ) -> Result<bool, Refusal> {
+    let ahead = ahead.filter(|reported| switch::may_go_ahead(connection, wanted, reported));
     let context = std::mem::replace(&mut connection.context, Context::Unknown);
     let change = Change::new(wanted, &context);
     let mut plan = Plan::default();
-    plan.scrub(&change);
+    // A seal is made for the number that the database gives after the scrub: then that cannot go ahead with the rest.
+    let scrubs_ahead = change.scrub && ahead.is_some() && wanted.route.seal.is_none();
+    if !scrubs_ahead {
+        plan.scrub(&change);
+    }
     if change.scrub {
         connection.note_discard();
     }
@@ -372,15 +407,50 @@ async fn change(
         && (change.variables || connection.sealed.needs(seal))
     {
         let same_tenant = matches!(context, Context::Bound(_)) && !change.scrub;
-        plan.query(&connection.sealed.question(seal, same_tenant));
-        let answer = exchange(connection, &plan, Asking::Seal, aside).await?;
-        let value = connection.sealed.seal(seal, answer.as_deref());
-        sealed = Some(value.map_err(Refusal::Broken)?);
+        sealed = Some(
+            match next_epoch(connection, seal, change.scrub) {
+                Some(function) => {
+                    plan = Plan::scrub_and_call(function);
+                    let answer = exchange(connection, &plan, Asking::Seal, aside).await?;
+                    connection.sealed.seal_next(seal, answer.as_deref())
+                }
+                None => {
+                    plan.query(&connection.sealed.question(seal, same_tenant));
+                    let answer = exchange(connection, &plan, Asking::Seal, aside).await?;
+                    connection.sealed.seal(seal, answer.as_deref())
+                }
+            }
+            .map_err(Refusal::Broken)?,
+        );
         plan = Plan::default();
+    }
+    if let Some(reported) = ahead {
+        let variables = variables(wanted, sealed.as_deref());
+        switch::go_ahead(connection, wanted, scrubs_ahead, &variables, reported);
+        return Ok(change.scrub);
     }
     plan.variables(&change, wanted, sealed.as_deref());
     exchange(connection, &plan, Asking::Context, aside).await?;
     Ok(change.scrub)
+}
+
+/// The function to call for an epoch, if that is all that must be asked after a scrub. A session that is read-only by default
+/// gets none without BEGIN READ WRITE.
+fn next_epoch(connection: &ServerConnection, seal: &Seal, scrub: bool) -> Option<u32> {
+    let read_only = connection.parameters.get("default_transaction_read_only");
+    (scrub && read_only.is_some_and(|value| value == "off"))
+        .then(|| connection.sealed.short_question(seal))
+        .flatten()
+}
+
+/// All that is set on a connection that carries nothing.
+fn variables<'b>(wanted: &'b Binding, sealed: Option<&'b str>) -> Vec<(&'b str, &'b str)> {
+    let context = wanted.route.context.iter();
+    context
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .chain(sealed.map(|sealed| (SEALED_VARIABLE, sealed)))
+        .chain(to_set(&Settings::new(), wanted))
+        .collect()
 }
 
 /// What an error would be about.
@@ -415,6 +485,9 @@ async fn exchange(
                 return Err(Refusal::Broken(not_set("the server is in a transaction")));
             }
             BackendTag::DATA_ROW => row = first_column(&body),
+            BackendTag::FUNCTION_CALL_RESPONSE if matches!(asking, Asking::Seal) => {
+                row = value(&body);
+            }
             BackendTag::ERROR_RESPONSE if matches!(asking, Asking::Seal) => {
                 return Err(Refusal::Broken(seal::refused(&ErrorFields::read(&body))));
             }
@@ -444,12 +517,17 @@ async fn exchange(
 
 /// Of a DataRow: number of columns, then length and bytes of each.
 fn first_column(body: &[u8]) -> Option<String> {
-    let (length, rest) = body.get(2..)?.split_first_chunk::<4>()?;
+    value(body.get(2..)?)
+}
+
+/// Length and bytes of one value.
+fn value(bytes: &[u8]) -> Option<String> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
     let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
     String::from_utf8(rest.get(..length)?.to_vec()).ok()
 }
 
-fn not_set(cause: impl std::fmt::Display) -> Error {
+pub(super) fn not_set(cause: impl std::fmt::Display) -> Error {
     Error::new(Kind::ConnectionFailure, "could not set the tenant context").caused_by(cause)
 }
 

@@ -41,7 +41,21 @@ impl Grant {
     /// # Errors
     /// 08006 and what the server gave as it refused; a setting of the client's that the server does
     /// not accept, with the server's SQLSTATE and words.
-    pub async fn lease(mut self, wanted: &Binding) -> Result<Option<Lease>> {
+    pub async fn lease(self, wanted: &Binding) -> Result<Option<Lease>> {
+        self.lease_as(wanted, When::Now).await
+    }
+
+    /// As [`lease`](Self::lease), for a client that has a message to send: the context may be set together with that.
+    ///
+    /// Not cancel safe: what was begun is closed.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn lease_for_message(self, wanted: &Binding) -> Result<Option<Lease>> {
+        self.lease_as(wanted, When::WithTheMessage).await
+    }
+
+    async fn lease_as(mut self, wanted: &Binding, when: When) -> Result<Option<Lease>> {
         let mut lease = Lease {
             pool: self.pool.clone(),
             tenant: self.tenant.clone(),
@@ -71,14 +85,20 @@ impl Grant {
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
+        // It goes ahead only where a failure would be this client's: what the last one left fails a change that is waited for.
+        let ahead = reused && when == When::WithTheMessage && !context::carries(&lease, wanted);
+        let reported = ahead
+            .then(|| self.pool.profile(&wanted.settings))
+            .flatten()
+            .map(|(_, reported)| reported);
         // What another client listened to is not this one's.
         let nobody = &mut Buffer::new();
-        match context::adopt(&mut lease, wanted, deadline, nobody).await {
+        match context::adopt(&mut lease, wanted, deadline, reported, nobody).await {
             Ok(adopted) => {
                 if adopted == Adopted::Scrubbed {
                     lease.tenant.metrics.switches.add(1);
                 }
-                if adopted != Adopted::AsItWas {
+                if adopted != Adopted::AsItWas && lease.switch.is_none() {
                     self.pool
                         .share_parameters(&wanted.settings, &mut lease.parameters);
                 }
@@ -122,6 +142,14 @@ impl Grant {
     }
 }
 
+/// When a client's context is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    Now,
+    /// Before its next message is run.
+    WithTheMessage,
+}
+
 impl Drop for Grant {
     fn drop(&mut self) {
         if let Some(granted) = self.granted.take() {
@@ -160,7 +188,8 @@ impl Lease {
         let now = Instant::now();
         let outlived = now - connection.born > instance.timeouts().server_lifetime;
         let mut queue = instance.queue();
-        let unwanted = outlived || queue.is_over() || self.pool.is_retired();
+        let unwanted =
+            connection.switch.is_some() || outlived || queue.is_over() || self.pool.is_retired();
         if unwanted || !instance.is_current(&connection) {
             queue.deactivate(&self.tenant);
             drop(queue);

@@ -14,5 +14,6 @@ pub mod prepared;
 mod queue;
 pub mod residue;
 pub mod seal;
+pub mod switch;
 
 pub use queue::PoolCounts;

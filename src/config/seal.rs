@@ -75,8 +75,8 @@ impl SealKey {
     }
 
     /// HMAC-SHA-256 in hexadecimal digits.
-    pub fn sign(&self, message: &str) -> String {
-        hex(&hmac(&self.key, &[message.as_bytes()]))
+    pub fn sign(&self, message: &[u8]) -> String {
+        hex(&hmac(&self.key, &[message]))
     }
 
     /// The key as the inner and the outer pad of HMAC, which is how the database keeps it.
@@ -106,7 +106,7 @@ mod tests {
                 .finalize()
         };
         let by_hand = digest(&outer, &digest(&inner, b"message"));
-        assert_eq!(key.sign("message"), hex(&by_hand));
+        assert_eq!(key.sign(b"message"), hex(&by_hand));
     }
 
     #[test]
@@ -117,7 +117,7 @@ mod tests {
         for (i, one) in keys.iter().enumerate() {
             for other in &keys[i + 1..] {
                 assert_ne!(one.id(), other.id());
-                assert_ne!(one.sign("x"), other.sign("x"));
+                assert_ne!(one.sign(b"x"), other.sign(b"x"));
             }
         }
         assert_eq!(of("a", "app"), keys[0]);

@@ -18,7 +18,7 @@ use crate::id::ServerName;
 pub const SQL: &str = include_str!("sql/seal.sql");
 
 /// What the schema says of itself: the comment that `src/control/sql/seal.sql` makes last.
-pub const IDENTITY: &str = "pgtenant seal, version 1";
+pub const IDENTITY: &str = "pgtenant seal, version 2";
 
 /// What cannot be taken back is said before it is done.
 type Result<T> = std::result::Result<T, String>;

@@ -326,7 +326,12 @@ impl Ledger {
 
     /// Messages up to a ReadyForQuery are owed.
     pub fn owes_ready(&self) -> bool {
-        self.is_certain() && self.owed.iter().any(Owed::ends_with_ready)
+        self.is_certain() && self.has_sent_end()
+    }
+
+    /// What ends with a ReadyForQuery was sent, whatever the server makes of it.
+    pub fn has_sent_end(&self) -> bool {
+        self.owed.iter().any(Owed::ends_with_ready)
     }
 
     fn is_certain(&self) -> bool {
@@ -371,6 +376,17 @@ impl Ledger {
     /// sent.
     pub fn take_failed(&mut self) -> Vec<Failed> {
         std::mem::take(&mut self.failed)
+    }
+
+    /// The server skips all that it was sent, and the connection with it is given up. Returns whether a ReadyForQuery was
+    /// owed.
+    pub fn give_up(&mut self) -> bool {
+        let owes_ready = self.has_sent_end();
+        for message in std::mem::take(&mut self.owed) {
+            self.note_failed(message, true);
+        }
+        self.uncertain = true;
+        owes_ready
     }
 
     /// Nothing is owed, no transaction is open, and that is certain.

@@ -17,10 +17,11 @@ use std::time::Instant;
 use tokio::io::AsyncWrite;
 
 use crate::audit::{self, Audit, Event};
-use crate::backend::connection::{Parameters, ServerConnection};
+use crate::backend::connection::{Frame, Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
 use crate::backend::prepared::frame;
+use crate::backend::switch::Progress;
 use crate::client::ClientHandle;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
@@ -95,6 +96,9 @@ pub enum End {
     Called,
     /// The server closed the connection; the client was sent all it said.
     ServerGone,
+    /// The change of tenant ahead of the client's bytes failed, and the server skipped these. The client was told the
+    /// error, and of the end of its batch if that was `answered`; `stray` bytes of its last message are still to come.
+    NotSwitched { answered: bool, stray: usize },
 }
 
 pub struct Relay<'a> {
@@ -128,6 +132,9 @@ pub struct Relay<'a> {
     parted: bool,
     /// The server has closed the connection.
     pub server_gone: bool,
+    /// It began with a change of tenant: the server may report what the client was told already.
+    switches: bool,
+    not_switched: Option<End>,
     hold: Hold,
     /// What the client says next waits until what it said before the last Sync is answered: that decides what the name
     /// of a statement means.
@@ -159,6 +166,7 @@ impl<'a> Relay<'a> {
         metrics: &'a TenantMetrics,
     ) -> Self {
         let keep = client.statements.is_none() || !client.state.pins().is_empty();
+        let switches = server.switch.is_some();
         let mut ledger = Ledger::default();
         match (&mut client.statements, keep) {
             (Some(statements), false) => statements.begin_lease(),
@@ -184,6 +192,8 @@ impl<'a> Relay<'a> {
             refused_frames: Vec::new(),
             parted: false,
             server_gone: false,
+            switches,
+            not_switched: None,
             hold: Hold::No,
             name_is_open: false,
             flush_asked: false,
@@ -236,6 +246,9 @@ impl<'a> Relay<'a> {
             }
             if self.client.outbox.len() < HIGH_WATER && !self.server_gone {
                 match self.poll_server(cx) {
+                    Poll::Ready(Ok(true)) if self.not_switched.is_some() => {
+                        return Poll::Ready(false);
+                    }
                     Poll::Ready(Ok(true)) => continue,
                     Poll::Ready(Ok(false)) => self.server_gone = true,
                     Poll::Ready(Err(_)) => return Poll::Ready(false),
@@ -276,6 +289,7 @@ impl<'a> Relay<'a> {
     /// Nothing is owed or half passed, and no transaction is open.
     pub fn is_clean(&self) -> bool {
         self.ledger.is_clean()
+            && self.server.switch.is_none()
             && self.client_rest == 0
             && self.server_rest == 0
             && self.server.inbox.is_empty()
@@ -299,6 +313,9 @@ impl<'a> Relay<'a> {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Pending => {}
                 }
+            }
+            if let Some(end) = self.not_switched.take() {
+                return Poll::Ready(Ok(end));
             }
             let had = self.client.outbox.len();
             let ClientSide { outbox, stream, .. } = &mut *self.client;
@@ -400,6 +417,12 @@ impl<'a> Relay<'a> {
             if self.server_rest > 0 {
                 break;
             }
+            if self.server.switch.is_some() {
+                match self.note_switch()? {
+                    true => continue,
+                    false => break,
+                }
+            }
             while let Some(fake) = self.ledger.take_fake() {
                 self.server.inbox.move_to(&mut self.client.outbox, run);
                 run = 0;
@@ -482,6 +505,52 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
+    /// Takes an answer to the change of tenant ahead of the client's bytes; the server's inbox begins with it. False: it is
+    /// not whole, or the change has failed.
+    fn note_switch(&mut self) -> Result<bool> {
+        let Some(Frame { tag, body }) = self.server.cut()? else {
+            return Ok(false);
+        };
+        if tag == BackendTag::PARAMETER_STATUS {
+            self.server.note_parameter(&body);
+        }
+        let Some(switch) = &mut self.server.switch else {
+            return Ok(true);
+        };
+        match switch.take(tag, &body) {
+            Progress::Pending => {}
+            Progress::Done => {
+                self.server.context = Context::Bound(switch.binding().clone());
+                self.server.switch = None;
+            }
+            Progress::Failed(error) => {
+                self.give_up_switch(&error);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Nothing of the client was run, and nothing will be.
+    fn give_up_switch(&mut self, error: &Error) {
+        tracing::warn!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id, %error,
+            "a server connection could not change hands");
+        self.metrics.errors.add(1);
+        let answered = self.ledger.give_up();
+        self.undo_failed();
+        self.client.state.give_up();
+        let mut replies = Replies::new();
+        replies.error(error);
+        if answered {
+            replies.ready();
+        }
+        self.client.outbox.extend(replies.bytes());
+        self.not_switched = Some(End::NotSwitched {
+            answered,
+            stray: self.client_rest,
+        });
+    }
+
     /// A notification that the client sent itself comes from the process that it knows as its own: drivers tell by
     /// that which are their own.
     fn as_own(&self, notification: &[u8]) -> Option<Vec<u8>> {
@@ -555,6 +624,10 @@ impl<'a> Relay<'a> {
             }
             BackendTag::PARAMETER_STATUS => {
                 if let Some((name, value)) = split_pair(&bytes[HEADER..size]) {
+                    let known = |told: &Parameters| told.get(name).is_some_and(|v| v == value);
+                    if self.switches && known(parameters) && known(&self.client.reported) {
+                        return Reply::Swallow;
+                    }
                     note_parameter(self.client, context, parameters, name, value);
                 }
             }
@@ -665,6 +738,8 @@ impl<'a> Relay<'a> {
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
             || self.owes_too_much()
+            // A Sync ends what guards the change of tenant.
+            || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
             || self.server.outbox.len() >= HIGH_WATER
             || self.client.outbox.len() >= HIGH_WATER
     }

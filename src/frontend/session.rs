@@ -241,9 +241,15 @@ async fn profile(
         let settings: Arc<Settings> = Arc::default();
         let deadline = pool.instance.timeouts().connect;
         let nobody = &mut Buffer::new();
-        context::adopt(&mut lease, &wanted(settings.clone()), deadline, nobody)
-            .await
-            .map_err(Refusal::into_error)?;
+        context::adopt(
+            &mut lease,
+            &wanted(settings.clone()),
+            deadline,
+            None,
+            nobody,
+        )
+        .await
+        .map_err(Refusal::into_error)?;
         return Ok(Profile {
             settings,
             reported: lease.parameters.clone(),
@@ -486,7 +492,7 @@ impl Session {
                     }
                 }
             };
-            match grant.lease(&wanted).await {
+            match grant.lease_for_message(&wanted).await {
                 Ok(Some(lease)) => return Checkout::Leased(lease),
                 Ok(None) => {}
                 Err(error) => return Checkout::Refused(error),
@@ -555,6 +561,14 @@ impl Session {
                 tracing::info!(tenant = %self.tenant.id, user = %self.registered.user, client = self.registered.id,
                     "the server connection was lost while it was in use");
                 Ok(ControlFlow::Break(()))
+            }
+            End::NotSwitched { answered, stray } => {
+                self.stray = stray;
+                self.tenant.metrics.refused.add(1);
+                match answered {
+                    true => Ok(ControlFlow::Continue(())),
+                    false => self.skip_batch().await,
+                }
             }
             End::ClientGone => Ok(ControlFlow::Break(())),
             End::Called => Err(stopped()),
@@ -688,7 +702,7 @@ impl Session {
         let end = relay.run().await;
         let mut clean = match &end {
             Ok(End::ClientGone) => relay.play_out().await,
-            Ok(End::ServerGone) | Err(_) => false,
+            Ok(End::ServerGone | End::NotSwitched { .. }) | Err(_) => false,
             Ok(End::ForeignSequence) => true,
             Ok(_) => relay.is_clean(),
         };
@@ -705,7 +719,7 @@ impl Session {
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
         let wanted = self.binding();
         let deadline = self.app.config().timeouts.connect;
-        context::adopt(lease, &wanted, deadline, &mut self.side.outbox)
+        context::adopt(lease, &wanted, deadline, None, &mut self.side.outbox)
             .await
             .map_err(Refusal::into_error)?;
         self.tell_parameters(lease);
@@ -747,6 +761,11 @@ impl Session {
         log_refusal(&self.registered, error);
         self.tenant.metrics.refused.add(1);
         self.side.outbox.extend(Replies::new().error(error).bytes());
+        self.skip_batch().await
+    }
+
+    /// After an error: skips what the client sent with it, and says that it is ready.
+    async fn skip_batch(&mut self) -> Result<ControlFlow<()>> {
         loop {
             let Some(tag) = self.skip_message().await? else {
                 return Ok(ControlFlow::Break(()));
@@ -768,7 +787,9 @@ impl Session {
 
     /// Reads a message and throws it away. None: the client has left.
     async fn skip_message(&mut self) -> Result<Option<FrontendTag>> {
-        let mut rest: Option<(FrontendTag, usize)> = None;
+        let stray = std::mem::take(&mut self.stray);
+        // Of no tag: the end of a message.
+        let mut rest = (stray > 0).then_some((FrontendTag(0), stray));
         loop {
             let ClientSide {
                 stream,

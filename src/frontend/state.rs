@@ -141,6 +141,13 @@ impl SessionState {
             .intersects(What::CREATES | What::DROPS | What::OPAQUE)
     }
 
+    /// What was noted since the last clean point was never run, and the connection at hand is given up.
+    pub fn give_up(&mut self) {
+        self.suspected = Effects::default();
+        self.discarded = false;
+        self.pins = Pins::empty();
+    }
+
     /// Whether there is nothing to see to at a clean point.
     pub fn is_settled(&self) -> bool {
         self.suspected.is_empty()

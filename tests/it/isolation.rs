@@ -1,6 +1,6 @@
 //! What a client leaves or smuggles in must not reach another, nor take its own tenant's context away.
 
-use crate::harness::{Running, Setup, Tenant, tenant};
+use crate::harness::{Running, Setup, Tenant, tenant, world};
 use crate::wire::{
     PROTOCOL_3_0, Wire, bind, column, copy_data, copy_done, errors, execute, flush, parse, query,
     rows, startup, sync,
@@ -131,6 +131,78 @@ async fn what_one_tenant_set_does_not_hinder_the_change_to_the_next() {
         spoiling.query(tables).await;
         spoiling.query("SET statement_timeout = '1ms'").await;
         drop(spoiling);
-        assert_eq!(rows(&other.query(BODIES).await), b.bodies());
+        let frames = other.query(BODIES).await;
+        assert_eq!(
+            rows(&frames),
+            b.bodies(),
+            "{:?}",
+            frames.iter().map(|f| f.field(b'M')).collect::<Vec<_>>()
+        );
     }
+}
+
+/// What sets the tenant goes to the server in one write with what the client says: if it fails, nothing of that may run, as
+/// nobody and least of all as the tenant before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_tenant_that_fails_runs_nothing_of_the_client() {
+    let proxy = one_connection("transaction").await;
+    let (a, b) = (tenant("t38"), tenant("t39"));
+    let server = &world().await.shared;
+    let make = "CREATE TEXT SEARCH CONFIGURATION public.fleeting (COPY = pg_catalog.simple)";
+    server.run("app", make).await.unwrap();
+    let mut wire = Wire::tcp(proxy.address).await;
+    let (user, password) = (b.user(), b.password());
+    let startup = [
+        ("user", &*user),
+        ("database", &*b.database),
+        ("default_text_search_config", "public.fleeting"),
+    ];
+    wire.log_in(&startup, &password).await.unwrap();
+    let mut other = proxy.raw(&a).await;
+    assert_eq!(rows(&other.query(BODIES).await), a.bodies());
+    assert_eq!(rows(&wire.query(BODIES).await), b.bodies());
+
+    let drop = "DROP TEXT SEARCH CONFIGURATION public.fleeting";
+    server.run("app", drop).await.unwrap();
+    let insert = "INSERT INTO items (id, body) VALUES (901, 'of nobody')";
+    let extended = [parse("", insert), bind("", "", &[]), execute("", 0)].concat();
+    for (said, readies) in [
+        (query(insert), 1),
+        ([query(insert), query(insert)].concat(), 2),
+        ([extended.clone(), sync()].concat(), 1),
+        ([extended.clone(), sync(), query(insert)].concat(), 2),
+        (
+            [extended.clone(), sync(), extended.clone(), sync()].concat(),
+            2,
+        ),
+        ([parse("named", insert), sync()].concat(), 1),
+    ] {
+        // The connection is the other's again.
+        assert_eq!(rows(&other.query(BODIES).await), a.bodies());
+        wire.send(&said).await;
+        for _ in 0..readies {
+            let frames = wire.until_ready().await;
+            assert_eq!(errors(&frames).len(), 1, "{frames:?}");
+        }
+    }
+    // A batch that comes in two writes.
+    assert_eq!(rows(&other.query(BODIES).await), a.bodies());
+    wire.send(&[extended, flush()].concat()).await;
+    wire.send(&sync()).await;
+    assert_eq!(errors(&wire.until_ready().await).len(), 1);
+
+    server.run("app", make).await.unwrap();
+    assert_eq!(rows(&other.query(BODIES).await), a.bodies());
+    assert_eq!(rows(&wire.query(BODIES).await), b.bodies());
+    // What was never parsed is not there.
+    wire.send(&[bind("", "named", &[]), execute("", 0), sync()].concat())
+        .await;
+    assert_eq!(errors(&wire.until_ready().await), ["26000"]);
+    server.run("app", drop).await.unwrap();
+    let written = server.connect("app").await.unwrap();
+    let count = written
+        .query_one("SELECT count(*) FROM items WHERE id = 901", &[])
+        .await
+        .unwrap();
+    assert_eq!(count.get::<_, i64>(0), 0);
 }

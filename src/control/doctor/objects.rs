@@ -191,6 +191,10 @@ fn definer(case: &Case<'_>, function: &Function, findings: &mut Vec<Finding>) {
     if !function.definer || !function.executable || function.owned {
         return;
     }
+    if function.schema == "pgtenant" {
+        // What pgtenant installs, where every name is qualified: no search_path decides over it.
+        return;
+    }
     let object = format!("function {}", function.signature);
     let routine = match &*function.kind {
         "p" => "PROCEDURE",
@@ -218,10 +222,6 @@ fn definer(case: &Case<'_>, function: &Function, findings: &mut Vec<Finding>) {
                 [format!("ALTER {routine} {} SET search_path = {path}", function.signature)],
             ),
         );
-    }
-    if function.schema == "pgtenant" {
-        // What pgtenant installs.
-        return;
     }
     let (severity, why) = match function.owner_bypasses {
         true => (

@@ -1,0 +1,203 @@
+//! A change of tenant that goes ahead of the client's first bytes, in one write with them.
+//!
+//! ```text
+//!   proxy   DISCARD ALL │ BEGIN │ SELECT set_config(…), … │ COMMIT │ client: Query, or Parse … Sync │ (waits)
+//!           └──────────── extended messages, no Sync ─────────────┘
+//!   server  an error in any of them: skips everything up to the next Sync
+//! ```
+//!
+//! It fails closed by the protocol's own rule: what follows a failed extended message is not looked at until a Sync
+//! comes, and no Sync is sent but the client's first, behind which nothing is sent until the change is acknowledged. So no
+//! byte of a client is run without its context: either the change was made before, or the client's message was
+//! skipped with it. COMMIT makes it independent of what the client does next: it is not the client's
+//! transaction that holds it, and a ROLLBACK does not take it back. A connection on which it failed is closed.
+//!
+//! It costs no exchange, and no write of the server: the answers come with those to the client.
+
+use std::sync::Arc;
+
+use crate::backend::connection::{Parameters, ServerConnection};
+use crate::backend::context::{Binding, Context, follows_client, not_set};
+use crate::backend::prepared::frame;
+use crate::config::Pooling;
+use crate::error::Error;
+use crate::protocol::frame::{BackendTag, FrontendTag};
+use crate::protocol::reply::ErrorFields;
+
+/// query_canceled: the client itself had it cancelled, with its query.
+const CANCELED: &str = "57014";
+
+/// A change that was sent, or is about to be, and is not acknowledged.
+pub struct Switch {
+    /// What the connection carries afterwards.
+    binding: Binding,
+    /// Statements to be answered.
+    left: usize,
+}
+
+/// What became of it.
+pub enum Progress {
+    Pending,
+    Done,
+    /// Nothing of the client was run. The connection must be closed.
+    Failed(Error),
+}
+
+/// Whether the change may go ahead of the client's bytes. `reported`: what a server reports to a client with these
+/// settings, by an earlier time that they were set; they are good.
+pub fn may_go_ahead(
+    connection: &ServerConnection,
+    wanted: &Binding,
+    reported: &Arc<Parameters>,
+) -> bool {
+    let scrubs = match &connection.context {
+        // A limit that the last client set for itself could end the change: the connection would be lost, and this
+        // client's message with it.
+        Context::Bound(bound) => {
+            bound.tenant != wanted.tenant
+                && !bound.settings.keys().any(|name| name.ends_with("_timeout"))
+        }
+        // Clean may be what was scrubbed lately, under such a limit: PostgreSQL ends the next statement for a
+        // statement_timeout that was over before it began.
+        Context::Clean | Context::Unknown => false,
+    };
+    let same_server = || {
+        let fixed = reported.iter().filter(|(name, _)| !follows_client(name));
+        fixed.eq(connection
+            .parameters
+            .iter()
+            .filter(|(name, _)| !follows_client(name)))
+    };
+    scrubs
+        && wanted.route.pooling == Pooling::Transaction
+        && (Arc::ptr_eq(reported, &connection.parameters) || same_server())
+}
+
+/// Puts the change before what the client says next. `scrub`: it begins with that. Nothing is sent yet.
+pub fn go_ahead(
+    connection: &mut ServerConnection,
+    wanted: &Binding,
+    scrub: bool,
+    variables: &[(&str, &str)],
+    reported: Arc<Parameters>,
+) {
+    let mut batch = Batch::default();
+    if scrub {
+        batch.statement("DISCARD ALL", &[]);
+    }
+    batch.statement("BEGIN", &[]);
+    batch.set_config(variables);
+    batch.statement("COMMIT", &[]);
+    connection.context = Context::Unknown;
+    connection.parameters = reported;
+    connection.outbox.extend(&batch.request);
+    connection.switch = Some(Switch {
+        binding: Binding {
+            stale: false,
+            ..wanted.clone()
+        },
+        left: batch.statements,
+    });
+}
+
+/// Extended messages of the unnamed statement. DISCARD ALL drops all others.
+#[derive(Default)]
+pub struct Batch {
+    pub request: Vec<u8>,
+    statements: usize,
+}
+
+impl Batch {
+    pub fn statement(&mut self, sql: &str, arguments: &[&str]) {
+        let parse = frame(FrontendTag::PARSE.0, &[b"\0", sql.as_bytes(), b"\0\0\0"]);
+        let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
+        // Unnamed portal and statement, all in text; then the arguments; the result as text.
+        let mut bind = [b"\0\0\0\0", &count.to_be_bytes()[..]].concat();
+        for argument in arguments {
+            let length = u32::try_from(argument.len()).unwrap_or(u32::MAX);
+            bind.extend(length.to_be_bytes());
+            bind.extend(argument.as_bytes());
+        }
+        bind.extend([0, 0]);
+        self.request.extend(parse);
+        self.request.extend(frame(FrontendTag::BIND.0, &[&bind]));
+        self.request
+            .extend(frame(FrontendTag::EXECUTE.0, &[b"\0\0\0\0\0"]));
+        self.statements += 1;
+    }
+
+    /// One statement for all, in this order. The values are parameters: one text for all tenants, and none in
+    /// `pg_stat_activity`.
+    fn set_config(&mut self, variables: &[(&str, &str)]) {
+        let calls: Vec<_> = (0..variables.len())
+            .map(|at| {
+                format!(
+                    "pg_catalog.set_config(${}, ${}, false)",
+                    2 * at + 1,
+                    2 * at + 2
+                )
+            })
+            .collect();
+        let arguments: Vec<_> = variables
+            .iter()
+            .flat_map(|&(name, value)| [name, value])
+            .collect();
+        self.statement(&format!("SELECT {}", calls.join(", ")), &arguments);
+    }
+}
+
+impl Switch {
+    pub fn binding(&self) -> &Binding {
+        &self.binding
+    }
+
+    /// Takes an answer, which is to it and not to anything of the client's.
+    pub fn take(&mut self, tag: BackendTag, body: &[u8]) -> Progress {
+        match tag {
+            BackendTag::COMMAND_COMPLETE => {
+                self.left = self.left.saturating_sub(1);
+                match self.left {
+                    0 => Progress::Done,
+                    _ => Progress::Pending,
+                }
+            }
+            BackendTag::ERROR_RESPONSE => Progress::Failed(failed(&ErrorFields::read(body))),
+            BackendTag::READY_FOR_QUERY => Progress::Failed(not_set("an answer too many")),
+            // ParseComplete, BindComplete, the values; what the last client listened to, and notices.
+            _ => Progress::Pending,
+        }
+    }
+}
+
+fn failed(fields: &ErrorFields) -> Error {
+    match fields.sqlstate.as_str() {
+        CANCELED => fields.clone().into_error(crate::error::Kind::QueryCanceled),
+        sqlstate => not_set(format_args!("{sqlstate}: {}", fields.message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::{HEADER, Header};
+
+    #[test]
+    fn a_batch_has_no_sync_and_no_value_in_its_text() {
+        let mut batch = Batch::default();
+        batch.statement("BEGIN", &[]);
+        batch.set_config(&[("app.tenant", "a'b"), ("x", "y")]);
+        let mut tags = String::new();
+        let mut rest = &batch.request[..];
+        while let Some(header) = Header::read(rest) {
+            let size = header.size(1 << 20).unwrap();
+            tags.push(header.tag as char);
+            if header.tag == b'P' {
+                let text = String::from_utf8_lossy(&rest[HEADER..size]);
+                assert!(!text.contains("a'b"), "{text}");
+            }
+            rest = &rest[size..];
+        }
+        assert_eq!((tags.as_str(), rest.len()), ("PBEPBE", 0));
+        assert_eq!(batch.statements, 2);
+    }
+}
