@@ -145,7 +145,8 @@ CREATE OR REPLACE FUNCTION pgtenant.tenant_id() RETURNS text
 LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
 AS $body$
 DECLARE
-    padded bytea;
+    -- Types are looked for among temporary objects first.
+    padded pg_catalog.bytea;
 BEGIN
     SELECT pg_catalog.byteacat(pg_catalog.byteacat(k.outer_pad, k.inner_pad),
             pg_catalog.convert_to(pg_catalog.current_setting('pgtenant.context', true), 'UTF8'))
