@@ -1,5 +1,6 @@
 //! The way of the control plane to a server: tokio-postgres over the same sockets and TLS as the pools'.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -25,6 +26,16 @@ pub fn config(login: &Login, database: &str, application_name: &str) -> Config {
         config.password(password.expose());
     }
     config
+}
+
+/// SQLSTATE and message of a refusal, or the cause of what is none.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(refusal) => format!("{}: {}", refusal.code().code(), refusal.message()),
+        None => error
+            .source()
+            .map_or_else(|| error.to_string(), ToString::to_string),
+    }
 }
 
 /// Connects as the pools do: same sockets, same TLS.

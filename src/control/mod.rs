@@ -1,7 +1,7 @@
 //! The control plane: what the proxy itself asks of servers, by tokio-postgres, apart from the way of
 //! clients' queries.
 
-mod door;
+pub mod door;
 pub mod harden;
 pub mod health;
 pub mod seal;

@@ -4,14 +4,13 @@
 //! which proxies begin to seal with the new one. Nothing that is sealed with either stops being good meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::Connect;
 use tokio_postgres::Client;
 
-use super::door::{self, Door};
+use super::door::{self, Door, describe};
 use crate::config::{Config, SealKey, Server};
 use crate::id::ServerName;
 
@@ -184,12 +183,3 @@ const QUIET: &str = "BEGIN;
         PERFORM pg_catalog.set_config('log_duration', 'off', true);
     EXCEPTION WHEN insufficient_privilege THEN NULL;
     END $$";
-
-fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(refusal) => format!("{}: {}", refusal.code().code(), refusal.message()),
-        None => error
-            .source()
-            .map_or_else(|| error.to_string(), ToString::to_string),
-    }
-}
