@@ -76,7 +76,7 @@ pub const ATTACKS: &[Attack] = &[
         Scene(&[Query(A, "INSERT INTO {b_table} (tenant, id, secret) VALUES ('{b_tenant}', 1, 'x') \
                           ON CONFLICT (tenant, id) DO UPDATE SET secret = 'x'")]),
         Scene(&[Query(A, "MERGE INTO {b_table} t USING (SELECT 1) s ON t.tenant = '{b_tenant}' WHEN MATCHED THEN DELETE")]),
-        Scene(&[Query(A, "UPDATE {b_table} SET tenant = '{b_tenant}', id = id + 1000")]),
+        Scene(&[Query(A, "UPDATE {b_table} SET tenant = '{b_tenant}', id = id + 1000 WHERE tenant = '{a_tenant}'")]),
         Scene(&[CopyIn(A, "COPY {b_table} (tenant, id, secret) FROM STDIN", "{b_tenant}\t1001\tforged\n")]),
     ]),
     attack(Direct, "truncate", "B's rows gone: policies do not govern TRUNCATE", Changed, One, &[
@@ -259,7 +259,7 @@ pub const ATTACKS: &[Attack] = &[
         Scene(&[
             Query(A, "SET client_encoding = 'SJIS'"),
             Query(A, "BEGIN"),
-            Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false), E'\\''"),
+            Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false)"),
             Query(A, "{loot}"),
             Query(A, "ROLLBACK"),
         ]),

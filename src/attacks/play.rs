@@ -244,7 +244,7 @@ impl<'s> Playing<'s> {
             self.sessions[0] = None;
         }
         let played = match played {
-            Ok(()) | Err(Stop::End) => self.work().await,
+            Ok(()) | Err(Stop::End) if self.seen.is_empty() => self.work().await,
             stop => stop,
         };
         match played {
@@ -342,7 +342,11 @@ impl<'s> Playing<'s> {
                 }
                 Ok(())
             }
-            Step::Work => self.work().await,
+            Step::Work => match self.work().await {
+                // The scene may have something to put right.
+                Err(Stop::End) => Ok(()),
+                other => other,
+            },
             _ => Ok(()),
         }
     }
@@ -397,8 +401,8 @@ impl<'s> Playing<'s> {
         if let Some(turns) = turns
             && self.turn != Some(who)
         {
-            let give = session::query(turns[who as usize].as_bytes());
-            session.ask(&give, 1).await.map_err(Stop::Trouble)?;
+            let give = &turns[who as usize];
+            session.ask(give, 1).await.map_err(Stop::Trouble)?;
             self.turn = Some(who);
         }
         Ok(session)
@@ -474,7 +478,7 @@ impl<'s> Playing<'s> {
                 let code = heard.codes.first().map_or("no rows", |code| code);
                 self.note(Sign::Hindered, format!("it does not find its rows: {code}"));
             }
-            if heard.ended {
+            if self.seen.len() > before || heard.ended {
                 return Err(Stop::End);
             }
         }

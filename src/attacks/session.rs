@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Nobody waits for another for long, nor keeps others waiting.
 const BOUNDS: [(&str, &str); 3] = [
-    ("lock_timeout", "1500"),
+    ("lock_timeout", "700"),
     ("statement_timeout", "5000"),
     ("idle_in_transaction_session_timeout", "15000"),
 ];

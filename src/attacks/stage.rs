@@ -124,8 +124,8 @@ pub struct Stage {
     pub words: Words,
     /// A's, B's.
     pub ways: [Way; 2],
-    /// Where both take turns on one direct connection: what gives it to the one and to the other.
-    pub turns: Option<[String; 2]>,
+    /// Where both take turns on one direct connection: the message that gives it to the one and to the other.
+    pub turns: Option<[Vec<u8>; 2]>,
     pub secret: String,
     pub planted: String,
     pub number: String,
@@ -153,14 +153,24 @@ impl Stage {
         let apart = apart(a, b)?;
         let database = made.server.admin_database.clone();
         let client = made.connect(&database).await?;
-        if apart == Apart::Databases {
-            for route in cast.routes {
-                own_database(made, &database, &client, route).await?;
+        let own_roles = a.pool.login.user != b.pool.login.user;
+        // In an order in which they can be undone.
+        for route in cast.routes {
+            if own_roles {
+                own_role(made, &database, &client, route).await?;
             }
         }
-        if a.pool.login.user != b.pool.login.user {
-            for route in cast.routes {
-                own_role(made, &database, &client, route).await?;
+        for route in cast.routes {
+            if apart == Apart::Databases {
+                own_database(made, &database, &client, route).await?;
+            }
+            if own_roles {
+                let home = quoted(&route.pool.database);
+                let role = quoted(&route.pool.login.user);
+                let revoke = format!("REVOKE ALL ON DATABASE {home} FROM {role}");
+                made.undo.push((database.clone(), revoke));
+                let grant = format!("GRANT CONNECT, TEMPORARY ON DATABASE {home} TO {role}");
+                run(&client, &grant).await?;
             }
         }
         let letters = |what: &str| format!("{what}{}", random_word(12));
@@ -258,7 +268,6 @@ async fn own_database(
     .await
 }
 
-/// A role with the rights that the tenant's placement needs: those of the others are not known.
 async fn own_role(made: &mut Made, database: &str, client: &Client, route: &Route) -> Result<()> {
     let login = &route.pool.login;
     let role = quoted(&login.user);
@@ -271,14 +280,7 @@ async fn own_role(made: &mut Made, database: &str, client: &Client, route: &Rout
         sql: format!("CREATE ROLE {role} LOGIN {password}"),
         undo: format!("DROP ROLE IF EXISTS {role}"),
     };
-    made.make((database, client), thing).await?;
-    let home = quoted(&route.pool.database);
-    let grant = format!("GRANT CONNECT ON DATABASE {home} TO {role}");
-    made.undo.push((
-        database.to_owned(),
-        format!("REVOKE ALL ON DATABASE {home} FROM {role}"),
-    ));
-    run(client, &grant).await
+    made.make((database, client), thing).await
 }
 
 struct Building<'c> {

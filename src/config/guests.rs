@@ -33,7 +33,7 @@ pub struct Guests {
 /// The user of a guest.
 pub const USER: &str = "app";
 /// How long a guest waits for a server connection, in seconds.
-const CHECKOUT: u64 = 3;
+const CHECKOUT: u64 = 2;
 
 /// The config of the file at `path`, with these tenants and no others, and their names.
 ///

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use pgtenant::attacks::play::{self, Verdict};
-use pgtenant::attacks::session::Way;
+use pgtenant::attacks::session::{self, Way};
 use pgtenant::attacks::stage::{Cast, Made, Stage};
 use pgtenant::attacks::{ATTACKS, Attack, Connections, Variant};
 use pgtenant::cluster::{Cluster, Options};
@@ -24,6 +24,8 @@ const COLUMNS: [&str; 6] = [
 ];
 /// Where tenants cannot be kept from it yet, also in posture sealed.
 const NOT_HELD_YET: [&str; 4] = ["listen", "notify", "lock a table", "hold the pool"];
+/// `pg_catalog.set_config`.
+const SET_CONFIG: u32 = 2078;
 const DOCS: &str = include_str!("../../docs/isolation.md");
 
 /// Servers, roles and databases of all placements; the tenants' places are made by the stage.
@@ -229,6 +231,8 @@ enum Weak {
     InTransaction,
     /// The same with a connection that was opened for nobody, by the owner of the database.
     OpenedForNobody,
+    /// The same as the first, by a role that may set the variable for functions.
+    MaySet,
     /// The same, with a policy whose function says that it is IMMUTABLE.
     Folded,
     /// A policy that believes what the variable of the seal says.
@@ -237,6 +241,8 @@ enum Weak {
     AboveRows,
     /// A login that owns the table and the database.
     Owner,
+    /// One login for all schemas, and their search_path.
+    SearchPath,
     /// One login for all schemas, and SET ROLE.
     SharedLogin,
     /// The same by SET SESSION AUTHORIZATION.
@@ -257,7 +263,8 @@ fn weak(attack: &Attack) -> &'static [Weak] {
         "truncate" | "alter table" => &[Weak::Owner],
         "rollback" => &[Weak::InTransaction],
         "role" => &[Weak::SharedLogin, Weak::SharedSuperuser],
-        "search_path" => &[Weak::SharedLogin],
+        "search_path" => &[Weak::SearchPath],
+        "function with SET" => &[Weak::MaySet],
         "alter role" | "alter database" => &[Weak::OpenedForNobody],
         "spoil the role" | "startup parameters" => &[Weak::Stock, Weak::Trusting],
         "login as B" => &[Weak::SamePassword, Weak::OpenDatabases],
@@ -273,7 +280,9 @@ impl Weak {
     fn placement(self) -> &'static str {
         match self {
             Self::Trusting => "trusting",
-            Self::SharedLogin | Self::SharedSuperuser | Self::SamePassword => "schema",
+            Self::SearchPath | Self::SharedLogin | Self::SharedSuperuser | Self::SamePassword => {
+                "schema"
+            },
             Self::OpenDatabases => "database",
             _ => "plain",
         }
@@ -298,10 +307,11 @@ impl Weak {
                  DROP POLICY tenant ON {table}; CREATE POLICY tenant ON {table} USING (tenant = {table}_whose())"
             }
             Self::AboveRows => "ALTER ROLE plain BYPASSRLS",
+            Self::MaySet => "GRANT SET ON PARAMETER app.tenant_id TO plain",
             Self::Owner | Self::OpenedForNobody => {
-                "ALTER TABLE {table} OWNER TO plain; ALTER TABLE {table} FORCE ROW LEVEL SECURITY; ALTER DATABASE plain OWNER TO plain"
+                "GRANT SET ON PARAMETER app.tenant_id TO plain; ALTER TABLE {table} OWNER TO plain; ALTER TABLE {table} FORCE ROW LEVEL SECURITY; ALTER DATABASE plain OWNER TO plain"
             }
-            Self::SharedLogin => "GRANT {a_role}, {b_role} TO schema",
+            Self::SearchPath | Self::SharedLogin => "GRANT {a_role}, {b_role} TO schema",
             Self::SharedSuperuser => "ALTER ROLE schema SUPERUSER",
             Self::OpenDatabases => "GRANT CONNECT ON DATABASE {b_database} TO PUBLIC",
             _ => "SELECT 1",
@@ -311,7 +321,8 @@ impl Weak {
     fn undone(self) -> &'static str {
         match self {
             Self::AboveRows => "ALTER ROLE plain NOBYPASSRLS",
-            Self::Owner | Self::OpenedForNobody => "ALTER DATABASE plain OWNER TO postgres; REASSIGN OWNED BY plain TO postgres",
+            Self::MaySet => "REVOKE SET ON PARAMETER app.tenant_id FROM plain",
+            Self::Owner | Self::OpenedForNobody => "REVOKE SET ON PARAMETER app.tenant_id FROM plain; ALTER DATABASE plain OWNER TO postgres; REASSIGN OWNED BY plain TO postgres",
             Self::SharedSuperuser => "ALTER ROLE schema NOSUPERUSER",
             _ => "SELECT 1",
         }
@@ -330,7 +341,7 @@ impl Weak {
             if let Some(seal) = &route.seal {
                 key.startup.push(("pgtenant.context".to_owned(), format!("{}|1|x|x", seal.tenant)));
             }
-            if [Self::SharedLogin, Self::SharedSuperuser].contains(&self) {
+            if [Self::SearchPath, Self::SharedLogin, Self::SharedSuperuser].contains(&self) {
                 let login = Login { user: "schema".to_owned(), password: Some(Secret::new(SECRET.to_owned())) };
                 key.login = login.into();
                 key.startup.clear();
@@ -340,13 +351,26 @@ impl Weak {
     }
 
     /// What gives the one connection to a tenant.
-    fn turns(self, routes: &[Route; 2]) -> Option<[String; 2]> {
-        let each = |sql: &dyn Fn(&Route) -> String| Some([sql(&routes[0]), sql(&routes[1])]);
+    fn turns(self, routes: &[Route; 2]) -> Option<[Vec<u8>; 2]> {
+        let each = |sql: &dyn Fn(&Route) -> String| {
+            let [a, b] = routes;
+            Some([a, b].map(|route| session::query(sql(route).as_bytes())))
+        };
         let set = |route: &Route| format!("SET app.tenant_id = '{}'", route.context[0].1);
         let path = |route: &Route| format!("SET search_path = {}", route.schema.as_deref().unwrap_or_default());
         let role = |route: &Route| route.pool.login.user.clone();
         match self {
-            Self::OpenedForB | Self::OpenedForNobody | Self::Folded => each(&set),
+            // By a message that leaves the unnamed statement alone.
+            Self::OpenedForB => {
+                let [a, b] = routes;
+                Some([a, b].map(|route| {
+                    let (name, value) = &route.context[0];
+                    let arguments = [&**name, &**value, "f"].map(|text| text.as_bytes().to_vec());
+                    session::function_call(SET_CONFIG, &arguments)
+                }))
+            }
+            Self::MaySet | Self::OpenedForNobody | Self::Folded => each(&set),
+            Self::SearchPath => each(&path),
             Self::InTransaction => each(&|route| format!("BEGIN; {}", set(route))),
             Self::SharedLogin => each(&|route| format!("SET ROLE {}; {}", role(route), path(route))),
             Self::SharedSuperuser => {
