@@ -61,6 +61,10 @@ enum Command {
         #[arg(long, value_name = "PERIOD", default_value = "1h", value_parser = pgtenant::config::duration)]
         retire_after: Duration,
     },
+    /// Play attacks between two throw-away tenants against the servers of a config, and say what held.
+    ///
+    /// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which says nothing.
+    Selftest(cli::selftest::Args),
     /// Print the SQL that databases are prepared with.
     #[command(subcommand)]
     Sql(Sql),
@@ -153,6 +157,7 @@ fn main() -> ExitCode {
             owner,
             also,
         }) => cli::sql::print_harden(&config, &placement, owner.as_deref(), &also),
+        Command::Selftest(args) => with_runtime(async move { cli::selftest::run(&args).await }),
         Command::Healthcheck(ConfigArgument { config }) => cli::healthcheck::run(&config),
     }
 }

@@ -310,8 +310,8 @@ pub const ATTACKS: &[Attack] = &[
         Scene(&[Query(B, "SELECT nextval('{sequence}')"), Leave(B), Query(A, "SELECT lastval()")]),
         Scene(&[Query(B, "SELECT nextval('{sequence}')"), Query(A, "SELECT currval('{sequence}')")]),
     ]),
-    attack(Residue, "locks left", "which advisory locks B took", Read, One, &[
-        Scene(&[Query(B, "SELECT pg_advisory_lock({number})"), Leave(B), Query(A, "SELECT objid FROM pg_locks WHERE locktype = 'advisory'")]),
+    attack(Residue, "locks left", "advisory locks of B's on a connection that A gets", Read, One, &[
+        Scene(&[Query(B, "SELECT pg_advisory_lock({number})"), Leave(B), Query(A, "SELECT objid FROM pg_locks WHERE pid = pg_backend_pid()")]),
     ]),
     attack(Residue, "channels left", "what B listened to", Read, One, &[
         Scene(&[Query(B, "LISTEN kept_{secret}"), Leave(B), Query(A, "SELECT pg_listening_channels()")]),

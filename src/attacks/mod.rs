@@ -20,7 +20,7 @@ use std::fmt;
 pub use list::ATTACKS;
 
 /// One way, or several that are much the same, to reach another tenant.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Attack {
     pub name: &'static str,
     pub category: Category,

@@ -123,7 +123,10 @@ impl Form {
 
 async fn play_trick(statements: &[&str], form: Form, stage: &Stage) -> Verdict {
     let look = std::iter::once(&"{loot}");
-    let filled = statements.iter().chain(look).map(|sql| stage.words.fill(sql));
+    let filled = statements
+        .iter()
+        .chain(look)
+        .map(|sql| stage.words.fill(sql));
     let Some(statements) = filled.collect::<Option<Vec<_>>>() else {
         return Verdict::NotHere;
     };
@@ -185,13 +188,24 @@ fn honest_messages(words: &Words) -> Vec<(&'static str, Vec<u8>)> {
     let look = fill("SELECT secret FROM {table} ORDER BY id");
     let touch = fill("UPDATE {table} SET touched = touched + 1 WHERE id = 1 RETURNING secret");
     let transaction = fill("BEGIN; SELECT secret FROM {table}; COMMIT");
-    let run = [session::bind("look", &[]), session::execute(), session::sync()].concat();
+    let run = [
+        session::bind("look", &[]),
+        session::execute(),
+        session::sync(),
+    ]
+    .concat();
     vec![
         ("by a query", session::query(&look)),
         ("in a transaction", session::query(&transaction)),
         ("writing", session::query(&touch)),
-        ("by a statement", [session::step(&look, &[]), session::sync()].concat()),
-        ("by a named one", [session::parse("look", &look), run.clone()].concat()),
+        (
+            "by a statement",
+            [session::step(&look, &[]), session::sync()].concat(),
+        ),
+        (
+            "by a named one",
+            [session::parse("look", &look), run.clone()].concat(),
+        ),
         ("by a named one again", run),
     ]
 }
@@ -284,7 +298,10 @@ impl<'s> Playing<'s> {
             Step::Batch(who, texts) => {
                 let texts = self.fill_all(texts)?;
                 let steps = texts.iter().map(|sql| session::step(sql, &[]));
-                (*who, [steps.collect::<Vec<_>>().concat(), session::sync()].concat())
+                (
+                    *who,
+                    [steps.collect::<Vec<_>>().concat(), session::sync()].concat(),
+                )
             }
             Step::Bound(who, sql, values) => {
                 let step = session::step(&self.fill(sql)?, &self.fill_all(values)?);
@@ -360,8 +377,8 @@ impl<'s> Playing<'s> {
         self.sessions[0] = None;
         match Session::open(&self.stage.ways[0], &filled).await {
             Ok(session) => self.sessions[0] = Some(session),
-            Err(error) => {
-                self.refused = Some(error.sqlstate().to_owned());
+            Err(_) => {
+                self.refused = Some("at login".to_owned());
                 return Err(Stop::End);
             }
         }
@@ -371,11 +388,16 @@ impl<'s> Playing<'s> {
     async fn learn_pid(&mut self) -> Result<(), Stop> {
         let session = self.session(Who::B).await?;
         let heard = session
-            .ask(&session::query(b"SELECT 'pid=' || pg_backend_pid() || ';'"), 1)
+            .ask(
+                &session::query(b"SELECT 'pid=' || pg_backend_pid() || ';'"),
+                1,
+            )
             .await
             .map_err(Stop::Trouble)?;
         let said = String::from_utf8_lossy(&heard.said).into_owned();
-        let pid = said.split_once("pid=").and_then(|(_, rest)| rest.split_once(';'));
+        let pid = said
+            .split_once("pid=")
+            .and_then(|(_, rest)| rest.split_once(';'));
         let pid = pid.ok_or_else(|| Stop::Trouble("B does not know its process".to_owned()))?;
         self.words.set("b_pid", pid.0);
         Ok(())
@@ -419,10 +441,17 @@ impl<'s> Playing<'s> {
     /// Sends messages, and judges what is heard.
     async fn say(&mut self, who: Who, messages: &[u8], readies: usize) -> Result<(), Stop> {
         let session = self.session(who).await?;
-        let heard = session.ask(messages, readies).await.map_err(Stop::Trouble)?;
+        let heard = session
+            .ask(messages, readies)
+            .await
+            .map_err(Stop::Trouble)?;
         self.judge(who, messages, &heard);
         if heard.ended {
-            let place = if self.stage.turns.is_some() { 0 } else { who as usize };
+            let place = if self.stage.turns.is_some() {
+                0
+            } else {
+                who as usize
+            };
             self.sessions[place] = None;
         }
         Ok(())
@@ -441,10 +470,7 @@ impl<'s> Playing<'s> {
             .find(|canary| !is_sent(canary) && heard.holds(canary));
         if found.is_some() {
             let sign = [Sign::Read, Sign::Planted][who as usize];
-            let shown = String::from_utf8_lossy(sent);
-            let text = |c: char| !c.is_control();
-            let shown: String = shown.chars().map(|c| if text(c) { c } else { ' ' }).collect();
-            self.note(sign, shown.split_whitespace().collect::<Vec<_>>().join(" "));
+            self.note(sign, session::shown(sent));
         }
         match who {
             Who::A if self.refused.is_none() => self.refused = heard.codes.first().cloned(),
@@ -488,6 +514,8 @@ impl<'s> Playing<'s> {
 
 /// Whether an error is one that others can cause: not a refusal, nor a mistake.
 fn hinders(code: &str) -> bool {
-    ["57", "53", "08"].iter().any(|class| code.starts_with(class))
+    ["57", "53", "08"]
+        .iter()
+        .any(|class| code.starts_with(class))
         || matches!(code, "55P03" | "25006" | "40P01")
 }

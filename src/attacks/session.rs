@@ -8,9 +8,9 @@ use crate::backend::connect;
 use crate::backend::connection::ServerConnection;
 use crate::backend::prepared::frame;
 use crate::config::{Login, PoolKey, Secret, Server, ServerAddress, ServerTls, SslMode};
-use crate::id::ServerName;
 use crate::error::Error;
-use crate::protocol::frame::{BackendTag, FrontendTag};
+use crate::id::ServerName;
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
 use crate::protocol::reply::ErrorFields;
 
 /// How long an answer, or a login, may take.
@@ -147,9 +147,9 @@ impl Session {
             };
             match frame.tag {
                 BackendTag::READY_FOR_QUERY => readies -= 1,
-                BackendTag::ERROR_RESPONSE => heard
-                    .codes
-                    .push(ErrorFields::read(&frame.body).sqlstate),
+                BackendTag::ERROR_RESPONSE => {
+                    heard.codes.push(ErrorFields::read(&frame.body).sqlstate);
+                }
                 _ => {}
             }
             heard.said.extend_from_slice(&frame.body);
@@ -203,6 +203,28 @@ pub fn copy_in(sql: &[u8], data: &[u8]) -> Vec<u8> {
     [query(sql), data, done].concat()
 }
 
+/// The SQL of messages, for people.
+pub fn shown(mut messages: &[u8]) -> String {
+    let mut texts = Vec::new();
+    while let Some(header) = Header::read(messages) {
+        let size = header.size(usize::MAX).unwrap_or(messages.len());
+        let (message, rest) = messages.split_at(size.min(messages.len()));
+        let body = message.get(HEADER..).unwrap_or_default();
+        let mut strings = body.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        match FrontendTag(header.tag) {
+            FrontendTag::QUERY => texts.extend(strings.next()),
+            // Its name comes first.
+            FrontendTag::PARSE => texts.extend(strings.nth(1)),
+            FrontendTag::FUNCTION_CALL => texts.push("a FunctionCall".into()),
+            FrontendTag::BIND => texts.push("Bind".into()),
+            _ => {}
+        }
+        messages = rest;
+    }
+    let text = texts.join("; ");
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn arguments(parameters: &[Vec<u8>]) -> Vec<u8> {
     let number = u16::try_from(parameters.len()).unwrap_or(u16::MAX);
     let mut bytes = number.to_be_bytes().to_vec();
@@ -212,4 +234,21 @@ fn arguments(parameters: &[Vec<u8>]) -> Vec<u8> {
         bytes.extend_from_slice(value);
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_shown_as_their_sql() {
+        let messages = [
+            parse("s", b"SELECT\n 1"),
+            bind("s", &[]),
+            sync(),
+            query(b"SELECT 2"),
+        ];
+        assert_eq!(shown(&messages.concat()), "SELECT 1; Bind; SELECT 2");
+        assert_eq!(shown(b"Q"), "");
+    }
 }

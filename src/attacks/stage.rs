@@ -181,6 +181,11 @@ impl Stage {
             planted: letters("of_a_"),
             number: rand::random_range(100_000_000..214_748_364_u32).to_string(),
         };
+        if apart != Apart::Databases {
+            // The large object of an attack that was cut off in the middle.
+            let home = a.pool.database.clone();
+            made.undo.push((home, unlink(&stage.number)));
+        }
         let keepers = match apart {
             Apart::Rows => stage.rows(made).await?,
             Apart::Schemas => stage.schemas(made).await?,
@@ -304,7 +309,11 @@ impl Building<'_> {
             None => format!("current_setting({}, true)", literal(&variable(a, b).0)),
         };
         let table = format!("{schema}.{TABLE}");
-        let roles: Vec<_> = self.cast.routes.map(|route| quoted(&route.pool.login.user)).into();
+        let roles: Vec<_> = self
+            .cast
+            .routes
+            .map(|route| quoted(&route.pool.login.user))
+            .into();
         let roles = match a.pool.login.user == b.pool.login.user {
             true => roles[0].clone(),
             false => roles.join(", "),
@@ -470,10 +479,7 @@ fn variable(of: &Route, other: &Route) -> (String, String) {
         .context
         .iter()
         .find(|(name, value)| other.pinned(name) != Some(value));
-    differs
-        .or(of.context.first())
-        .cloned()
-        .unwrap_or_default()
+    differs.or(of.context.first()).cloned().unwrap_or_default()
 }
 
 /// The words that spell a variable and its values.
@@ -500,6 +506,13 @@ fn create(table: &str) -> String {
 
 fn grant(table: &str) -> String {
     format!("GRANT SELECT, INSERT, UPDATE, DELETE ON {table}")
+}
+
+fn unlink(number: &str) -> String {
+    format!(
+        "DO $$ BEGIN PERFORM lo_unlink(oid) FROM pg_largeobject_metadata WHERE oid = {number};
+         EXCEPTION WHEN insufficient_privilege THEN NULL; END $$"
+    )
 }
 
 async fn new_schema(made: &mut Made, place: (&str, &Client), schema: &str) -> Result<()> {

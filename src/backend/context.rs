@@ -332,6 +332,30 @@ pub async fn adopt(
     })
 }
 
+/// Discards all that a session holds, after which the connection is clean: what it holds, locks above all, would hinder others while it
+/// is idle.
+///
+/// Not cancel safe: a connection that is left in the middle must be closed.
+///
+/// # Errors
+/// 08006: it must be closed.
+pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Result<()> {
+    let mut plan = Plan::default();
+    plan.query("DISCARD ALL");
+    plan.required = plan.answers;
+    connection.context = Context::Unknown;
+    connection.note_discard();
+    // What its client listened to has nobody to hear it.
+    let nobody = &mut Buffer::new();
+    let done = exchange(connection, &plan, Asking::Context, nobody);
+    match tokio::time::timeout(deadline, done).await {
+        Ok(done) => done.map_err(Refusal::into_error)?,
+        Err(_) => return Err(not_set(format_args!("timed out after {deadline:?}"))),
+    };
+    connection.context = Context::Clean;
+    Ok(())
+}
+
 /// Returns whether it was scrubbed.
 async fn change(
     connection: &mut ServerConnection,

@@ -171,6 +171,23 @@ impl Lease {
     }
 }
 
+impl Lease {
+    /// Gives the connection back with nothing of its session on it, or closes it. Only where
+    /// [`checkin`](Self::checkin) may be called.
+    ///
+    /// Cancel safe: the connection is closed.
+    pub async fn scrub(mut self) {
+        let deadline = self.pool.instance.timeouts().connect;
+        self.busy = true;
+        match context::scrub(&mut self, deadline).await {
+            Ok(()) => self.checkin(),
+            Err(error) => {
+                tracing::warn!(tenant = %self.tenant.id, %error, "a server connection that was left could not be scrubbed");
+            }
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let instance = &self.pool.instance;

@@ -6,5 +6,6 @@ pub mod demo;
 pub mod hash_password;
 pub mod healthcheck;
 pub mod seal;
+pub mod selftest;
 pub mod serve;
 pub mod sql;

@@ -145,8 +145,7 @@ fn attribute(values: &[&str], mark: &str) -> String {
 
 /// A value of the kind of the others, so that what expects a uuid or a number takes it. It is the same for the same mark.
 fn like(others: &[&str], mark: &str) -> String {
-    let all =
-        |is: fn(&str) -> bool| !others.is_empty() && others.iter().all(|other| is(other));
+    let all = |is: fn(&str) -> bool| !others.is_empty() && others.iter().all(|other| is(other));
     let digest: [u8; 32] = Sha256::digest(mark).into();
     let [a, b, c, d, ..] = digest;
     if all(|other| other.parse::<i64>().is_ok()) {
@@ -164,8 +163,7 @@ fn like(others: &[&str], mark: &str) -> String {
 
 fn is_uuid(text: &str) -> bool {
     let lengths = text.split('-').map(str::len);
-    lengths.eq([8, 4, 4, 4, 12])
-        && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+    lengths.eq([8, 4, 4, 4, 12]) && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
 /// Placements whose tenants live beside each other, so that one could reach another.

@@ -544,9 +544,10 @@ impl Session {
         if clean && !pins.contains(Pins::STUCK) && !self.route.has_connections_of_their_own() {
             if self.route.pooling == Pooling::Session || !self.side.state.is_settled() {
                 // What one client had to itself may hold anything of its session.
-                lease.context = Context::Unknown;
+                lease.scrub().await;
+            } else {
+                lease.checkin();
             }
-            lease.checkin();
         } else {
             drop(lease);
         }

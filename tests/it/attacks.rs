@@ -19,23 +19,21 @@ use tempfile::TempDir;
 use crate::harness::{Running, SECRET, cluster};
 
 /// The columns of the table, by placement.
-const COLUMNS: [&str; 6] = [
-    "plain", "guarded", "sealed", "schema", "database", "silo",
-];
+const COLUMNS: [&str; 6] = ["plain", "guarded", "sealed", "schema", "database", "silo"];
 /// Where tenants cannot be kept from it yet, also in posture sealed.
-const NOT_HELD_YET: [&str; 4] = ["listen", "notify", "lock a table", "hold the pool"];
+pub const NOT_HELD_YET: [&str; 4] = ["listen", "notify", "lock a table", "hold the pool"];
 /// `pg_catalog.set_config`.
 const SET_CONFIG: u32 = 2078;
 const DOCS: &str = include_str!("../../docs/isolation.md");
 
 /// Servers, roles and databases of all placements; the tenants' places are made by the stage.
-struct World {
-    cluster: Cluster,
+pub struct World {
+    pub cluster: Cluster,
     dir: TempDir,
 }
 
 impl World {
-    async fn new(name: &str) -> Self {
+    pub async fn new(name: &str) -> Self {
         let cluster = cluster(Options {
             max_connections: 60,
             settings: vec![("shared_buffers".into(), "16MB".into())],
@@ -50,11 +48,11 @@ impl World {
         world
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("pgtenant.yaml")
     }
 
-    fn yaml(&self) -> String {
+    pub fn yaml(&self) -> String {
         let pool = |tier: &str, name: &str, more: &str| {
             format!(
                 "  {name}: {{ tier: {tier}, server: s, database: {name}, login: {{ user: {name}, password: {SECRET} }}, \
@@ -87,7 +85,7 @@ impl World {
     }
 
     /// The database and the role of a placement, as an operator makes them.
-    async fn prepare(&self, placement: &str) {
+    pub async fn prepare(&self, placement: &str) {
         let sql = format!("CREATE ROLE {placement} LOGIN PASSWORD '{SECRET}'");
         self.run("postgres", &sql).await;
         let sql = format!("CREATE DATABASE {placement}");
@@ -110,7 +108,7 @@ impl World {
         ["sealed", "silo"].contains(&placement)
     }
 
-    async fn run(&self, database: &str, sql: &str) {
+    pub async fn run(&self, database: &str, sql: &str) {
         let done = self.cluster.run(database, sql).await;
         done.unwrap_or_else(|error| panic!("{error}\n{sql}"));
     }
@@ -133,7 +131,13 @@ impl World {
         })
     }
 
-    async fn stage(&self, made: &mut Made, placement: &str, routes: &[Route; 2], ways: [Way; 2]) -> Stage {
+    async fn stage(
+        &self,
+        made: &mut Made,
+        placement: &str,
+        routes: &[Route; 2],
+        ways: [Way; 2],
+    ) -> Stage {
         let [a, b] = routes;
         let cast = Cast {
             routes: [a, b],
@@ -141,7 +145,9 @@ impl World {
             mark: placement.to_owned(),
             setter: true,
         };
-        Stage::make(made, cast).await.unwrap_or_else(|why| panic!("{placement}: {why}"))
+        Stage::make(made, cast)
+            .await
+            .unwrap_or_else(|why| panic!("{placement}: {why}"))
     }
 }
 
@@ -167,14 +173,21 @@ impl Played {
             ways.push([0, 1].map(|who| {
                 let password = Secret::new(["of a", "of b"][who].to_owned());
                 let user = format!("{USER}.{}", names[who]);
-                Way::through(proxy.address, user, password, routes[who].pool.database.clone())
+                Way::through(
+                    proxy.address,
+                    user,
+                    password,
+                    routes[who].pool.database.clone(),
+                )
             }));
             proxies.push(proxy);
         }
         let (config, names) = world.config(placement, 1);
         let routes = World::routes(&config, &names);
         let mut made = Made::on(config.servers[0].clone());
-        let stage = world.stage(&mut made, placement, &routes, ways[0].clone()).await;
+        let stage = world
+            .stage(&mut made, placement, &routes, ways[0].clone())
+            .await;
         let several = proxies.pop().expect("two");
         let one = proxies.pop().expect("two");
         Self {
@@ -189,11 +202,12 @@ impl Played {
 
     async fn play(&mut self, attack: &Attack) -> Verdict {
         self.stage.ways = self.ways[attack.connections as usize].clone();
-        let t = std::time::Instant::now();
         let verdict = play::play(attack, &self.stage).await;
-        eprintln!("DBG {} {} {:?} {}", self.placement, attack.name, t.elapsed(), format!("{verdict:?}").chars().take(300).collect::<String>());
         if let Verdict::Trouble(why) = &verdict {
-            panic!("{}: {} could not be played: {why}", self.placement, attack.name);
+            panic!(
+                "{}: {} could not be played: {why}",
+                self.placement, attack.name
+            );
         }
         verdict
     }
@@ -210,7 +224,11 @@ impl Played {
     async fn end(mut self, world: &World) {
         drop((self.stage, self.one, self.several));
         assert_eq!(self.made.unmake().await, Ok(()), "{}", self.placement);
-        let client = world.cluster.connect(if self.placement == "database" { "postgres" } else { &self.placement });
+        let client = world.cluster.connect(if self.placement == "database" {
+            "postgres"
+        } else {
+            &self.placement
+        });
         let client = client.await.expect("a superuser");
         let left = client.query_one(
             "SELECT (SELECT count(*) FROM pg_namespace WHERE nspname LIKE '%selftest%') \
@@ -218,7 +236,12 @@ impl Played {
                 + (SELECT count(*) FROM pg_database WHERE datname LIKE '%selftest%')",
             &[],
         );
-        assert_eq!(left.await.expect("a number").get::<_, i64>(0), 0, "{}", self.placement);
+        assert_eq!(
+            left.await.expect("a number").get::<_, i64>(0),
+            0,
+            "{}",
+            self.placement
+        );
     }
 }
 
@@ -282,7 +305,7 @@ impl Weak {
             Self::Trusting => "trusting",
             Self::SearchPath | Self::SharedLogin | Self::SharedSuperuser | Self::SamePassword => {
                 "schema"
-            },
+            }
             Self::OpenDatabases => "database",
             _ => "plain",
         }
@@ -322,7 +345,9 @@ impl Weak {
         match self {
             Self::AboveRows => "ALTER ROLE plain NOBYPASSRLS",
             Self::MaySet => "REVOKE SET ON PARAMETER app.tenant_id FROM plain",
-            Self::Owner | Self::OpenedForNobody => "REVOKE SET ON PARAMETER app.tenant_id FROM plain; ALTER DATABASE plain OWNER TO postgres; REASSIGN OWNED BY plain TO postgres",
+            Self::Owner | Self::OpenedForNobody => {
+                "REVOKE SET ON PARAMETER app.tenant_id FROM plain; ALTER DATABASE plain OWNER TO postgres; REASSIGN OWNED BY plain TO postgres"
+            }
             Self::SharedSuperuser => "ALTER ROLE schema NOSUPERUSER",
             _ => "SELECT 1",
         }
@@ -339,14 +364,23 @@ impl Weak {
                 key.startup.extend(route.context.iter().cloned());
             }
             if let Some(seal) = &route.seal {
-                key.startup.push(("pgtenant.context".to_owned(), format!("{}|1|x|x", seal.tenant)));
+                key.startup.push((
+                    "pgtenant.context".to_owned(),
+                    format!("{}|1|x|x", seal.tenant),
+                ));
             }
             if [Self::SearchPath, Self::SharedLogin, Self::SharedSuperuser].contains(&self) {
-                let login = Login { user: "schema".to_owned(), password: Some(Secret::new(SECRET.to_owned())) };
+                let login = Login {
+                    user: "schema".to_owned(),
+                    password: Some(Secret::new(SECRET.to_owned())),
+                };
                 key.login = login.into();
                 key.startup.clear();
             }
-            Way { server: config.servers[0].clone(), key }
+            Way {
+                server: config.servers[0].clone(),
+                key,
+            }
         })
     }
 
@@ -357,7 +391,12 @@ impl Weak {
             Some([a, b].map(|route| session::query(sql(route).as_bytes())))
         };
         let set = |route: &Route| format!("SET app.tenant_id = '{}'", route.context[0].1);
-        let path = |route: &Route| format!("SET search_path = {}", route.schema.as_deref().unwrap_or_default());
+        let path = |route: &Route| {
+            format!(
+                "SET search_path = {}",
+                route.schema.as_deref().unwrap_or_default()
+            )
+        };
         let role = |route: &Route| route.pool.login.user.clone();
         match self {
             // By a message that leaves the unnamed statement alone.
@@ -372,7 +411,9 @@ impl Weak {
             Self::MaySet | Self::OpenedForNobody | Self::Folded => each(&set),
             Self::SearchPath => each(&path),
             Self::InTransaction => each(&|route| format!("BEGIN; {}", set(route))),
-            Self::SharedLogin => each(&|route| format!("SET ROLE {}; {}", role(route), path(route))),
+            Self::SharedLogin => {
+                each(&|route| format!("SET ROLE {}; {}", role(route), path(route)))
+            }
             Self::SharedSuperuser => {
                 each(&|route| format!("SET SESSION AUTHORIZATION {}; {}", role(route), path(route)))
             }
@@ -388,13 +429,19 @@ impl Weak {
         let (config, names) = world.config(placement, 1);
         let routes = World::routes(&config, &names);
         let made = made.insert(Made::on(config.servers[0].clone()));
-        let mut stage = world.stage(made, placement, &routes, self.ways(&config, &routes)).await;
+        let mut stage = world
+            .stage(made, placement, &routes, self.ways(&config, &routes))
+            .await;
         stage.turns = self.turns(&routes);
         for (word, route) in ["a_role", "b_role"].into_iter().zip(&routes) {
             stage.words.set(word, &*route.pool.login.user);
         }
         let sql = stage.words.fill(self.after()).expect("words");
-        let database = if self == Self::OpenDatabases { "postgres" } else { placement };
+        let database = if self == Self::OpenDatabases {
+            "postgres"
+        } else {
+            placement
+        };
         world.run(database, &String::from_utf8_lossy(&sql)).await;
         if self == Self::OpenDatabases {
             let sql = "GRANT SELECT ON canaries TO PUBLIC";
@@ -440,11 +487,19 @@ async fn each_attack_succeeds_where_nothing_is_done_against_it() {
                 }
             }
             if !came.is_empty() {
-                failed.push(format!("{}, {variant:?}:\n    {}", attack.name, came.join("\n    ")));
+                failed.push(format!(
+                    "{}, {variant:?}:\n    {}",
+                    attack.name,
+                    came.join("\n    ")
+                ));
             }
         }
     }
-    assert!(failed.is_empty(), "these prove nothing:\n{}", failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "these prove nothing:\n{}",
+        failed.join("\n")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -463,7 +518,13 @@ async fn every_tier_and_posture_holds_what_the_documentation_says() {
     let sealed = COLUMNS.iter().position(|name| *name == "sealed").unwrap();
     for (attack, row) in ATTACKS.iter().zip(&verdicts) {
         let escapes = matches!(row[sealed], Verdict::Escaped(_));
-        assert_eq!(escapes, NOT_HELD_YET.contains(&attack.name), "{} in sealed: {:?}", attack.name, row[sealed]);
+        assert_eq!(
+            escapes,
+            NOT_HELD_YET.contains(&attack.name),
+            "{} in sealed: {:?}",
+            attack.name,
+            row[sealed]
+        );
     }
     let table = table(&verdicts);
     let documented: Vec<_> = DOCS.lines().filter(|line| line.starts_with("| ")).collect();
@@ -474,9 +535,15 @@ async fn every_tier_and_posture_holds_what_the_documentation_says() {
         escapes(&verdicts)
     );
     for (attack, row) in ATTACKS.iter().zip(&verdicts) {
-        let is_possible = row.iter().any(|verdict| matches!(verdict, Verdict::Escaped(_)));
-        let told = DOCS.contains(&format!("- **{}**", attack.name)) || !["direct", "hidden"].contains(&&*attack.category.to_string()) && DOCS.contains(&format!("**{}**", attack.name));
-        assert!(!is_possible || told, "docs/isolation.md should say why {} is possible", attack.name);
+        let is_possible = row
+            .iter()
+            .any(|verdict| matches!(verdict, Verdict::Escaped(_)));
+        let told = DOCS.contains(&format!("**{}**", attack.name));
+        assert!(
+            !is_possible || told,
+            "docs/isolation.md should say why {} is possible",
+            attack.name
+        );
     }
 }
 
@@ -488,8 +555,13 @@ async fn rows_are_kept_apart_by_the_seal_alone() {
     played.assert_honest().await;
     for attack in ATTACKS {
         let verdict = played.play(attack).await;
-        let is_of_rows = attack.category <= pgtenant::attacks::Category::Residue && attack.name != "spoil the role";
-        assert!(!is_of_rows || !matches!(verdict, Verdict::Escaped(_)), "{}: {verdict:?}", attack.name);
+        let is_of_rows = attack.category <= pgtenant::attacks::Category::Residue
+            && attack.name != "spoil the role";
+        assert!(
+            !is_of_rows || !matches!(verdict, Verdict::Escaped(_)),
+            "{}: {verdict:?}",
+            attack.name
+        );
     }
     played.assert_honest().await;
     played.end(&world).await;

@@ -22,6 +22,7 @@ mod memory;
 mod negative;
 mod replication;
 mod seal;
+mod selftest;
 mod session_attacks;
 mod session_state;
 mod tiers;

@@ -815,6 +815,21 @@ async fn what_a_client_leaves_with_its_connection_meets_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lock_ends_with_its_client_also_where_nobody_wants_the_connection() {
+    let a = tenant("d2");
+    let server = world().await.home(&a).connect(&a.database).await;
+    let server = server.expect("a superuser");
+    let proxy = proxy("transaction", 2).await;
+    let mut mine = proxy.raw(&a).await;
+    mine.query("SELECT pg_advisory_lock(4711)").await;
+    let held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711";
+    let is_held = async || !server.query(held, &[]).await.expect("locks").is_empty();
+    assert!(is_held().await);
+    drop(mine);
+    eventually("the lock is let go of", async || !is_held().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn in_session_pooling_a_client_is_told_the_process_id_of_its_server() {
     let proxy = proxy("session", 3).await;
     let mut mine = proxy.raw(&tenant("t32")).await;
