@@ -26,6 +26,8 @@ use super::{Attack, Category, Connections, Sign, Variant};
 
 /// `pg_catalog.set_config`.
 const SET_CONFIG: u32 = 2078;
+/// `pg_catalog.query_to_xml`.
+const QUERY_TO_XML: u32 = 2924;
 
 const fn attack(
     category: Category,
@@ -68,6 +70,8 @@ pub const ATTACKS: &[Attack] = &[
         Trick(&[]),
         Scene(&[Bound(A, "SELECT secret FROM {b_table} WHERE tenant = $1", &["{b_tenant}"])]),
         Scene(&[Query(A, "COPY (SELECT secret FROM {b_table}) TO STDOUT")]),
+        Scene(&[Query(A, "COPY {b_table} TO STDOUT")]),
+        Scene(&[Query(A, "SELECT b FROM {b_table} b WHERE secret IS NOT NULL FOR UPDATE")]),
     ]),
     attack(Direct, "write", "rows changed, deleted or forged in B's name", Changed, One, &[
         Scene(&[Query(A, "UPDATE {b_table} SET secret = 'x' WHERE tenant = '{b_tenant}'")]),
@@ -101,6 +105,12 @@ pub const ATTACKS: &[Attack] = &[
     direct("function call", "acting as B by the protocol's FunctionCall of set_config", &[
         Scene(&[Query(A, "BEGIN"), Call(A, SET_CONFIG, &["{variable}", "{b}", "f"]), Query(A, "{loot}"), Query(A, "ROLLBACK")]),
         Scene(&[Call(A, SET_CONFIG, &["{variable}", "{b}", "f"]), Query(A, "{loot}")]),
+        Scene(&[
+            Query(A, "BEGIN"),
+            Call(A, QUERY_TO_XML, &["SELECT set_config('{variable}', '{b}', false)", "t", "t", ""]),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
     ]),
     direct("reset", "acting as whoever the connection was opened for, by RESET and DISCARD", &[
         Trick(&["RESET {variable}"]),
@@ -139,6 +149,17 @@ pub const ATTACKS: &[Attack] = &[
         Scene(&[Query(A, "BEGIN"), Query(A, "ALTER TABLE {table} DISABLE ROW LEVEL SECURITY"), Query(A, "{loot}"), Query(A, "ROLLBACK")]),
         Scene(&[Query(A, "BEGIN"), Query(A, "CREATE POLICY everyone ON {table} USING (true)"), Query(A, "{loot}"), Query(A, "ROLLBACK")]),
     ]),
+    direct("leaky function", "B's rows, told by a cheap function in the condition before the policy has judged them", &[
+        Scene(&[
+            Query(A, "CREATE FUNCTION pg_temp.tell(text) RETURNS boolean LANGUAGE plpgsql COST 0.0001 AS \
+                      $$ BEGIN RAISE NOTICE '%', $1; RETURN true; END $$"),
+            Query(A, "SELECT 1 FROM {table} WHERE pg_temp.tell(secret)"),
+        ]),
+    ]),
+    direct("statistics", "B's values in what the planner keeps of the table", &[
+        Scene(&[Query(A, "SELECT histogram_bounds, most_common_vals FROM pg_stats WHERE tablename = '{name}'")]),
+        Scene(&[Query(A, "SELECT stavalues1, stavalues2 FROM pg_statistic WHERE starelid = '{table}'::regclass")]),
+    ]),
     harmful(direct("alter role", "acting as B in every later session of the role", &[
         Scene(&[
             Query(A, "ALTER ROLE CURRENT_USER SET {variable} = '{b}'"),
@@ -171,6 +192,7 @@ pub const ATTACKS: &[Attack] = &[
         Trick(&["/* /* SELECT */ */ sEt/**/Session--\n \"{variable}\"/* = */=\n'{b}'"]),
         Trick(&["SET {upper} = '{b}'"]),
         Trick(&["SELECT 1; ; SET {variable} = '{b}'"]),
+        Trick(&["SELECT pg_catalog . SET_CONFIG /* ( */\n ( '{variable}' ::text, '{b}', false)"]),
     ]),
     hidden("escapes", "acting as B by names in U&\"\" and E''", &[
         Trick(&["SELECT U&\"set\\005fconfig\"('{variable}', '{b}', false)"]),
@@ -183,6 +205,8 @@ pub const ATTACKS: &[Attack] = &[
     ]),
     hidden("put together", "acting as B by a name that is put together", &[
         Trick(&["SELECT set_config('{head}' || '{tail}', '{b}', false)"]),
+        Trick(&["SELECT set_config('{head}'\n'{tail}', '{b}', false)"]),
+        Trick(&["SELECT set_config('{head}'--\n'{tail}', '{b}', false)"]),
         Trick(&["SELECT set_config(format('%s%s', '{head}', '{tail}'), '{b}', false)"]),
         Trick(&["SELECT set_config(name, '{b}', false) FROM (VALUES ('{variable}')) v(name)"]),
     ]),
@@ -248,6 +272,20 @@ pub const ATTACKS: &[Attack] = &[
     ]),
     hidden("backslashes", "acting as B by a call that looks like a string, with standard_conforming_strings off", &[
         Scene(&[
+            LogIn(&[("standard_conforming_strings", "off")]),
+            Query(A, "BEGIN"),
+            Query(A, "SELECT 'x\\'', set_config('{variable}', '{b}', false), 'y\\''"),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
+            LogIn(&[("options", "-c standard_conforming_strings=off")]),
+            Query(A, "BEGIN"),
+            Query(A, "SELECT 'x\\'', set_config('{variable}', '{b}', false), 'y\\''"),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
             Query(A, "SET standard_conforming_strings = off"),
             Query(A, "BEGIN"),
             Query(A, "SELECT 'x\\'', set_config('{variable}', '{b}', false), 'y\\''"),
@@ -256,6 +294,20 @@ pub const ATTACKS: &[Attack] = &[
         ]),
     ]),
     hidden("encoding", "acting as B by a call that looks like a string in Shift-JIS", &[
+        Scene(&[
+            LogIn(&[("client_encoding", "SJIS")]),
+            Query(A, "BEGIN"),
+            Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false)"),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
+            LogIn(&[("options", "-c client_encoding=shift_jis_2004")]),
+            Query(A, "BEGIN"),
+            Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false)"),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
         Scene(&[
             Query(A, "SET client_encoding = 'SJIS'"),
             Query(A, "BEGIN"),

@@ -10,6 +10,7 @@
 //! dying servers, cut connections or cancels at the right moment is not here but in `tests/it`.
 
 mod list;
+pub mod made;
 pub mod play;
 pub mod session;
 pub mod stage;

@@ -3,20 +3,14 @@
 
 use std::sync::Arc;
 
-use deadpool_postgres::Connect;
 use tokio_postgres::Client;
 
 use super::Words;
+use super::made::{Made, Result, Thing, describe, literal, quoted};
 use super::session::Way;
 use crate::config::guests::random_word;
-use crate::config::{Route, SEALED_VARIABLE, Server};
-use crate::control::door::{self, Door};
+use crate::config::{Route, SEALED_VARIABLE};
 
-/// What went wrong, for the operator.
-pub type Result<T> = std::result::Result<T, String>;
-
-const APPLICATION: &str = "pgtenant selftest";
-const BOUNDS: &str = "SET statement_timeout = '10s'; SET lock_timeout = '3s'";
 /// The table of both, or of each.
 const TABLE: &str = "canaries";
 
@@ -27,87 +21,6 @@ pub enum Apart {
     Rows,
     Schemas,
     Databases,
-}
-
-/// What was made, and how it is undone.
-#[derive(Debug)]
-pub struct Made {
-    server: Arc<Server>,
-    /// Database, statement: in the order in which they were made.
-    undo: Vec<(String, String)>,
-}
-
-impl Made {
-    pub fn on(server: Arc<Server>) -> Self {
-        Self {
-            server,
-            undo: Vec::new(),
-        }
-    }
-
-    /// A session of the server's admin login.
-    ///
-    /// # Errors
-    /// There is no such login, or the server refuses it.
-    pub async fn connect(&self, database: &str) -> Result<Client> {
-        let name = &self.server.name;
-        let login = self.server.admin.as_ref();
-        let login = login.ok_or_else(|| format!("servers.{name}.admin is not set"))?;
-        let config = door::config(login, database, APPLICATION);
-        // Its task ends with the client.
-        let (client, _) = Door(self.server.clone())
-            .connect(&config)
-            .await
-            .map_err(|error| describe("connect", &error))?;
-        client
-            .batch_execute(BOUNDS)
-            .await
-            .map_err(|error| describe(BOUNDS, &error))?;
-        Ok(client)
-    }
-
-    /// Makes something that must not be there yet: `exists` asks for it with its name. How it is undone is noted before it is
-    /// made, so that nothing stays when this is dropped in the middle.
-    async fn make(&mut self, place: (&str, &Client), thing: Thing<'_>) -> Result<()> {
-        let (database, client) = place;
-        let known = client
-            .query(thing.exists, &[&thing.name])
-            .await
-            .map_err(|error| describe(thing.exists, &error))?;
-        if !known.is_empty() {
-            return Err(format!("{} exists already", thing.name));
-        }
-        self.undo.push((database.to_owned(), thing.undo));
-        run(client, &thing.sql).await
-    }
-
-    /// Undoes all of it, last things first.
-    ///
-    /// # Errors
-    /// What is left, a line each.
-    pub async fn unmake(&mut self) -> std::result::Result<(), Vec<String>> {
-        let mut left = Vec::new();
-        while let Some((database, sql)) = self.undo.pop() {
-            let undone = match self.connect(&database).await {
-                Ok(client) => run(&client, &sql).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = undone {
-                left.push(format!("{error}; in database {database}: {sql}"));
-            }
-        }
-        match left.is_empty() {
-            true => Ok(()),
-            false => Err(left),
-        }
-    }
-}
-
-struct Thing<'t> {
-    name: &'t str,
-    exists: &'t str,
-    sql: String,
-    undo: String,
 }
 
 /// Who sees to the rows of a tenant.
@@ -152,7 +65,7 @@ impl Stage {
         let [a, b] = cast.routes;
         let apart = apart(a, b)?;
         let database = made.server.admin_database.clone();
-        let client = made.connect(&database).await?;
+        let client = Arc::new(made.connect(&database).await?);
         let own_roles = a.pool.login.user != b.pool.login.user;
         // In an order in which they can be undone.
         for route in cast.routes {
@@ -168,9 +81,9 @@ impl Stage {
                 let home = quoted(&route.pool.database);
                 let role = quoted(&route.pool.login.user);
                 let revoke = format!("REVOKE ALL ON DATABASE {home} FROM {role}");
-                made.undo.push((database.clone(), revoke));
+                made.undone_by(&database, revoke);
                 let grant = format!("GRANT CONNECT, TEMPORARY ON DATABASE {home} TO {role}");
-                run(&client, &grant).await?;
+                made.run(&client, &grant).await?;
             }
         }
         let letters = |what: &str| format!("{what}{}", random_word(12));
@@ -183,8 +96,7 @@ impl Stage {
         };
         if apart != Apart::Databases {
             // The large object of an attack that was cut off in the middle.
-            let home = a.pool.database.clone();
-            made.undo.push((home, unlink(&stage.number)));
+            made.undone_by(&a.pool.database, unlink(&stage.number));
         }
         let keepers = match apart {
             Apart::Rows => stage.rows(made).await?,
@@ -193,6 +105,10 @@ impl Stage {
         };
         let stage = stage.built(keepers);
         stage.mend().await?;
+        for keeper in &stage.keepers {
+            made.run(&keeper.client, &format!("ANALYZE {}", keeper.table))
+                .await?;
+        }
         Ok(stage)
     }
 
@@ -211,7 +127,9 @@ impl Stage {
 
     async fn mend(&self) -> Result<()> {
         for keeper in &self.keepers {
-            run(&keeper.client, &format!("DELETE FROM {}", keeper.table)).await?;
+            let sql = format!("DELETE FROM {}", keeper.table);
+            let done = keeper.client.execute(&sql, &[]).await;
+            done.map_err(|error| describe(&sql, &error))?;
         }
         for keeper in &self.keepers {
             let sql = format!("INSERT INTO {} VALUES ($1, $2, $3)", keeper.table);
@@ -254,7 +172,7 @@ fn apart(a: &Route, b: &Route) -> Result<Apart> {
 async fn own_database(
     made: &mut Made,
     database: &str,
-    client: &Client,
+    client: &Arc<Client>,
     route: &Route,
 ) -> Result<()> {
     let name = &route.pool.database;
@@ -266,14 +184,16 @@ async fn own_database(
         undo: format!("DROP DATABASE IF EXISTS {quoted} WITH (FORCE)"),
     };
     made.make((database, client), thing).await?;
-    run(
-        client,
-        &format!("REVOKE ALL ON DATABASE {quoted} FROM PUBLIC"),
-    )
-    .await
+    let revoke = format!("REVOKE ALL ON DATABASE {quoted} FROM PUBLIC");
+    made.run(client, &revoke).await
 }
 
-async fn own_role(made: &mut Made, database: &str, client: &Client, route: &Route) -> Result<()> {
+async fn own_role(
+    made: &mut Made,
+    database: &str,
+    client: &Arc<Client>,
+    route: &Route,
+) -> Result<()> {
     let login = &route.pool.login;
     let role = quoted(&login.user);
     let password = login.password.as_ref().map_or_else(String::new, |secret| {
@@ -331,13 +251,13 @@ impl Building<'_> {
             number = self.number,
             grant = grant(&table),
         );
-        run(&client, &sql).await?;
+        made.run(&client, &sql).await?;
         if self.cast.setter {
             let sql = format!(
                 "CREATE FUNCTION {schema}.act_as(text) RETURNS text LANGUAGE sql AS $$ SELECT set_config({}, $1, false) $$",
                 literal(&variable(a, b).0)
             );
-            run(&client, &sql).await?;
+            made.run(&client, &sql).await?;
         }
         Ok([0, 1].map(|who| self.keeper(who, &client, table.clone())))
     }
@@ -358,7 +278,7 @@ impl Building<'_> {
                 create(&table),
                 grant(&table)
             );
-            run(&client, &sql).await?;
+            made.run(&client, &sql).await?;
             tables.push(table);
         }
         Ok([0, 1].map(|who| self.keeper(who, &client, tables[who].clone())))
@@ -375,7 +295,7 @@ impl Building<'_> {
                 create(&table),
                 grant(&table)
             );
-            run(&client, &sql).await?;
+            made.run(&client, &sql).await?;
             clients.push(client);
         }
         Ok([0, 1].map(|who| self.keeper(who, &clients[who], format!("public.{TABLE}"))))
@@ -515,7 +435,7 @@ fn unlink(number: &str) -> String {
     )
 }
 
-async fn new_schema(made: &mut Made, place: (&str, &Client), schema: &str) -> Result<()> {
+async fn new_schema(made: &mut Made, place: (&str, &Arc<Client>), schema: &str) -> Result<()> {
     let thing = Thing {
         name: schema.trim_matches('"'),
         exists: "SELECT FROM pg_namespace WHERE nspname = $1",
@@ -523,26 +443,4 @@ async fn new_schema(made: &mut Made, place: (&str, &Client), schema: &str) -> Re
         undo: format!("DROP SCHEMA IF EXISTS {schema} CASCADE"),
     };
     made.make(place, thing).await
-}
-
-async fn run(client: &Client, sql: &str) -> Result<()> {
-    let done = client.batch_execute(sql).await;
-    done.map_err(|error| describe(sql, &error))
-}
-
-fn describe(sql: &str, error: &tokio_postgres::Error) -> String {
-    let what = sql.trim().lines().next().unwrap_or_default();
-    format!("{} ({what})", door::describe(error))
-}
-
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn literal(text: &str) -> String {
-    let text = text.replace('\'', "''");
-    match text.contains('\\') {
-        true => format!("E'{}'", text.replace('\\', "\\\\")),
-        false => format!("'{text}'"),
-    }
 }

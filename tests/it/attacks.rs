@@ -1,29 +1,31 @@
 //! The attack list, as far as it is SQL and messages (`src/attacks`), in every tier and posture. Each attack is first seen to
 //! succeed where nothing is done against it; what holds it where is the table of docs/isolation.md.
 
+mod weak;
+
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgtenant::attacks::made::Made;
 use pgtenant::attacks::play::{self, Verdict};
-use pgtenant::attacks::session::{self, Way};
-use pgtenant::attacks::stage::{Cast, Made, Stage};
-use pgtenant::attacks::{ATTACKS, Attack, Connections, Variant};
+use pgtenant::attacks::session::Way;
+use pgtenant::attacks::stage::{Cast, Stage};
+use pgtenant::attacks::{ATTACKS, Attack, Category, Variant};
 use pgtenant::cluster::{Cluster, Options};
 use pgtenant::config::guests::{Guests, USER, load_with_guests};
-use pgtenant::config::{Config, Login, Route, Secret};
+use pgtenant::config::{Config, Route, Secret};
 use pgtenant::control::{harden, seal};
 use pgtenant::id::TenantId;
 use tempfile::TempDir;
 
+use self::weak::{Weak, weak};
 use crate::harness::{Running, SECRET, cluster};
 
 /// The columns of the table, by placement.
 const COLUMNS: [&str; 6] = ["plain", "guarded", "sealed", "schema", "database", "silo"];
 /// Where tenants cannot be kept from it yet, also in posture sealed.
 pub const NOT_HELD_YET: [&str; 4] = ["listen", "notify", "lock a table", "hold the pool"];
-/// `pg_catalog.set_config`.
-const SET_CONFIG: u32 = 2078;
 const DOCS: &str = include_str!("../../docs/isolation.md");
 
 /// Servers, roles and databases of all placements; the tenants' places are made by the stage.
@@ -245,215 +247,9 @@ impl Played {
     }
 }
 
-/// Settings in which nothing is done against an attack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weak {
-    /// A pooler that opened its one connection for B, and gives it to A by SET, without a scrub.
-    OpenedForB,
-    /// The same, with the SET in a transaction that A can end.
-    InTransaction,
-    /// The same with a connection that was opened for nobody, by the owner of the database.
-    OpenedForNobody,
-    /// The same as the first, by a role that may set the variable for functions.
-    MaySet,
-    /// The same, with a policy whose function says that it is IMMUTABLE.
-    Folded,
-    /// A policy that believes what the variable of the seal says.
-    Trusting,
-    /// A login that is above row level security.
-    AboveRows,
-    /// A login that owns the table and the database.
-    Owner,
-    /// One login for all schemas, and their search_path.
-    SearchPath,
-    /// One login for all schemas, and SET ROLE.
-    SharedLogin,
-    /// The same by SET SESSION AUTHORIZATION.
-    SharedSuperuser,
-    /// Straight to a server as it comes, where both use one role.
-    Stock,
-    /// The same, where both have roles, with the same password.
-    SamePassword,
-    /// Databases that everybody may connect to.
-    OpenDatabases,
-    /// The proxy in posture plain.
-    PlainProxy,
-}
-
-fn weak(attack: &Attack) -> &'static [Weak] {
-    match attack.name {
-        "read" | "write" => &[Weak::AboveRows],
-        "truncate" | "alter table" => &[Weak::Owner],
-        "rollback" => &[Weak::InTransaction],
-        "role" => &[Weak::SharedLogin, Weak::SharedSuperuser],
-        "search_path" => &[Weak::SearchPath],
-        "function with SET" => &[Weak::MaySet],
-        "alter role" | "alter database" => &[Weak::OpenedForNobody],
-        "spoil the role" | "startup parameters" => &[Weak::Stock, Weak::Trusting],
-        "login as B" => &[Weak::SamePassword, Weak::OpenDatabases],
-        "forged seal" => &[Weak::Trusting],
-        "plans left" => &[Weak::Folded],
-        "hold the pool" => &[Weak::PlainProxy],
-        _ if attack.connections == Connections::Several => &[Weak::Stock],
-        _ => &[Weak::OpenedForB],
-    }
-}
-
-impl Weak {
-    fn placement(self) -> &'static str {
-        match self {
-            Self::Trusting => "trusting",
-            Self::SearchPath | Self::SharedLogin | Self::SharedSuperuser | Self::SamePassword => {
-                "schema"
-            }
-            Self::OpenDatabases => "database",
-            _ => "plain",
-        }
-    }
-
-    /// SQL before the tables are made.
-    fn before(self) -> Option<&'static str> {
-        match self {
-            Self::Trusting => Some(
-                "CREATE SCHEMA IF NOT EXISTS pgtenant; CREATE OR REPLACE FUNCTION pgtenant.tenant_id() RETURNS text LANGUAGE sql STABLE AS \
-                 $$ SELECT split_part(current_setting('pgtenant.context', true), '|', 1) $$; GRANT USAGE ON SCHEMA pgtenant TO PUBLIC",
-            ),
-            _ => None,
-        }
-    }
-
-    /// SQL that makes the stage as weak as it is to be.
-    fn after(self) -> &'static str {
-        match self {
-            Self::Folded => {
-                "CREATE FUNCTION {table}_whose() RETURNS text LANGUAGE sql IMMUTABLE AS $$ SELECT current_setting('app.tenant_id', true) $$; \
-                 DROP POLICY tenant ON {table}; CREATE POLICY tenant ON {table} USING (tenant = {table}_whose())"
-            }
-            Self::AboveRows => "ALTER ROLE plain BYPASSRLS",
-            Self::MaySet => "GRANT SET ON PARAMETER app.tenant_id TO plain",
-            Self::Owner | Self::OpenedForNobody => {
-                "GRANT SET ON PARAMETER app.tenant_id TO plain; ALTER TABLE {table} OWNER TO plain; ALTER TABLE {table} FORCE ROW LEVEL SECURITY; ALTER DATABASE plain OWNER TO plain"
-            }
-            Self::SearchPath | Self::SharedLogin => "GRANT {a_role}, {b_role} TO schema",
-            Self::SharedSuperuser => "ALTER ROLE schema SUPERUSER",
-            Self::OpenDatabases => "GRANT CONNECT ON DATABASE {b_database} TO PUBLIC",
-            _ => "SELECT 1",
-        }
-    }
-
-    fn undone(self) -> &'static str {
-        match self {
-            Self::AboveRows => "ALTER ROLE plain NOBYPASSRLS",
-            Self::MaySet => "REVOKE SET ON PARAMETER app.tenant_id FROM plain",
-            Self::Owner | Self::OpenedForNobody => {
-                "REVOKE SET ON PARAMETER app.tenant_id FROM plain; ALTER DATABASE plain OWNER TO postgres; REASSIGN OWNED BY plain TO postgres"
-            }
-            Self::SharedSuperuser => "ALTER ROLE schema NOSUPERUSER",
-            _ => "SELECT 1",
-        }
-    }
-
-    /// Straight to the server, with whatever tells the tenants apart in the startup packet.
-    fn ways(self, config: &Config, routes: &[Route; 2]) -> [Way; 2] {
-        [0, 1].map(|who: usize| {
-            let route = &routes[who];
-            let mut key = route.pool.clone();
-            key.startup.retain(|(name, _)| name == "search_path");
-            let is_bare = self == Self::OpenedForNobody || self == Self::Stock && who == 0;
-            if !is_bare {
-                key.startup.extend(route.context.iter().cloned());
-            }
-            if let Some(seal) = &route.seal {
-                key.startup.push((
-                    "pgtenant.context".to_owned(),
-                    format!("{}|1|x|x", seal.tenant),
-                ));
-            }
-            if [Self::SearchPath, Self::SharedLogin, Self::SharedSuperuser].contains(&self) {
-                let login = Login {
-                    user: "schema".to_owned(),
-                    password: Some(Secret::new(SECRET.to_owned())),
-                };
-                key.login = login.into();
-                key.startup.clear();
-            }
-            Way {
-                server: config.servers[0].clone(),
-                key,
-            }
-        })
-    }
-
-    /// What gives the one connection to a tenant.
-    fn turns(self, routes: &[Route; 2]) -> Option<[Vec<u8>; 2]> {
-        let each = |sql: &dyn Fn(&Route) -> String| {
-            let [a, b] = routes;
-            Some([a, b].map(|route| session::query(sql(route).as_bytes())))
-        };
-        let set = |route: &Route| format!("SET app.tenant_id = '{}'", route.context[0].1);
-        let path = |route: &Route| {
-            format!(
-                "SET search_path = {}",
-                route.schema.as_deref().unwrap_or_default()
-            )
-        };
-        let role = |route: &Route| route.pool.login.user.clone();
-        match self {
-            // By a message that leaves the unnamed statement alone.
-            Self::OpenedForB => {
-                let [a, b] = routes;
-                Some([a, b].map(|route| {
-                    let (name, value) = &route.context[0];
-                    let arguments = [&**name, &**value, "f"].map(|text| text.as_bytes().to_vec());
-                    session::function_call(SET_CONFIG, &arguments)
-                }))
-            }
-            Self::MaySet | Self::OpenedForNobody | Self::Folded => each(&set),
-            Self::SearchPath => each(&path),
-            Self::InTransaction => each(&|route| format!("BEGIN; {}", set(route))),
-            Self::SharedLogin => {
-                each(&|route| format!("SET ROLE {}; {}", role(route), path(route)))
-            }
-            Self::SharedSuperuser => {
-                each(&|route| format!("SET SESSION AUTHORIZATION {}; {}", role(route), path(route)))
-            }
-            _ => None,
-        }
-    }
-
-    async fn stage(self, world: &World, made: &mut Option<Made>) -> Stage {
-        let placement = self.placement();
-        if let Some(sql) = self.before() {
-            world.run(placement, sql).await;
-        }
-        let (config, names) = world.config(placement, 1);
-        let routes = World::routes(&config, &names);
-        let made = made.insert(Made::on(config.servers[0].clone()));
-        let mut stage = world
-            .stage(made, placement, &routes, self.ways(&config, &routes))
-            .await;
-        stage.turns = self.turns(&routes);
-        for (word, route) in ["a_role", "b_role"].into_iter().zip(&routes) {
-            stage.words.set(word, &*route.pool.login.user);
-        }
-        let sql = stage.words.fill(self.after()).expect("words");
-        let database = if self == Self::OpenDatabases {
-            "postgres"
-        } else {
-            placement
-        };
-        world.run(database, &String::from_utf8_lossy(&sql)).await;
-        if self == Self::OpenDatabases {
-            let sql = "GRANT SELECT ON canaries TO PUBLIC";
-            world.run(&routes[1].pool.database, sql).await;
-        }
-        stage
-    }
-}
-
 /// Plays one variant of an attack where nothing is done against it.
 async fn succeeds(world: &World, attack: &Attack, variant: &Variant, weak: Weak) -> Verdict {
-    if weak == Weak::PlainProxy {
+    if weak == Weak::NoLimits {
         let mut played = Played::start(world, "guarded").await;
         return played.play(attack).await;
     }
@@ -555,8 +351,7 @@ async fn rows_are_kept_apart_by_the_seal_alone() {
     played.assert_honest().await;
     for attack in ATTACKS {
         let verdict = played.play(attack).await;
-        let is_of_rows = attack.category <= pgtenant::attacks::Category::Residue
-            && attack.name != "spoil the role";
+        let is_of_rows = attack.category <= Category::Residue && attack.name != "spoil the role";
         assert!(
             !is_of_rows || !matches!(verdict, Verdict::Escaped(_)),
             "{}: {verdict:?}",

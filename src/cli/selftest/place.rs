@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::report::{Outcome, Report};
 use super::tables;
+use crate::attacks::made::Made;
 use crate::attacks::play::{self, Verdict};
 use crate::attacks::session::Way;
-use crate::attacks::stage::{Apart, Cast, Made, Stage};
+use crate::attacks::stage::{Apart, Cast, Stage};
 use crate::attacks::{ATTACKS, Connections};
 use crate::cluster::interrupted;
 use crate::config::guests::{Guests, USER, load_with_guests, random_word};
