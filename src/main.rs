@@ -63,7 +63,8 @@ enum Command {
     },
     /// Play attacks between two throw-away tenants against the servers of a config, and say what held.
     ///
-    /// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which says nothing.
+    /// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which says nothing. It needs servers.*.admin,
+    /// with the right to make a schema, a role or a database as tenants of the placement have them; all of it is gone afterwards.
     Selftest(cli::selftest::Args),
     /// Print the SQL that databases are prepared with.
     #[command(subcommand)]

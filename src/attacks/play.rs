@@ -261,22 +261,19 @@ impl<'s> Playing<'s> {
             Ok(()) | Err(Stop::End) if self.seen.is_empty() => self.work().await,
             stop => stop,
         };
-        match played {
-            Ok(()) | Err(Stop::End) => {}
-            Err(Stop::NotHere) => return Verdict::NotHere,
-            Err(Stop::Trouble(why)) => return Verdict::Trouble(why),
-        }
         // What they hold is let go of before the rows are looked at.
         self.sessions = [None, None];
         self.crowd.clear();
-        match self.stage.inspect().await {
-            Ok(true) => {}
-            Ok(false) => self.note(Sign::Changed, "its rows are others"),
-            Err(why) => return Verdict::Trouble(why),
+        let rows = self.stage.inspect().await;
+        if rows == Ok(false) {
+            self.note(Sign::Changed, "its rows are others");
         }
-        match self.seen.is_empty() {
-            true => Verdict::Held(self.refused),
-            false => Verdict::Escaped(self.seen),
+        // What was seen counts, whatever could not be done after it.
+        match (played, rows) {
+            _ if !self.seen.is_empty() => Verdict::Escaped(self.seen),
+            (Err(Stop::Trouble(why)), _) | (_, Err(why)) => Verdict::Trouble(why),
+            (Err(Stop::NotHere), _) => Verdict::NotHere,
+            _ => Verdict::Held(self.refused),
         }
     }
 

@@ -216,4 +216,66 @@ mod tests {
         assert_eq!(attribute(&["eu", "us", "eu"], "x"), "eu");
         assert_eq!(attribute(&["a", "b"], "x"), "selftest_x");
     }
+
+    const FILE: &str = "listen: [{ address: \"0.0.0.0:6432\" }]
+http: { address: \"0.0.0.0:9187\" }
+servers:
+  one: { host: 10.0.0.1, max_connections: 10 }
+  two: { host: 10.0.0.2, max_connections: 10 }
+placements:
+  free: { tier: pool, servers: [one, two], database: app, login: { user: \"t_{tenant}\", password_file: \"/nowhere/{tenant}\" },
+          context: { app.tenant: \"{key}\", app.region: \"{region}\" }, shard_map: { a: two }, pool: { size: 9 } }
+  alone: { tier: instance, server: one, database: own, login: { user: own } }
+tenants:
+  a: { placement: free, attributes: { key: 550e8400-e29b-41d4-a716-446655440000, region: eu }, users: { u: { password: u } } }
+  b: { placement: free, attributes: { key: 550e8400-e29b-41d4-a716-446655440001, region: eu }, users: { u: { password: u } } }
+  c: { placement: alone, users: { u: { password: u } } }
+";
+
+    fn guests() -> Guests {
+        Guests {
+            placement: "free".to_owned(),
+            server: ServerName::new("two").ok(),
+            pool_size: 1,
+            marks: ["x", "y"].map(str::to_owned),
+            passwords: ["x", "y"].map(|secret| Secret::new(secret.to_owned())),
+        }
+    }
+
+    #[test]
+    fn guests_are_alone_in_a_placement_that_is_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pgtenant.yaml");
+        std::fs::write(&path, FILE).unwrap();
+        let (config, names) = load_with_guests(&path, &guests()).unwrap();
+        assert_eq!(names, ["selftest_x", "selftest_y"]);
+        assert_eq!(config.tenants.len(), 2);
+        assert!(config.listen[0].address.ip().is_loopback() && config.http.is_none());
+        let routes: Vec<_> = names
+            .iter()
+            .map(|name| &config.tenants[&**name].route)
+            .collect();
+        for (route, name) in routes.iter().zip(&names) {
+            assert_eq!(route.pool.server.as_str(), "two");
+            assert_eq!(route.pool.login.user, format!("t_{name}"));
+            assert_eq!(route.placement.pool_size, 1);
+            assert!(is_uuid(&route.context[0].1), "{:?}", route.context);
+            assert_eq!(route.context[1].1, "eu");
+        }
+        assert_ne!(routes[0].context, routes[1].context);
+    }
+
+    #[test]
+    fn a_server_of_its_own_is_not_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pgtenant.yaml");
+        // The file of a tenant's password is there for tenants, and not for this test.
+        let file = FILE.replace("password_file: \"/nowhere/{tenant}\"", "password: x");
+        std::fs::write(&path, file).unwrap();
+        let found = shared_placements(&path).unwrap();
+        assert_eq!(
+            found,
+            [("free".to_owned(), true), ("alone".to_owned(), false)]
+        );
+    }
 }

@@ -11,7 +11,7 @@ use pgtenant::attacks::made::Made;
 use pgtenant::attacks::play::{self, Verdict};
 use pgtenant::attacks::session::Way;
 use pgtenant::attacks::stage::{Cast, Stage};
-use pgtenant::attacks::{ATTACKS, Attack, Category, Variant};
+use pgtenant::attacks::{ATTACKS, Attack, Category, Step, Variant};
 use pgtenant::cluster::{Cluster, Options};
 use pgtenant::config::guests::{Guests, USER, load_with_guests};
 use pgtenant::config::{Config, Route, Secret};
@@ -79,6 +79,7 @@ impl World {
             pool("pool", "unguarded", "posture: sealed, guard: false"),
             pool("pool", "trusting", "posture: sealed, guard: false"),
             pool("instance", "silo", "posture: sealed"),
+            pool("pool", "reused", "pooling: session, pool: { reuse: true }"),
             own("schema", "schema, database: schema, schema: \"t_{tenant}\""),
             own("database", "database, database: \"db_{tenant}\""),
             "tenants: {}\n".to_owned(),
@@ -359,6 +360,31 @@ async fn rows_are_kept_apart_by_the_seal_alone() {
         );
     }
     played.assert_honest().await;
+    played.end(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_where_session_pooling_hands_connections_on() {
+    let world = World::new("reused").await;
+    let played = Played::start(&world, "reused").await;
+    let mut scenes = 0;
+    for attack in ATTACKS {
+        for variant in attack.variants {
+            let Variant::Scene(steps) = variant else {
+                continue;
+            };
+            let changes_hands = steps.iter().any(|step| matches!(step, Step::Leave(_)));
+            if attack.category == Category::Residue && changes_hands {
+                let verdict = play::play_variant(variant, &played.stage).await;
+                assert!(
+                    matches!(verdict, Verdict::Held(_)),
+                    "{variant:?}: {verdict:?}"
+                );
+                scenes += 1;
+            }
+        }
+    }
+    assert!(scenes > 10, "{scenes}");
     played.end(&world).await;
 }
 

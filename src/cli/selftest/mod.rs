@@ -18,12 +18,7 @@ use crate::cli::check;
 use crate::config::Config;
 use crate::config::guests::shared_placements;
 
-/// Play attacks between two throw-away tenants against the servers of a config, and say what held.
-///
-/// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which says nothing.
-///
-/// It needs servers.*.admin, with the rights to make what tenants of the placement have: a schema and a table in
-/// its database; roles and databases where each tenant has its own.
+/// See `pgtenant selftest --help`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The config file.
