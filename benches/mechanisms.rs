@@ -240,6 +240,7 @@ fn statements(criterion: &mut Criterion) {
             owns_sequences: true,
             effects: Effects::default(),
             pins: false,
+            obscure: false,
         };
         let rewritten = statements.rewrite(tag, frame, frame.len(), &mut target);
         assert!(matches!(rewritten, Ok(Rewritten::Consumed(_))));
@@ -334,7 +335,7 @@ fn pool(criterion: &mut Criterion) {
         config.timeouts.clone(),
         runtime.handle().clone(),
     );
-    let pool = instance.pool(&tenant.route.pool, 20);
+    let pool = instance.pool(&tenant.route.pool, tenant.route.placement.pool);
     let state = Arc::new(TenantState::new(tenant.id.clone()));
     let binding = Binding {
         tenant: tenant.id.clone(),

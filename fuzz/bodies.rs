@@ -207,6 +207,7 @@ impl Lease<'_> {
                     owns_sequences: true,
                     effects: Effects::default(),
                     pins: false,
+                    obscure: false,
                 };
                 let statements = &mut self.client.statements;
                 match statements.rewrite(tag, &whole, whole.len(), &mut target) {

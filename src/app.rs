@@ -12,11 +12,13 @@ use dashmap::DashMap;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::ClientHandle;
 use crate::config::{self, Config, Mistake, Route};
 use crate::error::{Error, Kind, Result};
+use crate::findings::Findings;
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
 use crate::protocol::startup::CancelKey;
@@ -42,7 +44,10 @@ pub struct App {
     /// What a reload reads again.
     config_path: Option<PathBuf>,
     pub verifiers: Verifiers,
+    pub audit: Audit,
     pub metrics: ProxyMetrics,
+    /// What the doctor found last.
+    pub findings: Findings,
     pub started: Instant,
     /// One reload at a time.
     reloading: Mutex<()>,
@@ -68,12 +73,14 @@ impl Drop for Counted {
 
 impl App {
     /// # Errors
-    /// TLS settings of a main port that cannot be used.
+    /// TLS settings of a main port that cannot be used, a thread that cannot be started.
     pub fn new(
         config: Config,
         config_path: Option<PathBuf>,
         workers: Vec<Handle>,
     ) -> Result<Arc<Self>> {
+        let audit = Audit::start(config.audit.clone())
+            .map_err(|e| Error::new(Kind::Internal, "could not start the audit").caused_by(e))?;
         let app = Arc::new(Self {
             workers,
             next_worker: AtomicUsize::new(0),
@@ -88,7 +95,9 @@ impl App {
             config: ArcSwap::from_pointee(config),
             config_path,
             verifiers: Verifiers::new(),
+            audit,
             metrics: ProxyMetrics::default(),
+            findings: Findings::default(),
             started: Instant::now(),
             reloading: Mutex::default(),
         });
@@ -117,7 +126,7 @@ impl App {
     pub fn pool(&self, route: &Route) -> Result<Arc<Pool>> {
         let instances = self.instances.load();
         let instance = instances.get(&route.pool.server).ok_or_else(moved)?;
-        Ok(instance.pool(&route.pool, route.placement.pool_size))
+        Ok(instance.pool(&route.pool, route.placement.pool))
     }
 
     /// Makes the instances fit `config`: new ones are built, changed ones reconfigured, others left
@@ -181,7 +190,7 @@ impl App {
     /// Puts a new config in force: what changed, and nothing else, is touched.
     ///
     /// Order of operations: all that can fail is built first. Then the instances, so that whoever sees
-    /// the new tenants finds their servers; the config; the limits; the pools that nobody routes
+    /// the new tenants finds their servers; the config; the audit and the limits; the pools that nobody routes
     /// to any more are closed; last every client is asked whether it may go on.
     ///
     /// # Errors
@@ -197,6 +206,7 @@ impl App {
         self.arrange(&new);
         let new = Arc::new(new);
         self.config.store(new.clone());
+        self.audit.reconfigure(new.audit.clone());
         if diff.listen_tls_changed {
             self.doors.store(Arc::new(doors));
         }

@@ -15,13 +15,13 @@
 //!
 //! | layer | modules | job |
 //! |---|---|---|
-//! | words | [`id`], [`error`], [`metrics`] | newtypes, the one error, counters |
-//! | data | [`config`], [`protocol`] | no policy, no sockets to PostgreSQL |
+//! | words | [`id`], [`error`], [`metrics`], [`timestamp`] | newtypes, the one error, counters |
+//! | data | [`config`], [`protocol`], [`findings`] | no policy, no sockets to PostgreSQL |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
-//! | handles | [`client`], [`app`] | what all parts share, built once |
+//! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
-//! | process | [`control`], [`admin`], [`server`] | health, seal, console, metrics, wiring |
+//! | process | [`control`], [`admin`], [`server`] | health, doctor, seal, console, metrics, wiring |
 //! | attacks | [`attacks`] | what a tenant tries against another, as data, and how it is played |
 //! | tools | [`cluster`], [`cli`] | subcommands; private servers for demo, tests and benches |
 //!
@@ -41,6 +41,7 @@
 pub mod admin;
 pub mod app;
 pub mod attacks;
+pub mod audit;
 pub mod auth;
 pub mod backend;
 pub mod cli;
@@ -49,6 +50,7 @@ pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod error;
+pub mod findings;
 pub mod frontend;
 pub mod id;
 pub mod metrics;
@@ -56,4 +58,5 @@ pub mod protocol;
 pub mod server;
 pub mod sql;
 pub mod tenant;
+pub mod timestamp;
 pub mod tls;

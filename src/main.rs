@@ -69,6 +69,11 @@ enum Command {
     /// Print the SQL that databases are prepared with.
     #[command(subcommand)]
     Sql(Sql),
+    /// Inspect the databases of a config: do they keep tenants apart?
+    ///
+    /// Every place is asked as the server's `admin` login, or else as the application, and nothing is changed. Exit
+    /// codes: 0 no finding above the notices, 1 findings that are warnings or critical, 2 a place could not be inspected.
+    Doctor(cli::doctor::Args),
     /// Ask a running proxy whether it is ready (exit 0): what a container's health check runs.
     Healthcheck(ConfigArgument),
 }
@@ -121,6 +126,9 @@ fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Serve(ConfigArgument { config }) => cli::serve::run(&config),
         Command::Check(ConfigArgument { config }) => code(check(&config)),
+        Command::Doctor(args) => {
+            with_runtime(async move { cli::doctor::run(&args, &mut stdout(), &mut stderr()).await })
+        }
         Command::Demo(args) => with_runtime(async move { cli::demo::run(&args).await }),
         Command::HashPassword { iterations } => code(cli::hash_password::run(
             iterations,

@@ -102,6 +102,8 @@ pub struct TenantMetrics {
     pub switches: Counter,
     /// CancelRequests passed on.
     pub cancels: Counter,
+    /// Events of the audit, written or not.
+    pub audited: Counter,
 }
 
 /// What the whole proxy has done outside of any tenant.

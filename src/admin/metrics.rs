@@ -15,9 +15,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::app::App;
+use crate::audit::Kind;
 use crate::backend::PoolCounts;
 use crate::backend::health::State;
 use crate::backend::instance::Instance;
+use crate::findings::Severity;
 use crate::metrics::{LATENCY_BOUNDS_US, Latency};
 use crate::tenant::state::TenantState;
 
@@ -48,8 +50,10 @@ impl Collector for AppCollector {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Output(encoder);
         proxy(&self.0, &mut out)?;
+        audit(&self.0, &mut out)?;
         tenants(&self.0, &mut out)?;
         servers(&self.0, &mut out)?;
+        doctor(&self.0, &mut out)?;
         pools(&self.0, &mut out)
     }
 }
@@ -197,6 +201,31 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
     Ok(())
 }
 
+fn audit(app: &App, out: &mut Output) -> fmt::Result {
+    let metrics = app.audit.metrics();
+    out.counter(
+        "audit_events",
+        "Attempts to reach what is another tenant's, and logins refused, written or not",
+        Kind::ALL.map(|kind| ([("kind", kind.name())], metrics.events(kind))),
+    )?;
+    let dropped = [
+        ("rate", &metrics.over_rate),
+        ("queue", &metrics.queue_full),
+        ("end", &metrics.unwritten),
+    ];
+    out.counter(
+        "audit_dropped",
+        "Events that are in no file: over audit.rate, with the queue full, not written when the proxy ended",
+        dropped.map(|(reason, counter)| ([("reason", reason)], counter.get())),
+    )?;
+    out.number(
+        MetricType::Counter,
+        "audit_write_failures",
+        "Attempts to write the audit file that failed",
+        metrics.write_failures.get(),
+    )
+}
+
 fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     let config = app.config();
     let tenants = app.seen_tenants();
@@ -223,7 +252,7 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     for (name, help, read) in gauges {
         out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
     }
-    let counters: [(&str, &str, Read<u64>); 8] = [
+    let counters: [(&str, &str, Read<u64>); 9] = [
         ("tenant_logins", "Logins that succeeded", |t| {
             t.metrics.logins.get()
         }),
@@ -254,6 +283,11 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         ("tenant_cancels", "Cancel requests passed on", |t| {
             t.metrics.cancels.get()
         }),
+        (
+            "tenant_audit_events",
+            "Events of the audit, written or not",
+            |t| t.metrics.audited.get(),
+        ),
     ];
     for (name, help, read) in counters {
         out.counter(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
@@ -320,6 +354,39 @@ fn servers(app: &App, out: &mut Output) -> fmt::Result {
     )
 }
 
+/// Of placements that were inspected at least once: a finding at two places counts twice.
+fn doctor(app: &App, out: &mut Output) -> fmt::Result {
+    let snapshot = app.findings.snapshot();
+    let mut counts: BTreeMap<&str, ([usize; Severity::ALL.len()], usize)> = BTreeMap::new();
+    for report in &snapshot.reports {
+        for placement in &report.placements {
+            let (found, failed) = counts.entry(placement).or_default();
+            for (count, severity) in found.iter_mut().zip(Severity::ALL) {
+                *count += report.count(severity);
+            }
+            *failed += usize::from(report.problem.is_some());
+        }
+    }
+    let found = counts.iter().flat_map(|(placement, (found, _))| {
+        found.iter().zip(Severity::ALL).map(|(count, severity)| {
+            let labels = [("placement", *placement), ("severity", severity.as_str())];
+            (labels, *count)
+        })
+    });
+    out.gauge(
+        "doctor_findings",
+        "What keeps the tenants of a placement from being kept apart, by the last inspection",
+        found,
+    )?;
+    out.gauge(
+        "doctor_failed",
+        "Places of a placement that could not be inspected the last time",
+        counts
+            .iter()
+            .map(|(placement, (_, failed))| ([("placement", *placement)], *failed)),
+    )
+}
+
 /// Pools that differ only in password or pinned parameters are one series.
 fn pools(app: &App, out: &mut Output) -> fmt::Result {
     let mut pools: BTreeMap<_, (PoolCounts, usize)> = BTreeMap::new();
@@ -337,7 +404,7 @@ fn pools(app: &App, out: &mut Output) -> fmt::Result {
             sum.waiting += counts.waiting;
             // A replication client's connection is beside those that are shared.
             if !key.is_replicating() {
-                *size += pool.size();
+                *size += pool.limits().size;
             }
         }
     }

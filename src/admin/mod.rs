@@ -7,7 +7,6 @@ pub mod http;
 mod inbox;
 mod metrics;
 mod show;
-mod timestamp;
 
 #[cfg(test)]
 mod testing;

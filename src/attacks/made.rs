@@ -130,7 +130,7 @@ pub(super) struct Thing<'t> {
 
 pub(super) fn describe(sql: &str, error: &tokio_postgres::Error) -> String {
     let what = sql.trim().lines().next().unwrap_or_default();
-    format!("{} ({what})", door::describe(error))
+    format!("{} ({what})", door::words(error))
 }
 
 pub(super) fn quoted(name: &str) -> String {

@@ -332,22 +332,20 @@ pub async fn adopt(
     })
 }
 
-/// Discards all that a session holds, after which the connection is clean: what it holds, locks above all, would hinder others while it
-/// is idle.
+/// Takes all of a session that has ended off `connection`, which carries no context then. Whatever it is told meanwhile is nobody's.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
 /// # Errors
-/// 08006: it must be closed.
-pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Result<()> {
+/// 08006: it is to be closed.
+pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Result<(), Error> {
+    connection.context = Context::Unknown;
+    connection.note_discard();
     let mut plan = Plan::default();
     plan.query("DISCARD ALL");
     plan.required = plan.answers;
-    connection.context = Context::Unknown;
-    connection.note_discard();
-    // What its client listened to has nobody to hear it.
-    let nobody = &mut Buffer::new();
-    let done = exchange(connection, &plan, Asking::Context, nobody);
+    let mut nobodys = Buffer::new();
+    let done = exchange(connection, &plan, Asking::Context, &mut nobodys);
     match tokio::time::timeout(deadline, done).await {
         Ok(done) => done.map_err(Refusal::into_error)?,
         Err(_) => return Err(not_set(format_args!("timed out after {deadline:?}"))),

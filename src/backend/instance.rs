@@ -17,7 +17,7 @@ use crate::backend::health::Health;
 use crate::backend::lease::Grant;
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
-use crate::config::{PoolKey, Server, Timeouts};
+use crate::config::{PoolKey, PoolLimits, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
@@ -26,8 +26,14 @@ use crate::tenant::state::TenantState;
 /// be stormed, and its clients need not wait to be told.
 const BACKOFF: Duration = Duration::from_millis(500);
 
+/// A tenant that holds no connection waits this long before it may have one of the pool's reserve.
+const RESERVE_AFTER: Duration = Duration::from_millis(250);
+
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often room in the budget is looked for.
+const ROOM_POLL: Duration = Duration::from_millis(50);
 
 /// Most session settings of clients whose effect is remembered, per pool.
 const MAX_PROFILES: usize = 256;
@@ -51,13 +57,25 @@ pub struct Pool {
     pub key: PoolKey,
     pub instance: Arc<Instance>,
     size: AtomicUsize,
+    reserve: AtomicUsize,
     /// The config routes nobody here any more: connections are closed instead of kept.
     retired: AtomicBool,
+    /// The server does not tell its login which locks it holds.
+    hides_locks: AtomicBool,
     pub statements: Interner,
     pub functions: Functions,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
     profiles: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+}
+
+/// A place in an instance's budget, until dropped.
+pub struct Room(Arc<Instance>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.queue().give_back();
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -129,15 +147,17 @@ impl Instance {
     }
 
     /// The pool for `key`; made when it is first asked for.
-    pub fn pool(self: &Arc<Self>, key: &PoolKey, size: usize) -> Arc<Pool> {
+    pub fn pool(self: &Arc<Self>, key: &PoolKey, limits: PoolLimits) -> Arc<Pool> {
         let mut by_key = lock(&self.by_key);
         let pool = by_key.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let pool = Arc::new(Pool {
                 id: self.next_pool.fetch_add(1, Relaxed),
                 key: key.clone(),
                 instance: self.clone(),
-                size: AtomicUsize::new(size),
+                size: AtomicUsize::new(limits.size),
+                reserve: AtomicUsize::new(limits.reserve),
                 retired: AtomicBool::new(false),
+                hides_locks: AtomicBool::new(false),
                 statements: Interner::default(),
                 functions: Functions::default(),
                 last_failure: Mutex::default(),
@@ -146,7 +166,8 @@ impl Instance {
             by_key.insert(key.clone(), Arc::downgrade(&pool));
             pool
         });
-        let grew = pool.size.swap(size, Relaxed) < size;
+        let grew = pool.size.swap(limits.size, Relaxed) < limits.size;
+        pool.reserve.store(limits.reserve, Relaxed);
         pool.retired.store(false, Relaxed);
         let mut queue = self.queue();
         queue.add_pool(pool.clone());
@@ -155,6 +176,25 @@ impl Instance {
         }
         drop(queue);
         pool
+    }
+
+    /// A place in the budget for a connection of the control plane. Clients go first: at most one idle connection is
+    /// closed for it. None: there was none in time.
+    ///
+    /// Cancel safe.
+    pub async fn room(self: &Arc<Self>, patience: Duration) -> Option<Room> {
+        let deadline = Instant::now() + patience;
+        let mut asked = false;
+        loop {
+            if self.queue().reserve() {
+                return Some(Room(self.clone()));
+            }
+            if Instant::now() >= deadline {
+                return None;
+            }
+            self.close_idle(|_, _| !std::mem::replace(&mut asked, true));
+            tokio::time::sleep(ROOM_POLL).await;
+        }
     }
 
     /// Server connections open now, being made or being closed.
@@ -233,8 +273,20 @@ async fn sweep(instance: Weak<Instance>) {
 
 impl Pool {
     /// Most connections it may have.
-    pub fn size(&self) -> usize {
-        self.size.load(Relaxed)
+    pub fn limits(&self) -> PoolLimits {
+        PoolLimits {
+            size: self.size.load(Relaxed),
+            reserve: self.reserve.load(Relaxed),
+        }
+    }
+
+    /// Whether its login was refused `pg_locks`.
+    pub fn hides_locks(&self) -> bool {
+        self.hides_locks.load(Relaxed)
+    }
+
+    pub fn hide_locks(&self) {
+        self.hides_locks.store(true, Relaxed);
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -329,11 +381,11 @@ impl Pool {
         let deadline = self.instance.timeouts().checkout;
         let _waiting = tenant.metrics.waiting.enter();
         let since = Instant::now();
-        let granted = tokio::time::timeout(deadline, &mut line.receiver).await;
+        let granted = tokio::time::timeout(deadline, line.granted()).await;
         tenant.metrics.waits.record(since.elapsed());
         match granted {
-            Ok(Ok(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
-            Ok(Err(_)) => Err(Error::new(
+            Ok(Some(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
+            Ok(None) => Err(Error::new(
                 Kind::Internal,
                 "the line for server connections broke",
             )),
@@ -350,6 +402,32 @@ struct Line<'a> {
     pool: &'a Arc<Pool>,
     tenant: &'a Arc<TenantState>,
     receiver: tokio::sync::oneshot::Receiver<Granted>,
+}
+
+impl Line<'_> {
+    /// What comes free, or what the reserve has. None: the pool is gone.
+    ///
+    /// Cancel safe.
+    async fn granted(&mut self) -> Option<Granted> {
+        loop {
+            let patience = match self.pool.limits().reserve {
+                0 => Duration::MAX,
+                _ => RESERVE_AFTER,
+            };
+            match tokio::time::timeout(patience, &mut self.receiver).await {
+                Ok(granted) => return granted.ok(),
+                Err(_) => {
+                    // What was delivered meanwhile is there: that happens under the same lock.
+                    let mut queue = self.pool.instance.queue();
+                    let granted = self.receiver.try_recv().ok();
+                    let granted = granted.or_else(|| queue.take_reserve(self.pool.id, self.tenant));
+                    if granted.is_some() {
+                        return granted;
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Drop for Line<'_> {

@@ -166,23 +166,10 @@ impl Lease {
             drop(queue);
             instance.close(self.pool.id, connection, false);
         } else {
-            queue.put_back(self.pool.id, &self.tenant, connection, now);
-        }
-    }
-}
-
-impl Lease {
-    /// Gives the connection back with nothing of its session on it, or closes it. Only where
-    /// [`checkin`](Self::checkin) may be called.
-    ///
-    /// Cancel safe: the connection is closed.
-    pub async fn scrub(mut self) {
-        let deadline = self.pool.instance.timeouts().connect;
-        self.busy = true;
-        match context::scrub(&mut self, deadline).await {
-            Ok(()) => self.checkin(),
-            Err(error) => {
-                tracing::warn!(tenant = %self.tenant.id, %error, "a server connection that was left could not be scrubbed");
+            let surplus = queue.put_back(self.pool.id, &self.tenant, connection, now);
+            drop(queue);
+            if let Some(connection) = surplus {
+                instance.close(self.pool.id, connection, false);
             }
         }
     }

@@ -58,6 +58,11 @@ impl Statement {
         &self.server_name
     }
 
+    /// Its query.
+    pub fn text(&self) -> &[u8] {
+        split_cstr(&self.definition).map_or(&[], |(text, _)| text)
+    }
+
     /// Length of the definition in bytes.
     pub fn size(&self) -> usize {
         self.definition.len()

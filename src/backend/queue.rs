@@ -5,6 +5,9 @@
 //! that carries none; a new one within the pool's size and the instance's budget; the least
 //! recently used idle one of another tenant in the same pool; the slot of the least recently used
 //! idle one of another pool. Else the tenant waits, behind its own clients only: tenants are served in turn.
+//!
+//! One tenant cannot keep the others away, whatever it holds for however long: who holds no connection gets one of the pool's
+//! reserve after a while, and the last places of the instance are for such tenants.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::backend::connection::ServerConnection;
 use crate::backend::instance::Pool;
+use crate::config::PoolLimits;
 use crate::id::TenantId;
 use crate::tenant::state::TenantState;
 
@@ -48,6 +52,17 @@ pub struct PoolState {
     waiting: HashMap<TenantId, VecDeque<Waiter>>,
 }
 
+impl PoolState {
+    fn busy(&self) -> usize {
+        self.total - self.idle.len()
+    }
+
+    /// More connections than its size: some of its reserve.
+    fn is_over(&self) -> bool {
+        self.total > self.pool.limits().size
+    }
+}
+
 /// Numbers of a pool for the admin console.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolCounts {
@@ -60,6 +75,8 @@ pub struct Queue {
     /// Most connections over all pools.
     limit: usize,
     total: usize,
+    /// Connections that tenants hold.
+    active: usize,
     pools: HashMap<u64, PoolState>,
     /// Tenants with waiting clients, next one first.
     ring: VecDeque<(u64, TenantId)>,
@@ -70,6 +87,7 @@ impl Queue {
         Self {
             limit,
             total: 0,
+            active: 0,
             pools: HashMap::new(),
             ring: VecDeque::new(),
         }
@@ -82,6 +100,18 @@ impl Queue {
 
     pub fn total(&self) -> usize {
         self.total
+    }
+
+    /// Takes a place for a connection that is not a client's, if one is free; [`give_back`](Self::give_back) ends it.
+    pub fn reserve(&mut self) -> bool {
+        let free = self.total < self.limit;
+        self.total += usize::from(free);
+        free
+    }
+
+    pub fn give_back(&mut self) {
+        self.total = self.total.saturating_sub(1);
+        self.dispatch_all();
     }
 
     /// Over a limit that was lowered: connections are closed instead of kept.
@@ -136,9 +166,29 @@ impl Queue {
         if behind_its_own || !tenant.may_activate() {
             return None;
         }
-        let granted = self.find(pool, &tenant.id)?;
-        tenant.activate();
+        let granted = self.find(pool, tenant, Share::Usual)?;
+        self.activate(tenant);
         Some(granted)
+    }
+
+    /// A connection or room for one from the pool's reserve, for a tenant that holds none.
+    pub fn take_reserve(&mut self, pool: u64, tenant: &TenantState) -> Option<Granted> {
+        if tenant.active() > 0 {
+            return None;
+        }
+        let granted = self.find(pool, tenant, Share::Reserve)?;
+        self.activate(tenant);
+        Some(granted)
+    }
+
+    fn activate(&mut self, tenant: &TenantState) {
+        tenant.activate();
+        self.active += 1;
+    }
+
+    fn count_out(&mut self, tenant: &TenantState) {
+        tenant.deactivate();
+        self.active -= 1;
     }
 
     /// Stands in line.
@@ -157,20 +207,28 @@ impl Queue {
         receiver
     }
 
-    fn find(&mut self, pool: u64, tenant: &TenantId) -> Option<Granted> {
+    fn find(&mut self, pool: u64, tenant: &TenantState, share: Share) -> Option<Granted> {
         let room = self.total < self.limit;
         let state = self.pools.get_mut(&pool)?;
+        let PoolLimits { size, reserve } = state.pool.limits();
+        let kept = reserve.min(self.limit / 4);
+        if tenant.active() > 0 && (state.busy() >= size || self.active + kept >= self.limit) {
+            return None;
+        }
         let of = |wanted: Option<&TenantId>| {
             state
                 .idle
                 .iter()
                 .rposition(|connection| connection.context.tenant() == wanted)
         };
-        let free = of(Some(tenant)).or_else(|| of(None));
+        let free = of(Some(&tenant.id)).or_else(|| of(None));
         if let Some(connection) = free.and_then(|at| state.idle.remove(at)) {
             return Some(Granted::Ready(connection));
         }
-        let below_size = state.total < state.pool.size();
+        let below_size = match share {
+            Share::Usual => state.total < size,
+            Share::Reserve => state.total < size + reserve,
+        };
         if below_size && room {
             state.total += 1;
             self.total += 1;
@@ -196,25 +254,26 @@ impl Queue {
         None
     }
 
-    /// Puts back what a lease or an unused grant held, and serves who waits.
+    /// Puts back what a lease or an unused grant held, and serves who waits. What is returned is to be closed: the pool has
+    /// more than its size.
+    #[must_use]
     pub fn put_back(
         &mut self,
         pool: u64,
         tenant: &TenantState,
         mut connection: Box<ServerConnection>,
         now: Instant,
-    ) {
-        tenant.deactivate();
+    ) -> Option<Box<ServerConnection>> {
+        self.count_out(tenant);
         connection.idle_since = now;
+        let state = self.pools.get_mut(&pool)?;
         if self.ring.is_empty() {
-            if let Some(state) = self.pools.get_mut(&pool) {
-                state.idle.push_back(connection);
+            if state.is_over() {
+                return Some(connection);
             }
-            return;
+            state.idle.push_back(connection);
+            return None;
         }
-        let Some(state) = self.pools.get_mut(&pool) else {
-            return;
-        };
         let stays = connection.context.tenant() == Some(&tenant.id) && connection.turn < TURN;
         connection.turn += 1;
         state.idle.push_back(connection);
@@ -227,6 +286,11 @@ impl Queue {
             .flatten();
         if !position.is_some_and(|position| self.serve(position) == Served::Granted) {
             self.dispatch();
+        }
+        let state = self.pools.get_mut(&pool)?;
+        match state.is_over() {
+            true => state.idle.pop_front(),
+            false => None,
         }
     }
 
@@ -245,7 +309,7 @@ impl Queue {
 
     /// Counts the server connection of a lease that ends without giving it back.
     pub fn deactivate(&mut self, tenant: &TenantState) {
-        tenant.deactivate();
+        self.count_out(tenant);
         self.dispatch();
     }
 
@@ -296,7 +360,7 @@ impl Queue {
             if !waiter.may_activate() {
                 return Served::Blocked;
             }
-            let Some(granted) = self.find(pool, &tenant) else {
+            let Some(granted) = self.find(pool, &waiter, Share::Usual) else {
                 return Served::Blocked;
             };
             match self.hand_over(pool, &tenant, granted) {
@@ -338,10 +402,10 @@ impl Queue {
         let Some(waiter) = line.and_then(VecDeque::pop_front) else {
             return Some(granted);
         };
-        waiter.tenant.activate();
+        self.activate(&waiter.tenant);
         let undelivered = waiter.sender.send(granted).err();
         if undelivered.is_some() {
-            waiter.tenant.deactivate();
+            self.count_out(&waiter.tenant);
         }
         undelivered
     }
@@ -365,6 +429,13 @@ impl Queue {
             }
         }
     }
+}
+
+/// Of how many connections of a pool a tenant may have one.
+#[derive(Debug, Clone, Copy)]
+enum Share {
+    Usual,
+    Reserve,
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -73,6 +73,8 @@ impl Pins {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Question {
     pub pins: Pins,
+    /// Advisory locks are asked about only because code was run that nobody read.
+    pub locks_are_unlikely: bool,
     /// Parameters whose values are wanted.
     pub settings: Vec<String>,
     /// Parameters of which it must be known whether they are set in this session.
@@ -153,7 +155,20 @@ const CONDITIONS: [(Pins, &str, &str); 5] = [
 
 impl Question {
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let nothing = Self {
+            locks_are_unlikely: self.locks_are_unlikely,
+            ..Self::default()
+        };
+        *self == nothing
+    }
+
+    /// Asks no more about locks that are unlikely, where the server does not tell: in a database that is hardened, for one. False: it
+    /// did not ask, or they are not.
+    pub fn forgo_locks(&mut self) -> bool {
+        let asks = self.pins.contains(Pins::ADVISORY) && self.locks_are_unlikely;
+        self.pins
+            .set(Pins::ADVISORY, self.pins.contains(Pins::ADVISORY) && !asks);
+        asks
     }
 
     /// Rows of a word and a text.

@@ -25,6 +25,19 @@ const VERSION: &str = "1";
 /// The SQLSTATEs of `pgtenant.tenant_id()`, as fields of an ErrorResponse: not valid, no epoch.
 const REFUSALS: [&[u8]; 2] = [b"\0C42501\0", b"\0C55000\0"];
 
+/// What `pgtenant.tenant_id()` raises for a context that is not valid.
+const NOT_VALID: &str = "the tenant context of this session is not valid";
+
+/// Whether an error says that a sealed context was forged, has expired or has lost its epoch. A tenant that may define
+/// functions can raise the same: it is then what that tenant wants known of itself.
+pub fn is_refusal(fields: &ErrorFields) -> bool {
+    match &*fields.sqlstate {
+        "42501" => fields.routine == "exec_stmt_raise" && fields.message == NOT_VALID,
+        "55000" => fields.routine == "currval_oid" && fields.context.contains("tenant_id()"),
+        _ => false,
+    }
+}
+
 /// What a server connection is sealed with.
 #[derive(Debug, Default)]
 pub struct Sealed {

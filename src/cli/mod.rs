@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod doctor;
 pub mod hash_password;
 pub mod healthcheck;
 pub mod seal;

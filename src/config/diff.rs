@@ -51,7 +51,7 @@ impl Diff {
 }
 
 /// Compares. Settings that are read afresh each time they are used (identify, timeouts, limits of
-/// the proxy, users of the console) are not listed.
+/// the proxy, users of the console), or at each reload (audit), are not listed.
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let mut diff = Diff {
         pools_removed: pools_removed(old, new),
@@ -122,7 +122,7 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
         let Some(before) = old.placements.get(name) else {
             continue;
         };
-        if before.pool_size != placement.pool_size
+        if before.pool != placement.pool
             || before.reuse != placement.reuse
             || before.max_clients != placement.max_clients
         {

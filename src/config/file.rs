@@ -17,8 +17,8 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::units::{Count, Period};
-use super::{LogFormat, Pooling, Posture, Secret, SslMode, Tier};
+use super::units::{Count, Period, Size};
+use super::{LogFormat, Pooling, Posture, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
 /// kept, so that what refers to it is not reported as dangling.
@@ -31,11 +31,13 @@ pub struct ConfigFile {
     /// The admin console. Default: none.
     pub admin: Option<AdminConsoleFile>,
     pub log: LogFile,
+    pub audit: AuditFile,
     /// Threads that serve clients. Default: one for each core.
     pub workers: Option<Count>,
     pub identify: IdentifyFile,
     pub limits: LimitsFile,
     pub timeouts: TimeoutsFile,
+    pub doctor: DoctorFile,
     /// PostgreSQL instances by name. Required.
     pub servers: Option<IndexMap<String, Option<ServerFile>>>,
     /// Kinds of places by name. Required.
@@ -108,6 +110,35 @@ impl Default for LogFile {
         Self {
             format: LogFormat::Text,
             filter: "info".to_owned(),
+        }
+    }
+}
+
+/// `audit`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct AuditFile {
+    /// Where attempts to reach other tenants are written, one JSON object a line. Default: none; they are counted
+    /// and logged.
+    pub file: Option<String>,
+    /// A file that would grow beyond this is renamed to `<file>.1`, that one to `<file>.2` and so on. Default: 100MB.
+    pub max_size: Size,
+    /// So many old files are kept. Default: 5.
+    pub keep: Count,
+    /// Events of a tenant that are written each minute, once `burst` is used up; others are counted. Default: 60.
+    pub rate: Count,
+    /// Events of a tenant that are written at once. Default: 100.
+    pub burst: Count,
+}
+
+impl Default for AuditFile {
+    fn default() -> Self {
+        Self {
+            file: None,
+            max_size: Size(100 << 20),
+            keep: Count(5),
+            rate: Count(60),
+            burst: Count(100),
         }
     }
 }
@@ -188,6 +219,28 @@ impl Default for TimeoutsFile {
             shutdown: seconds(30),
             server_idle: seconds(10 * 60),
             server_lifetime: seconds(60 * 60),
+        }
+    }
+}
+
+/// `doctor`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct DoctorFile {
+    /// Inspect the databases at the start, after reloads and every interval. Default: true.
+    pub enabled: bool,
+    /// At least 1s. Default: 10m.
+    pub interval: Period,
+    /// Refuse new clients of places whose policies do not keep tenants apart. Default: false.
+    pub refuse: bool,
+}
+
+impl Default for DoctorFile {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            interval: Period(Duration::from_secs(10 * 60)),
+            refuse: false,
         }
     }
 }
@@ -291,10 +344,13 @@ pub struct PlacementFile {
     pub login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
-    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: plain.
+    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: sealed where the placement's servers
+    /// have `seal`, else plain.
     pub posture: Option<Posture>,
     /// In posture sealed: whether statements that could change the tenant are refused as in posture guarded. Default: true.
     pub guard: Option<bool>,
+    /// In posture guarded and up: what all tenants of the database have in common, and may use nevertheless. Default: none.
+    pub allow: Vec<Shared>,
     /// In posture sealed: what `pgtenant.tenant_id()` returns. Default: the tenant's id.
     pub seal_tenant: Option<String>,
     /// Default: transaction.
@@ -316,6 +372,7 @@ impl Default for PlacementFile {
             context: IndexMap::new(),
             posture: None,
             guard: None,
+            allow: Vec::new(),
             seal_tenant: None,
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),
@@ -342,6 +399,9 @@ pub struct LoginFile {
 pub struct PoolFile {
     /// Server connections of one pool (server, database and login). Default: 20.
     pub size: Count,
+    /// How many more of one pool, within the server's `max_connections`, for tenants that hold none of them and have waited a quarter
+    /// of a second: one each. Default: 5, and 0 for a placement with one tenant.
+    pub reserve: Option<Count>,
     /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
     /// for each client. Default: false.
     pub reuse: bool,
@@ -351,6 +411,7 @@ impl Default for PoolFile {
     fn default() -> Self {
         Self {
             size: Count(20),
+            reserve: None,
             reuse: false,
         }
     }

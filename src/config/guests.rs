@@ -22,7 +22,7 @@ pub struct Guests {
     pub placement: String,
     /// The server that both are on; none: the placement's first.
     pub server: Option<ServerName>,
-    /// Most server connections of a pool.
+    /// Most server connections of a pool. One is really one: without a reserve.
     pub pool_size: usize,
     /// For each, what its names are made of, in letters and digits.
     pub marks: [String; 2],
@@ -55,6 +55,9 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
     })]);
     file.http = None;
     file.admin = None;
+    // What guests do is no attempt that anybody should hear of, and what the doctor finds is told elsewhere.
+    file.audit = Default::default();
+    file.doctor.enabled = false;
     file.workers = Some(Count(1));
     file.identify = IdentifyFile {
         by: vec![By::User],
@@ -88,6 +91,9 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
 fn make_room(placement: &mut PlacementFile, guests: &Guests) {
     placement.shard_map = IndexMap::new();
     placement.pool.size = Count(guests.pool_size as u64);
+    if guests.pool_size == 1 {
+        placement.pool.reserve = Some(Count(0));
+    }
     placement.limits = Default::default();
     // A file for each tenant: there is none for these.
     if let Some(login) = &mut placement.login
@@ -258,7 +264,7 @@ tenants:
         for (route, name) in routes.iter().zip(&names) {
             assert_eq!(route.pool.server.as_str(), "two");
             assert_eq!(route.pool.login.user, format!("t_{name}"));
-            assert_eq!(route.placement.pool_size, 1);
+            assert_eq!(route.placement.pool.size, 1);
             assert!(is_uuid(&route.context[0].1), "{:?}", route.context);
             assert_eq!(route.context[1].1, "eu");
         }

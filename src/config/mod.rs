@@ -16,7 +16,7 @@ mod template;
 mod units;
 mod verifier;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -66,12 +66,14 @@ pub struct Config {
     /// Users of the admin console (database `pgtenant`); empty: no console.
     pub admin_users: BTreeMap<String, Arc<Credential>>,
     pub log: Log,
+    pub audit: Audit,
     /// OS threads that serve clients, each a runtime of its own.
     pub workers: usize,
     pub identify: Identify,
     /// Clients of the whole proxy, logging in or logged in.
     pub max_clients: usize,
     pub timeouts: Timeouts,
+    pub doctor: Doctor,
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: HashMap<TenantId, Arc<Tenant>>,
@@ -120,6 +122,20 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where attempts to reach other tenants are written, and how many of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    pub file: Option<PathBuf>,
+    /// In bytes; a file that would be larger makes way for a new one.
+    pub max_size: u64,
+    /// Files that have made way and are kept.
+    pub keep: u32,
+    /// Events of one tenant that are written each minute.
+    pub rate: u32,
+    /// Events of one tenant that are written at once after a while without any.
+    pub burst: u32,
+}
+
 /// Which parts of a login may name the tenant. All that are given must agree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identify {
@@ -147,6 +163,16 @@ pub struct Timeouts {
     pub server_idle: Duration,
     /// A server connection is closed at its next clean point after this age.
     pub server_lifetime: Duration,
+}
+
+/// The inspection of the databases by a running proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Doctor {
+    pub enabled: bool,
+    /// From one inspection to the next.
+    pub interval: Duration,
+    /// Refuse the clients of places whose policies do not keep tenants apart.
+    pub refuse: bool,
 }
 
 /// A PostgreSQL instance.
@@ -277,8 +303,39 @@ impl fmt::Display for Posture {
     }
 }
 
+/// What all tenants of a database have in common, without row level security: by it they can reach or hinder each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shared {
+    AdvisoryLocks,
+    /// LISTEN and NOTIFY.
+    Channels,
+    LargeObjects,
+    /// LOCK TABLE in modes that keep others from reading or writing.
+    TableLocks,
+}
+
+impl fmt::Display for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AdvisoryLocks => "advisory-locks",
+            Self::Channels => "channels",
+            Self::LargeObjects => "large-objects",
+            Self::TableLocks => "table-locks",
+        })
+    }
+}
+
 /// The variable that a sealed context travels in, beside those of `context`.
 pub const SEALED_VARIABLE: &str = "pgtenant.context";
+
+/// Most server connections of one pool (one server, database and login).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolLimits {
+    pub size: usize,
+    /// And how many more for tenants that hold none of them, one each.
+    pub reserve: usize,
+}
 
 /// A named kind of place. What its templates mean for a tenant is in [`Route`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -290,10 +347,11 @@ pub struct Placement {
     pub pooling: Pooling,
     /// Plain where there is no context.
     pub posture: Posture,
-    /// Whether statements that could change the tenant are refused.
+    /// Whether statements that could change the tenant, or hinder others, are refused.
     pub guard: bool,
-    /// Most server connections of one pool (one server, database and login).
-    pub pool_size: usize,
+    /// What of the database's the guard lets tenants use nevertheless.
+    pub allow: BTreeSet<Shared>,
+    pub pool: PoolLimits,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
     pub reuse: bool,
     /// Most clients of all tenants of this placement together.
@@ -371,6 +429,14 @@ impl Route {
         context
             .find(|(own, _)| own.eq_ignore_ascii_case(name))
             .map(|(_, value)| &**value)
+    }
+
+    /// The first of a client's parameters that would have the tenant's context say something else.
+    pub fn foreign_parameter<'a>(&self, parameters: &'a [(String, String)]) -> Option<&'a str> {
+        let mut parameters = parameters.iter();
+        let foreign =
+            parameters.find(|(name, value)| self.pinned(name).is_some_and(|own| own != value));
+        foreign.map(|(name, _)| &**name)
     }
 
     /// Whether both say the same of the tenant, by whatever key.

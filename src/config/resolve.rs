@@ -14,16 +14,21 @@ use std::net::SocketAddr;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::file::{
-    By, ConfigFile, CredentialFile, HttpFile, IdentifyFile, ListenFile, LogFile, TimeoutsFile,
+    AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, ListenFile,
+    LogFile, TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
 use super::units::Count;
-use super::{Config, Credential, Identify, Listen, Log, Mistake, ScramVerifier, Secret, Timeouts};
+use super::{
+    Audit, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier, Secret,
+    Timeouts,
+};
 use crate::id::{self, ServerName, TenantId};
 
 /// Where a file without `listen` listens.
@@ -34,6 +39,13 @@ const MAX_WORKERS: usize = 1024;
 
 /// PostgreSQL's own bound on `max_connections` (`MAX_BACKENDS` in postmaster.h).
 const MAX_CONNECTIONS: usize = 262_143;
+
+/// More often is a load on the servers.
+const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// More files and events than anybody reads.
+const MAX_AUDIT_FILES: usize = 1000;
+const MAX_AUDIT_EVENTS: usize = 1_000_000;
 
 /// More clients than file descriptors can be had.
 const MAX_CLIENTS: usize = 10_000_000;
@@ -136,10 +148,12 @@ impl Resolver<'_, '_> {
         let console = file.admin.is_some();
         let admin_users = file.admin.map(|admin| self.console_users(&admin.users));
         let log = self.log(file.log);
+        let audit = self.audit(file.audit);
         let workers = self.workers(file.workers);
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
         let max_clients = self.count(&limits_at.key("clients"), file.limits.clients, MAX_CLIENTS);
+        let doctor = self.doctor(&file.doctor);
         let server_files = self.required(&At::ROOT, "servers", file.servers);
         let placement_files = self.required(&At::ROOT, "placements", file.placements);
         let tenant_files = self.required(&At::ROOT, "tenants", file.tenants);
@@ -155,10 +169,12 @@ impl Resolver<'_, '_> {
             http,
             admin_users: admin_users.unwrap_or_default(),
             log: log?,
+            audit: audit?,
             workers: workers?,
             identify,
             max_clients: max_clients?,
             timeouts: timeouts(&file.timeouts),
+            doctor: doctor?,
             servers,
             placements: plans
                 .into_values()
@@ -287,11 +303,51 @@ impl Resolver<'_, '_> {
         })
     }
 
+    fn audit(&mut self, file: AuditFile) -> Option<Audit> {
+        let at = At::ROOT.key("audit");
+        let mut count = |key, count, most| {
+            let count = self.count(&at.key(key), count, most)?;
+            u32::try_from(count).ok()
+        };
+        let keep = count("keep", file.keep, MAX_AUDIT_FILES);
+        let rate = count("rate", file.rate, MAX_AUDIT_EVENTS);
+        let burst = count("burst", file.burst, MAX_AUDIT_EVENTS);
+        if file.file.as_deref() == Some("") {
+            self.mistakes.add(&at.key("file"), "must not be empty");
+        }
+        Some(Audit {
+            file: file.file.map(|path| self.path(&path)),
+            max_size: file.max_size.0,
+            keep: keep?,
+            rate: rate?,
+            burst: burst?,
+        })
+    }
+
     fn workers(&mut self, workers: Option<Count>) -> Option<usize> {
         match workers {
             Some(count) => self.count(&At::ROOT.key("workers"), count, MAX_WORKERS),
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
         }
+    }
+
+    fn doctor(&mut self, file: &DoctorFile) -> Option<Doctor> {
+        let section = At::ROOT.key("doctor");
+        if file.interval.0 < MIN_DOCTOR_INTERVAL {
+            self.mistakes
+                .add(&section.key("interval"), "must be at least 1s");
+            return None;
+        }
+        if file.refuse && !file.enabled {
+            let message = "has no effect with enabled: false";
+            self.mistakes.add(&section.key("refuse"), message);
+            return None;
+        }
+        Some(Doctor {
+            enabled: file.enabled,
+            interval: file.interval.0,
+            refuse: file.refuse,
+        })
     }
 
     fn identify(&mut self, file: &IdentifyFile) -> Identify {

@@ -1,4 +1,4 @@
-//! Values with a unit as people write them: durations and counts.
+//! Values with a unit as people write them: durations, sizes and counts.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,9 +8,16 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 /// Longest duration accepted. Beyond a year a mistake is likelier than an intention.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// Smallest and largest size of a file accepted, in bytes.
+const SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 40;
+
 /// A duration in the file: `500ms`, `15s`, `10m`, `1h`, `2d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Period(pub Duration);
+
+/// A size in bytes in the file, with PostgreSQL's units: `64kB`, `100MB`, `1GB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
 
 /// A whole number in the file. Text made of digits counts too, because that is what an environment
 /// variable gives.
@@ -22,12 +29,8 @@ pub struct Count(pub u64);
 /// # Errors
 /// What is wrong, as the end of a sentence that begins with the setting.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    if number.is_empty() {
-        return Err("must be a duration such as 15s".to_owned());
-    }
-    let milliseconds: u64 = match unit.trim() {
+    let (amount, unit) = amount(text).ok_or("must be a duration such as 15s")?;
+    let milliseconds: u64 = match unit {
         "ms" => 1,
         "s" => 1000,
         "m" => 60 * 1000,
@@ -40,8 +43,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         }
         other => return Err(format!("has the unit {other:?}: must be ms, s, m, h or d")),
     };
-    // A number too long for 64 bits is too long in any unit.
-    let amount = number.parse::<u64>().unwrap_or(u64::MAX);
     let duration = Duration::from_millis(amount.saturating_mul(milliseconds));
     if duration.is_zero() || duration > LONGEST {
         return Err("must be from 1ms to 365d".to_owned());
@@ -49,25 +50,70 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// Reads `100MB` and the like, into bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let (amount, unit) = amount(text).ok_or("must be a size such as 100MB")?;
+    let bytes: u64 = match unit {
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        "" => return Err(format!("needs a unit: {text}kB, {text}MB or {text}GB")),
+        other => return Err(format!("has the unit {other:?}: must be kB, MB or GB")),
+    };
+    let size = amount.saturating_mul(bytes);
+    match SIZES.contains(&size) {
+        true => Ok(size),
+        false => Err("must be from 4kB to 1024GB".to_owned()),
+    }
+}
+
+/// The number that a text begins with, and its unit.
+fn amount(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    // A number too long for 64 bits is too large in any unit.
+    (!number.is_empty()).then(|| (number.parse().unwrap_or(u64::MAX), unit.trim()))
+}
+
+/// A text that `read` makes a value of. A number without a unit is one, too.
+struct Text<T> {
+    expected: &'static str,
+    read: fn(&str) -> Result<T, String>,
+}
+
+impl<T> Visitor<'_> for Text<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        (self.read)(text).map_err(E::custom)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        self.visit_str(&number.to_string())
+    }
+}
+
 impl<'de> Deserialize<'de> for Period {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl Visitor<'_> for Text {
-            type Value = Period;
+        let text = Text {
+            expected: "a duration such as 15s",
+            read: duration,
+        };
+        deserializer.deserialize_any(text).map(Self)
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a duration such as 15s")
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Period, E> {
-                duration(text).map(Period).map_err(E::custom)
-            }
-
-            fn visit_u64<E: Error>(self, number: u64) -> Result<Period, E> {
-                self.visit_str(&number.to_string())
-            }
-        }
-        deserializer.deserialize_any(Text)
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text {
+            expected: "a size such as 100MB",
+            read: size,
+        };
+        deserializer.deserialize_any(text).map(Self)
     }
 }
 
@@ -139,6 +185,22 @@ mod tests {
             ("18446744073709551615d", "must be from 1ms to 365d"),
         ] {
             assert_eq!(duration(text), Err(why.to_owned()), "{text}");
+        }
+    }
+    #[test]
+    fn sizes_are_a_number_and_a_unit_of_postgresql() {
+        for (text, read) in [
+            ("4kB", Ok(4096)),
+            ("100MB", Ok(100 << 20)),
+            ("2 GB", Ok(2 << 30)),
+            ("1024GB", Ok(1 << 40)),
+            ("100", Err("needs a unit: 100kB, 100MB or 100GB")),
+            ("100mb", Err("has the unit \"mb\": must be kB, MB or GB")),
+            ("big", Err("must be a size such as 100MB")),
+            ("3kB", Err("must be from 4kB to 1024GB")),
+            ("18446744073709551615GB", Err("must be from 4kB to 1024GB")),
+        ] {
+            assert_eq!(size(text), read.map_err(str::to_owned), "{text}");
         }
     }
 }

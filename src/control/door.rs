@@ -28,14 +28,14 @@ pub fn config(login: &Login, database: &str, application_name: &str) -> Config {
     config
 }
 
-/// SQLSTATE and message of a refusal, or the cause of what is none.
-pub fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(refusal) => format!("{}: {}", refusal.code().code(), refusal.message()),
-        None => error
-            .source()
-            .map_or_else(|| error.to_string(), ToString::to_string),
+/// What went wrong: the server's own words, or the innermost reason.
+pub fn words(error: &tokio_postgres::Error) -> String {
+    if let Some(refusal) = error.as_db_error() {
+        return format!("{}: {}", refusal.code().code(), refusal.message());
     }
+    error
+        .source()
+        .map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Connects as the pools do: same sockets, same TLS.

@@ -5,7 +5,6 @@
 //! connection or keeps a client away.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +15,7 @@ use crate::app::App;
 use crate::backend::health::{Report, State};
 use crate::backend::instance::Instance;
 use crate::config::{Login, Server};
-use crate::control::door::{self, Door};
+use crate::control::door::{self, Door, words};
 use crate::id::ServerName;
 
 /// From one check of a server to the next.
@@ -269,15 +268,12 @@ fn failure(error: &tokio_postgres::Error) -> Failure {
             answers: !["57", "58", "XX"]
                 .iter()
                 .any(|class| code.starts_with(class)),
-            problem: format!("{code}: {}", refusal.message()),
+            problem: words(error),
         };
     }
-    let problem = error
-        .source()
-        .map_or_else(|| error.to_string(), ToString::to_string);
     Failure {
         answers: false,
-        problem,
+        problem: words(error),
     }
 }
 

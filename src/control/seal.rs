@@ -10,12 +10,15 @@ use std::time::Duration;
 use deadpool_postgres::Connect;
 use tokio_postgres::Client;
 
-use super::door::{self, Door, describe};
+use super::door::{self, Door, words};
 use crate::config::{Config, SealKey, Server};
 use crate::id::ServerName;
 
 /// Everything but the key.
 pub const SQL: &str = include_str!("sql/seal.sql");
+
+/// What the schema says of itself: the comment that `src/control/sql/seal.sql` makes last.
+pub const IDENTITY: &str = "pgtenant seal, version 1";
 
 /// What cannot be taken back is said before it is done.
 type Result<T> = std::result::Result<T, String>;
@@ -103,7 +106,7 @@ pub async fn install(
     let (client, task) = Door(server.clone())
         .connect(&config)
         .await
-        .map_err(|error| describe(&error))?;
+        .map_err(|error| words(&error))?;
     let sealed = install_by(&client, target, &key, retire_after).await;
     drop(client);
     let _ = task.await;
@@ -116,7 +119,7 @@ async fn install_by(
     key: &SealKey,
     retire_after: Duration,
 ) -> Result<Sealed> {
-    let failed = |error: tokio_postgres::Error| describe(&error);
+    let failed = |error: tokio_postgres::Error| words(&error);
     client.batch_execute(SQL).await.map_err(failed)?;
     for role in &target.roles {
         let reads = client

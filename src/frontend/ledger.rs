@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
-use crate::frontend::statements::{Name, Undo};
+use crate::frontend::statements::{Name, Undo, Unnamed};
 use crate::protocol::frame::BackendTag;
 use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 
@@ -143,6 +143,27 @@ struct CopyIn {
     swallowed: usize,
 }
 
+/// The statement of the portal without a name, as far as it is known.
+#[derive(Debug, Default)]
+enum Bound {
+    #[default]
+    Unknown,
+    /// The one without a name, as it is.
+    Unnamed,
+    Named(Arc<Statement>),
+}
+
+/// What the message to be answered next runs or prepares.
+#[derive(Debug)]
+pub enum Current<'a> {
+    Unknown,
+    /// The only message owed, a Query.
+    Query,
+    Statement(&'a Statement),
+    /// The statement without a name; as it was before messages that were sent since, if there are any.
+    Unnamed(Option<&'a Unnamed>),
+}
+
 #[derive(Debug, Default)]
 pub struct Ledger {
     owed: VecDeque<Owed>,
@@ -163,6 +184,7 @@ pub struct Ledger {
     in_transaction: bool,
     /// Messages about statements that took no effect.
     failed: Vec<Failed>,
+    bound: Bound,
 }
 
 impl Ledger {
@@ -271,6 +293,37 @@ impl Ledger {
         }
     }
 
+    /// What an error would be about that comes now. Of portals it knows the one without a name. `obscure`: others, or
+    /// statements that are not known, were in use.
+    pub fn current(&self, obscure: bool) -> Current<'_> {
+        let mut owed = self.owed.iter();
+        let front = owed.find(|owed| !matches!(owed, Owed::CopyEnd));
+        let before = owed.find_map(|owed| match owed.undo() {
+            Some(Undo::Unnamed(before, _)) => Some(before),
+            _ => None,
+        });
+        match front {
+            Some(Owed::Query(_)) if self.owed.len() == 1 => Current::Query,
+            Some(Owed::Execute | Owed::Bind(None)) if obscure => Current::Unknown,
+            Some(
+                Owed::Parse(Some(statement), _)
+                | Owed::SwallowedParse(Some(statement))
+                | Owed::Bind(Some((_, statement))),
+            ) => Current::Statement(statement),
+            Some(
+                Owed::Parse(None, Undo::Unnamed(..))
+                | Owed::SwallowedParse(None)
+                | Owed::Bind(None),
+            ) => Current::Unnamed(before),
+            Some(Owed::Execute) => match &self.bound {
+                Bound::Unknown => Current::Unknown,
+                Bound::Unnamed => Current::Unnamed(before),
+                Bound::Named(statement) => Current::Statement(statement),
+            },
+            _ => Current::Unknown,
+        }
+    }
+
     /// Messages up to a ReadyForQuery are owed.
     pub fn owes_ready(&self) -> bool {
         self.is_certain() && self.owed.iter().any(Owed::ends_with_ready)
@@ -374,7 +427,15 @@ impl Ledger {
             Owed::SwallowedParse(_) | Owed::SwallowedClose(_) => Reply::Swallow,
             _ => Reply::Forward,
         };
-        self.owed.pop_front();
+        match self.owed.pop_front() {
+            Some(Owed::Bind(Some((_, statement)))) => self.bound = Bound::Named(statement),
+            Some(Owed::Bind(None)) => self.bound = Bound::Unnamed,
+            // What is bound is of the one before it.
+            Some(Owed::Parse(None, _)) if matches!(self.bound, Bound::Unnamed) => {
+                self.bound = Bound::Unknown;
+            }
+            _ => {}
+        }
         reply
     }
 
@@ -614,5 +675,58 @@ mod tests {
             [(true, false), (true, true), (false, true), (false, true)]
         );
         assert!(ledger.take_failed().is_empty());
+    }
+    #[test]
+    fn it_is_known_what_an_error_would_be_about() {
+        let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0, false);
+        let named = || Some((Name::from(&b"n"[..]), statement.clone()));
+        let known = |text: &[u8]| Unnamed::Known(text.to_vec());
+        let parse = |before: &[u8]| Owed::Parse(None, Undo::Unnamed(known(before), true));
+        let mut ledger = Ledger::default();
+        let told = |ledger: &Ledger| match ledger.current(false) {
+            Current::Unknown => "?".to_owned(),
+            Current::Query => "query".to_owned(),
+            Current::Statement(statement) => String::from_utf8_lossy(statement.text()).into_owned(),
+            Current::Unnamed(None) => "unnamed".to_owned(),
+            Current::Unnamed(Some(Unnamed::Known(text))) => String::from_utf8_lossy(text).into(),
+            Current::Unnamed(Some(_)) => "lost".to_owned(),
+        };
+        assert_eq!(told(&ledger), "?");
+        ledger.push(Owed::Query(Undo::Nothing));
+        assert_eq!(told(&ledger), "query");
+        ledger.push(Owed::Sync);
+        assert_eq!(told(&ledger), "?", "the Query was not what was sent last");
+        ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
+        ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
+
+        ledger.push(Owed::Bind(named()));
+        ledger.push(Owed::Execute);
+        assert_eq!(told(&ledger), "x");
+        ledger.reply(BackendTag::BIND_COMPLETE, 0);
+        assert_eq!(told(&ledger), "x");
+        ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
+
+        ledger.push(parse(b"zero"));
+        ledger.push(Owed::Bind(None));
+        ledger.push(Owed::Execute);
+        for reply in [BackendTag::PARSE_COMPLETE, BackendTag::BIND_COMPLETE] {
+            assert_eq!(told(&ledger), "unnamed");
+            ledger.reply(reply, 0);
+        }
+        assert!(matches!(ledger.current(true), Current::Unknown));
+        ledger.push(parse(b"one"));
+        assert_eq!(
+            told(&ledger),
+            "one",
+            "the Parse behind it is not what is run"
+        );
+        ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
+        ledger.reply(BackendTag::PARSE_COMPLETE, 0);
+        ledger.push(Owed::Execute);
+        assert_eq!(
+            told(&ledger),
+            "?",
+            "the portal is still that of the one before"
+        );
     }
 }

@@ -11,8 +11,9 @@ use crate::app::{App, Counted, moved};
 use crate::auth::MAX_MESSAGE;
 use crate::backend::context::Settings;
 use crate::client::{ClientHandle, NewClient};
-use crate::config::{Config, Credential, Tenant};
+use crate::config::{Config, Credential, Route, Tenant};
 use crate::error::{Error, Kind, Result};
+use crate::frontend::attempts::{self, Caller};
 use crate::frontend::handshake::{self, Opening};
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Guards, LoggedIn};
@@ -75,7 +76,7 @@ async fn begin(
                 sni,
             }) => (stream, startup, sni),
             Ok(Opening::Cancel(key, stream)) => {
-                cancel(app, &key).await;
+                cancel(app, &key, peer).await;
                 drop(stream);
                 return Admitted::Done;
             }
@@ -128,9 +129,10 @@ async fn say(stream: &mut Stream, replies: &Replies) {
 }
 
 /// Passes a cancel on if its key is known. Whether it was is not told: the connection just closes.
-async fn cancel(app: &App, key: &CancelKey) {
+async fn cancel(app: &App, key: &CancelKey, peer: SocketAddr) {
     let Some(client) = app.client(key) else {
         tracing::debug!(pid = key.pid, "cancel request with an unknown key");
+        attempts::note_cancel(app, peer);
         return;
     };
     client.cancel_wait();
@@ -247,25 +249,24 @@ async fn log_in(
     let mut greeting = Replies::new();
     negotiate(&startup, &mut greeting);
     let proved = authenticate(door, stream, &mut greeting, &verifier).await?;
-    let wrong = || {
+    let caller = Caller {
+        app,
+        claim: &claim,
+        startup: &startup,
+        peer,
+    };
+    let (Some(last), Some(credential)) = (proved, &credential) else {
         if let Claim::Tenant { tenant, .. } = &claim {
             app.tenant(&tenant.id).metrics.refused.add(1);
         }
-        Error::new(
-            Kind::InvalidPassword,
-            format!(
-                "password authentication failed for user \"{}\"",
-                startup.user
-            ),
-        )
-    };
-    let (Some(last), Some(credential)) = (proved, credential) else {
-        return Err(wrong());
+        let error = wrong_password(&startup);
+        caller.note_wrong(credential.is_some(), &error);
+        return Err(error);
     };
     greeting.authentication(&Authentication::SASLFinal(last.into()));
     greeting.authentication(&Authentication::Ok);
-    match claim {
-        Claim::Nobody => Err(wrong()),
+    match &claim {
+        Claim::Nobody(_) => Err(wrong_password(&startup)),
         Claim::Admin { .. } if startup.replication.is_some() => {
             let _ = stream.write_all(greeting.bytes()).await;
             Err(Error::new(
@@ -273,17 +274,21 @@ async fn log_in(
                 "the admin console has nothing to replicate",
             ))
         }
-        Claim::Admin { user } => Ok(Outcome::Admin { user, greeting }),
+        Claim::Admin { user } => Ok(Outcome::Admin {
+            user: user.clone(),
+            greeting,
+        }),
         Claim::Tenant {
             tenant,
             user,
             database_known,
         } => {
-            let admitted = permit(app, &config, &tenant, &startup, database_known);
+            let admitted = permit(app, &config, tenant, &startup, *database_known);
             let (placement, guard, replication) = match admitted {
                 Ok(admitted) => admitted,
                 Err(error) => {
                     app.tenant(&tenant.id).metrics.refused.add(1);
+                    caller.note_refused(&error);
                     // As PostgreSQL does: the client is authenticated, then refused.
                     let _ = stream.write_all(greeting.bytes()).await;
                     return Err(error);
@@ -295,9 +300,9 @@ async fn log_in(
                 .unwrap_or_else(|| startup.user.clone());
             Ok(Outcome::Tenant(Prepared {
                 key: new_key(app, startup.version),
-                tenant,
-                user,
-                credential,
+                tenant: tenant.clone(),
+                user: user.clone(),
+                credential: credential.clone(),
                 settings: settings(&startup),
                 greeting,
                 replication,
@@ -308,6 +313,16 @@ async fn log_in(
             }))
         }
     }
+}
+
+fn wrong_password(startup: &Startup) -> Error {
+    Error::new(
+        Kind::InvalidPassword,
+        format!(
+            "password authentication failed for user \"{}\"",
+            startup.user
+        ),
+    )
 }
 
 /// Whose credential decides: the tenant's (or the console's) name, the user's, and what it must prove.
@@ -327,7 +342,7 @@ fn credential_of(
             user.clone(),
             config.admin_users.get(user).cloned(),
         ),
-        Claim::Nobody => (String::new(), startup.user.clone(), None),
+        Claim::Nobody(_) => (String::new(), startup.user.clone(), None),
     }
 }
 
@@ -420,21 +435,20 @@ fn permit(
             format!("unrecognized configuration parameter \"{name}\""),
         ));
     }
+    if config.doctor.refuse && app.findings.leaks(&tenant.route) {
+        return Err(Error::new(
+            Kind::CannotConnectNow,
+            "tenants of this database are not kept apart: it is closed until that is mended",
+        )
+        .with_hint("The operator finds the reason by SHOW DOCTOR or pgtenant doctor."));
+    }
     let replication = Wanted::of(startup);
     if replication.is_some() {
         replication::permit(tenant)?;
         replication::warn_of_neighbours(config, tenant);
     }
-    // Only the proxy says whose context it is, whichever way the client spells it.
-    for (name, value) in &startup.parameters {
-        let pinned = tenant.route.pinned(name);
-        if pinned.is_some_and(|own| own != value) {
-            return Err(Error::new(
-                Kind::InsufficientPrivilege,
-                format!("permission denied to set parameter \"{name}\""),
-            )
-            .with_detail("It is set by pgtenant for the tenant that is logged in."));
-        }
+    if let Some((_, error)) = forbidden_parameter(&tenant.route, startup) {
+        return Err(error);
     }
     let placement = app.admit_to_placement(&tenant.route)?;
     let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {
@@ -444,6 +458,29 @@ fn permit(
         )
     })?;
     Ok((placement, guard, replication))
+}
+
+/// The first of a client's parameters that is not its to set, and what it is told. Only the proxy says whose context it
+/// is, whichever way the client spells it.
+pub(super) fn forbidden_parameter<'a>(
+    route: &Route,
+    startup: &'a Startup,
+) -> Option<(&'a str, Error)> {
+    if let Some(name) = route.foreign_parameter(&startup.parameters) {
+        let error = Error::new(
+            Kind::InsufficientPrivilege,
+            format!("permission denied to set parameter \"{name}\""),
+        )
+        .with_detail("It is set by pgtenant for the tenant that is logged in.");
+        return Some((name, error));
+    }
+    let guard = super::session::guard(route)?;
+    startup.parameters.iter().find_map(|(name, value)| {
+        let offence = guard.check_parameter(name, value).err()?;
+        let error =
+            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
+        Some((&**name, error))
+    })
 }
 
 /// The run-time parameters the client asks for; of one given twice the last counts, as in PostgreSQL.

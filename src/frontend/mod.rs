@@ -9,7 +9,10 @@
 //!    holds beside its transaction is carried along, or keeps the connection: `state`, `statements`.
 //!    A replication client has a server connection of its own instead, and `replication` does 3 to 6 for it.
 //! 6. The end: what is owed is played out, what is not clean is closed.
+//!
+//! What of it all the audit hears is in `attempts`.
 
+pub mod attempts;
 pub mod handshake;
 pub mod ledger;
 pub mod login;

@@ -16,13 +16,16 @@ use std::time::Instant;
 
 use tokio::io::AsyncWrite;
 
+use crate::audit::{self, Audit, Event};
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
 use crate::backend::prepared::frame;
 use crate::client::ClientHandle;
+use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
-use crate::frontend::ledger::{Ledger, Owed, Reply};
+use crate::frontend::attempts;
+use crate::frontend::ledger::{Current, Ledger, Owed, Reply};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::{
     Rewritten, Statements, Target, Undo, asks_for_foreign_sequence, translate,
@@ -34,7 +37,7 @@ use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr
 use crate::protocol::reply::{self, Replies};
 use crate::protocol::stream::Stream;
 use crate::sql::effects::{Effects, What};
-use crate::sql::guard;
+use crate::sql::guard::Guard;
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -73,8 +76,9 @@ pub struct ClientSide {
     pub reported: Arc<Parameters>,
     /// What it may hold beside its transaction.
     pub state: SessionState,
-    /// In posture guarded and up: names of the variables that only the proxy sets.
-    pub guard: Option<Arc<[Box<str>]>>,
+    /// In posture guarded and up.
+    pub guard: Option<Arc<Guard>>,
+    pub audit: Audit,
 }
 
 /// Why a relay ended.
@@ -130,6 +134,10 @@ pub struct Relay<'a> {
     name_is_open: bool,
     /// The server was asked to answer what it can, since a lot is owed.
     flush_asked: bool,
+    /// The size of the last Query that was sent in one piece.
+    query_size: usize,
+    /// A portal was used of which it is not known what it runs.
+    obscure: bool,
 }
 
 /// After a statement that may change the session, the client is not heard until it is answered: what it
@@ -179,6 +187,8 @@ impl<'a> Relay<'a> {
             hold: Hold::No,
             name_is_open: false,
             flush_asked: false,
+            query_size: 0,
+            obscure: false,
         }
     }
 
@@ -441,6 +451,9 @@ impl<'a> Relay<'a> {
                 }
                 _ => None,
             };
+            if tag == BackendTag::ERROR_RESPONSE {
+                self.audit_error(&bytes[HEADER..size.min(bytes.len())]);
+            }
             let reply = match tag {
                 BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
                 _ => self.note_reply(tag, run, size),
@@ -481,6 +494,7 @@ impl<'a> Relay<'a> {
     fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Reply {
         let ServerConnection {
             inbox,
+            outbox,
             context,
             parameters,
             parsed,
@@ -498,7 +512,13 @@ impl<'a> Relay<'a> {
                 {
                     self.metrics.transactions.record(began.elapsed());
                 }
-                return self.ledger.reply(tag, status);
+                let reply = self.ledger.reply(tag, status);
+                if self.ledger.is_empty() {
+                    // Nothing that was sent can fail any more, and outside of a transaction there are no portals.
+                    outbox.trim();
+                    self.obscure &= status != b'I';
+                }
+                return reply;
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
@@ -556,6 +576,40 @@ impl<'a> Relay<'a> {
             _ => {}
         }
         self.ledger.reply(tag, 0)
+    }
+
+    /// Whether the error, of which `body` is the start at least, is for the audit. Before its reply is noted.
+    fn audit_error(&self, body: &[u8]) {
+        let Some((kind, sqlstate)) = attempts::of_server_error(body) else {
+            return;
+        };
+        self.client.audit.record(&Event {
+            kind,
+            who: attempts::who(self.handle, self.metrics),
+            sqlstate: Some(&sqlstate),
+            detail: None,
+            statement: self.current_text(),
+        });
+    }
+
+    /// The text that the server's next error is about, where it is at hand: nothing is kept for this.
+    fn current_text(&self) -> Option<&[u8]> {
+        match self.ledger.current(self.obscure) {
+            Current::Query => self.last_query(),
+            Current::Statement(statement) => Some(statement.text()),
+            Current::Unnamed(before) => self.client.statements.as_ref()?.unnamed_text(before),
+            Current::Unknown => None,
+        }
+    }
+
+    /// The text of the last Query, if it was sent last, and in one piece.
+    fn last_query(&self) -> Option<&[u8]> {
+        let sent = self.server.outbox.last_sent();
+        let frame = &sent[sent.len().checked_sub(self.query_size)?..];
+        let header = Header::read(frame)?;
+        let is_query = FrontendTag(header.tag) == FrontendTag::QUERY;
+        (is_query && frame_size(header).ok()? == frame.len())
+            .then(|| split_cstr(&frame[HEADER..]).map(|(text, _)| text))?
     }
 
     // ---- client to server ----
@@ -658,21 +712,32 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Whether the client may run what does this.
+    /// Whether the client may run what does this. `text`: the statement, if it is at hand.
     ///
     /// # Errors
     /// 42501 in posture guarded and up.
-    fn permit(&self, effects: &Effects) -> Result<()> {
-        let Some(context) = &self.client.guard else {
+    fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<()> {
+        let Some(guard) = &self.client.guard else {
             return Ok(());
         };
-        guard::check(effects, context.iter().map(|name| &**name)).map_err(|offence| {
-            self.metrics.refused.add(1);
-            tracing::warn!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id,
-                peer = self.handle.peer.map(tracing::field::display), kind = offence.kind,
-                "refused a statement: {}", offence.message);
-            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint)
+        guard.check(effects).map_err(|offence| {
+            let error =
+                Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
+            self.note_refused(offence.kind, text, &error);
+            error
         })
+    }
+
+    /// The guard has refused something.
+    fn note_refused(&self, rule: &str, statement: Option<&[u8]>, error: &Error) {
+        self.metrics.refused.add(1);
+        self.client.audit.record(&Event {
+            kind: audit::Kind::Guard,
+            who: attempts::who(self.handle, self.metrics),
+            sqlstate: Some(error.sqlstate()),
+            detail: Some(rule),
+            statement,
+        });
     }
 
     /// Sends something in place of a message that the client may not send, at which the server fails as the message
@@ -744,7 +809,7 @@ impl<'a> Relay<'a> {
         let is_named = !name.is_empty();
         let text = split_cstr(text).map_or(text, |(text, _)| text);
         let effects = Effects::of(text, backslashes);
-        if let Err(error) = self.permit(&effects) {
+        if let Err(error) = self.permit(&effects, Some(text)) {
             self.send_refused(tag, is_named, &error);
             return Ok(Looked::Answered);
         }
@@ -787,18 +852,21 @@ impl<'a> Relay<'a> {
         if oid.is_none() && here < size {
             return Ok(Looked::NeedMore);
         }
-        if oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
+        let guard = self.client.guard.as_ref();
+        let may_use = guard.is_none_or(|guard| guard.allows(Shared::LargeObjects));
+        if may_use && oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
             return Ok(Looked::Passes);
         }
-        if self.client.guard.is_some() {
-            let message = "permission denied to call functions other than those of large objects by their oid";
+        if guard.is_some() {
+            let message = "permission denied to call functions by their oid";
             let error = Error::new(Kind::InsufficientPrivilege, message);
+            // It is thrown away whole, or with its client if it is long.
+            if here < size && size <= LOOKED_AT_WHOLE {
+                return Ok(Looked::NeedMore);
+            }
+            self.note_refused("function", None, &error);
             if here < size {
-                // It is thrown away whole, or with its client if it is long.
-                return match size <= LOOKED_AT_WHOLE {
-                    true => Ok(Looked::NeedMore),
-                    false => Err(error),
-                };
+                return Err(error);
             }
             self.send_refused(FrontendTag::FUNCTION_CALL, true, &error);
             return Ok(Looked::Answered);
@@ -839,7 +907,7 @@ impl<'a> Relay<'a> {
         let Some(effects) = reader.finish() else {
             return Ok(());
         };
-        self.permit(&effects)?;
+        self.permit(&effects, None)?;
         if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
             return Err(foreign_sequence());
         }
@@ -858,7 +926,7 @@ impl<'a> Relay<'a> {
         if outbox.is_drained() {
             return Ok(());
         }
-        match outbox.poll_drain(cx, stream) {
+        match outbox.poll_drain_keeping(cx, stream) {
             Poll::Ready(Err(e)) => Err(e),
             _ => Ok(()),
         }
@@ -1015,9 +1083,16 @@ impl<'a> Relay<'a> {
             owns_sequences,
             effects: Effects::default(),
             pins: false,
+            obscure: false,
         };
         let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
-        let Target { effects, pins, .. } = target;
+        let Target {
+            effects,
+            pins,
+            obscure,
+            ..
+        } = target;
+        self.obscure |= obscure;
         let awaits = statements.awaits_bind();
         if pins {
             self.client.state.pin_statement();
@@ -1050,6 +1125,7 @@ impl<'a> Relay<'a> {
                 let last = self.client.inbox.bytes()[at..].get(size - 1);
                 let is_text = last.is_none_or(|last| *last == 0);
                 let statements = self.client.statements.as_mut().filter(|_| is_text);
+                self.query_size = size;
                 self.client.state.pin_unbound(false);
                 Owed::Query(statements.map_or(Undo::Nothing, Statements::query))
             }
@@ -1058,7 +1134,11 @@ impl<'a> Relay<'a> {
             FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
             FrontendTag::BIND => Owed::Bind(None),
             FrontendTag::DESCRIBE => Owed::Describe(None),
-            FrontendTag::EXECUTE => Owed::Execute,
+            FrontendTag::EXECUTE => {
+                let portal = self.client.inbox.bytes()[at..].get(HEADER);
+                self.obscure |= portal != Some(&0);
+                Owed::Execute
+            }
             FrontendTag::CLOSE => Owed::Close(Undo::Nothing),
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,
             _ => return None,

@@ -135,6 +135,7 @@ pub async fn serve(login: LoggedIn) {
         statements: None,
         state: SessionState::unwatched(),
         guard: None,
+        audit: client.app.audit.clone(),
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),
     };
@@ -162,7 +163,7 @@ impl Client {
         let key = key.replicating(&wanted.parameters, wanted.mode.value());
         let instances = self.app.instances();
         let instance = instances.get(&key.server).ok_or_else(moved)?;
-        let pool = instance.pool(&key, self.route.placement.pool_size);
+        let pool = instance.pool(&key, self.route.placement.pool);
         self.registered.set_activity(Activity::Waiting);
         let lease = async { pool.checkout(&self.tenant).await?.connect(&pool.key).await };
         let ends = poll_fn(|cx| {

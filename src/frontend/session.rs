@@ -36,6 +36,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
 use crate::protocol::stream::Stream;
+use crate::sql::guard::Guard;
 use crate::tenant::state::{ClientGuard, TenantState};
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
@@ -179,6 +180,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
         guard: guard(&route),
+        audit: app.audit.clone(),
         settings,
         reported,
     };
@@ -286,14 +288,14 @@ fn not_told() -> Error {
     .caused_by("the server does not say what the session holds")
 }
 
-/// In posture guarded and up: the names of the variables that only the proxy sets, in lower case.
-fn guard(route: &Route) -> Option<Arc<[Box<str>]>> {
+/// What the tenants of a placement may not run, in posture guarded and up.
+pub(super) fn guard(route: &Route) -> Option<Arc<Guard>> {
     let names = route.context.iter().map(|(name, _)| name.as_str());
     let names = names.chain([SEALED_VARIABLE]);
-    route
-        .placement
+    let placement = &route.placement;
+    placement
         .guard
-        .then(|| names.map(|name| name.to_ascii_lowercase().into()).collect())
+        .then(|| Arc::new(Guard::new(names, placement.allow.clone())))
 }
 
 pub(super) fn stopped() -> Error {
@@ -542,12 +544,7 @@ impl Session {
         let pins = self.side.state.pins();
         self.registered.set_pins(Pins::empty());
         if clean && !pins.contains(Pins::STUCK) && !self.route.has_connections_of_their_own() {
-            if self.route.pooling == Pooling::Session || !self.side.state.is_settled() {
-                // What one client had to itself may hold anything of its session.
-                lease.scrub().await;
-            } else {
-                lease.checkin();
-            }
+            self.give_back(lease).await;
         } else {
             drop(lease);
         }
@@ -561,6 +558,25 @@ impl Session {
             }
             End::ClientGone => Ok(ControlFlow::Break(())),
             End::Called => Err(stopped()),
+        }
+    }
+
+    /// Gives back what is at a clean point. What one client had to itself may hold anything of its session, which ends here: as where
+    /// there is no pool, its locks, tables and subscriptions do not stay until the next client comes.
+    async fn give_back(&self, mut lease: Lease) {
+        if self.route.pooling == Pooling::Transaction && self.side.state.is_settled() {
+            return lease.checkin();
+        }
+        lease.busy = true;
+        let deadline = self.app.config().timeouts.connect;
+        match context::scrub(&mut lease, deadline).await {
+            Ok(()) => {
+                lease.busy = false;
+                lease.checkin();
+            }
+            Err(error) => {
+                tracing::warn!(tenant = %self.tenant.id, client = self.registered.id, %error, "could not scrub a server connection");
+            }
         }
     }
 
@@ -625,7 +641,10 @@ impl Session {
             if round == MAX_ROUNDS {
                 state.despair_of_functions();
             }
-            let question = state.question(settings, &self.pool.functions);
+            let mut question = state.question(settings, &self.pool.functions);
+            if self.pool.hides_locks() {
+                question.forgo_locks();
+            }
             if question.is_empty() {
                 return Ok((question, Some(Answer::default())));
             }
@@ -633,8 +652,17 @@ impl Session {
                 // A simple Query ends the unnamed statement.
                 statements.begin_lease();
             }
-            let asked = tokio::time::timeout(deadline, residue::ask(lease, &question, outbox));
-            let answer = asked.await.unwrap_or_else(|_| Err(not_told()))?;
+            let ask = async |lease: &mut Lease, question: &Question, outbox: &mut Buffer| {
+                let asked = tokio::time::timeout(deadline, residue::ask(lease, question, outbox));
+                asked.await.unwrap_or_else(|_| Err(not_told()))
+            };
+            let mut answer = ask(lease, &question, outbox).await?;
+            if answer.is_none() && question.forgo_locks() {
+                answer = ask(lease, &question, outbox).await?;
+                if answer.is_some() {
+                    self.pool.hide_locks();
+                }
+            }
             if question.functions.is_empty() && !question.triggers {
                 return Ok((question, answer));
             }

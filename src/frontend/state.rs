@@ -98,6 +98,7 @@ impl SessionState {
     pub fn note(&mut self, effects: &Effects) {
         if !effects.is_empty() {
             self.suspected.add(effects);
+            self.suspected.what.remove(What::FOR_GUARD);
             self.reads_sequences |= effects.what.contains(What::READS_SEQUENCE);
         }
     }
@@ -196,7 +197,11 @@ impl SessionState {
         });
         let what = self.suspected.what;
         let everything = what.contains(What::OPAQUE) || self.pins.contains(Pins::UNKNOWN);
-        let mut question = Question::default();
+        let mut question = Question {
+            locks_are_unlikely: !what.contains(What::ADVISORY)
+                && !self.pins.contains(Pins::ADVISORY),
+            ..Question::default()
+        };
         for (pin, begins, ends) in KINDS {
             if everything
                 || what.intersects(begins)
@@ -291,7 +296,11 @@ impl SessionState {
         self.pins
             .set(Pins::SEQUENCE, self.reads_sequences && sequences);
         let Some(answer) = answer else {
-            self.pins |= Pins::UNKNOWN;
+            let locks = match question.locks_are_unlikely {
+                true => Pins::empty(),
+                false => question.pins & Pins::ADVISORY,
+            };
+            self.pins |= Pins::UNKNOWN | locks;
             return;
         };
         self.pins &= !(question.pins | Pins::UNKNOWN);

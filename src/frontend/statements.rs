@@ -105,6 +105,8 @@ pub struct Target<'a> {
     pub effects: Effects,
     /// It prepares what only this connection will have.
     pub pins: bool,
+    /// It binds what cannot be told from the message alone later.
+    pub obscure: bool,
 }
 
 /// What became of a message.
@@ -459,6 +461,15 @@ impl Statements {
         ))
     }
 
+    /// The text of the unnamed statement, as it is or as it was `before`.
+    pub fn unnamed_text<'a>(&'a self, before: Option<&'a Unnamed>) -> Option<&'a [u8]> {
+        let Unnamed::Known(frame) = before.unwrap_or(&self.unnamed) else {
+            return None;
+        };
+        let (_, definition) = split_cstr(frame.get(HEADER..)?)?;
+        split_cstr(definition).map(|(text, _)| text)
+    }
+
     /// Whether only the connection at hand has what the client will bind.
     pub fn awaits_bind(&self) -> bool {
         self.unnamed_awaits
@@ -501,6 +512,7 @@ impl Statements {
         }
         self.unnamed_awaits &= !statement.is_empty();
         let known = self.provide(statement, target);
+        target.obscure = !portal.is_empty() || (known.is_none() && !statement.is_empty());
         target.ledger.push(Owed::Bind(known.clone()));
         let Some((_, known)) = known else {
             return Ok(Rewritten::Consumed(0));
@@ -667,6 +679,7 @@ mod tests {
                 owns_sequences: true,
                 effects: Effects::default(),
                 pins: false,
+                obscure: false,
             };
             let Rewritten::Consumed(n) = self
                 .statements

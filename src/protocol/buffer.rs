@@ -42,6 +42,8 @@ pub struct Buffer {
     end: usize,
     /// What was written has yet to be flushed: TLS holds bytes of its own.
     unflushed: bool,
+    /// So many bytes of the memory were held, and have left since: the last that did.
+    left: usize,
 }
 
 impl Buffer {
@@ -71,6 +73,15 @@ impl Buffer {
     pub fn abandon(&mut self) {
         self.consume(self.len());
         self.unflushed = false;
+        self.left = 0;
+    }
+
+    /// The last bytes that left, if it is empty and its memory was [kept](Self::poll_drain_keeping).
+    pub fn last_sent(&self) -> &[u8] {
+        match self.is_empty() {
+            true => self.data.get(..self.left).unwrap_or_default(),
+            false => &[],
+        }
     }
 
     /// Drops the first `n` bytes; `n` must not exceed [`len`](Self::len).
@@ -78,6 +89,7 @@ impl Buffer {
         debug_assert!(n <= self.len());
         self.start += n;
         if self.start >= self.end {
+            self.left = self.end;
             self.start = 0;
             self.end = 0;
         }
@@ -97,6 +109,7 @@ impl Buffer {
             std::mem::swap(&mut self.data, &mut other.data);
             other.start = std::mem::take(&mut self.start);
             other.end = std::mem::take(&mut self.end);
+            self.left = 0;
         } else {
             other.extend(&self.bytes()[..n]);
             self.consume(n);
@@ -127,6 +140,7 @@ impl Buffer {
     /// Gives the memory back if nothing is held.
     pub fn trim(&mut self) {
         if self.is_empty() && !self.data.is_empty() {
+            self.left = 0;
             give_back(std::mem::take(&mut self.data));
         }
     }
@@ -162,6 +176,29 @@ impl Buffer {
         cx: &mut Context<'_>,
         io: &mut S,
     ) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(cx, io))?;
+        self.trim();
+        self.poll_flush(cx, io)
+    }
+
+    /// The same; one chunk of memory stays until [`trim`](Self::trim), with what left last.
+    pub fn poll_drain_keeping<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.poll_write(cx, io))?;
+        if self.data.len() > CHUNK {
+            self.trim();
+        }
+        self.poll_flush(cx, io)
+    }
+
+    fn poll_write<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+    ) -> Poll<io::Result<()>> {
         while !self.is_empty() {
             let n = ready!(Pin::new(&mut *io).poll_write(cx, self.bytes()))?;
             if n == 0 {
@@ -170,7 +207,14 @@ impl Buffer {
             self.consume(n);
             self.unflushed = true;
         }
-        self.trim();
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_flush<S: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut S,
+    ) -> Poll<io::Result<()>> {
         if self.unflushed {
             ready!(Pin::new(io).poll_flush(cx))?;
             self.unflushed = false;
@@ -239,5 +283,31 @@ mod tests {
         let mut echoed = [0; 3];
         far.read_exact(&mut echoed).await.unwrap();
         assert_eq!(&echoed, b"abc");
+    }
+    #[tokio::test]
+    async fn what_left_last_can_be_read_until_more_comes() {
+        let (mut near, _far) = tokio::io::duplex(1 << 20);
+        let (mut from, mut buffer) = (Buffer::new(), Buffer::new());
+        for sent in [&b"one"[..], b"the second", b"3"] {
+            from.extend(b"skipped");
+            from.consume(7);
+            from.extend(sent);
+            from.move_to(&mut buffer, sent.len());
+            assert_eq!(buffer.last_sent(), b"");
+            poll_fn(|cx| buffer.poll_drain_keeping(cx, &mut near))
+                .await
+                .unwrap();
+            assert_eq!(buffer.last_sent(), sent);
+        }
+        buffer.extend(b"abandoned");
+        buffer.abandon();
+        assert_eq!(buffer.last_sent(), b"");
+        buffer.trim();
+        assert_eq!(buffer.data.len(), 0);
+        buffer.extend(&vec![0; CHUNK + 1]);
+        poll_fn(|cx| buffer.poll_drain_keeping(cx, &mut near))
+            .await
+            .unwrap();
+        assert_eq!((buffer.data.len(), buffer.last_sent()), (0, &b""[..]));
     }
 }

@@ -107,6 +107,9 @@ pub struct ErrorFields {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// Where in the server's SQL it was, and in which routine of its source.
+    pub context: String,
+    pub routine: String,
 }
 
 impl ErrorFields {
@@ -137,6 +140,8 @@ impl ErrorFields {
                 b'M' => fields.message = text(),
                 b'D' => fields.detail = Some(text()),
                 b'H' => fields.hint = Some(text()),
+                b'W' => fields.context = text(),
+                b'R' => fields.routine = text(),
                 _ => {}
             }
             body = rest;
@@ -162,6 +167,7 @@ mod tests {
                 message: "too many".into(),
                 detail: None,
                 hint: Some("fewer".into()),
+                ..ErrorFields::default()
             }
         );
     }

@@ -56,6 +56,7 @@ impl Proxy {
             None => None,
         };
         control.spawn(crate::control::health::watch(Arc::downgrade(&app)));
+        control.spawn(crate::control::doctor::watch(Arc::downgrade(&app)));
         Ok(Self {
             app,
             addresses,
@@ -102,6 +103,7 @@ impl Proxy {
         if let Some(workers) = self.workers.take() {
             workers.stop();
         }
+        self.app.audit.close();
         left == 0
     }
 }
@@ -112,6 +114,7 @@ impl Drop for Proxy {
             workers.stop();
         }
         self.app.abandon();
+        self.app.audit.close();
     }
 }
 

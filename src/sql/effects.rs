@@ -59,6 +59,17 @@ bitflags! {
         const ENCODING = 1 << 22;
         /// It sets a parameter whose name is not in the text, for its transaction only.
         const SETS_UNKNOWN_LOCALLY = 1 << 23;
+        /// NOTIFY, or `pg_notify()`.
+        const NOTIFIES = 1 << 24;
+        /// Advisory locks of whatever level.
+        const ANY_ADVISORY = 1 << 25;
+        /// LOCK in a mode that keeps others from reading or writing.
+        const LOCKS_TABLE = 1 << 26;
+        /// Functions of large objects.
+        const LARGE_OBJECT = 1 << 27;
+        /// What only the guard asks for: it leaves nothing that is not told by others of these.
+        const FOR_GUARD = Self::NOTIFIES.bits() | Self::ANY_ADVISORY.bits() | Self::LOCKS_TABLE.bits()
+            | Self::LARGE_OBJECT.bits();
     }
 }
 
@@ -225,7 +236,7 @@ enum Command {
     Alter,
     Declare,
     Do,
-    Update,
+    Lock,
     /// UNLISTEN, CLOSE and the like: known by their word alone.
     Told,
 }
@@ -289,12 +300,49 @@ struct Reader {
     is_local: bool,
     /// In the body of DO or of a function.
     in_code: bool,
+    /// UPDATE was read in this statement.
+    updates: bool,
+    mode: LockMode,
+}
+
+/// The words that were read last in LOCK.
+#[derive(Debug, Default)]
+struct LockMode {
+    last: [Short; 3],
+    /// The mode that is named hinders nobody who reads or writes.
+    is_weak: bool,
+}
+
+impl LockMode {
+    fn word(&mut self, word: &[u8]) {
+        let word = Short::of(word);
+        if word == Short::of(b"mode") {
+            let [a, b, c] = self.last;
+            let is = |words: [&[u8]; 3]| words.map(Short::of) == [a, b, c];
+            self.is_weak = is([b"in", b"access", b"share"])
+                || is([b"in", b"row", b"share"])
+                || is([b"in", b"row", b"exclusive"]);
+        }
+        self.last.rotate_left(1);
+        self.last[2] = word;
+    }
+
+    /// What stands between words.
+    fn other(&mut self) {
+        self.last = <[Short; 3]>::default();
+    }
 }
 
 impl Sink for Reader {
     fn token(&mut self, token: Token<'_>) {
         if !self.calls.is_empty() {
             self.argument(token);
+        }
+        if self.command == Command::Lock {
+            match token {
+                Token::Word(word) => self.mode.word(word),
+                _ => self.mode.other(),
+            }
         }
         match token {
             Token::Word(word) => self.word(word),
@@ -409,13 +457,14 @@ impl Reader {
                 self.effects.what |= What::WRITES | What::ADVANCES_SEQUENCE;
                 Last::Open
             }
-            Short::UPDATE | Short::DELETE => {
+            Short::UPDATE => {
+                self.updates = true;
                 self.effects.what |= What::WRITES;
                 Last::Open
             }
-            Short::PG_SETTINGS if self.command == Command::Update => {
-                self.effects.what |= What::SETS_UNKNOWN | What::CONTROL;
-                Last::Closed
+            Short::DELETE => {
+                self.effects.what |= What::WRITES;
+                Last::Open
             }
             Short::WITH => Last::With,
             Short::EXECUTE if !self.in_code => {
@@ -484,6 +533,10 @@ impl Reader {
         if name.starts_with(b"pg_temp") && self.command != Command::Set {
             self.effects.what |= What::TEMPORARY;
         }
+        // A rule makes set_config() of it, also through a view of one's own.
+        if name == b"pg_settings" && (self.updates || self.command == Command::Create) {
+            self.effects.what |= What::SETS_UNKNOWN | What::CONTROL;
+        }
         self.is_qualified = self.last == Last::Dot && self.name != b"pg_catalog";
         if self.last != Last::Dot {
             self.before_name = self.last;
@@ -522,7 +575,14 @@ impl Reader {
             "pg_advisory_lock"
             | "pg_advisory_lock_shared"
             | "pg_try_advisory_lock"
-            | "pg_try_advisory_lock_shared" => What::ADVISORY,
+            | "pg_try_advisory_lock_shared" => What::ADVISORY | What::ANY_ADVISORY,
+            "pg_advisory_xact_lock"
+            | "pg_advisory_xact_lock_shared"
+            | "pg_try_advisory_xact_lock"
+            | "pg_try_advisory_xact_lock_shared" => What::ANY_ADVISORY,
+            "pg_notify" => What::NOTIFIES,
+            "loread" | "lowrite" | "be_lo_unlink" => What::LARGE_OBJECT,
+            name if name.starts_with("lo_") && is_builtin(name) => What::LARGE_OBJECT,
             "pg_advisory_unlock" | "pg_advisory_unlock_shared" | "pg_advisory_unlock_all" => {
                 What::UNLOCKS
             }
@@ -568,6 +628,11 @@ impl Reader {
             b"declare" => (Command::Declare, What::empty()),
             b"close" => (Command::Told, What::CLOSES),
             b"listen" => (Command::Told, What::LISTEN),
+            b"notify" => (Command::Told, What::NOTIFIES),
+            b"lock" => {
+                self.mode = LockMode::default();
+                (Command::Lock, What::empty())
+            }
             b"unlisten" => (Command::Told, What::UNLISTENS),
             b"prepare" => (Command::Told, What::PREPARE),
             b"deallocate" => (Command::Told, What::DEALLOCATES | What::CONTROL),
@@ -580,7 +645,10 @@ impl Reader {
             b"insert" | b"merge" | b"copy" => {
                 (Command::Other, What::WRITES | What::ADVANCES_SEQUENCE)
             }
-            b"update" => (Command::Update, What::WRITES),
+            b"update" => {
+                self.updates = true;
+                (Command::Other, What::WRITES)
+            }
             b"delete" | b"truncate" => (Command::Other, What::WRITES),
             // Labels and blocks of code.
             b"begin" | b"then" | b"else" | b"loop" if self.in_code => {
@@ -607,9 +675,13 @@ impl Reader {
             }
             Naming::No | Naming::Begins { .. } => {}
         }
+        if self.command == Command::Lock && !self.mode.is_weak {
+            self.effects.what |= What::LOCKS_TABLE;
+        }
         self.command = Command::None;
         self.last = Last::Open;
         self.is_local = false;
+        self.updates = false;
         self.name.clear();
         self.calls.clear();
     }
@@ -736,7 +808,7 @@ impl Reader {
 
 /// The first eight bytes of a word as a number, and its length: comparing words one by one took most of the time of
 /// reading a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Short(u64, usize);
 
 impl Short {
@@ -751,7 +823,6 @@ impl Short {
     const MERGE: Self = Self::of(b"merge");
     const UPDATE: Self = Self::of(b"update");
     const DELETE: Self = Self::of(b"delete");
-    const PG_SETTINGS: Self = Self::of(b"pg_settings");
     const WITH: Self = Self::of(b"with");
     const INTO: Self = Self::of(b"into");
     const EXECUTE: Self = Self::of(b"execute");
@@ -978,7 +1049,7 @@ mod tests {
             "WITH a AS (SELECT 1), b AS MATERIALIZED (SELECT 2) SELECT * FROM a, b",
         ] {
             let mut told = effects(sql);
-            told.what.remove(What::CONTROL);
+            told.what.remove(What::CONTROL | What::FOR_GUARD);
             told.local.clear();
             assert_eq!(told, Effects::default(), "{sql}");
         }

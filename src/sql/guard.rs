@@ -4,7 +4,10 @@
 //! It reads what [`Effects`] tells. It cannot see inside of functions, so it is no wall by itself: the
 //! seal is.
 
-use super::effects::{Effects, What};
+use std::collections::BTreeSet;
+
+use super::effects::{Effects, What, is_safe_encoding};
+use crate::config::Shared;
 
 /// Parameters that are the proxy's, whatever the context: roles, and what changes how SQL is read.
 const PROTECTED: [&str; 5] = [
@@ -14,6 +17,9 @@ const PROTECTED: [&str; 5] = [
     "backslash_quote",
     "escape_string_warning",
 ];
+
+/// What `standard_conforming_strings` is from the start; drivers say so again.
+const STARTS_WITH: &str = "on";
 
 /// Why a statement is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,56 +35,139 @@ const ASK_OPERATOR: &str = "It is set by pgtenant for the tenant that is logged 
 const BE_PLAIN: &str =
     "Write it as a plain statement; pgtenant must be able to read what could change the tenant.";
 
-/// Whether a text with these effects may run. `context`: names of the variables that only the proxy sets, in lower
-/// case.
-///
-/// # Errors
-/// The first offence.
-pub fn check<'a>(
-    effects: &Effects,
-    mut context: impl Iterator<Item = &'a str> + Clone,
-) -> Result<(), Offence> {
-    let offence = |kind, message: &str, hint| {
-        Err(Offence {
-            kind,
-            message: message.to_owned(),
-            hint,
-        })
-    };
-    let what = effects.what;
-    if what.contains(What::HIDDEN) {
-        let message = "permission denied for a statement that cannot be read";
-        return offence("hidden", message, BE_PLAIN);
+/// What one placement's tenants may not run.
+#[derive(Debug)]
+pub struct Guard {
+    /// Names of the variables that only the proxy sets, in lower case.
+    context: Box<[Box<str>]>,
+    allow: BTreeSet<Shared>,
+}
+
+fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
+    Offence {
+        kind,
+        message: message.to_owned(),
+        hint,
     }
-    let settings = effects.settings.iter().map(|setting| &*setting.name);
-    let mut named = settings.chain(effects.local.iter().map(|name| &**name));
-    let protected = named.find(|name| {
-        PROTECTED.contains(name) || context.clone().any(|own| own.eq_ignore_ascii_case(name))
-    });
-    if let Some(name) = protected {
-        let message = format!("permission denied to set parameter \"{name}\"");
-        return offence("set", &message, ASK_OPERATOR);
+}
+
+impl Guard {
+    /// `context`: names of the variables that only the proxy sets.
+    pub fn new<'a>(context: impl Iterator<Item = &'a str>, allow: BTreeSet<Shared>) -> Self {
+        Self {
+            context: context
+                .map(|name| name.to_ascii_lowercase().into())
+                .collect(),
+            allow,
+        }
     }
-    let is_unknown = what.intersects(What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY);
-    if is_unknown && context.next().is_some() {
-        let message = "permission denied to set a parameter that is not named in the statement";
-        return offence("set", message, BE_PLAIN);
+
+    pub fn allows(&self, shared: Shared) -> bool {
+        self.allow.contains(&shared)
     }
-    if what.contains(What::ENCODING) {
-        let message = "permission denied to set this client_encoding";
-        let hint = "Use one in which no byte of a character is ASCII, such as UTF8.";
-        return offence("encoding", message, hint);
+
+    /// Whether a text with these effects may run.
+    ///
+    /// # Errors
+    /// The first offence.
+    pub fn check(&self, effects: &Effects) -> Result<(), Offence> {
+        let what = effects.what;
+        if what.contains(What::HIDDEN) {
+            let message = "permission denied for a statement that cannot be read";
+            return Err(offence("hidden", message, BE_PLAIN));
+        }
+        let settings = effects.settings.iter().map(|setting| &*setting.name);
+        for name in settings.chain(effects.local.iter().map(|name| &**name)) {
+            self.check_name(name)?;
+        }
+        if what.intersects(What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY) {
+            let message = "permission denied to set a parameter that is not named in the statement";
+            return Err(offence("set", message, BE_PLAIN));
+        }
+        if what.contains(What::ENCODING) {
+            return Err(unsafe_encoding());
+        }
+        if what.contains(What::RUNS_STRINGS) {
+            let message = "permission denied to run SQL from a string";
+            return Err(offence("string", message, BE_PLAIN));
+        }
+        if what.contains(What::DEFINES) {
+            let message = "permission denied to define code or settings";
+            let hint = "Migrations run as a role of their own, not through a tenant's login.";
+            return Err(offence("define", message, hint));
+        }
+        self.check_shared(what)
     }
-    if what.contains(What::RUNS_STRINGS) {
-        let message = "permission denied to run SQL from a string";
-        return offence("string", message, BE_PLAIN);
+
+    /// Whether a client may log in with this run-time parameter.
+    ///
+    /// # Errors
+    /// It may not be set, or not so.
+    pub fn check_parameter(&self, name: &str, value: &str) -> Result<(), Offence> {
+        let name = name.to_ascii_lowercase();
+        if name == "client_encoding" && !is_safe_encoding(value) {
+            return Err(unsafe_encoding());
+        }
+        // Those of the context are compared with the tenant's own.
+        match PROTECTED.contains(&&*name) && value != STARTS_WITH {
+            true => self.check_name(&name),
+            false => Ok(()),
+        }
     }
-    if what.contains(What::DEFINES) {
-        let message = "permission denied to define code or settings";
-        let hint = "Migrations run as a role of their own, not through a tenant's login.";
-        return offence("define", message, hint);
+
+    fn check_name(&self, name: &str) -> Result<(), Offence> {
+        let mut context = self.context.iter();
+        if PROTECTED.contains(&name) || context.any(|own| own.eq_ignore_ascii_case(name)) {
+            let message = format!("permission denied to set parameter \"{name}\"");
+            return Err(offence("set", &message, ASK_OPERATOR));
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// What all tenants of a database have in common.
+    fn check_shared(&self, what: What) -> Result<(), Offence> {
+        for (does, shared, kind, message) in [
+            (
+                What::LISTEN | What::NOTIFIES,
+                Shared::Channels,
+                "channel",
+                "permission denied for LISTEN and NOTIFY",
+            ),
+            (
+                What::ANY_ADVISORY,
+                Shared::AdvisoryLocks,
+                "advisory_lock",
+                "permission denied for advisory locks",
+            ),
+            (
+                What::LOCKS_TABLE,
+                Shared::TableLocks,
+                "table_lock",
+                "permission denied for LOCK in this mode",
+            ),
+            (
+                What::LARGE_OBJECT,
+                Shared::LargeObjects,
+                "large_object",
+                "permission denied for large objects",
+            ),
+        ] {
+            if what.intersects(does) && !self.allows(shared) {
+                let hint =
+                    "All tenants of the database have them in common; the operator may allow them.";
+                return Err(offence(kind, message, hint));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unsafe_encoding() -> Offence {
+    offence(
+        "encoding",
+        "permission denied to set this client_encoding",
+        "Use one in which no byte of a character is ASCII, such as UTF8.",
+    )
 }
 
 #[cfg(test)]
@@ -86,11 +175,10 @@ mod tests {
     use super::*;
 
     fn kind(sql: &str) -> Option<&'static str> {
-        let effects = Effects::of(sql.as_bytes(), false);
         let context = ["app.tenant_id", "pgtenant.context"];
-        check(&effects, context.iter().copied())
-            .err()
-            .map(|offence| offence.kind)
+        let guard = Guard::new(context.into_iter(), BTreeSet::new());
+        let offence = guard.check(&Effects::of(sql.as_bytes(), false)).err();
+        offence.map(|offence| offence.kind)
     }
 
     #[test]
@@ -149,6 +237,41 @@ mod tests {
                 "set",
             ),
             ("UPDATE pg_catalog.pg_settings SET setting = 'b'", "set"),
+            ("UPDATE ONLY \"pg_settings\" SET setting = 'b'", "set"),
+            (
+                "WITH x AS (SELECT 1) UPDATE pg_settings SET setting = 'b'",
+                "set",
+            ),
+            (
+                "EXPLAIN ANALYZE UPDATE pg_settings SET setting = 'b'",
+                "set",
+            ),
+            ("CREATE TEMP VIEW v AS SELECT * FROM pg_settings", "set"),
+            ("NOTIFY orders, 'x'", "channel"),
+            ("SELECT pg_notify('orders', 'x')", "channel"),
+            ("LISTEN orders", "channel"),
+            ("SELECT pg_try_advisory_xact_lock(1)", "advisory_lock"),
+            ("SELECT pg_advisory_lock(1)", "advisory_lock"),
+            ("LOCK orders", "table_lock"),
+            (
+                "LOCK TABLE ONLY orders IN SHARE ROW EXCLUSIVE MODE NOWAIT",
+                "table_lock",
+            ),
+            ("LOCK TABLE orders IN EXCLUSIVE MODE", "table_lock"),
+            (
+                "LOCK TABLE in.row, exclusive IN ACCESS EXCLUSIVE MODE",
+                "table_lock",
+            ),
+            (
+                "LOCK TABLE \"in\" IN ROW SHARE MODE; LOCK TABLE a",
+                "table_lock",
+            ),
+            (
+                "DO $$ BEGIN IF true THEN LOCK TABLE a; END IF; END $$",
+                "table_lock",
+            ),
+            ("SELECT lo_from_bytea(0, 'x')", "large_object"),
+            ("SELECT pg_catalog.loread(1, 2)", "large_object"),
             (
                 "SELECT query_to_xml('SELECT set_config(''a.b'', ''c'', true)', true, true, '')",
                 "string",
@@ -208,9 +331,45 @@ mod tests {
             "ALTER TABLE t ADD b int",
             "DO $$ BEGIN PERFORM 1; END $$",
             "EXECUTE p (1)",
+            "SELECT pg_advisory_unlock(1)",
+            "LOCK TABLE a, b IN ACCESS SHARE MODE",
+            "LOCK TABLE a IN ROW EXCLUSIVE MODE NOWAIT; LOCK b IN ROW SHARE MODE",
+            "SELECT name FROM pg_settings",
+            "SELECT notify, lock FROM listen FOR UPDATE",
             "UPDATE t SET a = 1",
         ] {
             assert_eq!(kind(sql), None, "{sql}");
+        }
+    }
+    #[test]
+    fn what_tenants_have_in_common_is_for_the_operator_to_allow() {
+        let allow = [Shared::Channels, Shared::TableLocks];
+        let guard = Guard::new(std::iter::empty(), allow.into());
+        for (sql, allowed) in [
+            ("LISTEN a; NOTIFY a", true),
+            ("LOCK a", true),
+            ("SELECT pg_advisory_xact_lock(1)", false),
+            ("SELECT lo_create(0)", false),
+        ] {
+            let checked = guard.check(&Effects::of(sql.as_bytes(), false));
+            assert_eq!(checked.is_ok(), allowed, "{sql}");
+        }
+    }
+
+    #[test]
+    fn a_client_cannot_log_in_with_what_it_may_not_set() {
+        let guard = Guard::new(std::iter::empty(), BTreeSet::new());
+        for (name, value, may) in [
+            ("client_encoding", "UTF8", true),
+            ("client_encoding", "Shift_JIS", false),
+            ("Role", "x", false),
+            ("session_authorization", "x", false),
+            ("standard_conforming_strings", "off", false),
+            ("standard_conforming_strings", "on", true),
+            ("search_path", "x", true),
+        ] {
+            let checked = guard.check_parameter(name, value);
+            assert_eq!(checked.is_ok(), may, "{name}={value}");
         }
     }
 }

@@ -3,5 +3,6 @@
 
 pub mod builtin;
 pub mod effects;
+pub mod fingerprint;
 pub mod guard;
 pub mod lexer;

@@ -22,9 +22,19 @@ pub enum Claim {
         database_known: bool,
     },
     /// A user of the admin console.
-    Admin { user: String },
-    /// Nobody that is known; or the parts of the login name two tenants.
-    Nobody,
+    Admin {
+        user: String,
+    },
+    Nobody(Unknown),
+}
+
+/// Why a login is nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// It names no tenant, or one that there is not.
+    Tenant,
+    /// Its parts name two tenants, or one names a tenant that may not.
+    Hints,
 }
 
 /// Reads the claim from a login. The tenant's option is taken out of the startup parameters.
@@ -53,21 +63,21 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
             .map(str::to_owned)
     });
     if !options.is_empty() && !by.by_options {
-        return Claim::Nobody;
+        return Claim::Nobody(Unknown::Hints);
     }
     let database = startup.database.as_deref();
     let mut hints = user_hint.into_iter().chain(sni_hint).chain(options);
     let first = hints.next();
     if hints.any(|hint| Some(&hint) != first.as_ref()) {
-        return Claim::Nobody;
+        return Claim::Nobody(Unknown::Hints);
     }
     let named = match (&first, database) {
         (Some(hint), _) => hint,
         (None, Some(database)) if by.by_database => database,
-        (None, _) => return Claim::Nobody,
+        (None, _) => return Claim::Nobody(Unknown::Tenant),
     };
     let Some(tenant) = config.tenants.get(named) else {
-        return Claim::Nobody;
+        return Claim::Nobody(Unknown::Tenant);
     };
     let database_known = database.is_none_or(|database| {
         database == tenant.id.as_str()
@@ -156,7 +166,8 @@ tenants:
                 )
             }
             Claim::Admin { user } => format!("admin {user}"),
-            Claim::Nobody => "nobody".to_owned(),
+            Claim::Nobody(Unknown::Tenant) => "nobody".to_owned(),
+            Claim::Nobody(Unknown::Hints) => "hints".to_owned(),
         }
     }
 
@@ -186,11 +197,11 @@ tenants:
             ("sni", "app app a.db.other -", "nobody"),
             ("sni", "app app x.a.db.test -", "nobody"),
             ("sni, user", "app.a app a.db.test -", "a/app"),
-            ("sni, user", "app.b app a.db.test -", "nobody"),
+            ("sni, user", "app.b app a.db.test -", "hints"),
             ("options", "app app - a", "a/app"),
             ("options", "app app - c", "nobody"),
-            ("options, user", "app.a app - b", "nobody"),
-            ("user", "app.a app - a", "nobody"),
+            ("options, user", "app.a app - b", "hints"),
+            ("user", "app.a app - a", "hints"),
             ("user", "root pgtenant - -", "admin root"),
         ] {
             assert_eq!(claim(by, login), expected, "[{by}] {login}");

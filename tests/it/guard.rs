@@ -8,12 +8,15 @@ use crate::wire::{
 const OWN: &str = "SELECT current_setting('app.tenant_id')";
 const DENIED: &str = "42501";
 
+const GUARDED: &str = "posture: guarded";
+
+/// `posture`: settings of the placement.
 async fn proxy(pooling: &'static str, posture: &str) -> Running {
     Setup {
         pooling,
         placements: format!(
             "watched: {{ tier: pool, server: shared, database: app, login: {{ user: app, password: {SECRET} }}, \
-             pooling: {pooling}, context: {{ app.tenant_id: \"{{tenant}}\" }}, posture: {posture}, pool: {{ size: 8 }} }}"
+             pooling: {pooling}, context: {{ app.tenant_id: \"{{tenant}}\" }}, {posture}, pool: {{ size: 8 }} }}"
         ),
         tenants: "g0: { placement: watched, users: { app: { password: g0 } } }".into(),
         ..Setup::default()
@@ -38,7 +41,7 @@ fn hint(frames: &[Frame]) -> String {
 }
 
 /// Each shows that it takes effect in posture plain, or could.
-const ATTACKS: [&str; 12] = [
+const ATTACKS: [&str; 14] = [
     "SET app.tenant_id = 'other'",
     "SELECT 1; SET LOCAL \"app\".tenant_id TO 'other'",
     "SELECT set_config('app.tenant_id', 'other', false)",
@@ -50,13 +53,15 @@ const ATTACKS: [&str; 12] = [
     "SELECT query_to_xml('SELECT set_config(''app.tenant_id'', ''other'', false)', true, true, '')",
     "CREATE FUNCTION pg_temp.f() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant_id', 'other', false) $$",
     "UPDATE pg_settings SET setting = 'other' WHERE name = 'app.tenant_id'",
+    "WITH x AS (SELECT 1) UPDATE \"pg_settings\" SET setting = 'other' WHERE name = 'app.tenant_id'",
+    "ALTER ROLE CURRENT_USER SET app.tenant_id = 'other'",
     "SET ROLE app",
 ];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_could_change_the_tenant_is_refused_and_the_client_goes_on() {
     for pooling in POOLINGS {
-        let proxy = proxy(pooling, "guarded").await;
+        let proxy = proxy(pooling, GUARDED).await;
         let mut wire = client(&proxy).await;
         for sql in ATTACKS {
             let frames = wire.query(sql).await;
@@ -96,7 +101,7 @@ async fn what_could_change_the_tenant_is_refused_and_the_client_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_fails_its_transaction_and_comes_in_its_turn() {
     for pooling in POOLINGS {
-        let proxy = proxy(pooling, "guarded").await;
+        let proxy = proxy(pooling, GUARDED).await;
         let mut wire = client(&proxy).await;
         let attack = ATTACKS[2];
         wire.query("BEGIN").await;
@@ -151,7 +156,7 @@ async fn what_is_refused_fails_its_transaction_and_comes_in_its_turn() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_text_that_is_refused_ends_its_client_before_it_runs() {
     for pooling in POOLINGS {
-        let proxy = proxy(pooling, "guarded").await;
+        let proxy = proxy(pooling, GUARDED).await;
         let mut wire = client(&proxy).await;
         let long = "x".repeat(100_000);
         wire.send(&query(&format!("SELECT '{long}'; {}", ATTACKS[0])))
@@ -165,10 +170,103 @@ async fn a_long_text_that_is_refused_ends_its_client_before_it_runs() {
     }
 }
 
+/// What tenants have in common, beside tables with policies.
+const SHARED: [(&str, &str); 9] = [
+    ("channels", "LISTEN orders"),
+    ("channels", "NOTIFY orders, 'x'"),
+    ("channels", "SELECT pg_notify('orders', 'x')"),
+    ("table-locks", "BEGIN; LOCK TABLE items; COMMIT"),
+    (
+        "table-locks",
+        "DO $$ BEGIN LOCK TABLE items IN SHARE MODE; END $$",
+    ),
+    ("advisory-locks", "SELECT pg_try_advisory_xact_lock(1)"),
+    ("advisory-locks", "SELECT pg_try_advisory_lock(1)"),
+    ("large-objects", "SELECT lo_create(0)"),
+    ("large-objects", "SELECT count(lo_get(1)) WHERE false"),
+];
+const ALL_SHARED: &str =
+    "posture: guarded, allow: [advisory-locks, channels, large-objects, table-locks]";
+const LO_CREATE: u32 = 715;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_tenants_have_in_common_is_refused_unless_allowed() {
+    for pooling in POOLINGS {
+        let (refusing, allowing) = (
+            proxy(pooling, GUARDED).await,
+            proxy(pooling, ALL_SHARED).await,
+        );
+        let create = function_call(LO_CREATE, &[Some("\0\0\0\0")]);
+        for (what, sql) in SHARED {
+            let mut wire = client(&refusing).await;
+            assert_eq!(errors(&wire.query(sql).await), [DENIED], "{pooling}: {sql}");
+            wire.send(&create).await;
+            assert_eq!(errors(&wire.until_ready().await), [DENIED], "{pooling}");
+            let mut wire = client(&allowing).await;
+            assert!(
+                errors(&wire.query(sql).await).is_empty(),
+                "{pooling}: {sql}"
+            );
+            let one = proxy(pooling, &format!("{GUARDED}, allow: [{what}]")).await;
+            let mut wire = client(&one).await;
+            for (other, sql) in SHARED {
+                let refused = errors(&wire.query(sql).await);
+                assert_eq!(
+                    refused.is_empty(),
+                    other == what,
+                    "{pooling}, {what}: {sql}"
+                );
+            }
+        }
+    }
+}
+
+/// The schemas of a database have its channels and locks in common.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_a_schema_of_its_own_can_be_guarded_too() {
+    let proxy = Setup {
+        placements: format!(
+            "watched: {{ tier: schema, server: shared, database: bridge, schema: \"t_{{tenant}}\", \
+             login: {{ user: \"r_{{place}}\", password: {SECRET} }}, posture: guarded }}"
+        ),
+        tenants: "g1: { placement: watched, attributes: { place: b5 }, users: { app: { password: g1 } } }".into(),
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    let mut wire = Wire::tcp(proxy.address).await;
+    let login = [("user", "app.g1"), ("database", "bridge")];
+    wire.log_in(&login, "g1").await.expect("logs in");
+    for (_, sql) in SHARED {
+        assert_eq!(errors(&wire.query(sql).await), [DENIED], "{sql}");
+    }
+    assert_eq!(wire.column("SELECT 'served'").await, ["served"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_cannot_log_in_with_what_it_may_not_set() {
+    let proxy = proxy("transaction", GUARDED).await;
+    for (name, value, may) in [
+        ("client_encoding", "SJIS", false),
+        ("client_encoding", "LATIN1", true),
+        ("role", "app", false),
+        ("options", "-c standard_conforming_strings=off", false),
+        ("options", "-c Session_Authorization=app", false),
+        ("search_path", "public", true),
+    ] {
+        let mut wire = Wire::tcp(proxy.address).await;
+        let login = [("user", "app.g0"), ("database", "app"), (name, value)];
+        let refused = wire.log_in(&login, "g0").await.err();
+        let refused = refused.map(|error| error.sqlstate());
+        let expected = (!may).then(|| DENIED.to_owned());
+        assert_eq!(refused, expected, "{name}={value}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn drivers_resets_and_settings_of_their_own_go_through() {
     for pooling in POOLINGS {
-        let proxy = proxy(pooling, "guarded").await;
+        let proxy = proxy(pooling, GUARDED).await;
         let mut wire = client(&proxy).await;
         for sql in [
             "DISCARD ALL",
@@ -188,7 +286,7 @@ async fn drivers_resets_and_settings_of_their_own_go_through() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_posture_plain_the_application_is_trusted() {
-    let proxy = proxy("transaction", "plain").await;
+    let proxy = proxy("transaction", "posture: plain").await;
     let mut wire = client(&proxy).await;
     let set = "BEGIN; SET LOCAL app.tenant_id = 'other'; SELECT current_setting('app.tenant_id')";
     assert_eq!(wire.column(set).await, ["other"]);

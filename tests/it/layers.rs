@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. Modules of one layer may use each other where there is no cycle.
 const LAYERS: &[&[&str]] = &[
-    &["error", "id", "metrics"],
-    &["config", "protocol"],
+    &["error", "id", "metrics", "timestamp"],
+    &["config", "protocol", "findings"],
     &["auth", "sql", "tenant"],
     &["tls"],
     &["backend"],
-    &["client"],
+    &["audit", "client"],
     &["app"],
     &["frontend"],
     &["control", "admin"],

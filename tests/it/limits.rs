@@ -158,6 +158,54 @@ async fn three_hundred_waiting_clients_of_one_tenant_do_not_stand_before_one_of_
     );
 }
 
+/// One tenant has transactions open on all that it can get, and its clients wait for more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_gives_nothing_back_keeps_nobody_away() {
+    // The pool is full; the server's budget is, which is less than the pool's size.
+    for (pool_size, max_connections, hoard) in [(1, 20, 1), (3, 20, 3), (20, 12, 10)] {
+        for pooling in ["transaction", "session"] {
+            let setup = Setup {
+                pool_size,
+                reserve: 2,
+                max_connections,
+                pooling,
+                sections: "timeouts: { checkout: 60s, login: 60s }".into(),
+                ..Setup::default()
+            };
+            let proxy = Arc::new(setup.start().await);
+            let mut hoarders = Vec::new();
+            for _ in 0..hoard {
+                let mut wire = proxy.raw(&tenant("t10")).await;
+                wire.query("BEGIN").await;
+                hoarders.push(wire);
+            }
+            let mut waiting = JoinSet::new();
+            for _ in 0..3 {
+                let proxy = proxy.clone();
+                waiting.spawn(async move {
+                    proxy.raw(&tenant("t10")).await.query("BEGIN").await;
+                });
+            }
+            eventually_waiting(&proxy, "t10", 3).await;
+            for name in ["t11", "t12", "t11"] {
+                let mut victim = proxy.raw(&tenant(name)).await;
+                let seen = victim
+                    .column("SELECT current_setting('app.tenant_id')")
+                    .await;
+                assert_eq!(seen, [name]);
+                drop(victim);
+            }
+            // When it gives back, all are served, and no more is kept than the pool's size.
+            drop(hoarders);
+            waiting.join_all().await;
+            eventually("the pool has its size", async || {
+                proxy.proxy.app().connections() <= pool_size
+            })
+            .await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_waited_too_long_is_told_so_and_stays() {
     for pooling in ["transaction", "session"] {

@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // that is how a test fails
 
 mod attacks;
+mod audit;
 mod bad_input;
 mod cancel;
 mod differential;
+mod doctor;
 mod drivers;
 mod examples;
 mod faults;

@@ -6,6 +6,7 @@ use pgtenant::cluster::{Cluster, Options};
 use pgtenant::control::{harden, seal};
 use pgtenant::id::ServerName;
 
+use crate::audit::AuditFile;
 use crate::harness::{Running, SECRET, cluster, parse};
 use crate::wire::{Wire, column, errors, query, rows};
 
@@ -251,6 +252,52 @@ async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
     assert_eq!(errors(&frames).len(), 1);
     let frames = a.query("BEGIN; SET app.tenant_id = 'b'; INSERT INTO items (body) VALUES ('x') RETURNING tenant; ROLLBACK").await;
     assert!(column(&frames).contains(&"a".to_owned()), "{frames:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_context_that_is_forged_or_lost_is_in_the_audit() {
+    let cluster = sealed("audited").await;
+    let file = AuditFile::new();
+    let proxy = Running::start(&format!("{}{}", file.section(""), USUAL.yaml(&cluster)));
+    let mut seen = 0;
+    let mut a = connect(&proxy, "a").await;
+    let forge = format!("BEGIN; SET LOCAL pgtenant.context = 'b|1|c|f0rg3d'; {BODIES}");
+    assert_eq!(errors(&a.query(&forge).await), ["42501"]);
+    a.query("ROLLBACK").await;
+    let event = file.next(&mut seen).await;
+    assert_eq!(
+        (&event["kind"], &event["sqlstate"]),
+        (&"seal".into(), &"42501".into())
+    );
+    assert_eq!(
+        (&event["tenant"], &event["user"]),
+        (&"a".into(), &"app".into())
+    );
+    assert_eq!(
+        event["statement"],
+        "begin; set local pgtenant.context = ?; select body from items order by ?"
+    );
+    let lose = format!("DISCARD SEQUENCES; {BODIES}");
+    assert_eq!(errors(&a.query("BEGIN").await), [""; 0]);
+    assert_eq!(errors(&a.query(&lose).await), ["55000"]);
+    a.query("ROLLBACK").await;
+    let event = file.next(&mut seen).await;
+    assert_eq!(
+        (&event["kind"], &event["sqlstate"]),
+        (&"seal".into(), &"55000".into())
+    );
+    // Without a seal, and with a foreign one in the row: row level security refuses.
+    for sql in [
+        "BEGIN; RESET pgtenant.context; INSERT INTO items VALUES ('b', 'x')",
+        "INSERT INTO items VALUES ('b', 'x')",
+    ] {
+        assert_eq!(errors(&a.query(sql).await), ["42501"], "{sql}");
+        a.query("ROLLBACK").await;
+        let event = file.next(&mut seen).await;
+        assert_eq!(event["kind"], "rls", "{sql}");
+    }
+    assert_eq!(a.column(BODIES).await, ["of a"]);
+    assert!(!file.text().contains("f0rg3d"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -611,4 +658,24 @@ async fn what_is_hardened_still_serves_and_shows_nothing_of_others() {
     }
     a.send(&query(BODIES)).await;
     assert_eq!(rows(&a.until_ready().await), ["of a"]);
+}
+
+/// What `harden` takes away is what the proxy would ask by, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn code_in_a_hardened_database_ties_nobody_to_a_connection() {
+    let cluster = sealed("hardened_code").await;
+    let unguarded = USUAL.yaml(&cluster);
+    let sql = harden::harden(&parse(&unguarded), "free", None, &[]).unwrap();
+    cluster.run("app", &sql).await.unwrap();
+    for yaml in [unguarded.replace("guard: false, ", ""), unguarded] {
+        let proxy = Running::start(&yaml);
+        let mut one = connect(&proxy, "a").await;
+        let mut two = connect(&proxy, "a").await;
+        for client in [&mut one, &mut two] {
+            for code in ["DO $$ BEGIN PERFORM 1; END $$", "EXPLAIN EXECUTE nothing"] {
+                client.query(code).await;
+            }
+            assert_eq!(client.column("SELECT 'served'").await, ["served"]);
+        }
+    }
 }

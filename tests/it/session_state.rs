@@ -815,21 +815,6 @@ async fn what_a_client_leaves_with_its_connection_meets_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lock_ends_with_its_client_also_where_nobody_wants_the_connection() {
-    let a = tenant("d2");
-    let server = world().await.home(&a).connect(&a.database).await;
-    let server = server.expect("a superuser");
-    let proxy = proxy("transaction", 2).await;
-    let mut mine = proxy.raw(&a).await;
-    mine.query("SELECT pg_advisory_lock(4711)").await;
-    let held = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711";
-    let is_held = async || !server.query(held, &[]).await.expect("locks").is_empty();
-    assert!(is_held().await);
-    drop(mine);
-    eventually("the lock is let go of", async || !is_held().await).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn in_session_pooling_a_client_is_told_the_process_id_of_its_server() {
     let proxy = proxy("session", 3).await;
     let mut mine = proxy.raw(&tenant("t32")).await;
@@ -877,4 +862,25 @@ async fn a_client_that_keeps_its_connection_can_be_ended_and_gives_it_back() {
         newest(&proxy).pins() == NOTHING
     })
     .await;
+}
+
+/// As direct: it does not wait for the next client to be scrubbed away.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ties_a_client_to_its_connection_ends_with_the_client() {
+    for pooling in POOLINGS {
+        let proxy = proxy(pooling, 8).await;
+        let mut other = proxy.raw(&tenant("t04")).await;
+        let free = "SELECT pg_try_advisory_xact_lock(4714)";
+        for at_end in ["SELECT 1", "BEGIN; SELECT 1", "SELECT 1/0"] {
+            let mut client = proxy.raw(&tenant("t03")).await;
+            column(&client.query("SELECT pg_advisory_lock(4714)").await);
+            client.query(at_end).await;
+            assert_eq!(other.column(free).await, ["f"], "{pooling}");
+            drop(client);
+            eventually("the lock is free", async || {
+                other.column(free).await == ["t"]
+            })
+            .await;
+        }
+    }
 }

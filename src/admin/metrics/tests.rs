@@ -4,7 +4,8 @@ use std::time::Duration;
 use super::*;
 use crate::admin::testing::{CONFIG, app};
 use crate::backend::health::Report;
-use crate::config::{Login, PoolKey};
+use crate::config::{Login, PoolKey, PoolLimits};
+use crate::frontend::attempts;
 
 /// What a strict reader of the format makes of `text`: the value of each series.
 fn parse(text: &str) -> HashMap<String, f64> {
@@ -86,7 +87,9 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
     for us in [50, 100, 2_000, 60_000_000] {
         seen.metrics.transactions.record(Duration::from_micros(us));
     }
+    seen.metrics.audited.add(2);
     app.metrics.accepted.add(4);
+    attempts::note_cancel(&app, ([127, 0, 0, 1], 1).into());
     app.pool(&globex.route).unwrap();
     let instances = app.instances();
     let instance = instances.get("other").unwrap();
@@ -101,7 +104,11 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             }),
             startup: vec![("search_path".to_owned(), path.to_owned())],
         };
-        instance.pool(&key, 8);
+        let limits = PoolLimits {
+            size: 8,
+            reserve: 0,
+        };
+        instance.pool(&key, limits);
     }
     instance.health.set(Report {
         state: State::Down,
@@ -149,6 +156,19 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             16.0,
         ),
         ("pgtenant_draining".to_owned(), 0.0),
+        (
+            "pgtenant_audit_events_total{kind=\"cancel_key\"}".to_owned(),
+            1.0,
+        ),
+        (
+            "pgtenant_audit_dropped_total{reason=\"rate\"}".to_owned(),
+            0.0,
+        ),
+        ("pgtenant_audit_write_failures_total".to_owned(), 0.0),
+        (
+            format!("pgtenant_tenant_audit_events_total{{{tenant}}}"),
+            2.0,
+        ),
     ] {
         assert_eq!(series.get(&name), Some(&value), "{name}\n{text}");
     }

@@ -1,8 +1,8 @@
 //! `SHOW CLIENTS`.
 
 use super::{Cell, Column, Row, View, int, row, text, tls, wait};
-use crate::admin::timestamp::utc;
 use crate::client::Activity;
+use crate::timestamp::utc;
 
 pub const COLUMNS: &[Column] = &[
     text("type"),

@@ -94,6 +94,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     }
     settings.push(fixed("log.format", format));
     settings.push(fixed("log.filter", &config.log.filter));
+    settings.extend(audit(config));
     settings.push(fixed("workers", config.workers));
     settings.extend(identify(config));
     settings.push(setting("limits.clients", config.max_clients));
@@ -108,7 +109,24 @@ fn globals(config: &Config) -> Vec<Setting> {
     ] {
         settings.push(setting(format!("timeouts.{name}"), period(time)));
     }
+    let doctor = &config.doctor;
+    settings.push(setting("doctor.enabled", doctor.enabled));
+    settings.push(setting("doctor.interval", period(doctor.interval)));
+    settings.push(setting("doctor.refuse", doctor.refuse));
     settings
+}
+
+fn audit(config: &Config) -> Vec<Setting> {
+    let audit = &config.audit;
+    let file = audit.file.as_deref().map(Path::display);
+    let file = file.map_or_else(String::new, |file| file.to_string());
+    vec![
+        setting("audit.file", file),
+        setting("audit.max_size", format!("{}kB", audit.max_size >> 10)),
+        setting("audit.keep", audit.keep),
+        setting("audit.rate", audit.rate),
+        setting("audit.burst", audit.burst),
+    ]
 }
 
 fn identify(config: &Config) -> Vec<Setting> {
@@ -176,7 +194,17 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("pooling"), placement.pooling),
                 setting(key("posture"), placement.posture),
                 setting(key("guard"), placement.guard),
-                setting(key("pool.size"), placement.pool_size),
+                setting(
+                    key("allow"),
+                    placement
+                        .allow
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", "),
+                ),
+                setting(key("pool.size"), placement.pool.size),
+                setting(key("pool.reserve"), placement.pool.reserve),
                 setting(key("pool.reuse"), placement.reuse),
                 setting(
                     key("limits.clients"),

@@ -5,6 +5,7 @@
 
 mod clients;
 mod config;
+mod doctor;
 mod pools;
 mod servers;
 mod stats;
@@ -128,7 +129,7 @@ pub struct View<'a> {
 }
 
 /// Every `SHOW`, in the order of the help.
-pub static SHOWS: [Show; 9] = [
+pub static SHOWS: [Show; 10] = [
     Show {
         name: "HELP",
         help: "this list",
@@ -164,6 +165,12 @@ pub static SHOWS: [Show; 9] = [
         help: "what tenants have done since the start; averages are over that time too",
         columns: stats::COLUMNS,
         rows: stats::rows,
+    },
+    Show {
+        name: "DOCTOR",
+        help: "what keeps tenants from being kept apart, by the last inspection",
+        columns: doctor::COLUMNS,
+        rows: doctor::rows,
     },
     Show {
         name: "CONFIG",

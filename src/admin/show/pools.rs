@@ -74,7 +74,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 key.server.as_str(),
                 join(&used.placements),
                 join(&used.tiers),
-                pool.size(),
+                pool.limits().size,
                 startup.join(" "),
             ]
         })

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
 use super::{Cell, Column, Row, View, int, row, text, tls};
-use crate::admin::timestamp::utc;
 use crate::backend::cancel::Fence;
 use crate::backend::connection::ServerConnection;
 use crate::backend::context::Context;
 use crate::backend::instance::{Instance, Pool};
 use crate::config::{Server, ServerAddress};
 use crate::id::ServerName;
+use crate::timestamp::utc;
 
 pub const COLUMNS: &[Column] = &[
     text("type"),

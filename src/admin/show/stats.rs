@@ -25,6 +25,7 @@ pub const COLUMNS: &[Column] = &[
     int("total_wait_count"),
     int("total_switch_count"),
     int("total_cancel_count"),
+    int("total_audit_count"),
 ];
 
 /// Tenants that have been seen since the start, also those that a reload removed. Times are in
@@ -62,6 +63,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 metrics.waits.count(),
                 metrics.switches.get(),
                 metrics.cancels.get(),
+                metrics.audited.get(),
             ]
         })
         .collect()

@@ -23,7 +23,7 @@ pub struct Place {
     pub placement: PlacementName,
     pub server: ServerName,
     pub tier: Tier,
-    /// None: without a context, or not known yet.
+    /// None: there is nothing to protect, or it is not known yet.
     pub posture: Option<Posture>,
 }
 
@@ -59,7 +59,8 @@ async fn play_in(path: &Path, made: &mut Made, report: &mut Report) -> Result<()
     let one = Served::start(path, &guests, 1)?;
     let several = Served::start(path, &guests, SEVERAL)?;
     let [a, b] = &one.routes;
-    report.place.posture = (!a.context.is_empty()).then(|| a.posture());
+    let has_posture = !a.context.is_empty() || a.posture() > Posture::Plain;
+    report.place.posture = has_posture.then(|| a.posture());
     let cast = Cast {
         routes: [a, b],
         ways: one.ways.clone(),

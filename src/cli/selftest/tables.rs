@@ -76,13 +76,13 @@ async fn connect(way: &Way) -> Result<Client, String> {
     let (client, connection) = config
         .connect(NoTls)
         .await
-        .map_err(|error| door::describe(&error))?;
+        .map_err(|error| door::words(&error))?;
     // Its errors reach the client's calls.
     tokio::spawn(connection);
     client
         .batch_execute(BOUNDS)
         .await
-        .map_err(|error| door::describe(&error))?;
+        .map_err(|error| door::words(&error))?;
     Ok(client)
 }
 
@@ -90,7 +90,7 @@ async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<String>>, String> {
     let messages = client
         .simple_query(sql)
         .await
-        .map_err(|error| door::describe(&error))?;
+        .map_err(|error| door::words(&error))?;
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => {
             let columns =

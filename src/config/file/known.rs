@@ -5,9 +5,9 @@ use std::cell::Cell;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
-    AdminConsoleFile, CredentialFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
-    ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile, SealFile,
-    ServerAdminFile, ServerFile, TenantFile, TenantLimitsFile, TimeoutsFile,
+    AdminConsoleFile, AuditFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile,
+    ListenFile, ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile,
+    SealFile, ServerAdminFile, ServerFile, TenantFile, TenantLimitsFile, TimeoutsFile,
 };
 
 /// What to say of a setting that is none of the `known` ones.
@@ -28,9 +28,11 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["admin"] => fields::<AdminConsoleFile>(),
         ["admin", "users", _] | ["tenants", _, "users", _] => fields::<CredentialFile>(),
         ["log"] => fields::<LogFile>(),
+        ["audit"] => fields::<AuditFile>(),
         ["identify"] => fields::<IdentifyFile>(),
         ["limits"] => fields::<LimitsFile>(),
         ["timeouts"] => fields::<TimeoutsFile>(),
+        ["doctor"] => fields::<DoctorFile>(),
         ["servers", _] => fields::<ServerFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
         ["servers", _, "seal"] => fields::<SealFile>(),

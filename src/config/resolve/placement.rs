@@ -1,6 +1,6 @@
 //! Placements: what can be checked of them without a tenant, and what their templates become.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::sync::Arc;
@@ -10,11 +10,16 @@ use indexmap::IndexMap;
 use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
 use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
 use crate::config::outline::At;
-use crate::config::{Placement, Posture, SEALED_VARIABLE, Secret, Template, Tier, template};
+use crate::config::{
+    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Shared, Template, Tier, template,
+};
 use crate::id::{PlacementName, ServerName};
 
 /// Longest password file read. It is a password, not a text.
 const MAX_PASSWORD_FILE: u64 = 4096;
+
+/// Enough that several tenants at once are not kept out by others, and little beside the 20 connections of a pool.
+const DEFAULT_RESERVE: usize = 5;
 
 /// Run-time parameters of every StartupMessage. A role may have others by `ALTER ROLE … SET`; the
 /// startup packet beats that, and is what RESET and DISCARD ALL return to.
@@ -22,9 +27,6 @@ const PINNED: [(&str, &str); 2] = [
     ("row_security", "on"),
     ("standard_conforming_strings", "on"),
 ];
-
-/// The posture of a placement that gives none.
-const DEFAULT_POSTURE: Posture = Posture::Plain;
 
 /// A placement with its templates still unfilled.
 pub(super) struct Plan {
@@ -42,6 +44,37 @@ pub(super) struct Plan {
     /// Run-time parameters that do not depend on the tenant, in a fixed order: equal settings give
     /// equal pools.
     pub startup: Vec<(String, String)>,
+}
+
+/// What is known of a placement before its own settings are looked at.
+struct Known {
+    /// None: it is a mistake.
+    name: Option<PlacementName>,
+    servers: Vec<ServerName>,
+    shard_map: HashMap<String, ServerName>,
+    posture: Posture,
+    tenants: usize,
+}
+
+/// Which of a placement's servers have what contexts are sealed with.
+struct Sealable {
+    some: bool,
+    without: Vec<ServerName>,
+}
+
+impl Sealable {
+    /// A server with mistakes is reported where it is defined.
+    fn of(targets: &[ServerName], servers: &IndexMap<String, Option<ServerFile>>) -> Self {
+        let file = |target: &ServerName| servers.get(target.as_str())?.as_ref();
+        let (with, without): (Vec<_>, Vec<_>) = targets
+            .iter()
+            .filter_map(|target| Some((target, file(target)?)))
+            .partition(|(_, file)| file.seal.is_some());
+        Self {
+            some: !with.is_empty(),
+            without: without.into_iter().map(|(name, _)| name.clone()).collect(),
+        }
+    }
 }
 
 pub(super) enum Password {
@@ -77,10 +110,15 @@ impl Resolver<'_, '_> {
             let plan = file.as_ref().and_then(|file| {
                 let shard_map = self.shard_map(&at.key("shard_map"), file, tenants);
                 let targets = self.targets(&at, file, servers);
-                if let Some(targets) = &targets {
-                    self.sealable(&at, file, targets, servers);
-                }
-                self.placement(&at, placement_name, file, targets?, shard_map, count)
+                let sealable = Sealable::of(targets.as_deref().unwrap_or_default(), servers);
+                let known = Known {
+                    name: placement_name,
+                    posture: self.posture(&at, file, &sealable),
+                    servers: targets?,
+                    shard_map,
+                    tenants: count,
+                };
+                self.placement(&at, file, known)
             });
             plans.insert(name.clone(), plan);
         }
@@ -158,15 +196,8 @@ impl Resolver<'_, '_> {
         map
     }
 
-    fn placement(
-        &mut self,
-        at: &At<'_>,
-        name: Option<PlacementName>,
-        file: &PlacementFile,
-        servers: Vec<ServerName>,
-        shard_map: HashMap<String, ServerName>,
-        tenants: usize,
-    ) -> Option<Plan> {
+    fn placement(&mut self, at: &At<'_>, file: &PlacementFile, known: Known) -> Option<Plan> {
+        let posture = known.posture;
         let tier = self.required(at, "tier", file.tier);
         let database = self.required(at, "database", file.database.as_deref());
         let database = database.and_then(|text| self.template(&at.key("database"), text));
@@ -190,31 +221,36 @@ impl Resolver<'_, '_> {
             let message = "is required in tier pool: without it nothing tells tenants apart";
             self.mistakes.add(&at.key("context"), message);
         }
-        let posture = self.posture(at, file);
-        let seal_tenant = self.seal_tenant(at, file);
+        let guard = self.guard(at, file, posture);
+        let seal_tenant = self.seal_tenant(at, file, posture);
         let login = self.required(at, "login", file.login.as_ref());
         let login = login.and_then(|login| self.login(&at.key("login"), login));
         let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
+        let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
 
         let (user, password) = login?;
         let context = context?;
         let placement = Placement {
-            name: name?,
+            name: known.name?,
             tier: tier?,
-            servers,
+            servers: known.servers,
             pooling: file.pooling,
             posture,
-            guard: self.guard(at, file, posture),
-            pool_size: pool_size?,
+            guard,
+            allow: self.allow(at, file, guard),
+            pool: PoolLimits {
+                size: pool_size?,
+                reserve: pool_reserve?,
+            },
             reuse: file.pool.reuse,
             max_clients,
-            tenants,
+            tenants: known.tenants,
         };
         Some(Plan {
             placement: Arc::new(placement),
-            shard_map,
+            shard_map: known.shard_map,
             database: database?,
             schema: match schema {
                 Some(schema) => Some(schema?),
@@ -228,7 +264,6 @@ impl Resolver<'_, '_> {
         })
     }
 
-    /// Without one in the file it is `plain`: what a database is prepared for is not known here.
     fn guard(&mut self, at: &At<'_>, file: &PlacementFile, posture: Posture) -> bool {
         if file.guard.is_some() && posture != Posture::Sealed {
             self.mistakes.add(
@@ -239,17 +274,52 @@ impl Resolver<'_, '_> {
         posture >= Posture::Guarded && file.guard != Some(false)
     }
 
-    fn posture(&mut self, at: &At<'_>, file: &PlacementFile) -> Posture {
-        if file.posture.is_some() && file.context.is_empty() {
-            let message = "has no meaning without context: there is nothing to protect";
-            self.mistakes.add(&at.key("posture"), message);
+    fn allow(&mut self, at: &At<'_>, file: &PlacementFile, guard: bool) -> BTreeSet<Shared> {
+        if !file.allow.is_empty() && !guard {
+            let message = "has no effect without posture: guarded or sealed: everything is allowed";
+            self.mistakes.add(&at.key("allow"), message);
         }
-        file.posture.unwrap_or(DEFAULT_POSTURE)
+        file.allow.iter().copied().collect()
     }
 
-    fn seal_tenant(&mut self, at: &At<'_>, file: &PlacementFile) -> Option<Template> {
+    /// Without one in the file: the strongest that the databases are prepared for, which is what a server with `seal` says of
+    /// its own.
+    fn posture(&mut self, at: &At<'_>, file: &PlacementFile, sealable: &Sealable) -> Posture {
+        let at = at.key("posture");
+        match (file.posture, &*sealable.without) {
+            // The channels and locks of a database are common to its schemas, too.
+            (Some(Posture::Guarded), _) if file.tier == Some(Tier::Schema) => {}
+            (Some(_), _) if file.context.is_empty() => {
+                let message = "has no meaning without context: there is nothing to protect";
+                self.mistakes.add(&at, message);
+            }
+            (Some(Posture::Sealed), without) => {
+                for server in without {
+                    let message = format_args!("needs servers.{server}.seal");
+                    self.mistakes.add(&at, message);
+                }
+            }
+            (Some(_), _) => {}
+            (None, _) if file.context.is_empty() || !sealable.some => return Posture::Plain,
+            (None, []) => return Posture::Sealed,
+            (None, [without, ..]) => {
+                let message = format_args!(
+                    "is required: servers.{without} has no seal, and others of the placement have one"
+                );
+                self.mistakes.add(&at, message);
+            }
+        }
+        file.posture.unwrap_or(Posture::Plain)
+    }
+
+    fn seal_tenant(
+        &mut self,
+        at: &At<'_>,
+        file: &PlacementFile,
+        posture: Posture,
+    ) -> Option<Template> {
         let at = at.key("seal_tenant");
-        if file.posture == Some(Posture::Sealed) {
+        if posture == Posture::Sealed {
             let text = file.seal_tenant.as_deref().unwrap_or("{tenant}");
             return self.template(&at, text);
         }
@@ -260,25 +330,12 @@ impl Resolver<'_, '_> {
         None
     }
 
-    /// Whether its servers have what a sealed context is sealed with.
-    fn sealable(
-        &mut self,
-        at: &At<'_>,
-        file: &PlacementFile,
-        targets: &[ServerName],
-        servers: &IndexMap<String, Option<ServerFile>>,
-    ) {
-        if file.posture != Some(Posture::Sealed) {
-            return;
-        }
-        for target in targets {
-            // A server with mistakes is reported where it is defined.
-            if let Some(Some(server)) = servers.get(target.as_str())
-                && server.seal.is_none()
-            {
-                let message = format_args!("needs servers.{target}.seal");
-                self.mistakes.add(&at.key("posture"), message);
-            }
+    fn reserve(&mut self, at: &At<'_>, file: &PlacementFile, tenants: usize) -> Option<usize> {
+        match file.pool.reserve {
+            None if tenants > 1 => Some(DEFAULT_RESERVE),
+            None => Some(0),
+            Some(count) if count.0 == 0 => Some(0),
+            Some(count) => self.count(at, count, MAX_CONNECTIONS),
         }
     }
 

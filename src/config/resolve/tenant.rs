@@ -274,12 +274,12 @@ impl Resolver<'_, '_> {
         let next = places.pools.len();
         let (number, first, size) = match places.pools.entry(route.pool.clone()) {
             Entry::Vacant(entry) => {
-                entry.insert((next, placement.name.clone(), placement.pool_size));
+                entry.insert((next, placement.name.clone(), placement.pool.size));
                 return next;
             }
             Entry::Occupied(entry) => entry.get().clone(),
         };
-        if size != placement.pool_size
+        if size != placement.pool.size
             && places
                 .sizes_differ
                 .insert((first.clone(), placement.name.clone()))

@@ -175,6 +175,21 @@ fn a_mistake_names_its_setting_and_line() {
             "line 2: log.filter: must not be empty",
         ),
         (
+            "http:",
+            "audit: { file: '' }\nhttp:",
+            "line 2: audit.file: must not be empty",
+        ),
+        (
+            "http:",
+            "audit: { max_size: 100 }\nhttp:",
+            "line 2: audit.max_size: needs a unit: 100kB, 100MB or 100GB",
+        ),
+        (
+            "http:",
+            "audit: { burst: 0 }\nhttp:",
+            "line 2: audit.burst: must be at least 1",
+        ),
+        (
             "[user, database]",
             "[]",
             "line 3: identify.by: needs at least one of user, database, sni, options",
@@ -908,7 +923,14 @@ fn the_defaults_are_those_that_the_reference_file_shows() {
     let text = reference();
     let load = |text: &str| load_text(text, &config_dir(), &|_| None).unwrap();
     let with_defaults_left_out: String = {
-        let default_sections = ["listen:", "log:", "identify:", "limits:", "timeouts:"];
+        let default_sections = [
+            "listen:",
+            "log:",
+            "audit:",
+            "identify:",
+            "limits:",
+            "timeouts:",
+        ];
         let default_lines = [
             "    port: 5432",
             "    sslmode: prefer ",
@@ -970,7 +992,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 13);
+    assert_eq!(settings, 14);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
@@ -980,6 +1002,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
     .unwrap();
     assert_eq!(config.identify.by_sni.as_deref(), Some(".db.example.com"));
     assert!(config.listen[0].tls.is_some());
+    assert_eq!(config.audit.file, Some(dir.path().join("audit.jsonl")));
     let shared = &config.servers["shared"];
     assert!(shared.admin.is_some() && shared.seal.is_some() && shared.tls.root_cert_pem.is_some());
 }
@@ -1020,7 +1043,7 @@ fn no_secret_shows_in_a_debug_print_or_a_mistake() {
     assert!(!found.join("\n").contains("hunter2"), "{found:#?}");
 }
 
-const SEALED: [(&str, &str); 2] = [
+const SEALED: [(&str, &str); 3] = [
     (
         "s1: { host: 10.0.0.1,",
         "s1: { seal: { key: 0123456789abcdef0123456789abcdef, lifetime: 1m }, host: 10.0.0.1,",
@@ -1029,10 +1052,14 @@ const SEALED: [(&str, &str); 2] = [
         "context: { app.t: '{tenant}' } }\n  spread",
         "context: { app.t: '{tenant}' }, posture: sealed }\n  spread",
     ),
+    (
+        "database: wide, login: { user: app },",
+        "database: wide, login: { user: app }, posture: plain,",
+    ),
 ];
 
 #[test]
-fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
+fn a_posture_is_what_the_servers_can_seal_unless_given_and_a_sealed_route_has_a_key() {
     use crate::config::{Posture, SEALED_VARIABLE};
     assert!(Posture::Plain < Posture::Guarded && Posture::Guarded < Posture::Sealed);
     let plain = resolve(BASE).unwrap();
@@ -1050,7 +1077,7 @@ fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
     assert_eq!(f1.pinned("PgTenant.Context"), Some(""));
     assert!(!format!("{sealed:?}").contains("0123456789abcdef0123456789abcdef"));
 
-    let other = changed(&SEALED[..1]);
+    let other = changed(&[SEALED[0], SEALED[2]]);
     let guarded = other.replacen(
         "context: { app.t: '{tenant}' } }",
         "context: { app.t: '{tenant}' }, posture: guarded }",
@@ -1059,6 +1086,10 @@ fn a_posture_is_plain_unless_given_and_a_sealed_route_has_a_key() {
     let guarded = resolve(&guarded).unwrap();
     assert_eq!(route(&guarded, "f1").posture(), Posture::Guarded);
     assert!(route(&guarded, "f1").seal.is_none());
+
+    let silent = resolve(&other).unwrap();
+    assert_eq!(route(&silent, "f1").posture(), Posture::Sealed);
+    assert!(route(&silent, "f1").seal.is_some());
 }
 
 #[test]
@@ -1101,13 +1132,18 @@ fn mistakes_about_seals_are_found() {
             "servers.s1.seal.life: unknown setting",
         ),
         (
+            "posture: plain, ",
+            "",
+            "placements.spread.posture: is required: servers.s2 has no seal",
+        ),
+        (
             "posture: sealed",
             "posture: open",
             "placements.free.posture: must be one of `plain`, `guarded`, `sealed`",
         ),
         (
             "posture: sealed",
-            "seal_tenant: x",
+            "posture: guarded, seal_tenant: x",
             "placements.free.seal_tenant: has no effect without posture: sealed",
         ),
         (

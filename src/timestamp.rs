@@ -1,4 +1,4 @@
-//! Times as PostgreSQL and PgBouncer print them. The console's TimeZone is UTC.
+//! Times in UTC: as PostgreSQL and PgBouncer print them, and as logs have them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,12 +6,27 @@ const DAY: u64 = 24 * 60 * 60;
 
 /// `2026-01-31 23:59:59 UTC`. A time before 1970 is taken for 1970.
 pub fn utc(time: SystemTime) -> String {
-    let seconds = time
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let (date, time, _) = parts(time);
+    format!("{date} {time} UTC")
+}
+
+/// `2026-01-31T23:59:59.123456Z` (RFC 3339).
+pub fn rfc3339(time: SystemTime) -> String {
+    let (date, time, micros) = parts(time);
+    format!("{date}T{time}.{micros:06}Z")
+}
+
+/// Date, time of the day, and microseconds.
+fn parts(time: SystemTime) -> (String, String, u32) {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = since.as_secs();
     let (year, month, day) = civil(seconds / DAY);
     let (hour, minute, second) = (seconds % DAY / 3600, seconds % 3600 / 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+    (
+        format!("{year:04}-{month:02}-{day:02}"),
+        format!("{hour:02}:{minute:02}:{second:02}"),
+        since.subsec_micros(),
+    )
 }
 
 /// Year, month and day of the Gregorian calendar, of days since 1970-01-01. Counts in eras of 400
@@ -50,6 +65,9 @@ mod tests {
         ] {
             let time = UNIX_EPOCH + Duration::from_secs(seconds);
             assert_eq!(utc(time), text);
+            let time = time + Duration::from_micros(42);
+            let text = text.replace(' ', "T").replace("TUTC", ".000042Z");
+            assert_eq!(rfc3339(time), text);
         }
     }
 }
