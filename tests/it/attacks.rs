@@ -23,7 +23,9 @@ use self::weak::{Weak, weak};
 use crate::harness::{Running, SECRET, cluster};
 
 /// The columns of the table, by placement.
-const COLUMNS: [&str; 6] = ["plain", "guarded", "sealed", "schema", "database", "silo"];
+const COLUMNS: [&str; 7] = [
+    "plain", "guarded", "sealed", "schema", "fenced", "database", "silo",
+];
 const DOCS: &str = include_str!("../../docs/isolation.md");
 
 /// Servers, roles and databases of all placements; the tenants' places are made by the stage.
