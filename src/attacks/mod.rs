@@ -140,6 +140,30 @@ pub enum Step {
     Work,
 }
 
+impl Step {
+    /// All texts in it that may hold words.
+    fn texts(&self) -> Vec<&'static str> {
+        match self {
+            Self::Query(_, sql) | Self::Prepare(_, _, sql) | Self::Begin(_, sql) => vec![sql],
+            Self::Batch(_, texts) | Self::Call(_, _, texts) => texts.to_vec(),
+            Self::Bound(_, sql, values) | Self::BindOnly(_, sql, values) => {
+                [&[*sql], *values].concat()
+            }
+            Self::CopyIn(_, sql, data) => vec![sql, data],
+            Self::LogIn(parameters) => parameters
+                .iter()
+                .flat_map(|(name, value)| [*name, *value])
+                .collect(),
+            Self::Run(..)
+            | Self::Await(_)
+            | Self::Pid
+            | Self::Leave(_)
+            | Self::Crowd(_)
+            | Self::Work => Vec::new(),
+        }
+    }
+}
+
 /// What stands for the words in braces.
 #[derive(Debug, Clone, Default)]
 pub struct Words(HashMap<&'static str, Vec<u8>>);
@@ -147,6 +171,14 @@ pub struct Words(HashMap<&'static str, Vec<u8>>);
 impl Words {
     pub fn set(&mut self, word: &'static str, value: impl Into<Vec<u8>>) {
         self.0.insert(word, value.into());
+    }
+
+    /// Whether all words of the steps are known, or will be.
+    fn fit(&self, steps: &[Step]) -> bool {
+        let mut words = self.clone();
+        words.set("b_pid", "0");
+        let mut texts = steps.iter().flat_map(Step::texts);
+        texts.all(|text| words.fill(text).is_some())
     }
 
     /// The text with its words replaced; none if one is not known here.

@@ -142,6 +142,9 @@ async fn play_trick(statements: &[&str], form: Form, stage: &Stage) -> Verdict {
 }
 
 async fn play_scene(steps: &[Step], stage: &Stage) -> Verdict {
+    if !stage.words.fit(steps) {
+        return Verdict::NotHere;
+    }
     let mut playing = Playing::on(stage);
     let mut played = Ok(());
     for step in steps {
