@@ -177,6 +177,8 @@ pub const ATTACKS: &[Attack] = &[
             Work,
             Leave(B),
             Query(A, "BEGIN READ WRITE; ALTER ROLE CURRENT_USER RESET default_transaction_read_only; COMMIT"),
+            // The connection began with it.
+            Query(A, "SELECT pg_terminate_backend(pg_backend_pid())"),
         ]),
     ])),
     harmful(direct("alter database", "acting as B in every later session of the database", &[

@@ -85,6 +85,20 @@ async fn it_tells_what_escapes_and_which_tables_show_rows_to_whoever_has_none() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_plays_in_session_pooling_too() {
+    let world = World::new("selftest").await;
+    world.prepare("reused").await;
+    let (_, report) = report(&world, "reused", &[]).await;
+    assert_eq!(report["not_played"], serde_json::json!([]), "{report:#}");
+    let attacks = report["attacks"].as_array().expect("attacks");
+    for outcome in attacks {
+        assert_ne!(outcome["verdict"], "not played", "{outcome:#}");
+        let is_left = outcome["category"] == "residue";
+        assert!(!is_left || outcome["verdict"] == "held", "{outcome:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_succeeds_where_all_is_held() {
     let world = World::new("selftest").await;
     for placement in ["sealed", "schema", "database"] {

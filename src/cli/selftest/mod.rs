@@ -100,6 +100,7 @@ fn chosen(args: &Args, config: &Config) -> Result<Vec<Report>, String> {
                 placement: placement.name.clone(),
                 server: server.clone(),
                 tier: placement.tier,
+                pooling: placement.pooling,
                 posture: None,
             };
             reports.push(Report::new(place, is_shared));

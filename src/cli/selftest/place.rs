@@ -12,7 +12,7 @@ use crate::attacks::stage::{Apart, Cast, Stage};
 use crate::attacks::{ATTACKS, Connections};
 use crate::cluster::interrupted;
 use crate::config::guests::{Guests, USER, load_with_guests, random_word};
-use crate::config::{Config, Posture, Route, Secret, Tier};
+use crate::config::{Config, Pooling, Posture, Route, Secret, Tier};
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::server::Proxy;
 
@@ -23,6 +23,7 @@ pub struct Place {
     pub placement: PlacementName,
     pub server: ServerName,
     pub tier: Tier,
+    pub pooling: Pooling,
     /// None: there is nothing to protect, or it is not known yet.
     pub posture: Option<Posture>,
 }
@@ -56,7 +57,12 @@ pub async fn play(path: &Path, config: &Config, report: &mut Report) -> bool {
 
 async fn play_in(path: &Path, made: &mut Made, report: &mut Report) -> Result<(), String> {
     let guests = guests(&report.place);
-    let one = Served::start(path, &guests, 1)?;
+    // In session pooling each client that is there has one.
+    let few = match report.place.pooling {
+        Pooling::Transaction => 1,
+        Pooling::Session => 2,
+    };
+    let one = Served::start(path, &guests, few)?;
     let several = Served::start(path, &guests, SEVERAL)?;
     let [a, b] = &one.routes;
     let has_posture = !a.context.is_empty() || a.posture() > Posture::Plain;
