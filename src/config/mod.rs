@@ -311,6 +311,8 @@ pub enum Shared {
     /// LISTEN and NOTIFY.
     Channels,
     LargeObjects,
+    /// PREPARE TRANSACTION: whoever is the same role may end it.
+    PreparedTransactions,
     /// LOCK TABLE in modes that keep others from reading or writing.
     TableLocks,
 }
@@ -321,6 +323,7 @@ impl fmt::Display for Shared {
             Self::AdvisoryLocks => "advisory-locks",
             Self::Channels => "channels",
             Self::LargeObjects => "large-objects",
+            Self::PreparedTransactions => "prepared-transactions",
             Self::TableLocks => "table-locks",
         })
     }

@@ -274,7 +274,7 @@ const WHAT_REMAINS: &str = "\
 -- set_config(): pgtenant itself sets the context by it. In posture sealed what a tenant sets is worth nothing without the
 -- right MAC; in plain and guarded it is worth what `context` is.
 -- What no right governs: LOCK TABLE on tables that the role may write; NOTIFY and LISTEN on any channel; ALTER ROLE
--- CURRENT_USER SET … and PASSWORD, which spoil the login that tenants have in common; large queries. A role of its own for
+-- CURRENT_USER SET … and PASSWORD and DROP OWNED BY CURRENT_USER, which spoil the login that tenants have in common; large queries. A role of its own for
 -- each tenant (login: { user: \"t_{tenant}\" }) ends what goes by the role; the rest is for posture guarded and limits.
 ";
 

@@ -67,9 +67,15 @@ bitflags! {
         const LOCKS_TABLE = 1 << 26;
         /// Functions of large objects.
         const LARGE_OBJECT = 1 << 27;
+        /// DROP OWNED or REASSIGN OWNED: what a role has, and was granted.
+        const ROLE_WIDE = 1 << 28;
+        /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
+        const TWO_PHASE = 1 << 29;
         /// What only the guard asks for: it leaves nothing that is not told by others of these.
         const FOR_GUARD = Self::NOTIFIES.bits() | Self::ANY_ADVISORY.bits() | Self::LOCKS_TABLE.bits()
-            | Self::LARGE_OBJECT.bits();
+            | Self::LARGE_OBJECT.bits()
+            | Self::ROLE_WIDE.bits()
+            | Self::TWO_PHASE.bits();
     }
 }
 
@@ -237,6 +243,10 @@ enum Command {
     Declare,
     Do,
     Lock,
+    Drop,
+    Prepare,
+    /// COMMIT, ROLLBACK.
+    End,
     /// UNLISTEN, CLOSE and the like: known by their word alone.
     Told,
 }
@@ -424,6 +434,9 @@ impl Reader {
             self.begin_statement(word);
             return;
         }
+        if self.last == Last::Open && self.name.is_empty() {
+            self.second_word(word);
+        }
         match self.naming {
             Naming::No => {}
             _ => {
@@ -479,6 +492,15 @@ impl Reader {
         };
         self.name.clear();
         self.last = last;
+    }
+
+    /// Commands of two words. (It may be a later word that stands where a name can begin: then nothing of these does.)
+    fn second_word(&mut self, word: &[u8]) {
+        self.effects.what |= match (self.command, word) {
+            (Command::Drop, b"owned") => What::ROLE_WIDE,
+            (Command::Prepare, b"transaction") | (Command::End, b"prepared") => What::TWO_PHASE,
+            _ => return,
+        };
     }
 
     /// Takes note of the kind of object behind CREATE or ALTER.
@@ -624,7 +646,9 @@ impl Reader {
                 (Command::Create, What::CREATES)
             }
             b"alter" => (Command::Alter, What::DROPS),
-            b"drop" => (Command::Other, What::DROPS),
+            b"drop" => (Command::Drop, What::DROPS),
+            b"reassign" => (Command::Other, What::ROLE_WIDE),
+            b"commit" | b"rollback" => (Command::End, What::empty()),
             b"declare" => (Command::Declare, What::empty()),
             b"close" => (Command::Told, What::CLOSES),
             b"listen" => (Command::Told, What::LISTEN),
@@ -634,7 +658,7 @@ impl Reader {
                 (Command::Lock, What::empty())
             }
             b"unlisten" => (Command::Told, What::UNLISTENS),
-            b"prepare" => (Command::Told, What::PREPARE),
+            b"prepare" => (Command::Prepare, What::PREPARE),
             b"deallocate" => (Command::Told, What::DEALLOCATES | What::CONTROL),
             // In code it runs a string, whose pieces are looked at like the rest.
             b"execute" if self.in_code => (Command::Other, What::RUNS_STRINGS),

@@ -96,6 +96,11 @@ impl Guard {
             let hint = "Migrations run as a role of their own, not through a tenant's login.";
             return Err(offence("define", message, hint));
         }
+        if what.contains(What::ROLE_WIDE) {
+            let message = "permission denied to drop or reassign what the role owns";
+            let hint = "All tenants of the placement may be that role.";
+            return Err(offence("role", message, hint));
+        }
         self.check_shared(what)
     }
 
@@ -144,6 +149,12 @@ impl Guard {
                 Shared::TableLocks,
                 "table_lock",
                 "permission denied for LOCK in this mode",
+            ),
+            (
+                What::TWO_PHASE,
+                Shared::PreparedTransactions,
+                "prepared_transaction",
+                "permission denied for prepared transactions",
             ),
             (
                 What::LARGE_OBJECT,
@@ -271,6 +282,16 @@ mod tests {
                 "table_lock",
             ),
             ("SELECT lo_from_bytea(0, 'x')", "large_object"),
+            ("DROP OWNED BY CURRENT_USER", "role"),
+            ("SELECT 1; drop/**/owned by app CASCADE", "role"),
+            ("DO $$ BEGIN DROP OWNED BY app; END $$", "role"),
+            ("REASSIGN OWNED BY app TO other", "role"),
+            ("PREPARE TRANSACTION 'x'", "prepared_transaction"),
+            (
+                "BEGIN; COMMIT; ROLLBACK PREPARED 'x'",
+                "prepared_transaction",
+            ),
+            ("COMMIT PREPARED 'x'", "prepared_transaction"),
             ("SELECT pg_catalog.loread(1, 2)", "large_object"),
             (
                 "SELECT query_to_xml('SELECT set_config(''a.b'', ''c'', true)', true, true, '')",
@@ -331,6 +352,8 @@ mod tests {
             "ALTER TABLE t ADD b int",
             "DO $$ BEGIN PERFORM 1; END $$",
             "EXECUTE p (1)",
+            "DROP TABLE owned; DROP VIEW IF EXISTS owned",
+            "PREPARE prepared AS SELECT transaction FROM t; COMMIT; ROLLBACK AND CHAIN",
             "SELECT pg_advisory_unlock(1)",
             "LOCK TABLE a, b IN ACCESS SHARE MODE",
             "LOCK TABLE a IN ROW EXCLUSIVE MODE NOWAIT; LOCK b IN ROW SHARE MODE",

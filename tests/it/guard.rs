@@ -41,7 +41,7 @@ fn hint(frames: &[Frame]) -> String {
 }
 
 /// Each shows that it takes effect in posture plain, or could.
-const ATTACKS: [&str; 14] = [
+const ATTACKS: [&str; 15] = [
     "SET app.tenant_id = 'other'",
     "SELECT 1; SET LOCAL \"app\".tenant_id TO 'other'",
     "SELECT set_config('app.tenant_id', 'other', false)",
@@ -55,6 +55,7 @@ const ATTACKS: [&str; 14] = [
     "UPDATE pg_settings SET setting = 'other' WHERE name = 'app.tenant_id'",
     "WITH x AS (SELECT 1) UPDATE \"pg_settings\" SET setting = 'other' WHERE name = 'app.tenant_id'",
     "ALTER ROLE CURRENT_USER SET app.tenant_id = 'other'",
+    "DROP OWNED BY CURRENT_USER",
     "SET ROLE app",
 ];
 
@@ -171,7 +172,7 @@ async fn a_long_text_that_is_refused_ends_its_client_before_it_runs() {
 }
 
 /// What tenants have in common, beside tables with policies.
-const SHARED: [(&str, &str); 9] = [
+const SHARED: [(&str, &str); 10] = [
     ("channels", "LISTEN orders"),
     ("channels", "NOTIFY orders, 'x'"),
     ("channels", "SELECT pg_notify('orders', 'x')"),
@@ -182,11 +183,12 @@ const SHARED: [(&str, &str); 9] = [
     ),
     ("advisory-locks", "SELECT pg_try_advisory_xact_lock(1)"),
     ("advisory-locks", "SELECT pg_try_advisory_lock(1)"),
+    // Outside of a transaction the answer is a warning.
+    ("prepared-transactions", "PREPARE TRANSACTION 'x'"),
     ("large-objects", "SELECT lo_create(0)"),
     ("large-objects", "SELECT count(lo_get(1)) WHERE false"),
 ];
-const ALL_SHARED: &str =
-    "posture: guarded, allow: [advisory-locks, channels, large-objects, table-locks]";
+const ALL_SHARED: &str = "posture: guarded, allow: [advisory-locks, channels, large-objects, prepared-transactions, table-locks]";
 const LO_CREATE: u32 = 715;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -679,3 +679,140 @@ async fn code_in_a_hardened_database_ties_nobody_to_a_connection() {
         }
     }
 }
+
+/// Runs the program itself.
+fn run(args: &[&str]) -> (bool, String, String) {
+    let out = std::process::Command::new(env!("CARGO_BIN_EXE_pgtenant"))
+        .args(args)
+        .output()
+        .expect("it starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (out.status.success(), text(out.stdout), text(out.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_prepared_by_the_commands_of_the_readme() {
+    let cluster = unsealed("by_commands").await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pgtenant.yaml");
+    std::fs::write(&file, USUAL.yaml(&cluster)).unwrap();
+    let config = file.to_str().unwrap();
+
+    let (done, out, err) = run(&["seal", "--config", config, "--server", "s"]);
+    assert!(
+        done && out.starts_with("s/app: sealed, new key "),
+        "{out}{err}"
+    );
+    let (done, out, _) = run(&[
+        "seal",
+        "--config",
+        config,
+        "--server",
+        "s",
+        "--database",
+        "app",
+    ]);
+    assert!(done && out.starts_with("s/app: sealed, key "), "{out}");
+    for (server, database, problem) in [
+        ("nowhere", "app", "there is no server \"nowhere\""),
+        (
+            "s",
+            "none",
+            "s/none: 3D000: database \"none\" does not exist",
+        ),
+    ] {
+        let (done, _, err) = run(&[
+            "seal",
+            "--config",
+            config,
+            "--server",
+            server,
+            "--database",
+            database,
+        ]);
+        assert!(!done && err.contains(problem), "{err}");
+    }
+
+    // What is printed does the same where this program cannot connect.
+    cluster
+        .run("app", "DROP SCHEMA pgtenant CASCADE")
+        .await
+        .unwrap();
+    let (done, sql, _) = run(&[
+        "sql",
+        "seal",
+        "--config",
+        config,
+        "--server",
+        "s",
+        "--database",
+        "app",
+    ]);
+    assert!(done);
+    cluster.run("app", &sql).await.unwrap();
+    let (done, harden, _) = run(&["sql", "harden", "--config", config, "--placement", "free"]);
+    assert!(done);
+    cluster.run("app", &harden).await.unwrap();
+    cluster.run("app", SQL).await.unwrap();
+    let proxy = USUAL.start(&cluster);
+    assert_eq!(bodies(&mut connect(&proxy, "a").await).await, ["of a"]);
+
+    let (done, without_key, _) = run(&["sql", "seal"]);
+    assert!(done && sql.starts_with(&without_key) && sql.len() > without_key.len());
+    let (done, _, err) = run(&["sql", "harden", "--config", config, "--placement", "none"]);
+    assert!(
+        !done && err.contains("there is no placement \"none\""),
+        "{err}"
+    );
+}
+
+/// The functions run with their owner's rights: no name in them may mean what a tenant made of it. Types are looked for among
+/// temporary objects first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_type_of_the_tenants_own_does_not_get_to_see_the_key() {
+    let cluster = sealed("own_types").await;
+    let proxy = USUAL.start(&cluster);
+    let mut a = connect(&proxy, "a").await;
+    for (name, of) in [
+        ("bytea", "bytea"),
+        ("text", "text"),
+        ("sealed_value", "bytea"),
+        ("int8", "int8"),
+    ] {
+        for made in [
+            format!(
+                "CREATE FUNCTION pg_temp.see_{name}(pg_catalog.{of}) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN \
+                 PERFORM pg_catalog.set_config('app.seen', coalesce(pg_catalog.current_setting('app.seen', true), '') || '{name} ', false); \
+                 RETURN true; END $$"
+            ),
+            format!(
+                "CREATE DOMAIN pg_temp.{name} AS pg_catalog.{of} CHECK (pg_temp.see_{name}(VALUE))"
+            ),
+        ] {
+            assert!(errors(&a.query(&made).await).is_empty(), "{made}");
+        }
+    }
+    // So that they are what is called, were it by a name alone.
+    let seen = "SELECT 'x'::text; SELECT current_setting('app.seen', true)";
+    assert!(
+        errors(
+            &a.query("SET search_path = pg_temp, public, pg_catalog")
+                .await
+        )
+        .is_empty()
+    );
+    assert_eq!(
+        a.column(seen).await.last().map(String::as_str),
+        Some("text ")
+    );
+    assert!(errors(&a.query("SET app.seen = ''").await).is_empty());
+    for sql in [
+        "SELECT body FROM public.items",
+        "SELECT pgtenant.tenant_id()",
+        "SELECT pgtenant.challenge(0, 'x')",
+    ] {
+        assert!(errors(&a.query(sql).await).is_empty(), "{sql}");
+        let seen = a.column("SELECT current_setting('app.seen', true)").await;
+        assert_eq!(seen, [""], "{sql}");
+    }
+}
