@@ -22,6 +22,7 @@
 //! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
 //! | process | [`control`], [`admin`], [`server`] | health, doctor, seal, console, metrics, wiring |
+//! | attacks | [`attacks`] | what a tenant tries against another, as data, and how it is played |
 //! | tools | [`cluster`], [`cli`] | subcommands; private servers for demo, tests and benches |
 //!
 //! # Deliberately absent
@@ -39,6 +40,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod attacks;
 pub mod audit;
 pub mod auth;
 pub mod backend;

@@ -61,6 +61,11 @@ enum Command {
         #[arg(long, value_name = "PERIOD", default_value = "1h", value_parser = pgtenant::config::duration)]
         retire_after: Duration,
     },
+    /// Play attacks between two throw-away tenants against the servers of a config, and say what held.
+    ///
+    /// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which says nothing. It needs servers.*.admin,
+    /// with the right to make a schema, a role or a database as tenants of the placement have them; all of it is gone afterwards.
+    Selftest(cli::selftest::Args),
     /// Print the SQL that databases are prepared with.
     #[command(subcommand)]
     Sql(Sql),
@@ -161,6 +166,7 @@ fn main() -> ExitCode {
             owner,
             also,
         }) => cli::sql::print_harden(&config, &placement, owner.as_deref(), &also),
+        Command::Selftest(args) => with_runtime(async move { cli::selftest::run(&args).await }),
         Command::Healthcheck(ConfigArgument { config }) => cli::healthcheck::run(&config),
     }
 }

@@ -7,5 +7,6 @@ pub mod doctor;
 pub mod hash_password;
 pub mod healthcheck;
 pub mod seal;
+pub mod selftest;
 pub mod serve;
 pub mod sql;

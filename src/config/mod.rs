@@ -7,6 +7,7 @@
 
 pub mod diff;
 mod file;
+pub mod guests;
 mod outline;
 mod resolve;
 mod seal;

@@ -56,6 +56,14 @@ const MAX_CLIENTS: usize = 10_000_000;
 /// # Errors
 /// All mistakes, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
+    load_changed(path, &mut |_| {})
+}
+
+/// The same of what `change` makes of the file once it was read.
+pub(super) fn load_changed(
+    path: &Path,
+    change: &mut dyn FnMut(&mut ConfigFile),
+) -> Result<Config, Vec<Mistake>> {
     let whole_file = |line, message| {
         vec![Mistake {
             path: String::new(),
@@ -72,7 +80,8 @@ pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
         whole_file(Some(line), "is not UTF-8".to_owned())
     })?;
     let dir = path.parent().unwrap_or(Path::new(""));
-    load_text(&text, dir, &|name| std::env::var(name).ok())
+    let environment = |name: &str| std::env::var(name).ok();
+    load_text_changed(&text, dir, &environment, change)
 }
 
 /// [`load`] of a text that need not be a file: `dir` is what relative paths start from,
@@ -85,8 +94,18 @@ pub fn load_text(
     dir: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, Vec<Mistake>> {
-    let (file, mistakes) = ConfigFile::read(text, environment);
+    load_text_changed(text, dir, environment, &mut |_| {})
+}
+
+fn load_text_changed(
+    text: &str,
+    dir: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+    change: &mut dyn FnMut(&mut ConfigFile),
+) -> Result<Config, Vec<Mistake>> {
+    let (mut file, mistakes) = ConfigFile::read(text, environment);
     let mut resolver = Resolver { mistakes, dir };
+    file.iter_mut().for_each(change);
     match file.and_then(|file| resolver.config(file)) {
         Some(config) if resolver.mistakes.is_empty() => Ok(config),
         _ => Err(resolver.mistakes.into_sorted()),

@@ -2,7 +2,7 @@
 //! clients' queries.
 
 pub mod doctor;
-mod door;
+pub mod door;
 pub mod harden;
 pub mod health;
 pub mod seal;

@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["frontend"],
     &["control", "admin"],
     &["server"],
+    &["attacks"],
     &["cluster", "cli"],
 ];
 

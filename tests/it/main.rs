@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // that is how a test fails
 
+mod attacks;
 mod audit;
 mod bad_input;
 mod cancel;
@@ -23,6 +24,7 @@ mod memory;
 mod negative;
 mod replication;
 mod seal;
+mod selftest;
 mod session_attacks;
 mod session_state;
 mod tiers;

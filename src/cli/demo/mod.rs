@@ -6,7 +6,7 @@
 
 mod checks;
 mod sample;
-mod table;
+pub(super) mod table;
 #[cfg(test)]
 mod tests;
 
