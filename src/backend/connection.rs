@@ -57,6 +57,10 @@ pub struct ServerConnection {
     pub idle_since: Instant,
     /// Leases in a row to the tenant it is bound to, while others waited.
     pub turn: u32,
+    /// When the first of these came back.
+    pub turn_began: Instant,
+    /// It is idle, and kept for its tenant for a moment.
+    pub lingers: bool,
 }
 
 impl ServerConnection {
@@ -83,6 +87,8 @@ impl ServerConnection {
             born: now,
             idle_since: now,
             turn: 0,
+            turn_began: now,
+            lingers: false,
         }
     }
 

@@ -26,8 +26,11 @@ use crate::tenant::state::TenantState;
 /// be stormed, and its clients need not wait to be told.
 const BACKOFF: Duration = Duration::from_millis(500);
 
-/// A tenant that holds no connection waits this long before it may have one of the pool's reserve.
+/// A tenant that holds no connection waits this long for one to come back to its pool before it may have one of the reserve.
 const RESERVE_AFTER: Duration = Duration::from_millis(250);
+
+/// How often is looked for connections that are kept for clients that do not come: as often as tokio's timers can.
+const LINGER_POLL: Duration = Duration::from_millis(1);
 
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
@@ -231,6 +234,24 @@ impl Instance {
         });
     }
 
+    /// Sees to it that no connection is kept for a client that does not come.
+    pub(super) fn watch_lingering(self: &Arc<Self>, pool: u64) {
+        let instance = Arc::downgrade(self);
+        self.worker.spawn(async move {
+            loop {
+                tokio::time::sleep(LINGER_POLL).await;
+                let Some(instance) = instance.upgrade() else {
+                    return;
+                };
+                let mut queue = instance.queue();
+                if !queue.end_lingering(pool, Instant::now()) {
+                    queue.unwatch(pool);
+                    return;
+                }
+            }
+        });
+    }
+
     /// Serves who waits, after limits were raised.
     pub fn wake(&self) {
         self.queue().dispatch_all();
@@ -420,7 +441,8 @@ impl Line<'_> {
                     // What was delivered meanwhile is there: that happens under the same lock.
                     let mut queue = self.pool.instance.queue();
                     let granted = self.receiver.try_recv().ok();
-                    let granted = granted.or_else(|| queue.take_reserve(self.pool.id, self.tenant));
+                    let granted = granted
+                        .or_else(|| queue.take_reserve(self.pool.id, self.tenant, RESERVE_AFTER));
                     if granted.is_some() {
                         return granted;
                     }

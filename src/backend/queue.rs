@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -21,9 +21,18 @@ use crate::config::PoolLimits;
 use crate::id::TenantId;
 use crate::tenant::state::TenantState;
 
-/// Leases in a row that a tenant may take on one connection while other tenants wait: changing the tenant
+/// Leases in a row that a tenant may take on one connection while other tenants wait, and for how long: changing the tenant
 /// costs more than a short transaction.
-const TURN: u32 = 4;
+const TURN: u32 = 32;
+const TURN_TIME: Duration = Duration::from_millis(15);
+
+/// How long a connection is kept for the client that gave it back while other tenants wait: most send the next transaction
+/// as soon as they have the answer to the last.
+const LINGER: Duration = Duration::from_millis(3);
+/// Without success, it is tried each so many times.
+const LINGER_TRIAL: u32 = 16;
+/// What was kept in vain counts twice: it must have helped two times of three.
+const LINGER_SCORES: std::ops::RangeInclusive<i32> = -16..=16;
 
 /// What a checkout is given.
 pub enum Granted {
@@ -50,9 +59,36 @@ pub struct PoolState {
     /// Connections, idle or not, also those that are just being made or closed.
     total: usize,
     waiting: HashMap<TenantId, VecDeque<Waiter>>,
+    /// How often lingering helped lately, and how often it could have.
+    score: i32,
+    chances: u32,
+    /// Somebody sees to it that lingering ends.
+    watched: bool,
+    /// When a connection last came back.
+    last_back: Instant,
 }
 
 impl PoolState {
+    /// Whether a connection that comes back is to be kept for its tenant for a moment: only while the others keep
+    /// the server busy, and where that was worth it before.
+    fn may_linger(&mut self) -> bool {
+        let busy = self.busy();
+        if busy < 2 || 2 * busy < self.pool.limits().size {
+            return false;
+        }
+        self.chances = self.chances.wrapping_add(1);
+        self.score > 0 || self.chances.is_multiple_of(LINGER_TRIAL)
+    }
+
+    fn note_lingering(&mut self, helped: bool) {
+        let score = self.score + if helped { 1 } else { -2 };
+        self.score = score.clamp(*LINGER_SCORES.start(), *LINGER_SCORES.end());
+    }
+
+    fn is_lingering(&self) -> bool {
+        self.idle.iter().any(|connection| connection.lingers)
+    }
+
     fn busy(&self) -> usize {
         self.total - self.idle.len()
     }
@@ -144,6 +180,10 @@ impl Queue {
             idle: VecDeque::new(),
             total: 0,
             waiting: HashMap::new(),
+            score: 1,
+            chances: 0,
+            watched: false,
+            last_back: Instant::now(),
         });
     }
 
@@ -171,9 +211,16 @@ impl Queue {
         Some(granted)
     }
 
-    /// A connection or room for one from the pool's reserve, for a tenant that holds none.
-    pub fn take_reserve(&mut self, pool: u64, tenant: &TenantState) -> Option<Granted> {
-        if tenant.active() > 0 {
+    /// A connection or room for one from the pool's reserve, for a tenant that holds none, if none came back to the pool for
+    /// `patience`: else it waits because there is much to do, and gets its turn.
+    pub fn take_reserve(
+        &mut self,
+        pool: u64,
+        tenant: &TenantState,
+        patience: Duration,
+    ) -> Option<Granted> {
+        let last_back = self.pools.get(&pool)?.last_back;
+        if tenant.active() > 0 || last_back.elapsed() < patience {
             return None;
         }
         let granted = self.find(pool, tenant, Share::Reserve)?;
@@ -222,7 +269,10 @@ impl Queue {
                 .rposition(|connection| connection.context.tenant() == wanted)
         };
         let free = of(Some(&tenant.id)).or_else(|| of(None));
-        if let Some(connection) = free.and_then(|at| state.idle.remove(at)) {
+        if let Some(mut connection) = free.and_then(|at| state.idle.remove(at)) {
+            if std::mem::take(&mut connection.lingers) {
+                state.note_lingering(true);
+            }
             return Some(Granted::Ready(connection));
         }
         let below_size = match share {
@@ -234,7 +284,13 @@ impl Queue {
             self.total += 1;
             return Some(Granted::Slot);
         }
-        if let Some(mut connection) = state.idle.pop_front() {
+        let mut idle = state.idle.iter();
+        let at = match self.ring.is_empty() {
+            true => (!state.idle.is_empty()).then_some(0),
+            false => idle.position(|connection| !connection.lingers),
+        };
+        if let Some(mut connection) = at.and_then(|at| state.idle.remove(at)) {
+            connection.lingers = false;
             connection.turn = 0;
             return Some(Granted::Ready(connection));
         }
@@ -267,6 +323,7 @@ impl Queue {
         self.count_out(tenant);
         connection.idle_since = now;
         let state = self.pools.get_mut(&pool)?;
+        state.last_back = now;
         if self.ring.is_empty() {
             if state.is_over() {
                 return Some(connection);
@@ -274,23 +331,67 @@ impl Queue {
             state.idle.push_back(connection);
             return None;
         }
-        let stays = connection.context.tenant() == Some(&tenant.id) && connection.turn < TURN;
+        if connection.turn == 0 {
+            connection.turn_began = now;
+        }
+        let stays = connection.context.tenant() == Some(&tenant.id)
+            && connection.turn < TURN
+            && now - connection.turn_began < TURN_TIME;
         connection.turn += 1;
+        let waits = |(p, t): &(u64, TenantId)| *p == pool && *t == tenant.id;
+        let position = stays.then(|| self.ring.iter().position(waits)).flatten();
+        connection.lingers = stays && position.is_none() && state.may_linger();
+        let lingers = connection.lingers;
         state.idle.push_back(connection);
-        let position = stays
-            .then(|| {
-                self.ring
-                    .iter()
-                    .position(|(p, t)| *p == pool && *t == tenant.id)
-            })
-            .flatten();
-        if !position.is_some_and(|position| self.serve(position) == Served::Granted) {
+        let served = position.is_some_and(|position| self.serve(position) == Served::Granted);
+        if !served && !lingers {
             self.dispatch();
         }
+        self.end_lingering(pool, now);
         let state = self.pools.get_mut(&pool)?;
         match state.is_over() {
             true => state.idle.pop_front(),
             false => None,
+        }
+    }
+
+    /// Gives what was kept for nobody to who waits. False: nothing is kept any more.
+    pub fn end_lingering(&mut self, pool: u64, now: Instant) -> bool {
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return false;
+        };
+        let mut ended = 0;
+        for connection in &mut state.idle {
+            if connection.lingers && now.saturating_duration_since(connection.idle_since) > LINGER {
+                connection.lingers = false;
+                ended += 1;
+            }
+        }
+        for _ in 0..ended {
+            state.note_lingering(false);
+        }
+        let lingers = state.is_lingering();
+        for _ in 0..ended {
+            self.dispatch();
+        }
+        lingers
+    }
+
+    /// Whether the caller is to call [`end_lingering`](Self::end_lingering) from now on until nothing is kept.
+    pub fn must_be_watched(&mut self, pool: u64) -> bool {
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return false;
+        };
+        !state.watched && state.is_lingering() && {
+            state.watched = true;
+            true
+        }
+    }
+
+    /// Nobody watches any more.
+    pub fn unwatch(&mut self, pool: u64) {
+        if let Some(state) = self.pools.get_mut(&pool) {
+            state.watched = false;
         }
     }
 

@@ -169,6 +169,12 @@ impl Switch {
     }
 }
 
+/// The error of what was canceled. `body`: of an ErrorResponse.
+pub fn canceled(body: &[u8]) -> Option<Error> {
+    let fields = ErrorFields::read(body);
+    (fields.sqlstate == CANCELED).then(|| failed(&fields))
+}
+
 fn failed(fields: &ErrorFields) -> Error {
     match fields.sqlstate.as_str() {
         CANCELED => fields.clone().into_error(crate::error::Kind::QueryCanceled),

@@ -324,6 +324,11 @@ impl Ledger {
         }
     }
 
+    /// What is answered next ends with the ReadyForQuery of its own message, and no Sync.
+    pub fn ends_with_query(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::Query(_) | Owed::FunctionCall))
+    }
+
     /// Messages up to a ReadyForQuery are owed.
     pub fn owes_ready(&self) -> bool {
         self.is_certain() && self.has_sent_end()

@@ -21,7 +21,7 @@ use crate::backend::connection::{Frame, Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
 use crate::backend::prepared::frame;
-use crate::backend::switch::Progress;
+use crate::backend::switch::{self, Progress};
 use crate::client::ClientHandle;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
@@ -135,6 +135,8 @@ pub struct Relay<'a> {
     /// It began with a change of tenant: the server may report what the client was told already.
     switches: bool,
     not_switched: Option<End>,
+    /// The change is acknowledged, and nothing of the client's was answered since.
+    just_switched: bool,
     hold: Hold,
     /// What the client says next waits until what it said before the last Sync is answered: that decides what the name
     /// of a statement means.
@@ -194,6 +196,7 @@ impl<'a> Relay<'a> {
             server_gone: false,
             switches,
             not_switched: None,
+            just_switched: false,
             hold: Hold::No,
             name_is_open: false,
             flush_asked: false,
@@ -456,6 +459,17 @@ impl<'a> Relay<'a> {
                 }
                 break;
             }
+            if std::mem::take(&mut self.just_switched)
+                && tag == BackendTag::ERROR_RESPONSE
+                && self.ledger.ends_with_query()
+                && let Some(error) = switch::canceled(&bytes[HEADER..size.min(bytes.len())])
+            {
+                // It may have come between the end of the change and the client's message, which is skipped then and never
+                // answered (PostgreSQL looks for cancels when it logs durations). Either way it is canceled.
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                self.give_up_switch(&error);
+                return Ok(());
+            }
             // Before the reply is noted: then the name may be gone.
             let translated = match tag {
                 BackendTag::ERROR_RESPONSE if bytes.len() >= size => {
@@ -522,6 +536,7 @@ impl<'a> Relay<'a> {
             Progress::Done => {
                 self.server.context = Context::Bound(switch.binding().clone());
                 self.server.switch = None;
+                self.just_switched = true;
             }
             Progress::Failed(error) => {
                 self.give_up_switch(&error);

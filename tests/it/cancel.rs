@@ -166,6 +166,38 @@ async fn a_cancel_ends_the_wait_for_a_server_connection() {
     assert_eq!(waiter.column("SELECT 1").await, ["1"]);
 }
 
+/// What the server was to do first was to change the tenant; whether it had is not known of each cancel.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cancelled_right_behind_a_change_of_tenant_is_over() {
+    let setup = Setup {
+        pool_size: 1,
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let mut clients = Vec::new();
+    for name in ["t03", "t04"] {
+        clients.push((
+            tenant(name),
+            client(&proxy, &tenant(name), PROTOCOL_3_0).await,
+        ));
+    }
+    for statement in [
+        "SELECT pg_sleep(60) /* first */",
+        "SET LOCAL statement_timeout = 60000; SELECT pg_sleep(60) /* first */",
+        "BEGIN; SELECT pg_sleep(60) /* first */",
+    ] {
+        for (tenant, wire) in &mut clients {
+            wire.send(&query(statement)).await;
+            running("first").await;
+            cancel(&proxy, &wire.key.clone()).await;
+            assert_eq!(errors(&wire.until_ready().await), [CANCELED], "{statement}");
+            wire.query("ROLLBACK").await;
+            let seen = wire.column("SELECT body FROM items ORDER BY id").await;
+            assert_eq!(seen, tenant.bodies());
+        }
+    }
+}
+
 /// Clients of A are cancelled all the time, at every stage of their queries, on server connections that they
 /// share with clients of B.
 #[tokio::test(flavor = "multi_thread")]

@@ -115,7 +115,7 @@ async fn an_idle_connection_of_one_pool_is_given_up_for_another() {
 async fn three_hundred_waiting_clients_of_one_tenant_do_not_stand_before_one_of_another() {
     const CROWD: usize = 300;
     // More than the transactions that a tenant may have in a row, and far fewer than the crowd's.
-    const TURNS: usize = 20;
+    const TURNS: usize = 40;
     let setup = Setup {
         pool_size: 1,
         sections: "timeouts: { checkout: 60s, login: 60s }".into(),
