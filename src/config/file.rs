@@ -399,8 +399,8 @@ pub struct LoginFile {
 pub struct PoolFile {
     /// Server connections of one pool (server, database and login). Default: 20.
     pub size: Count,
-    /// How many more of one pool, within the server's `max_connections`, for tenants that hold none of them and have waited a quarter
-    /// of a second: one each. Default: 5, and 0 for a placement with one tenant.
+    /// How many more of one pool, within the server's `max_connections`, for tenants that hold none of them, when none came back for a
+    /// quarter of a second: one each. Default: 5, and 0 for a placement with one tenant.
     pub reserve: Option<Count>,
     /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
     /// for each client. Default: false.
