@@ -24,7 +24,7 @@ use crate::tenant::state::TenantState;
 /// Leases in a row that a tenant may take on one connection while other tenants wait, and for how long: changing the tenant
 /// costs more than a short transaction.
 const TURN: u32 = 32;
-const TURN_TIME: Duration = Duration::from_millis(15);
+const TURN_TIME: Duration = Duration::from_millis(20);
 
 /// How long a connection is kept for the client that gave it back while other tenants wait: most send the next transaction
 /// as soon as they have the answer to the last.
@@ -73,7 +73,7 @@ impl PoolState {
     /// the server busy, and where that was worth it before.
     fn may_linger(&mut self) -> bool {
         let busy = self.busy();
-        if busy < 2 || 2 * busy < self.pool.limits().size {
+        if busy < 2 || 3 * busy < self.pool.limits().size {
             return false;
         }
         self.chances = self.chances.wrapping_add(1);
