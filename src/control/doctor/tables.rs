@@ -204,6 +204,10 @@ fn coverage(case: &Case<'_>, table: &Relation, column: Option<&str>, findings: &
         }
         return;
     }
+    let cover = |column: &str| {
+        let policy = (!has_policy).then(|| new_policy(case, table, column));
+        policy.into_iter().chain([enable(table)])
+    };
     let parent = table.parent.and_then(|parent| case.relation(parent));
     match column {
         Some(column) if reachable => {
@@ -220,11 +224,6 @@ fn coverage(case: &Case<'_>, table: &Relation, column: Option<&str>, findings: &
                     format!("it holds tenants' rows (column \"{column}\") without row level security"),
                 ),
             };
-            let mut sql = Vec::new();
-            if !has_policy {
-                sql.push(new_policy(case, table, column));
-            }
-            sql.push(enable(table));
             findings.push(
                 finding(
                     Critical,
@@ -233,15 +232,10 @@ fn coverage(case: &Case<'_>, table: &Relation, column: Option<&str>, findings: &
                     problem,
                     "every tenant reads, or writes, the rows of all",
                 )
-                .fix(Step::Policies, sql),
+                .fix(Step::Policies, cover(column)),
             );
         }
         Some(column) if parent.is_none() => {
-            let mut sql = Vec::new();
-            if !has_policy {
-                sql.push(new_policy(case, table, column));
-            }
-            sql.push(enable(table));
             findings.push(
                 finding(
                     Notice,
@@ -252,7 +246,7 @@ fn coverage(case: &Case<'_>, table: &Relation, column: Option<&str>, findings: &
                     ),
                     "one GRANT, view or function is enough to show the rows of all",
                 )
-                .fix(Step::Policies, sql),
+                .fix(Step::Policies, cover(column)),
             );
         }
         Some(_) => {}
