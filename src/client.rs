@@ -24,6 +24,9 @@ pub enum Activity {
     Active,
 }
 
+/// Of [`ClientHandle::heard`]: there is no waker.
+const NEVER: u64 = u64::MAX;
+
 /// Shared by a client's task and whoever looks at it or calls it.
 #[derive(Debug)]
 pub struct ClientHandle {
@@ -48,6 +51,8 @@ pub struct ClientHandle {
     fence: Mutex<Option<Arc<Fence>>>,
     /// Counts calls; the client's task compares it with what it has answered.
     calls: AtomicU64,
+    /// Calls there were when the task last left its waker: it is still there if there were none since.
+    heard: AtomicU64,
     /// What ties it to the server connection it holds ([`Pins`]).
     pins: AtomicU16,
     killed: AtomicU8,
@@ -92,6 +97,7 @@ impl ClientHandle {
             wait_began: AtomicU64::new(0),
             fence: Mutex::default(),
             calls: AtomicU64::new(0),
+            heard: AtomicU64::new(NEVER),
             pins: AtomicU16::new(0),
             killed: AtomicU8::new(0),
             cancelled: AtomicU8::new(0),
@@ -196,9 +202,25 @@ impl ClientHandle {
         self.cancelled.swap(0, Ordering::AcqRel) != 0
     }
 
-    /// Number of calls so far; registers `waker` for the next.
+    /// Number of calls so far; the next wakes `waker`, which must be of the task that asked before, or
+    /// [moved in](Self::move_in).
     pub fn calls(&self, waker: &Waker) -> u64 {
+        let calls = self.calls.load(Ordering::Acquire);
+        if calls == self.heard.load(Ordering::Relaxed) {
+            return calls;
+        }
         self.waker.register(waker);
+        self.heard.store(calls, Ordering::Relaxed);
         self.calls.load(Ordering::Acquire)
+    }
+
+    /// Number of calls so far.
+    pub fn called(&self) -> u64 {
+        self.calls.load(Ordering::Acquire)
+    }
+
+    /// Another task serves the client from now on.
+    pub fn move_in(&self) {
+        self.heard.store(NEVER, Ordering::Relaxed);
     }
 }

@@ -11,8 +11,8 @@
 //!     └──────────────────────────┴──── wait until 0 in flight ◄───┘
 //! ```
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
@@ -26,6 +26,9 @@ use crate::error::{Error, Kind, Result};
 use crate::protocol::startup::CancelKey;
 
 /// The gate of one server connection through which cancels must pass.
+///
+/// A cancel counts itself in flight and then looks who holds the connection; who gives it back takes the holder away and then
+/// looks what is in flight. In one order of all of these (`SeqCst`), one of the two sees the other.
 #[derive(Debug)]
 pub struct Fence {
     server: Arc<Server>,
@@ -33,22 +36,21 @@ pub struct Fence {
     /// When the server connection was made, and whether in TLS: for the admin console.
     born: SystemTime,
     tls: bool,
-    state: Mutex<State>,
-    changed: Notify,
-    /// Cancels under way, for a look without the lock.
+    /// The client whose query runs here and may be cancelled, or [`NOBODY`].
+    holder: AtomicU64,
+    /// Cancels under way.
     in_flight: AtomicUsize,
+    /// A cancel was sent and its end was not seen: it may strike at any time.
+    unsure: AtomicBool,
+    changed: Notify,
     /// The relay that holds the next query back until they have struck.
     relay: AtomicWaker,
 }
 
-#[derive(Debug, Default)]
-struct State {
-    /// The client whose query runs here and may be cancelled.
-    holder: Option<u64>,
-    in_flight: usize,
-    /// A cancel was sent and its end was not seen: it may strike at any time.
-    unsure: bool,
-}
+/// No client's id.
+const NOBODY: u64 = 0;
+/// The holder of a connection that the proxy itself closes: no client's id either.
+pub const PROXY: u64 = u64::MAX;
 
 impl Fence {
     pub fn new(server: Arc<Server>, key: CancelKey, tls: bool) -> Self {
@@ -57,15 +59,12 @@ impl Fence {
             key,
             born: SystemTime::now(),
             tls,
-            state: Mutex::default(),
-            changed: Notify::new(),
+            holder: AtomicU64::new(NOBODY),
             in_flight: AtomicUsize::new(0),
+            unsure: AtomicBool::new(false),
+            changed: Notify::new(),
             relay: AtomicWaker::new(),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Process id of the server's backend.
@@ -90,25 +89,28 @@ impl Fence {
 
     /// Lets cancels of `client` through.
     pub fn open(&self, client: u64) {
-        self.state().holder = Some(client);
+        self.holder.store(client, SeqCst);
     }
 
     /// Lets no more cancels through. True if none is under way.
     pub fn close(&self) -> bool {
-        let mut state = self.state();
-        state.holder = None;
-        state.in_flight == 0 && !state.unsure
+        self.holder.store(NOBODY, SeqCst);
+        self.is_quiet() && !self.unsure.load(SeqCst)
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.in_flight.load(SeqCst) == 0
     }
 
     /// Ready while no cancel is under way: then the next query may begin, which none was meant for.
     pub fn poll_quiet(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.in_flight.load(Ordering::Acquire) == 0 {
+        if self.is_quiet() {
             return Poll::Ready(());
         }
         self.relay.register(cx.waker());
-        match self.in_flight.load(Ordering::Acquire) {
-            0 => Poll::Ready(()),
-            _ => Poll::Pending,
+        match self.is_quiet() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
         }
     }
 
@@ -119,11 +121,8 @@ impl Fence {
     pub async fn settled(&self) -> bool {
         loop {
             let changed = self.changed.notified();
-            {
-                let state = self.state();
-                if state.in_flight == 0 {
-                    return !state.unsure;
-                }
+            if self.is_quiet() {
+                return !self.unsure.load(SeqCst);
             }
             changed.await;
         }
@@ -134,25 +133,13 @@ impl Fence {
     /// # Errors
     /// 08006 if the server could not be told, or did not say that it has.
     pub async fn cancel(self: Arc<Self>, client: u64, deadline: Duration) -> Result<bool> {
-        {
-            let mut state = self.state();
-            if state.holder != Some(client) {
-                return Ok(false);
-            }
-            state.in_flight += 1;
-            self.in_flight.store(state.in_flight, Ordering::Release);
+        let mut guard = InFlight::enter(self.clone());
+        if client == NOBODY || self.holder.load(SeqCst) != client {
+            guard.seen = true;
+            return Ok(false);
         }
         // The request goes on if whoever asked for it does not stay to see its end.
-        let fence = self.clone();
-        let sending = tokio::spawn(async move {
-            let mut guard = InFlight {
-                fence: &fence,
-                seen: false,
-            };
-            let sent = tokio::time::timeout(deadline, fence.send()).await;
-            guard.seen = matches!(sent, Ok(Ok(())));
-            sent.unwrap_or_else(|_| Err(failed("timed out")))
-        });
+        let sending = tokio::spawn(guard.strike(deadline));
         sending.await.unwrap_or_else(|e| Err(failed(e)))?;
         Ok(true)
     }
@@ -177,20 +164,32 @@ fn failed(e: impl std::fmt::Display) -> Error {
     Error::new(Kind::ConnectionFailure, "could not send the cancel request").caused_by(e)
 }
 
-struct InFlight<'a> {
-    fence: &'a Fence,
+/// A cancel under way, until dropped.
+struct InFlight {
+    fence: Arc<Fence>,
+    /// Its end was seen: it strikes no more.
     seen: bool,
 }
 
-impl Drop for InFlight<'_> {
+impl InFlight {
+    fn enter(fence: Arc<Fence>) -> Self {
+        fence.in_flight.fetch_add(1, SeqCst);
+        Self { fence, seen: false }
+    }
+
+    async fn strike(mut self, deadline: Duration) -> Result<()> {
+        let sent = tokio::time::timeout(deadline, self.fence.send()).await;
+        self.seen = matches!(sent, Ok(Ok(())));
+        sent.unwrap_or_else(|_| Err(failed("timed out")))
+    }
+}
+
+impl Drop for InFlight {
     fn drop(&mut self) {
-        let mut state = self.fence.state();
-        state.in_flight -= 1;
-        state.unsure |= !self.seen;
-        self.fence
-            .in_flight
-            .store(state.in_flight, Ordering::Release);
-        drop(state);
+        if !self.seen {
+            self.fence.unsure.store(true, SeqCst);
+        }
+        self.fence.in_flight.fetch_sub(1, SeqCst);
         self.fence.changed.notify_waiters();
         self.fence.relay.wake();
     }

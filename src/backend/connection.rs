@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::backend::cancel::Fence;
+use crate::backend::cancel::{self, Fence};
 use crate::backend::context::Context;
 use crate::backend::prepared::Parsed;
 use crate::backend::seal::Sealed;
@@ -20,7 +21,33 @@ use crate::protocol::startup::CancelKey;
 use crate::protocol::stream::Stream;
 
 /// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
-pub type Parameters = BTreeMap<String, String>;
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parameters {
+    values: BTreeMap<String, String>,
+    backslashes: bool,
+}
+
+impl Parameters {
+    pub fn insert(&mut self, name: &str, value: &str) {
+        if name == "standard_conforming_strings" {
+            self.backslashes = value == "off";
+        }
+        self.values.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Whether plain strings have backslash escapes.
+    pub fn backslashes(&self) -> bool {
+        self.backslashes
+    }
+}
+
+impl Deref for Parameters {
+    type Target = BTreeMap<String, String>;
+
+    fn deref(&self) -> &BTreeMap<String, String> {
+        &self.values
+    }
+}
 
 /// Longest frame that is collected in memory outside of a relay, in bytes. Nothing the proxy asks for itself has
 /// answers near this size.
@@ -109,7 +136,7 @@ impl ServerConnection {
         if let Some((name, value)) = split_pair(body)
             && self.parameters.get(name).is_none_or(|known| known != value)
         {
-            Arc::make_mut(&mut self.parameters).insert(name.to_owned(), value.to_owned());
+            Arc::make_mut(&mut self.parameters).insert(name, value);
         }
     }
 
@@ -170,6 +197,9 @@ impl ServerConnection {
     /// Whether an idle connection is still good: takes in what the server said meanwhile, without
     /// waiting. A server that shuts down or was restarted says so here.
     pub fn is_alive(&mut self) -> bool {
+        if self.inbox.is_empty() && self.stream.is_silent() {
+            return true;
+        }
         let mut cx = TaskContext::from_waker(Waker::noop());
         loop {
             match self.inbox.poll_fill(&mut cx, &mut self.stream) {
@@ -208,8 +238,8 @@ impl ServerConnection {
         let goodbye = async {
             if busy {
                 let fence = self.fence.clone();
-                fence.open(0);
-                if let Err(error) = fence.cancel(0, CLOSE_DEADLINE).await {
+                fence.open(cancel::PROXY);
+                if let Err(error) = fence.cancel(cancel::PROXY, CLOSE_DEADLINE).await {
                     tracing::debug!(%error, "could not cancel on a connection that is closed");
                 }
             }

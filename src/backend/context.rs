@@ -159,7 +159,7 @@ impl<'c> Change<'c> {
     fn new(wanted: &Binding, context: &'c Context) -> Self {
         let (scrub, variables, applied) = match context {
             Context::Bound(bound)
-                if bound.tenant == wanted.tenant && same_variables(bound, wanted) =>
+                if bound.tenant == wanted.tenant && same_variables(&bound.route, &wanted.route) =>
             {
                 (false, bound.stale, Some(&bound.settings))
             }
@@ -283,8 +283,8 @@ fn rank(name: &str) -> u8 {
     }
 }
 
-fn same_variables(bound: &Binding, wanted: &Binding) -> bool {
-    Arc::ptr_eq(&bound.route, &wanted.route) || bound.route.same_context(&wanted.route)
+fn same_variables(bound: &Arc<Route>, wanted: &Arc<Route>) -> bool {
+    Arc::ptr_eq(bound, wanted) || bound.same_context(wanted)
 }
 
 /// `app.x` as `"app"."x"`.
@@ -296,19 +296,23 @@ fn quote_parameter(name: &str) -> String {
     parts.join(".")
 }
 
-/// Whether `connection` already carries exactly this context.
-pub fn carries(connection: &ServerConnection, wanted: &Binding) -> bool {
+/// Whether `connection` already carries exactly this context: the variables of `tenant` on `route`, and a client's `settings`.
+pub fn carries(
+    connection: &ServerConnection,
+    tenant: &TenantId,
+    route: &Arc<Route>,
+    settings: &Arc<Settings>,
+) -> bool {
+    let needs_seal = || {
+        let seal = route.seal.as_ref();
+        seal.is_some_and(|seal| connection.sealed.needs(seal))
+    };
     matches!(&connection.context, Context::Bound(bound)
         if !bound.stale
-            && bound.tenant == wanted.tenant
-            && same_variables(bound, wanted)
-            && !needs_seal(connection, wanted)
-            && (Arc::ptr_eq(&bound.settings, &wanted.settings) || bound.settings == wanted.settings))
-}
-
-fn needs_seal(connection: &ServerConnection, wanted: &Binding) -> bool {
-    let seal = wanted.route.seal.as_ref();
-    seal.is_some_and(|seal| connection.sealed.needs(seal))
+            && bound.tenant == *tenant
+            && same_variables(&bound.route, route)
+            && !needs_seal()
+            && (Arc::ptr_eq(&bound.settings, settings) || bound.settings == *settings))
 }
 
 /// What it took to make a connection carry a context.
@@ -337,7 +341,7 @@ pub async fn adopt(
     ahead: Option<Arc<Parameters>>,
     aside: &mut Buffer,
 ) -> Result<Adopted, Refusal> {
-    if carries(connection, wanted) {
+    if carries(connection, &wanted.tenant, &wanted.route, &wanted.settings) {
         return Ok(Adopted::AsItWas);
     }
     let changed = change(connection, wanted, ahead, aside);

@@ -11,13 +11,13 @@ use tokio::runtime::Handle;
 
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
-use crate::backend::context::Settings;
+use crate::backend::context::{self, Settings};
 use crate::backend::functions::Functions;
 use crate::backend::health::Health;
-use crate::backend::lease::Grant;
+use crate::backend::lease::{Grant, Lease};
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
-use crate::config::{PoolKey, PoolLimits, Server, Timeouts};
+use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
@@ -378,6 +378,32 @@ impl Pool {
     pub fn try_checkout(self: &Arc<Self>, tenant: &Arc<TenantState>) -> Option<Grant> {
         let granted = self.instance.queue().try_take(self.id, tenant)?;
         Some(Grant::new(self.clone(), tenant.clone(), granted))
+    }
+
+    /// An idle connection that carries the tenant's context on `route` and the client's `settings`, at once or never.
+    ///
+    /// # Errors
+    /// What else was granted, if anything was.
+    pub fn try_lease(
+        self: &Arc<Self>,
+        tenant: &Arc<TenantState>,
+        route: &Arc<Route>,
+        settings: &Arc<Settings>,
+    ) -> Result<Lease, Option<Grant>> {
+        let mut granted = self
+            .instance
+            .queue()
+            .try_take(self.id, tenant)
+            .ok_or(None)?;
+        if let Granted::Ready(connection) = &mut granted
+            && context::carries(connection, &tenant.id, route, settings)
+            && self.instance.is_current(connection)
+            && connection.is_alive()
+            && let Granted::Ready(connection) = granted
+        {
+            return Ok(Lease::of(self.clone(), tenant.clone(), connection));
+        }
+        Err(Some(Grant::new(self.clone(), tenant.clone(), granted)))
     }
 
     /// A server connection or room for one, when it is this tenant's turn.

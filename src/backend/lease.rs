@@ -86,7 +86,9 @@ impl Grant {
         let deadline = instance.timeouts().connect;
         lease.busy = true;
         // It goes ahead only where a failure would be this client's: what the last one left fails a change that is waited for.
-        let ahead = reused && when == When::WithTheMessage && !context::carries(&lease, wanted);
+        let ahead = reused
+            && when == When::WithTheMessage
+            && !context::carries(&lease, &wanted.tenant, &wanted.route, &wanted.settings);
         let reported = ahead
             .then(|| self.pool.profile(&wanted.settings))
             .flatten()
@@ -178,6 +180,20 @@ enum Held {
 }
 
 impl Lease {
+    /// Of an idle connection that is as the client needs it.
+    pub(super) fn of(
+        pool: Arc<Pool>,
+        tenant: Arc<TenantState>,
+        connection: Box<ServerConnection>,
+    ) -> Self {
+        Self {
+            pool,
+            tenant,
+            held: Held::Connection(connection),
+            busy: true,
+        }
+    }
+
     /// Gives the connection back. Only at a clean point: nothing owed in either direction, outside
     /// a transaction, no cancel under way.
     pub fn checkin(mut self) {

@@ -11,7 +11,9 @@
 //! never believes that less is owed, for then the next client would read this one's replies; where the
 //! protocol leaves it open, the ledger is `uncertain` and the connection is never reused.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
@@ -164,9 +166,55 @@ pub enum Current<'a> {
     Unnamed(Option<&'a Unnamed>),
 }
 
+thread_local! {
+    /// Queues that ended empty, for the next ledgers: there is one for each transaction.
+    static SPARE: RefCell<Vec<VecDeque<Owed>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Most of them that each thread keeps, and most messages that one which is kept has room for.
+const MAX_SPARE: usize = 64;
+const MAX_ROOM: usize = 32;
+
+/// A queue that takes its memory from [`SPARE`] and leaves it there.
+#[derive(Debug)]
+struct Queue(VecDeque<Owed>);
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self(SPARE.with_borrow_mut(Vec::pop).unwrap_or_default())
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if self.0.is_empty() && (1..=MAX_ROOM).contains(&self.0.capacity()) {
+            let queue = std::mem::take(&mut self.0);
+            SPARE.with_borrow_mut(|spare| {
+                if spare.len() < MAX_SPARE {
+                    spare.push(queue);
+                }
+            });
+        }
+    }
+}
+
+impl Deref for Queue {
+    type Target = VecDeque<Owed>;
+
+    fn deref(&self) -> &VecDeque<Owed> {
+        &self.0
+    }
+}
+
+impl DerefMut for Queue {
+    fn deref_mut(&mut self) -> &mut VecDeque<Owed> {
+        &mut self.0
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Ledger {
-    owed: VecDeque<Owed>,
+    owed: Queue,
     /// After an error in an extended batch whose Sync was not sent yet: the server skips all else.
     skipping: bool,
     copy: Option<CopyIn>,
@@ -387,7 +435,7 @@ impl Ledger {
     /// owed.
     pub fn give_up(&mut self) -> bool {
         let owes_ready = self.has_sent_end();
-        for message in std::mem::take(&mut self.owed) {
+        while let Some(message) = self.owed.pop_front() {
             self.note_failed(message, true);
         }
         self.uncertain = true;

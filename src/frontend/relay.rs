@@ -306,10 +306,12 @@ impl<'a> Relay<'a> {
 
     /// As [`run`](Self::run), for those who wait for something else, too.
     pub fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<End>> {
+        // A server that was asked nothing has said nothing: it is sent the client's message first.
+        let mut begins = !self.heard && !self.client.inbox.is_empty();
         loop {
-            let mut moved = false;
+            let mut moved = std::mem::take(&mut begins);
             // 1. What the server says comes first: it frees the connection.
-            if self.client.outbox.len() < HIGH_WATER {
+            if !moved && self.client.outbox.len() < HIGH_WATER {
                 match self.poll_server(cx) {
                     Poll::Ready(Ok(true)) => moved = true,
                     Poll::Ready(Ok(false)) => return self.poll_last_words(cx),
@@ -723,7 +725,7 @@ impl<'a> Relay<'a> {
             true => Step::Moved,
             false => Step::Still,
         };
-        if !self.is_deaf() {
+        if !passed && !self.is_deaf() {
             let ClientSide { inbox, stream, .. } = &mut *self.client;
             match inbox.poll_fill(cx, stream) {
                 Poll::Pending => {}
@@ -748,7 +750,7 @@ impl<'a> Relay<'a> {
         if self.ledger.is_empty() && self.hold == Hold::Now {
             self.hold = Hold::No;
         }
-        self.name_is_open &= self.ledger.owes_ready();
+        self.name_is_open = self.name_is_open && self.ledger.owes_ready();
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
@@ -858,10 +860,7 @@ impl<'a> Relay<'a> {
 
     /// Whether plain strings have backslash escapes now.
     fn backslashes(&self) -> bool {
-        let parameters = &self.server.parameters;
-        parameters
-            .get("standard_conforming_strings")
-            .is_some_and(|value| value == "off")
+        self.server.parameters.backslashes()
     }
 
     /// Whether the sequence values of this connection are nobody's or the client's own.
@@ -1345,8 +1344,8 @@ fn note_parameter(
     name: &str,
     value: &str,
 ) {
-    Arc::make_mut(parameters).insert(name.to_owned(), value.to_owned());
-    Arc::make_mut(&mut client.reported).insert(name.to_owned(), value.to_owned());
+    Arc::make_mut(parameters).insert(name, value);
+    Arc::make_mut(&mut client.reported).insert(name, value);
     if follows_client(name) {
         Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
         if let Context::Bound(binding) = context {

@@ -12,7 +12,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
 use crate::app::{App, Registered, moved};
 use crate::backend::context::{Binding, Context};
@@ -230,7 +230,7 @@ impl Client {
             });
             match end.await? {
                 End::Called => {
-                    let calls = self.registered.calls(Waker::noop());
+                    let calls = self.registered.called();
                     let is_clean = relay.is_clean();
                     if self.registered.is_killed() || (is_clean && self.app.is_draining()) {
                         return Err(stopped());

@@ -17,13 +17,11 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
-use futures_util::future::BoxFuture;
-
 use crate::app::{App, Counted, Registered, moved};
 use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::instance::Pool;
-use crate::backend::lease::Lease;
+use crate::backend::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
 use crate::client::Activity;
 use crate::config::{Credential, Pooling, Route, SEALED_VARIABLE};
@@ -77,8 +75,6 @@ pub struct Session {
     credential: Arc<Credential>,
     pool: Arc<Pool>,
     side: ClientSide,
-    /// The server connection it begins with.
-    lease: Option<Lease>,
     /// Bytes still to come of a message that is passed over.
     stray: usize,
     /// Calls of the handle that were answered.
@@ -89,13 +85,14 @@ pub struct Session {
 /// Serves a client to its end on the worker of its instance.
 pub fn start(login: LoggedIn) {
     match login.app.pool(&login.route) {
+        Ok(pool) if login.replication.is_some() => {
+            pool.instance.worker.spawn(replication::serve(login));
+        }
         Ok(pool) => {
             let worker = pool.instance.worker.clone();
             worker.spawn(async move {
-                if login.replication.is_some() {
-                    replication::serve(login).await;
-                } else if let Some(session) = welcome(login, pool).await {
-                    serve(session).await;
+                if let Some((session, lease)) = welcome(login, pool).await {
+                    serve(session, lease);
                 }
             });
         }
@@ -108,28 +105,44 @@ pub fn start(login: LoggedIn) {
     }
 }
 
-/// Runs the session; when a reload moves it to another instance, on that one's worker. Boxed, because
-/// it may start itself anew.
-fn serve(mut session: Session) -> BoxFuture<'static, ()> {
-    Box::pin(async move {
-        match session.run().await {
+/// Runs the session in a task of its own, on the worker of its instance; when a reload moves it to another one, on that
+/// one's. `lease`: the server connection it begins with.
+///
+/// Most clients idle most of the time, so what a task needs only while it does something is boxed, and gone while it waits.
+fn serve(mut session: Session, lease: Option<Lease>) {
+    let worker = session.pool.instance.worker.clone();
+    session.registered.move_in();
+    worker.spawn(async move {
+        let ended = match lease {
+            Some(lease) => Box::pin(session.use_lease(lease)).await,
+            None => Ok(ControlFlow::Continue(())),
+        };
+        let ended = match ended {
+            Ok(ControlFlow::Continue(())) => session.run().await,
+            ended => ended,
+        };
+        match ended {
             Ok(ControlFlow::Break(())) => {}
-            Ok(ControlFlow::Continue(())) => {
-                let worker = session.pool.instance.worker.clone();
-                worker.spawn(async move {
-                    match session.side.stream.adopt() {
-                        Ok(()) => serve(session).await,
-                        Err(error) => tracing::warn!(%error, "could not move a client"),
-                    }
-                });
-            }
-            Err(error) => session.refuse_and_close(&error).await,
+            Ok(ControlFlow::Continue(())) => move_on(session),
+            Err(error) => Box::pin(session.refuse_and_close(&error)).await,
         }
-    })
+    });
 }
 
-/// Tells the client the end of authentication, its parameters and its cancel key.
-async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
+/// Goes on at the worker of another instance.
+fn move_on(mut session: Session) {
+    let worker = session.pool.instance.worker.clone();
+    worker.spawn(async move {
+        match session.side.stream.adopt() {
+            Ok(()) => serve(session, None),
+            Err(error) => tracing::warn!(%error, "could not move a client"),
+        }
+    });
+}
+
+/// Tells the client the end of authentication, its parameters and its cancel key. Returns its session, and in session pooling
+/// its server connection.
+async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Lease>)> {
     let LoggedIn {
         app,
         mut stream,
@@ -184,7 +197,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         settings,
         reported,
     };
-    Some(Session {
+    let session = Session {
         app,
         registered,
         tenant,
@@ -192,11 +205,11 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         credential,
         pool,
         side,
-        lease,
         stray: 0,
         answered: 0,
         guards,
-    })
+    };
+    Some((session, lease))
 }
 
 /// What a client begins with.
@@ -347,11 +360,6 @@ impl Session {
     /// # Errors
     /// What ends the client: it is told so as FATAL.
     async fn run(&mut self) -> Result<ControlFlow<()>> {
-        if let Some(lease) = self.lease.take()
-            && self.use_lease(lease).await?.is_break()
-        {
-            return Ok(ControlFlow::Break(()));
-        }
         loop {
             match poll_fn(|cx| self.poll_idle(cx)).await? {
                 Woken::Gone => return Ok(ControlFlow::Break(())),
@@ -360,20 +368,25 @@ impl Session {
                         return Ok(ControlFlow::Continue(()));
                     }
                 }
-                Woken::Message => match self.checkout().await {
-                    Checkout::Leased(lease) => {
-                        if self.use_lease(lease).await?.is_break() {
-                            return Ok(ControlFlow::Break(()));
-                        }
+                Woken::Message => {
+                    if Box::pin(self.serve_message()).await?.is_break() {
+                        return Ok(ControlFlow::Break(()));
                     }
-                    Checkout::Refused(error) => {
-                        if self.refuse_batch(&error).await?.is_break() {
-                            return Ok(ControlFlow::Break(()));
-                        }
-                    }
-                    Checkout::Gone => return Ok(ControlFlow::Break(())),
-                },
+                }
             }
+        }
+    }
+
+    /// From a message of the client that is there to the clean point behind it. `Break`: the client has left.
+    async fn serve_message(&mut self) -> Result<ControlFlow<()>> {
+        let checkout = match self.checkout_at_once() {
+            Ok(lease) => Checkout::Leased(lease),
+            Err(grant) => Box::pin(self.checkout(grant)).await,
+        };
+        match checkout {
+            Checkout::Leased(lease) => self.use_lease(lease).await,
+            Checkout::Refused(error) => Box::pin(self.refuse_batch(&error)).await,
+            Checkout::Gone => Ok(ControlFlow::Break(())),
         }
     }
 
@@ -427,7 +440,7 @@ impl Session {
     /// # Errors
     /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
     fn look_around(&mut self) -> Result<bool> {
-        self.answered = self.registered.calls(std::task::Waker::noop());
+        self.answered = self.registered.called();
         if self.app.is_draining() || self.registered.is_killed() {
             return Err(stopped());
         }
@@ -468,10 +481,20 @@ impl Session {
         }
     }
 
-    async fn checkout(&mut self) -> Checkout {
+    /// An idle connection that carries all the client needs. Else what else was granted, if anything was.
+    fn checkout_at_once(&self) -> Result<Lease, Option<Grant>> {
+        let settings = &self.side.settings;
+        self.pool.try_lease(&self.tenant, &self.route, settings)
+    }
+
+    /// A server connection, as soon as there is one. `granted`: what there is already.
+    async fn checkout(&mut self, mut granted: Option<Grant>) -> Checkout {
         let wanted = self.binding();
         loop {
-            let grant = match self.pool.try_checkout(&self.tenant) {
+            let grant = granted
+                .take()
+                .or_else(|| self.pool.try_checkout(&self.tenant));
+            let grant = match grant {
                 Some(grant) => grant,
                 None => {
                     // A cancel of an earlier wait that came too late.
@@ -534,7 +557,7 @@ impl Session {
             let (end, clean) = self.relay(&mut lease).await;
             match end {
                 Ok(End::Clean) if clean => {
-                    if self.settle(&mut lease).await? {
+                    if self.is_settled() || Box::pin(self.settle(&mut lease)).await? {
                         break (Ok(End::Clean), true);
                     }
                 }
@@ -550,13 +573,16 @@ impl Session {
         let pins = self.side.state.pins();
         self.registered.set_pins(Pins::empty());
         if clean && !pins.contains(Pins::STUCK) && !self.route.has_connections_of_their_own() {
-            self.give_back(lease).await;
+            match self.is_settled() {
+                true => lease.checkin(),
+                false => Box::pin(self.scrub(lease)).await,
+            }
         } else {
             drop(lease);
         }
         match end? {
             End::Clean => Ok(ControlFlow::Continue(())),
-            End::ForeignSequence => self.refuse_batch(&foreign_sequence()).await,
+            End::ForeignSequence => Box::pin(self.refuse_batch(&foreign_sequence())).await,
             End::ServerGone => {
                 tracing::info!(tenant = %self.tenant.id, user = %self.registered.user, client = self.registered.id,
                     "the server connection was lost while it was in use");
@@ -567,7 +593,7 @@ impl Session {
                 self.tenant.metrics.refused.add(1);
                 match answered {
                     true => Ok(ControlFlow::Continue(())),
-                    false => self.skip_batch().await,
+                    false => Box::pin(self.skip_batch()).await,
                 }
             }
             End::ClientGone => Ok(ControlFlow::Break(())),
@@ -575,12 +601,14 @@ impl Session {
         }
     }
 
-    /// Gives back what is at a clean point. What one client had to itself may hold anything of its session, which ends here: as where
+    /// Whether a server connection at a clean point holds nothing of the client's session.
+    fn is_settled(&self) -> bool {
+        self.route.pooling == Pooling::Transaction && self.side.state.is_settled()
+    }
+
+    /// Gives back what one client had to itself. It may hold anything of its session, which ends here: as where
     /// there is no pool, its locks, tables and subscriptions do not stay until the next client comes.
-    async fn give_back(&self, mut lease: Lease) {
-        if self.route.pooling == Pooling::Transaction && self.side.state.is_settled() {
-            return lease.checkin();
-        }
+    async fn scrub(&self, mut lease: Lease) {
         lease.busy = true;
         let deadline = self.app.config().timeouts.connect;
         match context::scrub(&mut lease, deadline).await {
@@ -598,9 +626,6 @@ impl Session {
     /// cannot, the client keeps the server connection. True: it need not.
     async fn settle(&mut self, lease: &mut Lease) -> Result<bool> {
         let in_transactions = self.route.pooling == Pooling::Transaction;
-        if self.side.state.is_settled() && in_transactions {
-            return Ok(true);
-        }
         lease.busy = true;
         if self.side.state.may_have_changed_schema() {
             self.pool.statements.begin_epoch();
@@ -826,7 +851,7 @@ impl Session {
     }
 
     /// The last word.
-    async fn refuse_and_close(mut self, error: &Error) {
+    async fn refuse_and_close(&mut self, error: &Error) {
         log_refusal(&self.registered, error);
         let ClientSide { stream, outbox, .. } = &mut self.side;
         outbox.extend(Replies::new().fatal(error).bytes());

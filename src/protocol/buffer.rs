@@ -154,7 +154,9 @@ impl Buffer {
         cx: &mut Context<'_>,
         io: &mut S,
     ) -> Poll<io::Result<usize>> {
-        if self.data.len() == self.end {
+        if self.data.is_empty() {
+            self.data = borrow_chunk();
+        } else if self.data.len() == self.end {
             self.reserve(if self.is_empty() { CHUNK } else { CHUNK / 2 });
         }
         let mut space = ReadBuf::new(&mut self.data[self.end..]);

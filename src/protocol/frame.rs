@@ -129,7 +129,7 @@ impl Header {
 
 /// The NUL-terminated string at the start of `bytes` without its NUL, and what follows it.
 pub fn split_cstr(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = bytes.iter().position(|&b| b == 0)?;
+    let end = memchr::memchr(0, bytes)?;
     Some((&bytes[..end], &bytes[end + 1..]))
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
@@ -35,6 +35,16 @@ impl Stream {
         match self {
             Self::Tls(tls) => tls.get_ref().1.peer_certificates()?.first().map(|c| &**c),
             Self::Tcp(_) | Self::Unix(_) => None,
+        }
+    }
+
+    /// Whether nothing came that was not read, as far as the runtime knows without a system call. Of a TLS session it is not
+    /// known: false.
+    pub fn is_silent(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, || Ok(())).is_err(),
+            Self::Unix(unix) => unix.try_io(Interest::READABLE, || Ok(())).is_err(),
+            Self::Tls(_) => false,
         }
     }
 

@@ -855,12 +855,17 @@ impl Short {
     const REFERENCES: Self = Self::of(b"references");
 
     const fn of(word: &[u8]) -> Self {
-        let mut packed = 0;
-        let mut at = 0;
-        while at < word.len() && at < 8 {
-            packed = packed << 8 | word[at] as u64;
-            at += 1;
-        }
+        let packed = match word {
+            [] => 0,
+            [a] => *a as u64,
+            [a, b] => u16::from_be_bytes([*a, *b]) as u64,
+            [a, b, c] => u32::from_be_bytes([0, *a, *b, *c]) as u64,
+            [a, b, c, d] => u32::from_be_bytes([*a, *b, *c, *d]) as u64,
+            [a, b, c, d, e] => u64::from_be_bytes([0, 0, 0, *a, *b, *c, *d, *e]),
+            [a, b, c, d, e, f] => u64::from_be_bytes([0, 0, *a, *b, *c, *d, *e, *f]),
+            [a, b, c, d, e, f, g] => u64::from_be_bytes([0, *a, *b, *c, *d, *e, *f, *g]),
+            [a, b, c, d, e, f, g, h, ..] => u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h]),
+        };
         Self(packed, word.len())
     }
 }

@@ -134,6 +134,21 @@ fn is(byte: u8, class: u8) -> bool {
     CLASSES[usize::from(byte)] & class != 0
 }
 
+/// Each byte that continues a word, in lower case; 0 for all others.
+static IN_WORD: [u8; 256] = in_word();
+
+const fn in_word() -> [u8; 256] {
+    let mut folded = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if CLASSES[byte] & CONTINUES_WORD != 0 {
+            folded[byte] = (byte as u8).to_ascii_lowercase();
+        }
+        byte += 1;
+    }
+    folded
+}
+
 /// How many of the first bytes are of a class.
 fn run_of(bytes: &[u8], class: u8) -> usize {
     bytes
@@ -194,8 +209,37 @@ impl Lexer {
     /// Reads the next bytes of the text.
     pub fn feed(&mut self, bytes: &[u8], sink: &mut impl Sink) {
         let mut at = 0;
-        while at < bytes.len() {
-            at += self.step(&bytes[at..], sink);
+        while let Some(&byte) = bytes.get(at) {
+            at += match self.state {
+                // What most of a text is: these two are all the others together.
+                State::Between if is_space(byte) => 1,
+                State::Between if starts_word(byte) => self.word(&bytes[at..], sink),
+                _ => self.step(&bytes[at..], sink),
+            };
+        }
+    }
+
+    /// A word that is whole, and nothing else, is told without being kept. Returns how many bytes it has.
+    fn word(&mut self, bytes: &[u8], sink: &mut impl Sink) -> usize {
+        let mut word = [0; MAX_NAME];
+        let mut length = 0;
+        for (folded, &byte) in word.iter_mut().zip(bytes) {
+            *folded = IN_WORD[usize::from(byte)];
+            if *folded == 0 {
+                break;
+            }
+            length += 1;
+        }
+        match bytes.get(length) {
+            Some(next) if length < MAX_NAME && !matches!(next, b'\'' | b'&') => {
+                sink.token(Token::Word(&word[..length]));
+                length
+            }
+            _ => {
+                self.text.clear();
+                self.state = State::Word;
+                0
+            }
         }
     }
 
@@ -471,14 +515,9 @@ impl Lexer {
         }
     }
 
-    /// The first byte of a token.
+    /// The first byte of a token that is no word.
     fn begin(&mut self, bytes: &[u8], sink: &mut impl Sink) -> usize {
         let byte = bytes[0];
-        if starts_word(byte) {
-            self.text.clear();
-            self.state = State::Word;
-            return 0;
-        }
         match byte {
             b'\'' => self.begin_text(self.backslashes, false),
             b'"' => {
@@ -495,7 +534,6 @@ impl Lexer {
                 self.state = State::Dollar;
             }
             b'0'..=b'9' => self.state = State::Number,
-            _ if is_space(byte) => return run_of(bytes, SPACE),
             _ => sink.token(Token::Symbol(byte)),
         }
         1
