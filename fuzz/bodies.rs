@@ -16,7 +16,8 @@ use pgtenant::sql::effects::Effects;
 /// The first packet of a client.
 pub fn startup(bytes: &[u8]) {
     let mut rest = bytes;
-    let read = pin!(startup::read(&mut rest)).poll(&mut Context::from_waker(Waker::noop()));
+    let read = pin!(startup::read(&mut rest, startup::whole_packet(bytes)))
+        .poll(&mut Context::from_waker(Waker::noop()));
     let Poll::Ready(read) = read else {
         panic!("all there is has been read");
     };

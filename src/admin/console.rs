@@ -49,6 +49,7 @@ type Socket = Framed<Stream, PgWireMessageServerCodec<Command>>;
 pub async fn serve(app: Arc<App>, admin: AdminLogin, peer: SocketAddr) {
     let AdminLogin {
         mut stream,
+        inbox,
         user,
         greeting,
         connection: _connection,
@@ -61,7 +62,7 @@ pub async fn serve(app: Arc<App>, admin: AdminLogin, peer: SocketAddr) {
         stream.write_all(welcome.bytes()).await.map_err(gone)?;
         stream.flush().await.map_err(gone)?;
         let mut socket = Framed::new(stream, PgWireMessageServerCodec::new(client));
-        if let Err(error) = converse(&app, &user, &mut socket).await {
+        if let Err(error) = converse(&app, &user, inbox.bytes(), &mut socket).await {
             let stream = socket.get_mut();
             let _ = stream.write_all(Replies::new().fatal(&error).bytes()).await;
             let _ = stream.shutdown().await;
@@ -119,10 +120,10 @@ fn welcome(mut greeting: Replies, user: &str) -> Replies {
 ///
 /// # Errors
 /// What ends the session, for the user to be told.
-async fn converse(app: &Arc<App>, user: &str, socket: &mut Socket) -> Result<()> {
+async fn converse(app: &Arc<App>, user: &str, begun: &[u8], socket: &mut Socket) -> Result<()> {
     let nothing = Arc::new(NoopHandler);
     let answers = Arc::new(Answers(app.clone()));
-    let mut inbox = Inbox::default();
+    let mut inbox = Inbox::new(begun);
     let mut draining = pin!(app.draining());
     loop {
         let message = tokio::select! {

@@ -19,6 +19,11 @@ const MAX_ROWS: i32 = 10_000;
 pub struct Inbox(BytesMut);
 
 impl Inbox {
+    /// `begun`: what came already.
+    pub fn new(begun: &[u8]) -> Self {
+        Self(BytesMut::from(begun))
+    }
+
     /// The next message; none at the end of the stream. Those of COPY are left out, as PostgreSQL does
     /// outside of one.
     ///

@@ -14,6 +14,9 @@ use crate::tls::ALPN;
 /// First byte of a TLS record of a handshake, by which a direct TLS connection is told from a packet.
 const TLS_HANDSHAKE: u8 = 0x16;
 
+/// Most bytes of the first packet that are looked at before it is read: enough for what most drivers send.
+const PEEK: usize = 512;
+
 /// How a client begins.
 pub enum Opening {
     Login {
@@ -41,19 +44,22 @@ pub async fn open(
     tls: Option<&TlsAcceptor>,
     required: bool,
 ) -> Result<Opening, Failed> {
-    let mut first = [0];
-    match tcp.peek(&mut first).await {
+    let mut first = [0; PEEK];
+    let mut size = match tcp.peek(&mut first).await {
         Ok(0) | Err(_) => return Ok(Opening::Nothing),
-        Ok(_) => {}
-    }
+        Ok(n) => startup::whole_packet(&first[..n]),
+    };
     let mut stream = match (first[0] == TLS_HANDSHAKE, tls) {
-        (true, Some(tls)) => accept(tls, tcp, true).await?,
+        (true, Some(tls)) => {
+            size = None;
+            accept(tls, tcp, true).await?
+        }
         (true, None) => return Err((None, failed("direct TLS is not offered"))),
         (false, _) => Stream::Tcp(tcp),
     };
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
-        let packet = match startup::read(&mut stream).await {
+        let packet = match startup::read(&mut stream, size.take()).await {
             Ok(Some(packet)) => packet,
             Ok(None) => return Ok(Opening::Nothing),
             Err(error) => return Err((Some(stream), error)),

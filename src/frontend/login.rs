@@ -1,11 +1,13 @@
 //! From an accepted socket to a client that is logged in, on whatever worker accepted it.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pgwire::messages::startup::Authentication;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 
 use crate::app::{App, Counted, moved};
 use crate::auth::MAX_MESSAGE;
@@ -17,6 +19,7 @@ use crate::frontend::attempts::{self, Caller};
 use crate::frontend::handshake::{self, Opening};
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Guards, LoggedIn};
+use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
@@ -35,6 +38,8 @@ pub enum Admitted {
 /// A user of the admin console that is logged in.
 pub struct AdminLogin {
     pub stream: Stream,
+    /// What it has said since it proved who it is.
+    pub inbox: Buffer,
     pub user: String,
     /// What it is to be told first: the end of authentication.
     pub greeting: Replies,
@@ -94,14 +99,17 @@ async fn begin(
         return refuse(app, stream, peer, &startup.user, &error).await;
     }
     let user = startup.user.clone();
-    match log_in(app, door, &mut stream, startup, sni.as_deref(), peer).await {
+    let mut inbox = Buffer::new();
+    let client = (&mut stream, &mut inbox);
+    match log_in(app, door, client, startup, sni.as_deref(), peer).await {
         Ok(Outcome::Admin { user, greeting }) => Admitted::Admin(AdminLogin {
             stream,
+            inbox,
             user,
             greeting,
             connection: counted,
         }),
-        Ok(Outcome::Tenant(prepared)) => match prepared.finish(app, stream, counted) {
+        Ok(Outcome::Tenant(prepared)) => match prepared.finish(app, stream, inbox, counted) {
             Ok(login) => Admitted::Tenant(login),
             Err((stream, error)) => refuse(app, stream, peer, &user, &error).await,
         },
@@ -172,6 +180,7 @@ impl Prepared {
         self,
         app: &Arc<App>,
         stream: Stream,
+        inbox: Buffer,
         connection: Counted,
     ) -> Result<LoggedIn, (Stream, Error)> {
         let Self {
@@ -206,6 +215,8 @@ impl Prepared {
         Ok(LoggedIn {
             app: app.clone(),
             stream,
+            inbox,
+            accepted_by: Handle::current().id(),
             registered,
             tenant: app.tenant(&tenant.id),
             route: tenant.route.clone(),
@@ -226,7 +237,7 @@ impl Prepared {
 async fn log_in(
     app: &Arc<App>,
     door: &Door,
-    stream: &mut Stream,
+    (stream, inbox): (&mut Stream, &mut Buffer),
     mut startup: Startup,
     sni: Option<&str>,
     peer: SocketAddr,
@@ -248,7 +259,7 @@ async fn log_in(
     };
     let mut greeting = Replies::new();
     negotiate(&startup, &mut greeting);
-    let proved = authenticate(door, stream, &mut greeting, &verifier).await?;
+    let proved = authenticate(door, stream, inbox, &mut greeting, &verifier).await?;
     let caller = Caller {
         app,
         claim: &claim,
@@ -357,18 +368,19 @@ fn negotiate(startup: &Startup, greeting: &mut Replies) {
 async fn authenticate(
     door: &Door,
     stream: &mut Stream,
+    inbox: &mut Buffer,
     greeting: &mut Replies,
     verifier: &crate::config::ScramVerifier,
 ) -> Result<Option<String>> {
     let tls = stream.is_tls();
     greeting.authentication(&Authentication::SASL(door.offer.mechanisms(tls)));
     send(stream, std::mem::take(greeting)).await?;
-    let first = password_message(stream).await?;
+    let first = password_message(stream, inbox).await?;
     let (answer, exchange) = door.offer.begin(tls, &first, verifier)?;
     let mut replies = Replies::new();
     replies.authentication(&Authentication::SASLContinue(answer.into()));
     send(stream, replies).await?;
-    let last = password_message(stream).await?;
+    let last = password_message(stream, inbox).await?;
     Ok(exchange.finish(&last))
 }
 
@@ -386,23 +398,30 @@ fn left(error: std::io::Error) -> Error {
 
 /// The body of the next message, which must be a password message. Reads exactly that: what follows belongs to
 /// the session.
-async fn password_message(stream: &mut Stream) -> Result<Vec<u8>> {
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header).await.map_err(left)?;
-    let header = Header::read(&header)
-        .ok_or_else(|| Error::new(Kind::Internal, "a header of five bytes is none"))?;
-    if FrontendTag(header.tag) != FrontendTag::PASSWORD {
-        return Err(Error::new(
-            Kind::ProtocolViolation,
-            format!("expected SASL response, got message type {}", header.tag),
-        ));
+async fn password_message(stream: &mut Stream, inbox: &mut Buffer) -> Result<Vec<u8>> {
+    loop {
+        if let Some(header) = Header::read(inbox.bytes()) {
+            if FrontendTag(header.tag) != FrontendTag::PASSWORD {
+                return Err(Error::new(
+                    Kind::ProtocolViolation,
+                    format!("expected SASL response, got message type {}", header.tag),
+                ));
+            }
+            let size = header
+                .size(MAX_MESSAGE)
+                .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid message length"))?;
+            if let Some(body) = inbox.bytes().get(HEADER..size) {
+                let body = body.to_vec();
+                inbox.consume(size);
+                inbox.trim();
+                return Ok(body);
+            }
+        }
+        let filled = poll_fn(|cx| inbox.poll_fill(cx, stream)).await;
+        if filled.map_err(left)? == 0 {
+            return Err(left(std::io::ErrorKind::UnexpectedEof.into()));
+        }
     }
-    let size = header
-        .size(MAX_MESSAGE)
-        .ok_or_else(|| Error::new(Kind::ProtocolViolation, "invalid message length"))?;
-    let mut body = vec![0; size - HEADER];
-    stream.read_exact(&mut body).await.map_err(left)?;
-    Ok(body)
 }
 
 /// What an authenticated client may still be refused for.

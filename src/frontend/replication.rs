@@ -85,6 +85,8 @@ pub async fn serve(login: LoggedIn) {
     let LoggedIn {
         app,
         mut stream,
+        inbox,
+        accepted_by,
         registered,
         tenant,
         route,
@@ -95,7 +97,7 @@ pub async fn serve(login: LoggedIn) {
         guards,
     } = login;
     let Some(wanted) = replication else { return };
-    if let Err(error) = stream.adopt() {
+    if let Err(error) = stream.move_here(accepted_by) {
         tracing::warn!(%error, "could not move a client to its worker");
         return;
     }
@@ -130,7 +132,7 @@ pub async fn serve(login: LoggedIn) {
         replication = wanted.mode.value(), "logged in");
     let side = ClientSide {
         stream,
-        inbox: Buffer::new(),
+        inbox,
         outbox: Buffer::new(),
         statements: None,
         state: SessionState::unwatched(),

@@ -17,6 +17,8 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
+use tokio::runtime;
+
 use crate::app::{App, Counted, Registered, moved};
 use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
@@ -48,6 +50,10 @@ const MAX_ROUNDS: usize = 8;
 pub struct LoggedIn {
     pub app: Arc<App>,
     pub stream: Stream,
+    /// What the client has said since it proved who it is.
+    pub inbox: Buffer,
+    /// The runtime that the stream is registered with.
+    pub accepted_by: runtime::Id,
     pub registered: Registered,
     pub tenant: Arc<TenantState>,
     pub route: Arc<Route>,
@@ -146,6 +152,8 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Le
     let LoggedIn {
         app,
         mut stream,
+        inbox,
+        accepted_by,
         registered,
         tenant,
         route,
@@ -155,7 +163,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Le
         replication: _,
         guards,
     } = login;
-    if let Err(error) = stream.adopt() {
+    if let Err(error) = stream.move_here(accepted_by) {
         tracing::warn!(%error, "could not move a client to its worker");
         return None;
     }
@@ -188,7 +196,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Le
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
     let side = ClientSide {
         stream,
-        inbox: Buffer::new(),
+        inbox,
         outbox: Buffer::new(),
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),

@@ -136,29 +136,43 @@ fn violation(message: &str) -> Error {
     Error::new(Kind::ProtocolViolation, message)
 }
 
-/// Reads one packet. `None`: the client left without a word, as a port check does.
+/// Bytes of a packet's length, which counts itself.
+const LENGTH: usize = 4;
+
+/// The size of the packet that `bytes` begin with, if they hold all of it.
+pub fn whole_packet(bytes: &[u8]) -> Option<usize> {
+    let length = u32::from_be_bytes(*bytes.first_chunk()?) as usize;
+    (2 * LENGTH..=bytes.len())
+        .contains(&length)
+        .then_some(length)
+}
+
+/// Reads one packet, and no byte more: what follows it may be TLS. `None`: the client left without a word, as a port check
+/// does. `size`: of the packet, where it is known, which spares a system call.
 ///
 /// Not cancel safe: a partly read packet is lost.
 ///
 /// # Errors
 /// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006.
-pub async fn read<S: AsyncRead + Unpin>(io: &mut S) -> Result<Option<Packet>> {
-    let mut length = [0; 4];
-    match io.read(&mut length[..1]).await {
+pub async fn read<S: AsyncRead + Unpin>(io: &mut S, size: Option<usize>) -> Result<Option<Packet>> {
+    let mut packet = vec![0; size.unwrap_or(LENGTH)];
+    let here = match io.read(&mut packet).await {
         Ok(0) => return Ok(None),
-        Ok(_) => {}
+        Ok(n) => n,
         Err(e) => return Err(lost(&e)),
-    }
-    io.read_exact(&mut length[1..])
-        .await
-        .map_err(|e| lost(&e))?;
+    };
+    let rest = &mut packet[here..];
+    io.read_exact(rest).await.map_err(|e| lost(&e))?;
+    let here = packet.len();
+    let length = packet.first_chunk().copied().unwrap_or_default();
     let length = u32::from_be_bytes(length) as usize;
-    if !(8..=MAX_PACKET + 4).contains(&length) {
+    if !(2 * LENGTH..=MAX_PACKET + LENGTH).contains(&length) {
         return Err(violation("invalid length of startup packet"));
     }
-    let mut body = vec![0; length - 4];
-    io.read_exact(&mut body).await.map_err(|e| lost(&e))?;
-    parse(&body).map(Some)
+    packet.resize(length, 0);
+    let rest = packet.get_mut(here..).unwrap_or_default();
+    io.read_exact(rest).await.map_err(|e| lost(&e))?;
+    parse(&packet[LENGTH..]).map(Some)
 }
 
 fn lost(e: &io::Error) -> Error {
@@ -459,11 +473,11 @@ mod tests {
             b"\x7f\xff\xff\xff",
         ] {
             let mut io = bytes;
-            assert_eq!(read(&mut io).await.unwrap_err().sqlstate(), "08P01");
+            assert_eq!(read(&mut io, None).await.unwrap_err().sqlstate(), "08P01");
         }
-        assert_eq!(read(&mut &b""[..]).await.unwrap(), None);
+        assert_eq!(read(&mut &b""[..], None).await.unwrap(), None);
         assert_eq!(
-            read(&mut &b"\0\0"[..]).await.unwrap_err().sqlstate(),
+            read(&mut &b"\0\0"[..], None).await.unwrap_err().sqlstate(),
             "08006"
         );
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime;
 use tokio_rustls::TlsStream;
 
 pub enum Stream {
@@ -45,6 +46,17 @@ impl Stream {
             Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, || Ok(())).is_err(),
             Self::Unix(unix) => unix.try_io(Interest::READABLE, || Ok(())).is_err(),
             Self::Tls(_) => false,
+        }
+    }
+
+    /// Registers the socket with the runtime this is called on, unless that is `from`.
+    ///
+    /// # Errors
+    /// As [`adopt`](Self::adopt).
+    pub fn move_here(&mut self, from: runtime::Id) -> io::Result<()> {
+        match runtime::Handle::current().id() == from {
+            true => Ok(()),
+            false => self.adopt(),
         }
     }
 
