@@ -499,10 +499,7 @@ impl Session {
     async fn checkout(&mut self, mut granted: Option<Grant>) -> Checkout {
         let wanted = self.binding();
         loop {
-            let grant = granted
-                .take()
-                .or_else(|| self.pool.try_checkout(&self.tenant));
-            let grant = match grant {
+            let grant = match granted.take() {
                 Some(grant) => grant,
                 None => {
                     // A cancel of an earlier wait that came too late.

@@ -465,6 +465,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_packet_of_known_size_is_read_to_its_last_byte_and_no_further() {
+        let request = [&8_u32.to_be_bytes()[..], &SSL_REQUEST.to_be_bytes()].concat();
+        let bytes = [&request[..], b"\x16\x03\x01 of TLS"].concat();
+        assert_eq!(whole_packet(&bytes), Some(8));
+        for here in 0..8 {
+            assert_eq!(whole_packet(&bytes[..here]), None);
+        }
+        for size in [None, Some(8)] {
+            let mut io = &bytes[..];
+            let packet = read(&mut io, size).await.unwrap();
+            assert_eq!(packet, Some(Packet::SslRequest));
+            assert_eq!(io, b"\x16\x03\x01 of TLS");
+        }
+        for lie in [0, 3, 7, u32::MAX] {
+            assert_eq!(whole_packet(&[&lie.to_be_bytes()[..], &bytes].concat()), None);
+        }
+    }
+
+    #[tokio::test]
     async fn lengths_that_lie_are_refused_without_waiting_for_the_rest() {
         for bytes in [
             &b"\0\0\0\x07"[..],
