@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use pgtenant::cluster::{Ending, Error, Process, Result, dying_with_us};
 use tokio::sync::oneshot;
 
-use crate::Workload;
 use crate::cpu;
+use crate::report::Cell;
 use crate::targets::{Bed, DATABASE, Target, USER};
 
 const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(2))];
@@ -45,25 +45,23 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// The figures of one run.
-#[derive(Debug, Clone)]
-pub struct Cell {
-    /// In the time that was measured.
-    pub transactions: f64,
-    pub seconds: f64,
-    pub tps: f64,
-    /// Average.
-    pub latency_ms: f64,
-    /// CPU time of the proxy for each transaction; none without a proxy.
-    pub cpu_us: Option<f64>,
-    /// What pgbench says at its end, the time that was not measured included.
-    pub total_transactions: u64,
-    pub total_tps: f64,
+/// What the clients do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    pub protocol: Protocol,
+    pub clients: u32,
+}
+
+impl Load {
+    /// As a row of a table.
+    pub fn labels(self) -> Vec<String> {
+        vec![self.protocol.to_string(), self.clients.to_string()]
+    }
 }
 
 /// Makes and fills the tables.
 pub async fn fill(bed: &Bed, scale: u32) -> Result<()> {
-    let mut command = command(bed, bed.cluster.port(), USER);
+    let mut command = command(bed, bed.cluster.port(), USER, false);
     command.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
     let output = Running::start(command, None, u64::MAX)?
         .finish(FILLING)
@@ -85,39 +83,35 @@ impl<'a> Pgbench<'a> {
     ///
     /// # Errors
     /// pgbench fails, or a client of it; with what it said.
-    pub async fn run(&self, target: &Target, workload: Workload, seconds: u64) -> Result<Cell> {
-        let failed = |error: &dyn fmt::Display| {
-            target.failed(&format!(
-                "under {} clients, {}: {error}",
-                workload.clients, workload.protocol
-            ))
-        };
-        let running = self
-            .start(target, workload, seconds)
-            .map_err(|error| failed(&error))?;
+    pub async fn run(&self, target: &Target, load: Load, seconds: u64) -> Result<Cell> {
+        let failed = |error| target.failed_under(&load.labels(), &error);
+        let running = self.start(target, load, seconds).map_err(failed)?;
         let output = running
             .finish(Duration::from_secs(WARM_UP + seconds) + PATIENCE)
             .await
-            .map_err(|error| failed(&error))?;
+            .map_err(failed)?;
         output.cell().ok_or_else(|| {
-            failed(&format_args!(
-                "pgbench says nothing to read:\n{}",
-                output.text
-            ))
+            let why = format!("pgbench says nothing to read:\n{}", output.text);
+            failed(Error::new(why))
         })
     }
 
     /// Starts it and does not wait.
-    pub fn start(&self, target: &Target, workload: Workload, seconds: u64) -> Result<Running> {
+    pub fn start(&self, target: &Target, load: Load, seconds: u64) -> Result<Running> {
         let threads = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(2)
-            .min(workload.clients as usize);
-        let mut command = command(self.bed, target.port, &target.user);
+            .min(load.clients as usize);
+        let mut command = command(
+            self.bed,
+            target.door.port,
+            &target.user,
+            target.door.tls.is_some(),
+        );
         command
             .args(["-S", "-n", "-P", "1", "--progress-timestamp"])
-            .args(["-M", &workload.protocol.to_string()])
-            .args(["-c", &workload.clients.to_string()])
+            .args(["-M", &load.protocol.to_string()])
+            .args(["-c", &load.clients.to_string()])
             .args(["-j", &threads.to_string()])
             .args([
                 "-T",
@@ -128,7 +122,8 @@ impl<'a> Pgbench<'a> {
     }
 }
 
-fn command(bed: &Bed, port: u16, user: &str) -> Command {
+fn command(bed: &Bed, port: u16, user: &str, tls: bool) -> Command {
+    let sslmode = if tls { "require" } else { "disable" };
     let mut command = dying_with_us(&bed.pgbench, Signal::SIGTERM);
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("PG") {
@@ -138,7 +133,7 @@ fn command(bed: &Bed, port: u16, user: &str) -> Command {
     command
         .env("LC_ALL", "C")
         .env("PGPASSWORD", &bed.password)
-        .env("PGSSLMODE", "disable")
+        .env("PGSSLMODE", sslmode)
         .env("PGGSSENCMODE", "disable")
         .args([
             "-h",
@@ -259,15 +254,20 @@ impl Output {
             _ => None,
         };
         (transactions > 0.0).then_some(())?;
-        Some(Cell {
-            transactions,
-            seconds,
-            tps: transactions / seconds,
-            latency_ms: waited / transactions,
-            cpu_us: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / transactions),
-            total_transactions: self.total()?,
-            total_tps: self.value("tps =")?.parse().ok()?,
-        })
+        let cpu = cpu.map(|cpu| cpu.as_secs_f64());
+        Some(
+            Cell::default()
+                .with("transactions", transactions)
+                .with("seconds", seconds)
+                .with("tps", transactions / seconds)
+                .with("latency_ms", waited / transactions)
+                .with(
+                    "cpu_us_per_transaction",
+                    cpu.map(|cpu| cpu * 1e6 / transactions),
+                )
+                .with("proxy_cores", cpu.map(|cpu| cpu / seconds))
+                .with("total_tps", self.value("tps =")?.parse::<f64>().ok()?),
+        )
     }
 
     /// All transactions of the run.
