@@ -231,22 +231,15 @@ impl Client {
         self.answer(|_| Ok(())).await
     }
 
-    /// Sends `messages` and reads `bytes` bytes, without looking at them: what costs a client least.
+    /// The socket alone, non-blocking, for who does without a runtime.
     ///
     /// # Errors
-    /// The connection is lost.
-    pub async fn exchange_blindly(&mut self, messages: &[u8], bytes: usize) -> Result<()> {
-        self.send(messages).await?;
-        let mut left = bytes;
-        while left > 0 {
-            self.inbox.clear();
-            self.fill().await?;
-            left = left
-                .checked_sub(self.inbox.len())
-                .ok_or_else(|| lost("more came than was asked for"))?;
+    /// It speaks TLS, or the operating system's.
+    pub fn into_socket(self) -> Result<std::net::TcpStream> {
+        match self.stream {
+            Stream::Tcp(tcp) => tcp.into_std().map_err(lost),
+            Stream::Unix(_) | Stream::Tls(_) => Err(lost("it is no plain socket")),
         }
-        self.inbox.clear();
-        Ok(())
     }
 
     /// The first column of the first row, as text; empty if it is NULL.

@@ -1,17 +1,23 @@
-//! A server that speaks PostgreSQL's protocol and does nothing: it lets everybody in and has an answer ready for `SELECT 1`. With a
-//! real one, a proxy could not be what a machine of two cores is short of. It runs in a thread of the bench.
+//! Servers that speak PostgreSQL's protocol and do nothing: they let everybody in and have all answers ready. With
+//! real ones, a proxy could not be what a machine of two cores is short of. All are one thread of the bench.
 
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 use pgtenant::backend::prepared::frame;
 use pgtenant::cluster::{Error, Result};
-use pgtenant::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
+use pgtenant::protocol::reply::SYNC;
 
-/// The one query with an answer of its own.
-pub const QUERY: &str = "SELECT 1";
+use super::TICK;
+
+/// Queries that are recognised and answered together.
+const RUN: usize = 32;
+/// Ticks between looks at who connects, which cost most.
+const ACCEPTING: u64 = 16;
 /// What is read at once.
 const CHUNK: usize = 256 << 10;
 const PROTOCOL_3: std::ops::Range<u32> = 0x0003_0000..0x0004_0000;
@@ -33,38 +39,29 @@ const PARAMETERS: [(&str, &str); 10] = [
 /// Several instances in one thread.
 pub struct Servers {
     pub ports: Vec<u16>,
-    stop: Option<oneshot::Sender<()>>,
+    stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Servers {
     pub fn start(instances: usize) -> Result<Self> {
         let failed = |error| Error::new(format!("cannot make a server: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
-        let mut ports = Vec::new();
+        let (mut listeners, mut ports) = (Vec::new(), Vec::new());
         for _ in 0..instances {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(failed)?;
+            let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
             listener.set_nonblocking(true).map_err(failed)?;
             ports.push(listener.local_addr().map_err(failed)?.port());
-            let _context = runtime.enter();
-            let listener = TcpListener::from_std(listener).map_err(failed)?;
-            runtime.spawn(accept(listener));
+            listeners.push(listener);
         }
-        let (stop, stopped) = oneshot::channel::<()>();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
         let thread = std::thread::Builder::new()
-            .name("server".to_owned())
-            .spawn(move || {
-                // Ends when the sender is dropped.
-                let _ = runtime.block_on(stopped);
-                runtime.shutdown_background();
-            })
+            .name("servers".to_owned())
+            .spawn(move || serve(&listeners, &stopped))
             .map_err(failed)?;
         Ok(Self {
             ports,
-            stop: Some(stop),
+            stop,
             thread: Some(thread),
         })
     }
@@ -72,32 +69,120 @@ impl Servers {
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        self.stop.take();
+        self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-async fn accept(listener: TcpListener) {
-    while let Ok((client, _)) = listener.accept().await {
-        tokio::spawn(serve(client));
+/// Looks at all sockets each [`TICK`]: waiting for each of them would cost a wake-up for everything that comes.
+fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
+    let replies = Replies::new();
+    let mut sessions: Vec<Session> = Vec::new();
+    let mut chunk = vec![0; CHUNK];
+    for tick in 0_u64.. {
+        if stop.load(Relaxed) {
+            return;
+        }
+        if tick.is_multiple_of(ACCEPTING) {
+            for listener in listeners {
+                while let Ok((stream, _)) = listener.accept() {
+                    sessions.extend(Session::new(stream));
+                }
+            }
+        }
+        sessions.retain_mut(|session| session.step(&replies, &mut chunk).is_ok());
+        std::thread::sleep(TICK);
     }
 }
 
-/// The answer to [`QUERY`].
-pub fn answer() -> Vec<u8> {
+struct Session {
+    stream: TcpStream,
+    inbox: Vec<u8>,
+    outbox: Vec<u8>,
+    greeted: bool,
+}
+
+impl Session {
+    fn new(stream: TcpStream) -> Option<Self> {
+        stream.set_nonblocking(true).ok()?;
+        stream.set_nodelay(true).ok()?;
+        Some(Self {
+            stream,
+            inbox: Vec::new(),
+            outbox: Vec::new(),
+            greeted: false,
+        })
+    }
+
+    /// Reads what is there and answers it.
+    fn step(&mut self, replies: &Replies, chunk: &mut [u8]) -> std::io::Result<()> {
+        loop {
+            match self.stream.read(chunk) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(read) => self.inbox.extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.greeted {
+            self.greet();
+        }
+        if self.greeted {
+            let answered = replies.to_all(&self.inbox, &mut self.outbox);
+            self.inbox.drain(..answered);
+        }
+        while !self.outbox.is_empty() {
+            match self.stream.write(&self.outbox) {
+                Ok(written) => drop(self.outbox.drain(..written)),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the first packet: a StartupMessage, or a request for TLS, which is refused.
+    fn greet(&mut self) {
+        let word = |at: usize| Some(u32::from_be_bytes(*self.inbox.get(at..)?.first_chunk()?));
+        let (Some(length), Some(code)) = (word(0), word(4)) else {
+            return;
+        };
+        if self.inbox.len() < length as usize {
+            return;
+        }
+        self.inbox.drain(..length as usize);
+        self.greeted = PROTOCOL_3.contains(&code);
+        match self.greeted {
+            true => self.outbox.extend(greeting()),
+            false => self.outbox.extend(b"N"),
+        }
+    }
+}
+
+/// What clients send: the empty query as Parse, Bind, Execute and Sync. Few bytes for each message, so that most of the work
+/// is in looking at messages and not in moving bytes, which costs client and server as much as the proxy.
+pub fn query() -> Vec<u8> {
     [
-        frame(
-            BackendTag::ROW_DESCRIPTION.0,
-            &[b"\0\x01?column?\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0"],
-        ),
-        frame(BackendTag::DATA_ROW.0, &[b"\0\x01\0\0\0\x011"]),
-        frame(BackendTag::COMMAND_COMPLETE.0, &[b"SELECT 1\0"]),
-        ready(),
+        frame(FrontendTag::PARSE.0, &[b"\0\0\0\0"]),
+        frame(FrontendTag::BIND.0, &[&[0; 8]]),
+        frame(FrontendTag::EXECUTE.0, &[&[0; 5]]),
+        SYNC.to_vec(),
     ]
     .concat()
 }
+
+/// The answer to [`query`].
+pub fn answer() -> Vec<u8> {
+    [PARSED, BOUND, EMPTY, &ready()].concat()
+}
+
+const PARSED: &[u8] = b"1\0\0\0\x04";
+const BOUND: &[u8] = b"2\0\0\0\x04";
+const CLOSED: &[u8] = b"3\0\0\0\x04";
+const NO_DATA: &[u8] = b"n\0\0\0\x04";
+const EMPTY: &[u8] = b"I\0\0\0\x04";
 
 fn ready() -> Vec<u8> {
     frame(BackendTag::READY_FOR_QUERY.0, &[b"I"])
@@ -114,35 +199,6 @@ fn greeting() -> Vec<u8> {
     greeting
 }
 
-async fn serve(mut client: TcpStream) -> std::io::Result<()> {
-    client.set_nodelay(true)?;
-    loop {
-        let length = client.read_u32().await?;
-        let code = client.read_u32().await?;
-        let mut rest = vec![0; length.saturating_sub(8) as usize];
-        client.read_exact(&mut rest).await?;
-        if PROTOCOL_3.contains(&code) {
-            break;
-        }
-        // SSLRequest and its like.
-        client.write_all(b"N").await?;
-    }
-    client.write_all(&greeting()).await?;
-    let replies = Replies::new();
-    let (mut inbox, mut outbox) = (Vec::with_capacity(CHUNK), Vec::with_capacity(CHUNK));
-    while client.read_buf(&mut inbox).await? > 0 {
-        let mut at = 0;
-        while let Some(size) = whole(&inbox[at..]) {
-            replies.to(&inbox[at..at + size], &mut outbox);
-            at += size;
-        }
-        inbox.drain(..at);
-        client.write_all(&outbox).await?;
-        outbox.clear();
-    }
-    Ok(())
-}
-
 /// The size of the frame at the start, if all of it is there.
 fn whole(bytes: &[u8]) -> Option<usize> {
     let size = Header::read(bytes)?.backend_size()?;
@@ -150,40 +206,53 @@ fn whole(bytes: &[u8]) -> Option<usize> {
 }
 
 struct Replies {
-    query: Vec<u8>,
-    answer: Vec<u8>,
-    other_query: Vec<u8>,
+    /// Many queries as the clients send them, and their answers: to compare and to copy costs next to nothing.
+    run: Vec<u8>,
+    run_answer: Vec<u8>,
+    queried: Vec<u8>,
     called: Vec<u8>,
-    done: Vec<u8>,
     ready: Vec<u8>,
 }
 
 impl Replies {
     fn new() -> Self {
-        let done = frame(BackendTag::COMMAND_COMPLETE.0, &[b"SET\0"]);
         // NULL.
         let called = frame(BackendTag::FUNCTION_CALL_RESPONSE.0, &[&[0xff; 4]]);
         Self {
-            query: [QUERY.as_bytes(), b"\0"].concat(),
-            answer: answer(),
-            other_query: [&done[..], &ready()].concat(),
+            run: query().repeat(RUN),
+            run_answer: answer().repeat(RUN),
+            queried: [frame(BackendTag::COMMAND_COMPLETE.0, &[b"SET\0"]), ready()].concat(),
             called: [called, ready()].concat(),
-            done,
             ready: ready(),
         }
     }
 
-    /// The reply to one message; whatever is not the query is what a proxy sets, and is done.
+    /// The replies to all whole messages. Returns how much these were.
+    fn to_all(&self, inbox: &[u8], outbox: &mut Vec<u8>) -> usize {
+        let mut at = 0;
+        loop {
+            if inbox[at..].starts_with(&self.run) {
+                at += self.run.len();
+                outbox.extend_from_slice(&self.run_answer);
+            } else if let Some(size) = whole(&inbox[at..]) {
+                self.to(&inbox[at..at + size], outbox);
+                at += size;
+            } else {
+                return at;
+            }
+        }
+    }
+
+    /// The reply to one message; whatever a proxy sets is set.
     fn to(&self, message: &[u8], outbox: &mut Vec<u8>) {
         let reply: &[u8] = match FrontendTag(message[0]) {
-            FrontendTag::QUERY if message[HEADER..] == self.query => &self.answer,
-            FrontendTag::QUERY => &self.other_query,
+            FrontendTag::QUERY => &self.queried,
             FrontendTag::FUNCTION_CALL => &self.called,
-            FrontendTag::PARSE => b"1\0\0\0\x04",
-            FrontendTag::BIND => b"2\0\0\0\x04",
-            FrontendTag::CLOSE => b"3\0\0\0\x04",
-            FrontendTag::DESCRIBE => b"n\0\0\0\x04",
-            FrontendTag::EXECUTE => &self.done,
+            FrontendTag::PARSE => PARSED,
+            FrontendTag::BIND => BOUND,
+            FrontendTag::DESCRIBE => NO_DATA,
+            FrontendTag::EXECUTE => EMPTY,
+            FrontendTag::CLOSE => CLOSED,
             FrontendTag::SYNC => &self.ready,
             _ => &[],
         };
