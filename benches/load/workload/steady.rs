@@ -86,6 +86,13 @@ impl Clients {
     }
 }
 
+/// Those on threads of their own are only told that way.
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.tally.enough.store(true, Relaxed);
+    }
+}
+
 struct Snapshot {
     at: Instant,
     transactions: u64,

@@ -89,7 +89,7 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
         decimals,
         ratios: RATIOS,
     };
-    let section = Section {
+    Ok(Section {
         name: Name::Cores.to_string(),
         title: "From one core to two",
         heads: &["PostgreSQL instances"],
@@ -121,8 +121,7 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
              bytes. A proxy looks at each message all the same, so it is what this machine is short of."
         ),
         runs: rounds(Name::Cores, &cores, ground).await?,
-    };
-    Ok(section)
+    })
 }
 
 impl Cores<'_> {
