@@ -63,9 +63,7 @@ impl Load {
 pub async fn fill(bed: &Bed, scale: u32) -> Result<()> {
     let mut command = command(bed, bed.cluster.port(), USER, false);
     command.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
-    let output = Running::start(command, None, u64::MAX)?
-        .finish(FILLING)
-        .await?;
+    let output = Running::start(command, None, None)?.finish(FILLING).await?;
     drop(output);
     Ok(())
 }
@@ -118,7 +116,7 @@ impl<'a> Pgbench<'a> {
                 &(WARM_UP + seconds + 2 * PATIENCE.as_secs()).to_string(),
             ])
             .arg(DATABASE);
-        Running::start(command, target.pid(), WARM_UP + seconds)
+        Running::start(command, target.pid(), Some(seconds))
     }
 }
 
@@ -154,9 +152,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// `proxy`: the process whose CPU time is taken with each report of progress. After `reports` of them
-    /// it has run long enough.
-    fn start(mut command: Command, proxy: Option<i32>, reports: u64) -> Result<Self> {
+    /// `proxy`: the process whose CPU time is taken with each report of progress. When these cover `seconds`, it has run
+    /// long enough.
+    fn start(mut command: Command, proxy: Option<i32>, seconds: Option<u64>) -> Result<Self> {
         let failed = |error| Error::new(format!("cannot read from pgbench: {error}"));
         let (reader, writer) = std::io::pipe().map_err(failed)?;
         command
@@ -171,7 +169,7 @@ impl Running {
             let mut output = Output::default();
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
                 output.take(&line, proxy);
-                if output.progress.len() as u64 == reports
+                if seconds.is_some_and(|seconds| output.covers(seconds))
                     && let Some(say_enough) = say_enough.take()
                 {
                     let _ = say_enough.send(());
@@ -235,6 +233,13 @@ impl Output {
                 self.text.push('\n');
             }
         }
+    }
+
+    /// Whether the reports are of about `seconds`: on a busy machine the first one is late, and the second is not.
+    #[expect(clippy::cast_precision_loss, reason = "no more than an hour")]
+    fn covers(&self, seconds: u64) -> bool {
+        let ends = self.progress.first().zip(self.progress.last());
+        ends.is_some_and(|(first, last)| last.at - first.at > seconds as f64 - 0.5)
     }
 
     /// From the first report of progress to the last.
