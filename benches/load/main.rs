@@ -101,7 +101,7 @@ impl Args {
 /// What a shell says of a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
 /// For the server to let go of what the last cell used.
-pub const PAUSE: Duration = Duration::from_millis(200);
+pub const PAUSE: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -152,20 +152,20 @@ async fn run(args: &Args) -> Result<()> {
     if args.syscalls {
         return syscalls::show(&ground).await;
     }
-    let mut sections = Vec::new();
-    for name in Name::ALL.iter().filter(|name| args.only.contains(name)) {
-        sections.push(name.run(&ground).await?);
-    }
-    let report = Report {
+    let mut report = Report {
         args,
         machine: &machine,
-        sections: &sections,
+        sections: Vec::new(),
     };
+    for name in Name::ALL.iter().filter(|name| args.only.contains(name)) {
+        report.sections.push(name.run(&ground).await?);
+        // What was measured is kept, whatever becomes of the rest.
+        report.write()?;
+    }
     println!("{}", report.markdown());
-    let dir = report.write()?;
     eprintln!(
         "Tables and all figures: load.md and load.json in {}",
-        dir.display()
+        report::dir().display()
     );
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use pgtenant::cluster::{
-    Binaries, Cluster, Dir, Ending, Error, Options, Process, Result, Tls, describe, dying_with_us,
+    Binaries, Cluster, Dir, Ending, Error, Options, Process, Result, describe, dying_with_us,
     free_port,
 };
 use rustls_pki_types::CertificateDer;
@@ -51,11 +51,6 @@ impl Kind {
             Self::PgBouncer => "PgBouncer",
             Self::Pgtenant => "pgtenant",
         }
-    }
-
-    /// haproxy knows nothing of PostgreSQL's SSLRequest.
-    pub fn speaks_tls(self) -> bool {
-        self != Self::Haproxy
     }
 
     /// Whether it holds clients without a server connection for each.
@@ -141,7 +136,7 @@ pub fn tenant(number: u32) -> String {
     format!("t{number}")
 }
 
-/// A certificate that nobody has signed, for all targets.
+/// A certificate that only itself has signed, for the proxies.
 struct Certificate {
     cert: String,
     key: String,
@@ -196,11 +191,6 @@ impl Bed {
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
-            tls: Some(Tls {
-                cert: certificate.cert.clone().into_bytes(),
-                key: certificate.key.clone().into_bytes(),
-                client_ca: None,
-            }),
             ..Options::named("bench")
         };
         let cluster = Cluster::start(&programs.binaries, options).await?;
@@ -256,12 +246,12 @@ impl Bed {
         row.try_get(0).map_err(failed)
     }
 
-    fn direct(&self, setup: &Setup) -> Target {
+    fn direct(&self) -> Target {
         Target {
             kind: Kind::Direct,
             user: USER.to_owned(),
             prepares: true,
-            door: self.door(self.cluster.port(), setup.tls),
+            door: self.door(self.cluster.port(), false),
             proxy: None,
         }
     }
@@ -420,7 +410,7 @@ pub async fn start(ground: &Ground<'_>, kinds: &[Kind], setup: &Setup) -> Result
 pub async fn start_one(ground: &Ground<'_>, kind: Kind, setup: &Setup) -> Result<Target> {
     let bed = ground.bed;
     let target = match kind {
-        Kind::Direct => bed.direct(setup),
+        Kind::Direct => bed.direct(),
         Kind::Haproxy => bed.haproxy(ground.programs.haproxy.as_deref())?,
         Kind::PgBouncer => bed.pgbouncer(ground, &[USER], setup).await?,
         Kind::Pgtenant => bed.pgtenant(setup).await?,

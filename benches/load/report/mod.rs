@@ -60,7 +60,7 @@ pub const LATENCY: Table = Table {
 pub struct Report<'a> {
     pub args: &'a Args,
     pub machine: &'a Machine,
-    pub sections: &'a [Section],
+    pub sections: Vec<Section>,
 }
 
 impl Report<'_> {
@@ -71,7 +71,7 @@ impl Report<'_> {
             "{}\n\n{}{}",
             self.conditions(),
             sections.collect::<String>(),
-            goals::markdown(self.sections)
+            goals::markdown(&self.sections)
         )
     }
 
@@ -120,28 +120,22 @@ impl Report<'_> {
             "pool_size": POOL_SIZE,
             "versions": versions,
             "machine": self.machine.json(),
-            "goals": goals::json(self.sections),
+            "goals": goals::json(&self.sections),
             "workloads": self.sections.iter().map(Section::json).collect::<Vec<_>>(),
         });
         format!("{whole:#}\n")
     }
 
-    /// Writes `load.md` and `load.json`. Returns where.
+    /// Writes `load.md` and `load.json`.
     ///
     /// # Errors
     /// The operating system's.
-    pub fn write(&self) -> Result<PathBuf> {
+    pub fn write(&self) -> Result<()> {
         let dir = dir();
         let written = std::fs::create_dir_all(&dir)
             .and_then(|()| std::fs::write(dir.join("load.md"), self.markdown()))
             .and_then(|()| std::fs::write(dir.join("load.json"), self.json()));
-        match written {
-            Ok(()) => Ok(dir),
-            Err(error) => Err(Error::new(format!(
-                "cannot write in {}: {error}",
-                dir.display()
-            ))),
-        }
+        written.map_err(|error| Error::new(format!("cannot write in {}: {error}", dir.display())))
     }
 }
 
@@ -157,7 +151,7 @@ fn command() -> String {
 }
 
 /// In cargo's target directory, wherever that is.
-fn dir() -> PathBuf {
+pub fn dir() -> PathBuf {
     let temporary = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     temporary.parent().unwrap_or(&temporary).join("bench")
 }

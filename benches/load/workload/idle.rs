@@ -37,12 +37,7 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
     let crowds = [crowd(args.idle(), false), crowd(args.idle_tls(), true)];
     let idle = Idle {
         ground,
-        kinds: args
-            .targets
-            .iter()
-            .copied()
-            .filter(|kind| kind.pools())
-            .collect(),
+        kinds: ground.kinds(Kind::pools),
         crowds: crowds
             .into_iter()
             .filter(|crowd| crowd.clients > 0)
@@ -67,7 +62,7 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
             table("All of it, MB", "resident", 1.0 / MEGABYTE, 1),
         ],
         note: "All have logged in and run one query, on 20 server connections that they share. VmRSS with all clients, less that \
-               without any, by their number; what the kernel keeps for sockets is not in it. Direct and behind haproxy each client \
+               without any, by their number; what the kernel keeps for sockets is not in it. Two rounds at most. Direct and behind haproxy each client \
                has a process of the server: –."
             .to_owned(),
         runs: rounds(Name::Idle, &idle, ground).await?,
@@ -111,6 +106,7 @@ async fn log_in_all(door: &Door, user: &str, clients: u32) -> Result<Vec<Client>
 
 impl Workload for Idle<'_> {
     type Row = Crowd;
+    const ROUNDS: u32 = 2;
 
     fn rows(&self) -> &[Crowd] {
         &self.crowds

@@ -93,6 +93,12 @@ impl Ground<'_> {
         self.args.targets.iter().map(|kind| kind.title()).collect()
     }
 
+    /// Those of the targets that are wanted of which `holds` does.
+    fn kinds(&self, holds: impl Fn(Kind) -> bool) -> Vec<Kind> {
+        let kinds = self.args.targets.iter().copied();
+        kinds.filter(|&kind| holds(kind)).collect()
+    }
+
     fn has(&self, kind: Kind) -> bool {
         self.args.targets.contains(&kind)
     }
@@ -101,6 +107,8 @@ impl Ground<'_> {
 /// A kind of load, with its targets started.
 trait Workload {
     type Row;
+    /// Most rounds: what hardly differs from one to the next needs no more.
+    const ROUNDS: u32 = u32::MAX;
 
     fn rows(&self) -> &[Self::Row];
 
@@ -116,7 +124,7 @@ trait Workload {
 
 /// Round by round and row by row, each target once; each round another one begins.
 async fn rounds<W: Workload>(name: Name, workload: &W, ground: &Ground<'_>) -> Result<Vec<Run>> {
-    let rounds = ground.args.rounds();
+    let rounds = ground.args.rounds().min(W::ROUNDS);
     let targets = workload.targets();
     let began = Instant::now();
     let mut runs = Vec::new();

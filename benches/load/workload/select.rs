@@ -43,13 +43,7 @@ pub async fn run(ground: &Ground<'_>, tls: bool) -> Result<Section> {
         tls,
         ..Setup::default()
     };
-    let kinds: Vec<Kind> = ground
-        .args
-        .targets
-        .iter()
-        .copied()
-        .filter(|kind| !tls || kind.speaks_tls())
-        .collect();
+    let kinds = ground.kinds(|kind| !tls || kind.pools());
     let select = Select {
         bed: ground.bed,
         targets: start(ground, &kinds, &setup).await?,
@@ -108,7 +102,7 @@ async fn tls_note(targets: &[Target]) -> String {
     };
     format!(
         "The same, with a certificate of ECDSA P-256; between proxy and server there is no TLS. haproxy does not know \
-         PostgreSQL's SSLRequest and can end no TLS here: –.{ciphers}"
+         PostgreSQL's SSLRequest and can end no TLS here; direct is not measured: –.{ciphers}"
     )
 }
 

@@ -9,7 +9,7 @@ use super::{Ground, Name, Workload, rounds};
 use crate::client;
 use crate::pgbench::{Load, Protocol};
 use crate::report::{CPU, Cell, LATENCY, SERVER_CPU, Section, TPS};
-use crate::targets::{Bed, POOL_SIZE, Setup, Target, start, tenant};
+use crate::targets::{Bed, Kind, POOL_SIZE, Setup, Target, start, tenant};
 
 struct Tenants<'a> {
     bed: &'a Bed,
@@ -31,7 +31,7 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
     };
     let workload = Tenants {
         bed: ground.bed,
-        targets: start(ground, &ground.args.targets, &setup).await?,
+        targets: start(ground, &ground.kinds(Kind::pools), &setup).await?,
         loads,
         seconds: ground.args.seconds(),
         rows: ground.args.scale * 100_000,
@@ -40,11 +40,11 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
         name: Name::Tenants.to_string(),
         title: "Every client another tenant",
         heads: &["protocol", "clients"],
-        targets: ground.titles(),
+        targets: workload.targets(),
         tables: vec![TPS, CPU, SERVER_CPU, LATENCY],
         note: format!(
             "One row of pgbench_accounts by its primary key, by the bench's own client. Each client of pgtenant is another tenant, \
-             whose variable is set before its statement; all share {POOL_SIZE} server connections. The clients of the others are all \
+             whose variable is set before its statement; all share {POOL_SIZE} server connections. The clients of PgBouncer are all \
              one user, and nobody sets anything for them. No row level security, so the query's work is the same; what the \
              server does to change the tenant is in pgtenant's column of the server's CPU."
         ),
