@@ -51,7 +51,7 @@ fuzz: ## Run each fuzz target for SECONDS=60, guided by coverage
 		$(CARGO) fuzz run "$$target" ".deps/fuzz/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(or $(SECONDS),60) -max_len=4096; \
 	done
 
-bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--rounds 1 --seconds 1"
+bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--quick"
 	@scripts/install bench
 	$(CARGO) bench --locked --bench load -- $(ARGS)
 

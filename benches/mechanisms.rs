@@ -3,14 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a bench that cannot run must say so
 
+use std::collections::BTreeSet;
+use std::future::poll_fn;
 use std::hint::black_box;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use pgtenant::backend::context::{Binding, Settings};
-use pgtenant::backend::instance::Instance;
+use pgtenant::backend::connection::ServerConnection;
+use pgtenant::backend::context::{Adopted, Binding, Context, Settings, adopt};
+use pgtenant::backend::instance::{Instance, Pool};
 use pgtenant::backend::prepared::{Interner, Parsed, frame};
 use pgtenant::cluster::Dir;
 use pgtenant::config::{Config, ServerAddress, Tenant, load_text};
@@ -20,7 +25,9 @@ use pgtenant::id::TenantId;
 use pgtenant::protocol::buffer::Buffer;
 use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
 use pgtenant::protocol::startup::{self, Packet, Startup};
+use pgtenant::protocol::stream::Stream;
 use pgtenant::sql::effects::Effects;
+use pgtenant::sql::guard::Guard;
 use pgtenant::tenant::identify::identify;
 use pgtenant::tenant::state::TenantState;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,8 +45,17 @@ placements:
     database: app
     login: { user: app, password: app }
     context: { app.tenant_id: "{tenant}" }
+  narrow:
+    tier: pool
+    server: shared
+    database: narrow
+    login: { user: app, password: app }
+    context: { app.tenant_id: "{tenant}" }
+    pool: { size: 1, reserve: 0 }
 tenants:
   t0: { placement: free, users: { app: { password: app } } }
+  n0: { placement: narrow, users: { app: { password: app } } }
+  n1: { placement: narrow, users: { app: { password: app } } }
 "#;
 const TENANTS: usize = 100_000;
 
@@ -192,6 +208,22 @@ fn ledger(criterion: &mut Criterion) {
         });
     });
     group.bench_function(
+        "500 Queries sent at once, and all their replies",
+        |bencher| {
+            bencher.iter(|| {
+                let mut ledger = Ledger::default();
+                for _ in 0..500 {
+                    ledger.push(black_box(Owed::Query(Undo::Nothing)));
+                }
+                for _ in 0..500 {
+                    ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
+                    ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
+                }
+                ledger.is_clean()
+            });
+        },
+    );
+    group.bench_function(
         "Parse, Bind, Describe, Execute, Sync and their replies",
         |bencher| {
             bencher.iter(|| {
@@ -287,6 +319,76 @@ fn effects(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// What a statement costs in the posture `guarded` and up: it is read and judged.
+fn guard(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("guard");
+    let guard = Guard::new(["app.tenant_id"].into_iter(), BTreeSet::new());
+    let parameters: Vec<_> = (1..=20).map(|n| format!("${n}")).collect();
+    let columns: Vec<_> = (1..=20).map(|n| format!("column_{n}")).collect();
+    let insert = format!(
+        "INSERT INTO orders ({}) VALUES ({}) RETURNING id",
+        columns.join(", "),
+        parameters.join(", ")
+    );
+    let mut long = String::from("SELECT o.id, o.total FROM orders o WHERE o.state = 'open'");
+    while long.len() < 4000 {
+        long.push_str(" AND (o.created > now() - interval '1 day' OR o.note NOT LIKE '%''late%')");
+    }
+    for (name, text) in [
+        (
+            "a SELECT",
+            "SELECT id, total, created FROM orders WHERE customer = $1 AND state = 'open' ORDER BY created DESC LIMIT 20",
+        ),
+        ("an INSERT of 20 parameters", &insert),
+        ("a query of 4 kB", &long),
+    ] {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let effects = Effects::of(black_box(text.as_bytes()), false);
+                guard.check(&effects).expect("it may run");
+            });
+        });
+    }
+    group.finish();
+}
+
+/// What precedes a client's message on a connection that carries another tenant's context: built, not sent.
+fn injection(criterion: &mut Criterion) {
+    let runtime = runtime();
+    let config = config();
+    let (own, other) = (Client::of(&config, "n0"), Client::of(&config, "n1"));
+    let mut connection = runtime.block_on(async {
+        let (stream, _) = UnixStream::pair().expect("two sockets");
+        ServerConnection::new(Stream::Unix(stream), config.servers["shared"].clone())
+    });
+    let deadline = Duration::from_secs(1);
+    let mut aside = Buffer::new();
+    let mut changes = async |times: u64| -> Duration {
+        let mut took = Duration::ZERO;
+        for _ in 0..times {
+            connection.context = Context::Bound(other.binding.clone());
+            let reported = connection.parameters.clone();
+            let started = Instant::now();
+            let changed = adopt(
+                &mut connection,
+                &own.binding,
+                deadline,
+                Some(reported),
+                &mut aside,
+            );
+            assert!(matches!(changed.await, Ok(Adopted::Scrubbed)));
+            took += started.elapsed();
+            connection.switch = None;
+            connection.outbox.consume(connection.outbox.len());
+        }
+        took
+    };
+    criterion.bench_function("injection/build a change of tenant", |bencher| {
+        bencher.iter_custom(|times| runtime.block_on(changes(times)));
+    });
+}
+
 /// Lets everybody in and has no objections.
 async fn serve(mut client: UnixStream) -> std::io::Result<()> {
     let mut length = [0; 4];
@@ -311,13 +413,35 @@ async fn serve(mut client: UnixStream) -> std::io::Result<()> {
     }
 }
 
-/// A connection that is idle and carries the tenant's context already: what nearly every transaction does.
-fn pool(criterion: &mut Criterion) {
-    let dir = Dir::create().expect("a temporary directory");
+/// Who checks connections out.
+struct Client {
+    state: Arc<TenantState>,
+    binding: Binding,
+}
+
+impl Client {
+    fn of(config: &Config, tenant: &str) -> Self {
+        let tenant = &config.tenants[tenant];
+        Self {
+            state: Arc::new(TenantState::new(tenant.id.clone())),
+            binding: Binding {
+                tenant: tenant.id.clone(),
+                route: tenant.route.clone(),
+                settings: Arc::new(Settings::new()),
+                stale: false,
+            },
+        }
+    }
+
+    fn pool(&self, instance: &Arc<Instance>) -> Arc<Pool> {
+        let route = &self.binding.route;
+        instance.pool(&route.pool, route.placement.pool)
+    }
+}
+
+/// The instance of the config, whose server is [`serve`].
+fn instance(runtime: &Runtime, config: &Config, dir: &Dir) -> Arc<Instance> {
     let socket = dir.path().join("server");
-    let runtime = runtime();
-    let config = config();
-    let tenant = &config.tenants["t0"];
     let mut server = (*config.servers["shared"]).clone();
     server.address = ServerAddress::Unix {
         path: socket.clone(),
@@ -330,38 +454,81 @@ fn pool(criterion: &mut Criterion) {
             }
         });
     });
-    let instance = Instance::new(
+    Instance::new(
         Arc::new(server),
         config.timeouts.clone(),
         runtime.handle().clone(),
-    );
-    let pool = instance.pool(&tenant.route.pool, tenant.route.placement.pool);
-    let state = Arc::new(TenantState::new(tenant.id.clone()));
-    let binding = Binding {
-        tenant: tenant.id.clone(),
-        route: tenant.route.clone(),
-        settings: Arc::new(Settings::new()),
-        stale: false,
-    };
+    )
+}
+
+/// A connection that is idle and carries the tenant's context already, which is what nearly every transaction finds; and one that
+/// another client waits for.
+fn pool(criterion: &mut Criterion) {
+    let dir = Dir::create().expect("a temporary directory");
+    let runtime = runtime();
+    let config = config();
+    let instance = instance(&runtime, &config, &dir);
+    let mut group = criterion.benchmark_group("pool");
+
+    let client = Client::of(&config, "t0");
+    let wide = client.pool(&instance);
     let turns = async |times: u64| -> Duration {
         let started = Instant::now();
         for _ in 0..times {
-            let grant = pool
-                .try_checkout(&state)
+            let grant = wide
+                .try_checkout(&client.state)
                 .expect("an idle connection, or room for one");
-            let lease = grant.lease(&binding).await.expect("a connection");
+            let lease = grant.lease(&client.binding).await.expect("a connection");
             lease.expect("a connection that lives").checkin();
         }
         started.elapsed()
     };
     // Connects.
     runtime.block_on(turns(1));
-    criterion.bench_function("pool/check out and in", |bencher| {
+    group.bench_function("check out and in", |bencher| {
         bencher.iter_custom(|times| runtime.block_on(turns(times)));
     });
+
+    let clients = [Client::of(&config, "n0"), Client::of(&config, "n1")];
+    let narrow = clients[0].pool(&instance);
+    for (name, next) in [
+        ("hand over to a waiter of the same tenant", [0, 0]),
+        (
+            "hand over to a waiter of another tenant, whose context is set",
+            [0, 1],
+        ),
+    ] {
+        let clients = next.map(|number| &clients[number]);
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|times| runtime.block_on(hand_over(&narrow, clients, times)));
+        });
+    }
+    group.finish();
+}
+
+/// The only connection of the pool goes from one client to the next, who stands in line for it before it is given back.
+async fn hand_over(pool: &Arc<Pool>, clients: [&Client; 2], times: u64) -> Duration {
+    let grant = pool.checkout(&clients[0].state).await.expect("its turn");
+    let lease = grant.lease(&clients[0].binding).await;
+    let mut lease = lease.expect("a connection").expect("one that lives");
+    let started = Instant::now();
+    for turn in 1..=times {
+        let next = clients[usize::from(turn % 2 == 1)];
+        let mut waiting = pin!(pool.checkout(&next.state));
+        let waits =
+            poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending())).await;
+        assert!(waits, "the connection is not free");
+        lease.checkin();
+        let grant = waiting.await.expect("its turn");
+        let leased = grant.lease(&next.binding).await;
+        lease = leased.expect("a connection").expect("one that lives");
+    }
+    let took = started.elapsed();
+    lease.checkin();
+    took
 }
 
 criterion_group!(
-    mechanisms, frames, buffer, login, ledger, statements, effects, pool
+    mechanisms, frames, buffer, login, ledger, statements, effects, guard, injection, pool
 );
 criterion_main!(mechanisms);

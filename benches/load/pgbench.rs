@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use pgtenant::cluster::{Ending, Error, Process, Result, dying_with_us};
 use tokio::sync::oneshot;
 
-use crate::Workload;
 use crate::cpu;
+use crate::report::Cell;
 use crate::targets::{Bed, DATABASE, Target, USER};
 
 const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(2))];
@@ -45,29 +45,25 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// The figures of one run.
-#[derive(Debug, Clone)]
-pub struct Cell {
-    /// In the time that was measured.
-    pub transactions: f64,
-    pub seconds: f64,
-    pub tps: f64,
-    /// Average.
-    pub latency_ms: f64,
-    /// CPU time of the proxy for each transaction; none without a proxy.
-    pub cpu_us: Option<f64>,
-    /// What pgbench says at its end, the time that was not measured included.
-    pub total_transactions: u64,
-    pub total_tps: f64,
+/// What the clients do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    pub protocol: Protocol,
+    pub clients: u32,
+}
+
+impl Load {
+    /// As a row of a table.
+    pub fn labels(self) -> Vec<String> {
+        vec![self.protocol.to_string(), self.clients.to_string()]
+    }
 }
 
 /// Makes and fills the tables.
 pub async fn fill(bed: &Bed, scale: u32) -> Result<()> {
-    let mut command = command(bed, bed.cluster.port(), USER);
+    let mut command = command(bed, bed.cluster.port(), USER, false);
     command.args(["-i", "-q", "-s", &scale.to_string(), DATABASE]);
-    let output = Running::start(command, None, u64::MAX)?
-        .finish(FILLING)
-        .await?;
+    let output = Running::start(command, None, None)?.finish(FILLING).await?;
     drop(output);
     Ok(())
 }
@@ -85,50 +81,47 @@ impl<'a> Pgbench<'a> {
     ///
     /// # Errors
     /// pgbench fails, or a client of it; with what it said.
-    pub async fn run(&self, target: &Target, workload: Workload, seconds: u64) -> Result<Cell> {
-        let failed = |error: &dyn fmt::Display| {
-            target.failed(&format!(
-                "under {} clients, {}: {error}",
-                workload.clients, workload.protocol
-            ))
-        };
-        let running = self
-            .start(target, workload, seconds)
-            .map_err(|error| failed(&error))?;
+    pub async fn run(&self, target: &Target, load: Load, seconds: u64) -> Result<Cell> {
+        let failed = |error| target.failed_under(&load.labels(), &error);
+        let running = self.start(target, load, seconds).map_err(failed)?;
         let output = running
             .finish(Duration::from_secs(WARM_UP + seconds) + PATIENCE)
             .await
-            .map_err(|error| failed(&error))?;
+            .map_err(failed)?;
         output.cell().ok_or_else(|| {
-            failed(&format_args!(
-                "pgbench says nothing to read:\n{}",
-                output.text
-            ))
+            let why = format!("pgbench says nothing to read:\n{}", output.text);
+            failed(Error::new(why))
         })
     }
 
     /// Starts it and does not wait.
-    pub fn start(&self, target: &Target, workload: Workload, seconds: u64) -> Result<Running> {
+    pub fn start(&self, target: &Target, load: Load, seconds: u64) -> Result<Running> {
         let threads = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(2)
-            .min(workload.clients as usize);
-        let mut command = command(self.bed, target.port, &target.user);
+            .min(load.clients as usize);
+        let mut command = command(
+            self.bed,
+            target.door.port,
+            &target.user,
+            target.door.tls.is_some(),
+        );
         command
             .args(["-S", "-n", "-P", "1", "--progress-timestamp"])
-            .args(["-M", &workload.protocol.to_string()])
-            .args(["-c", &workload.clients.to_string()])
+            .args(["-M", &load.protocol.to_string()])
+            .args(["-c", &load.clients.to_string()])
             .args(["-j", &threads.to_string()])
             .args([
                 "-T",
                 &(WARM_UP + seconds + 2 * PATIENCE.as_secs()).to_string(),
             ])
             .arg(DATABASE);
-        Running::start(command, target.pid(), WARM_UP + seconds)
+        Running::start(command, target.pid(), Some(seconds))
     }
 }
 
-fn command(bed: &Bed, port: u16, user: &str) -> Command {
+fn command(bed: &Bed, port: u16, user: &str, tls: bool) -> Command {
+    let sslmode = if tls { "require" } else { "disable" };
     let mut command = dying_with_us(&bed.pgbench, Signal::SIGTERM);
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("PG") {
@@ -138,7 +131,7 @@ fn command(bed: &Bed, port: u16, user: &str) -> Command {
     command
         .env("LC_ALL", "C")
         .env("PGPASSWORD", &bed.password)
-        .env("PGSSLMODE", "disable")
+        .env("PGSSLMODE", sslmode)
         .env("PGGSSENCMODE", "disable")
         .args([
             "-h",
@@ -159,9 +152,9 @@ pub struct Running {
 }
 
 impl Running {
-    /// `proxy`: the process whose CPU time is taken with each report of progress. After `reports` of them
-    /// it has run long enough.
-    fn start(mut command: Command, proxy: Option<i32>, reports: u64) -> Result<Self> {
+    /// `proxy`: the process whose CPU time is taken with each report of progress. When these cover `seconds`, it has run
+    /// long enough.
+    fn start(mut command: Command, proxy: Option<i32>, seconds: Option<u64>) -> Result<Self> {
         let failed = |error| Error::new(format!("cannot read from pgbench: {error}"));
         let (reader, writer) = std::io::pipe().map_err(failed)?;
         command
@@ -176,7 +169,7 @@ impl Running {
             let mut output = Output::default();
             for line in BufReader::new(reader).lines().map_while(Result::ok) {
                 output.take(&line, proxy);
-                if output.progress.len() as u64 == reports
+                if seconds.is_some_and(|seconds| output.covers(seconds))
                     && let Some(say_enough) = say_enough.take()
                 {
                     let _ = say_enough.send(());
@@ -242,6 +235,13 @@ impl Output {
         }
     }
 
+    /// Whether the reports are of about `seconds`: on a busy machine the first one is late, and the second is not.
+    #[expect(clippy::cast_precision_loss, reason = "no more than an hour")]
+    fn covers(&self, seconds: u64) -> bool {
+        let ends = self.progress.first().zip(self.progress.last());
+        ends.is_some_and(|(first, last)| last.at - first.at > seconds as f64 - 0.5)
+    }
+
     /// From the first report of progress to the last.
     fn cell(&self) -> Option<Cell> {
         let (first, measured) = self.progress.split_first()?;
@@ -259,15 +259,20 @@ impl Output {
             _ => None,
         };
         (transactions > 0.0).then_some(())?;
-        Some(Cell {
-            transactions,
-            seconds,
-            tps: transactions / seconds,
-            latency_ms: waited / transactions,
-            cpu_us: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / transactions),
-            total_transactions: self.total()?,
-            total_tps: self.value("tps =")?.parse().ok()?,
-        })
+        let cpu = cpu.map(|cpu| cpu.as_secs_f64());
+        Some(
+            Cell::default()
+                .with("transactions", transactions)
+                .with("seconds", seconds)
+                .with("tps", transactions / seconds)
+                .with("latency_ms", waited / transactions)
+                .with(
+                    "cpu_us_per_transaction",
+                    cpu.map(|cpu| cpu * 1e6 / transactions),
+                )
+                .with("proxy_cores", cpu.map(|cpu| cpu / seconds))
+                .with("total_tps", self.value("tps =")?.parse::<f64>().ok()?),
+        )
     }
 
     /// All transactions of the run.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use pgtenant::cluster::{Dir, Ending, Error, Process, Result, dying_with_us};
 
-use crate::Workload;
-use crate::pgbench::Pgbench;
-use crate::targets::{Bed, Target, program};
+use crate::pgbench::{Load, Pgbench};
+use crate::targets::{Setup, Target, program, start};
+use crate::workload::{Ground, select};
 
 /// It detaches and writes its table on SIGINT.
 const ENDING: Ending = &[(Signal::SIGINT, Duration::from_secs(5))];
@@ -19,16 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Calls that are fewer are not of a transaction.
 const SHOWN: f64 = 0.01;
 
-pub async fn show(
-    bed: &Bed,
-    targets: &[Target],
-    workloads: &[Workload],
-    seconds: u64,
-) -> Result<()> {
+pub async fn show(ground: &Ground<'_>) -> Result<()> {
+    let (bed, seconds) = (ground.bed, ground.args.seconds());
+    let targets = start(ground, &ground.args.targets, &Setup::default()).await?;
     let strace = program("strace")?;
     println!("| workload | proxy | calls per transaction | which |\n|---|---|---:|---|");
-    for &workload in workloads {
-        for target in targets.iter().filter(|target| target.serves(workload)) {
+    for load in select::loads(ground, false) {
+        for target in targets.iter().filter(|target| target.serves(load.protocol)) {
             let Some(pid) = target.pid() else { continue };
             let dir = Dir::create()?;
             let table = dir.path().join("strace");
@@ -41,7 +38,7 @@ pub async fn show(
             let tracer = Process::start("strace", command, ENDING)?;
             tokio::time::sleep(ATTACHING).await;
             let output = Pgbench::new(bed)
-                .start(target, workload, seconds)?
+                .start(target, load, seconds)?
                 .finish(PATIENCE)
                 .await
                 .map_err(|error| target.failed(&error.to_string()))?;
@@ -52,14 +49,14 @@ pub async fn show(
                 .ok_or_else(|| Error::new("pgbench counts no transaction"))?;
             let text = std::fs::read_to_string(&table)
                 .map_err(|error| Error::new(format!("cannot read what strace wrote: {error}")))?;
-            println!("{}", row(workload, target, &text, transactions));
+            println!("{}", row(load, target, &text, transactions));
         }
     }
     Ok(())
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts of a few seconds")]
-fn row(workload: Workload, target: &Target, table: &str, transactions: u64) -> String {
+fn row(load: Load, target: &Target, table: &str, transactions: u64) -> String {
     let calls: BTreeMap<&str, f64> = counts(table)
         .into_iter()
         .map(|(name, calls)| (name, calls as f64 / transactions as f64))
@@ -72,8 +69,8 @@ fn row(workload: Workload, target: &Target, table: &str, transactions: u64) -> S
         .collect();
     format!(
         "| {}, {} clients | {} | {:.2} | {} |",
-        workload.protocol,
-        workload.clients,
+        load.protocol,
+        load.clients,
         target.kind.title(),
         calls.values().sum::<f64>(),
         which.join(", ")
