@@ -528,10 +528,12 @@ impl Ledger {
             }
         }
         self.front();
-        self.unsynced = self
-            .owed
-            .iter()
-            .any(|owed| !owed.ends_with_ready() && !matches!(owed, Owed::CopyEnd));
+        // While it is not set, no such message is owed: a pipeline of many Queries is not looked through for each.
+        self.unsynced = self.unsynced
+            && self
+                .owed
+                .iter()
+                .any(|owed| !owed.ends_with_ready() && !matches!(owed, Owed::CopyEnd));
         self.idle = idle && self.owed.is_empty();
     }
 
