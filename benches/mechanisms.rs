@@ -23,6 +23,7 @@ use pgtenant::protocol::startup::{self, Packet, Startup};
 use pgtenant::sql::effects::Effects;
 use pgtenant::tenant::identify::identify;
 use pgtenant::tenant::state::TenantState;
+use pgtenant::workers::{WorkerId, Workers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
@@ -333,7 +334,8 @@ fn pool(criterion: &mut Criterion) {
     let instance = Instance::new(
         Arc::new(server),
         config.timeouts.clone(),
-        runtime.handle().clone(),
+        Workers::new(vec![runtime.handle().clone()]),
+        WorkerId::default(),
     );
     let pool = instance.pool(&tenant.route.pool, tenant.route.placement.pool);
     let state = Arc::new(TenantState::new(tenant.id.clone()));
@@ -347,7 +349,7 @@ fn pool(criterion: &mut Criterion) {
         let started = Instant::now();
         for _ in 0..times {
             let grant = pool
-                .try_checkout(&state)
+                .try_checkout(&state, WorkerId::default())
                 .expect("an idle connection, or room for one");
             let lease = grant.lease(&binding).await.expect("a connection");
             lease.expect("a connection that lives").checkin();

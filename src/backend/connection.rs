@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
 use crate::protocol::reply;
 use crate::protocol::startup::CancelKey;
 use crate::protocol::stream::Stream;
+use crate::workers::WorkerId;
 
 /// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
 pub type Parameters = BTreeMap<String, String>;
@@ -37,6 +39,8 @@ pub struct Frame {
 
 pub struct ServerConnection {
     pub stream: Stream,
+    /// Where that is registered.
+    pub worker: WorkerId,
     /// Bytes from the server, to the server.
     pub inbox: Buffer,
     pub outbox: Buffer,
@@ -74,6 +78,7 @@ impl ServerConnection {
         let fence = Arc::new(Fence::new(server.clone(), key, stream.is_tls()));
         Self {
             stream,
+            worker: WorkerId::default(),
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             context: Context::Clean,
@@ -165,6 +170,30 @@ impl ServerConnection {
             tag: BackendTag(header.tag),
             body,
         }))
+    }
+
+    /// Registers it with `worker`, which this is called on.
+    ///
+    /// # Errors
+    /// The operating system's; it is then to be closed.
+    pub fn move_to(&mut self, worker: WorkerId) -> io::Result<()> {
+        self.stream.adopt()?;
+        self.worker = worker;
+        Ok(())
+    }
+
+    /// The same, of an idle one, if it is elsewhere. What the server said meanwhile is seen as if it had always been here.
+    ///
+    /// Not cancel safe.
+    ///
+    /// # Errors
+    /// The operating system's; it is then to be closed.
+    pub async fn come_to(&mut self, worker: WorkerId) -> io::Result<()> {
+        self.move_to(worker)?;
+        if self.stream.has_unread()? {
+            self.stream.readable().await?;
+        }
+        Ok(())
     }
 
     /// Whether an idle connection is still good: takes in what the server said meanwhile, without

@@ -38,6 +38,7 @@ use crate::protocol::reply::Replies;
 use crate::protocol::stream::Stream;
 use crate::sql::guard::Guard;
 use crate::tenant::state::{ClientGuard, TenantState};
+use crate::workers::WorkerId;
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
 /// that it has left.
@@ -77,7 +78,9 @@ pub struct Session {
     credential: Arc<Credential>,
     pool: Arc<Pool>,
     side: ClientSide,
-    /// The server connection it begins with.
+    /// Where it is.
+    worker: WorkerId,
+    /// The server connection it begins with, here or after it has moved.
     lease: Option<Lease>,
     /// Bytes still to come of a message that is passed over.
     stray: usize,
@@ -86,38 +89,40 @@ pub struct Session {
     guards: Guards,
 }
 
-/// Serves a client to its end on the worker of its instance.
+/// Serves a client to its end on a worker of its instance.
 pub fn start(login: LoggedIn) {
+    let workers = login.app.workers().clone();
     match login.app.pool(&login.route) {
         Ok(pool) => {
-            let worker = pool.instance.worker.clone();
-            worker.spawn(async move {
+            let worker = login.app.place(&login.tenant, &pool.instance);
+            login.registered.set_worker(worker);
+            workers.spawn(worker, async move {
                 if login.replication.is_some() {
                     replication::serve(login).await;
-                } else if let Some(session) = welcome(login, pool).await {
+                } else if let Some(session) = welcome(login, pool, worker).await {
                     serve(session).await;
                 }
             });
         }
         Err(error) => {
-            let app = login.app.clone();
             let mut stream = login.stream;
-            let worker = app.workers()[0].clone();
-            worker.spawn(async move { say_last(&mut stream, &error).await });
+            workers.spawn(WorkerId::default(), async move {
+                say_last(&mut stream, &error).await;
+            });
         }
     }
 }
 
-/// Runs the session; when a reload moves it to another instance, on that one's worker. Boxed, because
-/// it may start itself anew.
+/// Runs the session; when it is to go on at another worker, there. Boxed, because it may start itself anew.
 fn serve(mut session: Session) -> BoxFuture<'static, ()> {
     Box::pin(async move {
         match session.run().await {
             Ok(ControlFlow::Break(())) => {}
             Ok(ControlFlow::Continue(())) => {
-                let worker = session.pool.instance.worker.clone();
-                worker.spawn(async move {
-                    match session.side.stream.adopt() {
+                let worker = session.registered.worker();
+                let workers = session.app.workers().clone();
+                workers.spawn(worker, async move {
+                    match session.arrive(worker) {
                         Ok(()) => serve(session).await,
                         Err(error) => tracing::warn!(%error, "could not move a client"),
                     }
@@ -129,7 +134,7 @@ fn serve(mut session: Session) -> BoxFuture<'static, ()> {
 }
 
 /// Tells the client the end of authentication, its parameters and its cancel key.
-async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
+async fn welcome(login: LoggedIn, pool: Arc<Pool>, worker: WorkerId) -> Option<Session> {
     let LoggedIn {
         app,
         mut stream,
@@ -147,7 +152,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         return None;
     }
     let deadline = app.config().timeouts.login;
-    let profile = profile(&pool, &tenant, &route, settings);
+    let profile = profile(&pool, &tenant, &route, settings, worker);
     let Profile {
         settings,
         reported,
@@ -192,6 +197,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<Session> {
         credential,
         pool,
         side,
+        worker,
         lease,
         stray: 0,
         answered: 0,
@@ -215,6 +221,7 @@ async fn profile(
     tenant: &Arc<TenantState>,
     route: &Arc<Route>,
     settings: Settings,
+    worker: WorkerId,
 ) -> Result<Profile> {
     let in_transactions = route.pooling == Pooling::Transaction;
     let known = pool.profile(&settings);
@@ -237,7 +244,8 @@ async fn profile(
         let key = route
             .pool
             .with_own(settings.into_iter().chain(variables(route)));
-        let mut lease = pool.checkout(tenant).await?.connect(&key).await?;
+        let grant = pool.checkout(tenant, worker).await?;
+        let mut lease = grant.connect(&key).await?;
         let settings: Arc<Settings> = Arc::default();
         let deadline = pool.instance.timeouts().connect;
         let nobody = &mut Buffer::new();
@@ -259,7 +267,8 @@ async fn profile(
     let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
     let wanted = wanted(settings.clone());
     let lease = loop {
-        if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
+        let grant = pool.checkout(tenant, worker).await?;
+        if let Some(lease) = grant.lease(&wanted).await? {
             break lease;
         }
     };
@@ -353,6 +362,9 @@ impl Session {
             return Ok(ControlFlow::Break(()));
         }
         loop {
+            if self.lease.is_some() {
+                return Ok(ControlFlow::Continue(()));
+            }
             match poll_fn(|cx| self.poll_idle(cx)).await? {
                 Woken::Gone => return Ok(ControlFlow::Break(())),
                 Woken::Called => {
@@ -422,7 +434,20 @@ impl Session {
         }
     }
 
-    /// Answers a call: may this client go on, and where? True: at another instance.
+    /// Takes its sockets over to `worker`, which this is called on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn arrive(&mut self, worker: WorkerId) -> std::io::Result<()> {
+        self.worker = worker;
+        self.side.stream.adopt()?;
+        match &mut self.lease {
+            Some(lease) => lease.move_to(worker),
+            None => Ok(()),
+        }
+    }
+
+    /// Answers a call: may this client go on, and where? True: at another worker.
     ///
     /// # Errors
     /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
@@ -438,7 +463,7 @@ impl Session {
             return Err(moved());
         }
         if tenant.route == self.route {
-            return Ok(false);
+            return Ok(self.registered.worker() != self.worker);
         }
         if tenant.route.pooling != self.route.pooling {
             return Err(moved());
@@ -449,14 +474,17 @@ impl Session {
         self.route = tenant.route.clone();
         self.side.guard = guard(&self.route);
         let pool = self.app.pool(&self.route)?;
-        let elsewhere = !Arc::ptr_eq(&pool.instance, &self.pool.instance);
+        if !Arc::ptr_eq(&pool.instance, &self.pool.instance) {
+            let worker = self.app.place(&self.tenant, &pool.instance);
+            self.registered.set_worker(worker);
+        }
         if !Arc::ptr_eq(&pool, &self.pool)
             && let Some(statements) = &mut self.side.statements
         {
             statements.rehome(&pool.statements);
         }
         self.pool = pool;
-        Ok(elsewhere)
+        Ok(self.registered.worker() != self.worker)
     }
 
     fn binding(&self) -> Binding {
@@ -471,7 +499,7 @@ impl Session {
     async fn checkout(&mut self) -> Checkout {
         let wanted = self.binding();
         loop {
-            let grant = match self.pool.try_checkout(&self.tenant) {
+            let grant = match self.pool.try_checkout(&self.tenant, self.worker) {
                 Some(grant) => grant,
                 None => {
                     // A cancel of an earlier wait that came too late.
@@ -481,7 +509,7 @@ impl Session {
                     let tenant = self.tenant.clone();
                     let waited = tokio::select! {
                         biased;
-                        granted = pool.checkout(&tenant) => Some(granted),
+                        granted = pool.checkout(&tenant, self.worker) => Some(granted),
                         error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
                     };
                     self.registered.set_activity(Activity::Idle);
@@ -539,8 +567,14 @@ impl Session {
                     }
                 }
                 Ok(End::Called) if clean && !self.registered.is_killed() => {
-                    if let Err(error) = self.look_around_holding() {
-                        break (Err(error), clean);
+                    match self.look_around_holding() {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            lease.busy = false;
+                            self.lease = Some(lease);
+                            return Ok(ControlFlow::Continue(()));
+                        }
+                        Err(error) => break (Err(error), clean),
                     }
                 }
                 end => break (end, clean),
@@ -727,12 +761,12 @@ impl Session {
     }
 
     /// As [`look_around`](Self::look_around), for a client that holds a server connection: it cannot go
-    /// on elsewhere.
-    fn look_around_holding(&mut self) -> Result<()> {
+    /// on at another instance, but it can take the connection to another worker.
+    fn look_around_holding(&mut self) -> Result<bool> {
         let (pool, route) = (self.pool.clone(), self.route.clone());
-        self.look_around()?;
+        let elsewhere = self.look_around()?;
         match Arc::ptr_eq(&pool, &self.pool) && route.same_context(&self.route) {
-            true => Ok(()),
+            true => Ok(elsewhere),
             false => Err(moved()),
         }
     }
