@@ -261,3 +261,54 @@ impl ServerConnection {
         let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
+    use tokio::net::UnixStream;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::backend::prepared::frame;
+    use crate::config::load_text;
+
+    const CONFIG: &str = "\
+listen: [{ address: \"127.0.0.1:0\" }]
+servers:
+  s: { host: /tmp, max_connections: 1 }
+placements:
+  p: { tier: pool, server: s, database: d, login: { user: u, password: x }, context: { a.b: \"{tenant}\" } }
+tenants:
+  t: { placement: p, users: { app: { password: x } } }
+";
+
+    #[test]
+    fn an_idle_connection_that_comes_from_another_worker_is_seen_as_it_is_at_once() {
+        let config = load_text(CONFIG, Path::new("."), &|_| None).unwrap();
+        let server = config.servers.values().next().unwrap().clone();
+        let runtimes = [0, 1].map(|_| Builder::new_current_thread().enable_all().build().unwrap());
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let stream = {
+            let _reactor = runtimes[0].enter();
+            UnixStream::from_std(near).unwrap()
+        };
+        let mut connection = ServerConnection::new(Stream::Unix(stream), server);
+        let come = |runtime: &Runtime, connection: &mut ServerConnection| {
+            runtime.block_on(async {
+                connection.come_to(WorkerId::from(1)).await.unwrap();
+                connection.is_alive()
+            })
+        };
+        assert!(come(&runtimes[1], &mut connection));
+        let status = BackendTag::PARAMETER_STATUS.0;
+        far.write_all(&frame(status, &[b"TimeZone\0UTC\0"]))
+            .unwrap();
+        assert!(come(&runtimes[0], &mut connection));
+        assert_eq!(connection.parameters["TimeZone"], "UTC");
+        drop(far);
+        assert!(!come(&runtimes[1], &mut connection));
+    }
+}
