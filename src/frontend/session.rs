@@ -641,6 +641,12 @@ impl Session {
             self.pool.functions.forget();
         }
         let (question, answer) = self.ask(lease).await?;
+        if answer
+            .as_ref()
+            .is_some_and(|answer| lease.note_answer(answer))
+        {
+            self.tell_parameters(lease);
+        }
         let ClientSide {
             state, settings, ..
         } = &mut self.side;
