@@ -9,7 +9,8 @@
 //!             calm: less than CALM, there and at home together, for CALM_LOOKS
 //! ```
 //!
-//! Load is time on a core: a worker that waits for one would gain nothing from a second thread that waits, too.
+//! A worker is hot by the time it is on a core: one that waits for a core would gain nothing from a second thread that waits,
+//! too; and for the same reason one that waits for a core has no less to do.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::app::App;
 use crate::client::ClientHandle;
 use crate::id::TenantId;
-use crate::server::threads::Thread;
+use crate::server::threads::{Thread, Times};
 use crate::workers::{HOT, WorkerId};
 
 /// How often is looked.
@@ -45,8 +46,8 @@ pub async fn watch(app: Weak<App>, workers: Vec<Thread>) {
 
 struct Balance {
     workers: Vec<Thread>,
-    /// What each had used at the last look.
-    used: Vec<Duration>,
+    /// What each had done at the last look.
+    times: Vec<Times>,
     looked: Instant,
     /// At the last look a worker was hot, and clients were counted.
     hot: bool,
@@ -56,7 +57,7 @@ struct Balance {
 impl Balance {
     fn new(workers: Vec<Thread>) -> Self {
         Self {
-            used: workers.iter().map(Thread::time_used).collect(),
+            times: workers.iter().map(Thread::times).collect(),
             workers,
             looked: Instant::now(),
             hot: false,
@@ -89,22 +90,39 @@ impl Balance {
     }
 
     /// The load of each worker since the last look.
-    fn measure(&mut self, app: &App) -> Vec<(WorkerId, u32)> {
+    fn measure(&mut self, app: &App) -> Vec<Load> {
         let now = Instant::now();
         let past = now.duration_since(self.looked).as_micros().max(1);
         self.looked = now;
-        let workers = self.workers.iter().zip(&mut self.used);
+        let of_past = |time: Duration| {
+            let thousandths = time.as_micros() * 1000 / past;
+            u32::try_from(thousandths).unwrap_or(u32::MAX)
+        };
+        let workers = self.workers.iter().zip(&mut self.times);
         let loads = workers.zip(app.workers().ids());
         loads
-            .map(|((worker, used), id)| {
-                let before = std::mem::replace(used, worker.time_used());
-                let worked = used.saturating_sub(before).as_micros();
-                let load = u32::try_from(worked * 1000 / past).unwrap_or(u32::MAX);
-                app.workers().set_load(id, load);
-                (id, load)
+            .map(|((worker, times), id)| {
+                let before = std::mem::replace(times, worker.times());
+                let ran = of_past(times.ran.saturating_sub(before.ran));
+                let waited = of_past(times.waited.saturating_sub(before.waited));
+                app.workers().set_load(id, ran);
+                Load {
+                    id,
+                    ran,
+                    busy: ran.saturating_add(waited),
+                }
             })
             .collect()
     }
+}
+
+/// What a worker did since the last look, in thousandths of that time.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    id: WorkerId,
+    ran: u32,
+    /// It ran, or waited for a core.
+    busy: u32,
 }
 
 /// A client that was at work since the last count.
@@ -134,18 +152,16 @@ struct Trip {
 }
 
 /// From the hottest to the coolest, from the second to the second, and so on: no worker is in two.
-fn trips(loads: &[(WorkerId, u32)]) -> Vec<Trip> {
+fn trips(loads: &[Load]) -> Vec<Trip> {
     let mut loads = loads.to_vec();
-    loads.sort_by_key(|&(id, load)| (load, id));
-    let cool = loads.iter();
-    let hot = loads.iter().rev();
-    let pairs = hot.zip(cool).take(loads.len() / 2);
+    loads.sort_by_key(|load| (load.busy, load.id));
+    let pairs = loads.iter().rev().zip(&loads).take(loads.len() / 2);
     pairs
-        .filter(|((_, hot), (_, cool))| *hot >= HOT && hot - cool >= GAP)
-        .map(|(&(from, hot), &(to, cool))| Trip {
-            from,
-            to,
-            share: (hot - cool) * 500 / hot,
+        .filter(|(hot, cool)| hot.ran >= HOT && hot.ran >= cool.busy + GAP)
+        .map(|(hot, cool)| Trip {
+            from: hot.id,
+            to: cool.id,
+            share: (hot.ran - cool.busy) * 500 / hot.ran,
         })
         .collect()
 }
@@ -160,6 +176,9 @@ fn relieve(app: &App, trips: &[Trip], at_work: &[AtWork]) {
         let (tenants, clients) = choose(work, trip.share);
         for tenant in &tenants {
             app.tenant(tenant).set_worker(trip.to);
+        }
+        if clients.is_empty() {
+            continue;
         }
         tracing::debug!(
             from = trip.from.number(),
@@ -234,21 +253,34 @@ mod tests {
     /// Whose client it is, and its uses.
     type Work<'a> = &'a [(&'a str, u64)];
 
-    fn workers(loads: &[u32]) -> Vec<(WorkerId, u32)> {
-        let ids = (0..).map(WorkerId::from);
-        ids.zip(loads.iter().copied()).collect()
+    /// `loads`: how long each ran, and waited.
+    fn workers(loads: &[(u32, u32)]) -> Vec<Load> {
+        let loads = (0..).map(WorkerId::from).zip(loads);
+        let load = |(id, &(ran, waited))| Load {
+            id,
+            ran,
+            busy: ran + waited,
+        };
+        loads.map(load).collect()
     }
 
     #[test]
     fn only_a_hot_worker_is_relieved_and_only_by_one_that_has_much_less_to_do() {
-        let cases: [(&[u32], Trips<'_>); 7] = [
-            (&[500, 0], &[]),
-            (&[799, 0], &[]),
-            (&[1000, 0], &[(0, 1, 500)]),
-            (&[1000, 500], &[(0, 1, 250)]),
-            (&[1000, 800], &[]),
-            (&[0, 900, 100, 1000], &[(3, 0, 500), (1, 2, 444)]),
-            (&[1000, 1000, 0], &[(1, 2, 500)]),
+        const FULL: (u32, u32) = (1000, 0);
+        let cases: [(&[(u32, u32)], Trips<'_>); 9] = [
+            (&[(500, 0), (0, 0)], &[]),
+            (&[(799, 0), (0, 0)], &[]),
+            (&[FULL, (0, 0)], &[(0, 1, 500)]),
+            (&[FULL, (500, 0)], &[(0, 1, 250)]),
+            (&[FULL, (800, 0)], &[]),
+            (
+                &[(0, 0), (900, 0), (100, 0), FULL],
+                &[(3, 0, 500), (1, 2, 444)],
+            ),
+            (&[FULL, FULL, (0, 0)], &[(1, 2, 500)]),
+            // There is no core to be had.
+            (&[(500, 500), (0, 0)], &[]),
+            (&[FULL, (200, 600)], &[]),
         ];
         for (loads, expected) in cases {
             let made = trips(&workers(loads));

@@ -61,16 +61,29 @@ impl Threads {
     }
 }
 
+/// What a thread has done with its time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// On a core.
+    pub ran: Duration,
+    /// For a core.
+    pub waited: Duration,
+}
+
 impl Thread {
-    /// How long it has run on a core (Linux: `/proc/…/schedstat`, in nanoseconds). Where that is not told: how long it was not
-    /// idle, which is more when it has to wait for a core.
-    pub fn time_used(&self) -> Duration {
+    /// What Linux tells (`/proc/…/schedstat`, in nanoseconds). Elsewhere the time that it was not idle counts as on a core.
+    pub fn times(&self) -> Times {
         let told = self.clock.as_ref().and_then(|clock| {
             let text = std::fs::read_to_string(clock).ok()?;
-            let nanoseconds = text.split_ascii_whitespace().next()?.parse().ok()?;
-            Some(Duration::from_nanos(nanoseconds))
+            let numbers = text.split_ascii_whitespace();
+            let mut times = numbers.map(|ns| ns.parse().map(Duration::from_nanos));
+            let (ran, waited) = (times.next()?.ok()?, times.next()?.ok()?);
+            Some(Times { ran, waited })
         });
-        told.unwrap_or_else(|| self.handle.metrics().worker_total_busy_duration(0))
+        told.unwrap_or_else(|| Times {
+            ran: self.handle.metrics().worker_total_busy_duration(0),
+            waited: Duration::ZERO,
+        })
     }
 }
 
@@ -104,7 +117,7 @@ mod tests {
     fn the_time_that_a_thread_used_grows_as_it_works() {
         let threads = Threads::start(1).unwrap();
         let worker = threads.workers()[0].clone();
-        let before = worker.time_used();
+        let before = worker.times().ran;
         let (done, is_done) = mpsc::channel();
         worker.handle.spawn(async move {
             let mut sum = 0_u64;
@@ -116,7 +129,7 @@ mod tests {
             let _ = done.send(sum);
         });
         is_done.recv().unwrap();
-        assert!(worker.time_used() > before);
+        assert!(worker.times().ran > before);
         threads.stop();
     }
 }

@@ -12,7 +12,8 @@ use rand::{Rng, SeedableRng};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::{
-    Running, Setup, Tenant, all_tenants, assert_no_panics, backends, eventually, tenant, world,
+    Running, SECRET, Setup, Tenant, World, all_tenants, assert_no_panics, backends, eventually,
+    tenant, world,
 };
 use crate::wire::{
     Frame, Wire, bind, cancel_request, column, copy_data, copy_done, errors, execute, parse, query,
@@ -23,12 +24,21 @@ const WORKERS: u16 = 4;
 const POOL: usize = 3;
 const ALL: &str = "SELECT body FROM items WHERE id < 900 ORDER BY id";
 const CANCELED: &str = "57014";
+const ROLE: &str = "app_sent_around";
 
-fn yaml(setup: &Setup, world: &crate::harness::World) -> String {
+fn yaml(setup: &Setup, world: &World) -> String {
     let yaml = setup.yaml(world);
     let more = yaml.replace("\nworkers: 2\n", &format!("\nworkers: {WORKERS}\n"));
     assert_ne!(yaml, more);
     more
+}
+
+/// The pool of the placement `free` with a login that no other test has.
+fn with_role(yaml: &str) -> String {
+    let (free, rest) = yaml.split_once("  pro:").expect("the placement after it");
+    let free = free.replace("user: \"app\"", &format!("user: {ROLE}"));
+    assert!(free.contains(ROLE));
+    format!("{free}  pro:{rest}")
 }
 
 fn setup() -> Setup {
@@ -163,7 +173,11 @@ async fn prepare(wire: &mut Wire) {
 async fn clients_that_are_sent_from_worker_to_worker_see_their_own_tenant_and_all_of_it() {
     const CLIENTS: usize = 24;
     let setup = setup();
-    let proxy = Arc::new(start(&setup).await);
+    // Its connections are counted on the server, where other tests have theirs.
+    let role = format!("CREATE ROLE {ROLE} LOGIN PASSWORD '{SECRET}' IN ROLE app");
+    let world = world().await;
+    world.shared.run("app", &role).await.expect("a role");
+    let proxy = Arc::new(Running::start(&with_role(&yaml(&setup, world))));
     let app = proxy.proxy.app().clone();
     let over = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicBool::new(false));
@@ -220,13 +234,12 @@ async fn clients_that_are_sent_from_worker_to_worker_see_their_own_tenant_and_al
     let watching = {
         let done = done.clone();
         tokio::spawn(async move {
-            let cluster = &world().await.shared;
-            let client = cluster.connect("postgres").await.expect("connects");
+            let client = world.shared.connect("postgres").await.expect("connects");
             let limited = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%/* limited */'
                 AND pid <> pg_backend_pid()";
             let (mut most, mut most_limited) = (0, 0);
             while !done.load(Ordering::Relaxed) {
-                most = most.max(backends(&client, "app").await);
+                most = most.max(backends(&client, ROLE).await);
                 let row = client.query_one(limited, &[]).await.expect("a count");
                 most_limited = most_limited.max(row.get::<_, i64>(0));
             }
@@ -250,14 +263,14 @@ async fn clients_that_are_sent_from_worker_to_worker_see_their_own_tenant_and_al
     let reloads = {
         let (proxy, done) = (proxy.clone(), done.clone());
         let yamls = [
-            yaml(&setup, world().await),
-            yaml(
+            with_role(&yaml(&setup, world)),
+            with_role(&yaml(
                 &Setup {
                     max_connections: 15,
                     ..self::setup()
                 },
-                world().await,
-            ),
+                world,
+            )),
         ];
         tokio::spawn(async move {
             let mut count = 0;
