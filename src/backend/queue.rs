@@ -73,14 +73,17 @@ struct Line {
 }
 
 impl Line {
-    /// Who is next: the first, or one soon after it that is near.
+    /// Who is next: the first, or one soon after it that is near; passes over those that have left.
     fn next(&self, near: Option<WorkerId>) -> Option<(usize, &Waiter)> {
-        let first = self.waiters.front()?;
-        let soon = self.waiters.iter().enumerate();
-        let mut soon = soon.take_while(|(_, waiter)| waiter.number <= first.number + NEAR);
-        let one_near =
-            soon.find(|(_, waiter)| near == Some(waiter.worker) && !waiter.sender.is_closed());
-        Some(one_near.unwrap_or((0, first)))
+        let waiters = self.waiters.iter().enumerate();
+        let mut waiters = waiters.filter(|(_, waiter)| !waiter.sender.is_closed());
+        let (at, first) = waiters.next()?;
+        if near.is_none_or(|near| near == first.worker) {
+            return Some((at, first));
+        }
+        let mut soon = waiters.take_while(|(_, waiter)| waiter.number <= first.number + NEAR);
+        let one_near = soon.find(|(_, waiter)| near == Some(waiter.worker));
+        Some(one_near.unwrap_or((at, first)))
     }
 }
 
@@ -568,7 +571,7 @@ impl Queue {
         while position < self.ring.len() {
             let position_now = match self.next_at(position, near) {
                 Next::Nobody => {
-                    self.ring.remove(position);
+                    self.end_turn(position);
                     continue;
                 }
                 Next::Blocked => {
@@ -590,7 +593,7 @@ impl Queue {
     }
 
     /// A tenant that may go before the one at `position`, since it has a client near and can be given what is there.
-    fn one_near(&mut self, position: usize, near: Option<WorkerId>) -> Option<usize> {
+    fn one_near(&self, position: usize, near: Option<WorkerId>) -> Option<usize> {
         let last = self.ring.get(position)?.number + NEAR;
         let mut others = position + 1..self.ring.len();
         others.find(|&other| {
@@ -610,7 +613,7 @@ impl Queue {
                 Next::Served { at, found, .. } => (at, found),
                 Next::Blocked => return Served::Blocked,
                 Next::Nobody => {
-                    self.ring.remove(position);
+                    self.end_turn(position);
                     return Served::Gone;
                 }
             };
@@ -623,10 +626,7 @@ impl Queue {
             };
             match self.hand_over(pool, &tenant, at, granted) {
                 None => {
-                    self.ring.remove(position);
-                    if self.has_line(pool, &tenant) {
-                        self.line_up(pool, tenant);
-                    }
+                    self.end_turn(position);
                     return Served::Granted;
                 }
                 // It left in this very moment: try the next.
@@ -636,25 +636,21 @@ impl Queue {
     }
 
     /// Whom of the tenant at `position` of the ring what is to be served with, if it can be.
-    fn next_at(&mut self, position: usize, near: Option<WorkerId>) -> Next {
+    fn next_at(&self, position: usize, near: Option<WorkerId>) -> Next {
         let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
             return Next::Blocked;
         };
-        let (pool, tenant) = (*pool, tenant.clone());
-        if !self.has_line(pool, &tenant) {
-            return Next::Nobody;
-        }
-        let Some(state) = self.pools.get(&pool) else {
+        let Some(state) = self.pools.get(pool) else {
             return Next::Nobody;
         };
-        let line = state.waiting.get(&tenant);
+        let line = state.waiting.get(tenant);
         let Some((at, waiter)) = line.and_then(|line| line.next(near)) else {
             return Next::Nobody;
         };
         if !waiter.tenant.may_activate() {
             return Next::Blocked;
         }
-        match self.find(pool, &waiter.tenant, waiter.worker, Share::Usual) {
+        match self.find(*pool, &waiter.tenant, waiter.worker, Share::Usual) {
             None => Next::Blocked,
             Some(found) => {
                 let connection = match found {
@@ -668,26 +664,27 @@ impl Queue {
         }
     }
 
-    /// Whether clients of the tenant wait; the line goes when it is empty.
-    fn has_line(&mut self, pool: u64, tenant: &TenantId) -> bool {
+    /// The tenant at `position` of the ring goes to the end, or out with its line if none of its clients waits any more.
+    fn end_turn(&mut self, position: usize) {
+        let Some(Turn { pool, tenant, .. }) = self.ring.remove(position) else {
+            return;
+        };
         let Some(state) = self.pools.get_mut(&pool) else {
-            return false;
+            return;
         };
-        let Some(line) = state.waiting.get_mut(tenant) else {
-            return false;
-        };
-        let waiters = &mut line.waiters;
-        while waiters
-            .front()
-            .is_some_and(|first| first.sender.is_closed())
-        {
-            waiters.pop_front();
+        if let Some(line) = state.waiting.get_mut(&tenant) {
+            let waiters = &mut line.waiters;
+            while waiters
+                .front()
+                .is_some_and(|first| first.sender.is_closed())
+            {
+                waiters.pop_front();
+            }
+            match waiters.is_empty() {
+                true => _ = state.waiting.remove(&tenant),
+                false => self.line_up(pool, tenant),
+            }
         }
-        let waits = !waiters.is_empty();
-        if !waits {
-            state.waiting.remove(tenant);
-        }
-        waits
     }
 
     /// Gives to the one at `at` of the line; what could not be delivered comes back.

@@ -269,6 +269,10 @@ async fn one_that_left_the_line_is_passed_over_wherever_it_stood() {
         world.put_back(0, connection);
     }
     assert!(stays.try_recv().is_ok());
+    // One that comes back has one turn still.
+    let again = world.wait(3, 0);
+    assert_eq!(world.queue.ring.len(), 1);
+    drop(again);
     world.queue.dispatch_all();
     assert!(world.queue.ring.is_empty());
     assert!(world.state().waiting.is_empty());
