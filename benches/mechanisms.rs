@@ -30,6 +30,7 @@ use pgtenant::sql::effects::Effects;
 use pgtenant::sql::guard::Guard;
 use pgtenant::tenant::identify::identify;
 use pgtenant::tenant::state::TenantState;
+use pgtenant::workers::{WorkerId, Workers};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
@@ -151,7 +152,7 @@ fn startup_packet() -> Vec<u8> {
 }
 
 async fn read_startup(bytes: &[u8]) -> Startup {
-    match startup::read(&mut &*bytes).await {
+    match startup::read(&mut &*bytes, startup::whole_packet(bytes)).await {
         Ok(Some(Packet::Startup(startup))) => startup,
         other => panic!("not a StartupMessage: {other:?}"),
     }
@@ -457,7 +458,8 @@ fn instance(runtime: &Runtime, config: &Config, dir: &Dir) -> Arc<Instance> {
     Instance::new(
         Arc::new(server),
         config.timeouts.clone(),
-        runtime.handle().clone(),
+        Workers::new(vec![runtime.handle().clone()]),
+        WorkerId::default(),
     )
 }
 
@@ -476,7 +478,8 @@ fn pool(criterion: &mut Criterion) {
         let started = Instant::now();
         for _ in 0..times {
             let grant = wide
-                .try_checkout(&client.state)
+                .checkout(&client.state, WorkerId::default())
+                .await
                 .expect("an idle connection, or room for one");
             let lease = grant.lease(&client.binding).await.expect("a connection");
             lease.expect("a connection that lives").checkin();
@@ -508,13 +511,16 @@ fn pool(criterion: &mut Criterion) {
 
 /// The only connection of the pool goes from one client to the next, who stands in line for it before it is given back.
 async fn hand_over(pool: &Arc<Pool>, clients: [&Client; 2], times: u64) -> Duration {
-    let grant = pool.checkout(&clients[0].state).await.expect("its turn");
+    let grant = pool
+        .checkout(&clients[0].state, WorkerId::default())
+        .await
+        .expect("its turn");
     let lease = grant.lease(&clients[0].binding).await;
     let mut lease = lease.expect("a connection").expect("one that lives");
     let started = Instant::now();
     for turn in 1..=times {
         let next = clients[usize::from(turn % 2 == 1)];
-        let mut waiting = pin!(pool.checkout(&next.state));
+        let mut waiting = pin!(pool.checkout(&next.state, WorkerId::default()));
         let waits =
             poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending())).await;
         assert!(waits, "the connection is not free");

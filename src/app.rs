@@ -24,12 +24,12 @@ use crate::metrics::ProxyMetrics;
 use crate::protocol::startup::CancelKey;
 use crate::tenant::state::TenantState;
 use crate::tls::Door;
+use crate::workers::{WorkerId, Workers};
 
 pub struct App {
     config: ArcSwap<Config>,
-    /// Runtimes of the workers.
-    workers: Vec<Handle>,
-    next_worker: AtomicUsize,
+    workers: Arc<Workers>,
+    next_home: AtomicUsize,
     instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
     tenants: DashMap<TenantId, Arc<TenantState>>,
     placements: DashMap<PlacementName, Arc<AtomicUsize>>,
@@ -82,8 +82,8 @@ impl App {
         let audit = Audit::start(config.audit.clone())
             .map_err(|e| Error::new(Kind::Internal, "could not start the audit").caused_by(e))?;
         let app = Arc::new(Self {
-            workers,
-            next_worker: AtomicUsize::new(0),
+            workers: Workers::new(workers),
+            next_home: AtomicUsize::new(0),
             instances: ArcSwap::default(),
             tenants: DashMap::new(),
             placements: DashMap::new(),
@@ -109,7 +109,7 @@ impl App {
         self.config.load_full()
     }
 
-    pub fn workers(&self) -> &[Handle] {
+    pub fn workers(&self) -> &Arc<Workers> {
         &self.workers
     }
 
@@ -129,6 +129,16 @@ impl App {
         Ok(instance.pool(&route.pool, route.placement.pool))
     }
 
+    /// Where a client of `tenant` on `instance` is to be served: with the tenant's others, at the home of the instance, or
+    /// where there is least to do.
+    pub fn place(&self, tenant: &TenantState, instance: &Instance) -> WorkerId {
+        let together = tenant.worker().filter(|_| tenant.clients() > 1);
+        let wanted = [together.unwrap_or(instance.home), instance.home];
+        let worker = self.workers.place(&wanted);
+        tenant.set_worker(worker);
+        worker
+    }
+
     /// Makes the instances fit `config`: new ones are built, changed ones reconfigured, others left
     /// alone.
     fn arrange(&self, config: &Config) {
@@ -143,9 +153,10 @@ impl App {
                         instance.clone()
                     }
                     None => {
-                        let next = self.next_worker.fetch_add(1, Ordering::Relaxed);
-                        let worker = self.workers[next % self.workers.len()].clone();
-                        Instance::new(server.clone(), config.timeouts.clone(), worker)
+                        let count = self.next_home.fetch_add(1, Ordering::Relaxed);
+                        let home = self.workers.in_turn(count);
+                        let timeouts = config.timeouts.clone();
+                        Instance::new(server.clone(), timeouts, self.workers.clone(), home)
                     }
                 };
                 (name.clone(), instance)

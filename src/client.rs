@@ -1,7 +1,7 @@
 //! A client as others see it: the cancel path, the admin console, a reload, a shutdown.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -12,6 +12,7 @@ use crate::backend::cancel::Fence;
 use crate::backend::residue::Pins;
 use crate::id::TenantId;
 use crate::protocol::startup::CancelKey;
+use crate::workers::WorkerId;
 
 /// What a client is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,11 @@ pub struct ClientHandle {
     pub connected: SystemTime,
     pub since: Instant,
     activity: AtomicU8,
+    /// The worker that serves it, or where it is asked to go.
+    worker: AtomicU16,
+    /// Times it used a server connection, and how many these were when they were last counted.
+    uses: AtomicU32,
+    counted: AtomicU32,
     /// When it last began to wait, in microseconds after `since`.
     wait_began: AtomicU64,
     /// Of the server connection it holds.
@@ -94,6 +100,9 @@ impl ClientHandle {
             connected: SystemTime::now(),
             since: Instant::now(),
             activity: AtomicU8::new(Activity::Idle as u8),
+            worker: AtomicU16::new(0),
+            uses: AtomicU32::new(0),
+            counted: AtomicU32::new(0),
             wait_began: AtomicU64::new(0),
             fence: Mutex::default(),
             calls: AtomicU64::new(0),
@@ -130,7 +139,36 @@ impl ClientHandle {
         if activity == Activity::Waiting {
             self.wait_began.store(self.age_us(), Ordering::Relaxed);
         }
+        if activity == Activity::Active {
+            // Nobody else writes it.
+            let uses = self.uses.load(Ordering::Relaxed).wrapping_add(1);
+            self.uses.store(uses, Ordering::Relaxed);
+        }
         self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    /// Times it used a server connection since this was last asked; 1 if it has used one all the time.
+    pub fn count_uses(&self) -> u32 {
+        let uses = self.uses.load(Ordering::Relaxed);
+        let new = uses.wrapping_sub(self.counted.swap(uses, Ordering::Relaxed));
+        new.max(u32::from(self.activity() == Activity::Active))
+    }
+
+    /// The worker that serves it, or that it is on its way to.
+    pub fn worker(&self) -> WorkerId {
+        WorkerId::from(self.worker.load(Ordering::Relaxed))
+    }
+
+    /// Says where it is to be served; it goes there when it next [looks around](Self::call).
+    pub fn set_worker(&self, worker: WorkerId) {
+        let number = u16::try_from(worker.number()).unwrap_or(0);
+        self.worker.store(number, Ordering::Relaxed);
+    }
+
+    /// Asks it to go on at another worker.
+    pub fn go_to(&self, worker: WorkerId) {
+        self.set_worker(worker);
+        self.call();
     }
 
     /// What keeps it on its server connection in transaction pooling.

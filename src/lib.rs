@@ -15,7 +15,7 @@
 //!
 //! | layer | modules | job |
 //! |---|---|---|
-//! | words | [`id`], [`error`], [`metrics`], [`timestamp`] | newtypes, the one error, counters |
+//! | words | [`id`], [`error`], [`metrics`], [`timestamp`], [`workers`] | newtypes, the one error, counters, where tasks run |
 //! | data | [`config`], [`protocol`], [`findings`] | no policy, no sockets to PostgreSQL |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
@@ -60,3 +60,4 @@ pub mod sql;
 pub mod tenant;
 pub mod timestamp;
 pub mod tls;
+pub mod workers;

@@ -125,6 +125,8 @@ pub struct InstanceMetrics {
     pub failed_connects: Counter,
     /// Idle connections of one pool closed because another pool needed the slot.
     pub evictions: Counter,
+    /// Times an idle connection went to a client of another worker.
+    pub moves: Counter,
 }
 
 #[cfg(test)]

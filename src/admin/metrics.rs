@@ -50,6 +50,7 @@ impl Collector for AppCollector {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Output(encoder);
         proxy(&self.0, &mut out)?;
+        workers(&self.0, &mut out)?;
         audit(&self.0, &mut out)?;
         tenants(&self.0, &mut out)?;
         servers(&self.0, &mut out)?;
@@ -201,6 +202,32 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
     Ok(())
 }
 
+fn workers(app: &App, out: &mut Output) -> fmt::Result {
+    let workers = app.workers();
+    let mut clients: BTreeMap<_, usize> = workers.ids().map(|id| (id, 0)).collect();
+    for client in app.clients() {
+        *clients.entry(client.worker()).or_default() += 1;
+    }
+    let labelled: Vec<_> = clients
+        .into_iter()
+        .map(|(id, clients)| ([("worker", id.number().to_string())], id, clients))
+        .collect();
+    out.gauge(
+        "worker_clients",
+        "Clients that the worker serves",
+        labelled
+            .iter()
+            .map(|(label, _, clients)| (label.clone(), *clients)),
+    )?;
+    out.gauge(
+        "worker_load_percent",
+        "Of a core that the worker used lately; with one worker it is not measured",
+        labelled
+            .iter()
+            .map(|(label, id, _)| (label.clone(), workers.load(*id) as usize / 10)),
+    )
+}
+
 fn audit(app: &App, out: &mut Output) -> fmt::Result {
     let metrics = app.audit.metrics();
     out.counter(
@@ -324,7 +351,7 @@ fn servers(app: &App, out: &mut Output) -> fmt::Result {
             .map(|&(l, i)| (l, i.server().max_connections)),
     )?;
     type Read = fn(&Instance) -> u64;
-    let counters: [(&str, &str, Read); 3] = [
+    let counters: [(&str, &str, Read); 4] = [
         ("server_connects", "Connections made", |i| {
             i.metrics.connects.get()
         }),
@@ -337,6 +364,11 @@ fn servers(app: &App, out: &mut Output) -> fmt::Result {
             "server_evictions",
             "Idle connections closed because another pool needed the room",
             |i| i.metrics.evictions.get(),
+        ),
+        (
+            "server_moves",
+            "Idle connections that went to a client of another worker",
+            |i| i.metrics.moves.get(),
         ),
     ];
     for (name, help, read) in counters {

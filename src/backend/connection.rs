@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
@@ -19,6 +20,7 @@ use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
 use crate::protocol::reply;
 use crate::protocol::startup::CancelKey;
 use crate::protocol::stream::Stream;
+use crate::workers::WorkerId;
 
 /// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -64,6 +66,8 @@ pub struct Frame {
 
 pub struct ServerConnection {
     pub stream: Stream,
+    /// Where that is registered.
+    pub worker: WorkerId,
     /// Bytes from the server, to the server.
     pub inbox: Buffer,
     pub outbox: Buffer,
@@ -101,6 +105,7 @@ impl ServerConnection {
         let fence = Arc::new(Fence::new(server.clone(), key, stream.is_tls()));
         Self {
             stream,
+            worker: WorkerId::default(),
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             context: Context::Clean,
@@ -194,6 +199,30 @@ impl ServerConnection {
         }))
     }
 
+    /// Registers it with `worker`, which this is called on.
+    ///
+    /// # Errors
+    /// The operating system's; it is then to be closed.
+    pub fn move_to(&mut self, worker: WorkerId) -> io::Result<()> {
+        self.stream.adopt()?;
+        self.worker = worker;
+        Ok(())
+    }
+
+    /// The same, of an idle one, if it is elsewhere. What the server said meanwhile is seen as if it had always been here.
+    ///
+    /// Not cancel safe.
+    ///
+    /// # Errors
+    /// The operating system's; it is then to be closed.
+    pub async fn come_to(&mut self, worker: WorkerId) -> io::Result<()> {
+        self.move_to(worker)?;
+        if self.stream.has_unread()? {
+            self.stream.readable().await?;
+        }
+        Ok(())
+    }
+
     /// Whether an idle connection is still good: takes in what the server said meanwhile, without
     /// waiting. A server that shuts down or was restarted says so here.
     pub fn is_alive(&mut self) -> bool {
@@ -260,5 +289,56 @@ impl ServerConnection {
             }
         };
         let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
+    use tokio::net::UnixStream;
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+    use crate::backend::prepared::frame;
+    use crate::config::load_text;
+
+    const CONFIG: &str = "\
+listen: [{ address: \"127.0.0.1:0\" }]
+servers:
+  s: { host: /tmp, max_connections: 1 }
+placements:
+  p: { tier: pool, server: s, database: d, login: { user: u, password: x }, context: { a.b: \"{tenant}\" } }
+tenants:
+  t: { placement: p, users: { app: { password: x } } }
+";
+
+    #[test]
+    fn an_idle_connection_that_comes_from_another_worker_is_seen_as_it_is_at_once() {
+        let config = load_text(CONFIG, Path::new("."), &|_| None).unwrap();
+        let server = config.servers.values().next().unwrap().clone();
+        let runtimes = [0, 1].map(|_| Builder::new_current_thread().enable_all().build().unwrap());
+        let (near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let stream = {
+            let _reactor = runtimes[0].enter();
+            UnixStream::from_std(near).unwrap()
+        };
+        let mut connection = ServerConnection::new(Stream::Unix(stream), server);
+        let come = |runtime: &Runtime, connection: &mut ServerConnection| {
+            runtime.block_on(async {
+                connection.come_to(WorkerId::from(1)).await.unwrap();
+                connection.is_alive()
+            })
+        };
+        assert!(come(&runtimes[1], &mut connection));
+        let status = BackendTag::PARAMETER_STATUS.0;
+        far.write_all(&frame(status, &[b"TimeZone\0UTC\0"]))
+            .unwrap();
+        assert!(come(&runtimes[0], &mut connection));
+        assert_eq!(connection.parameters["TimeZone"], "UTC");
+        drop(far);
+        assert!(!come(&runtimes[1], &mut connection));
     }
 }

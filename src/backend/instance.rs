@@ -1,5 +1,5 @@
 //! A PostgreSQL instance as the proxy uses it: one budget of connections, and the pools that share
-//! it. Everything of an instance lives on one worker, so its lock is hardly ever contended.
+//! it. Its clients may be on several workers; its lock is held for well under a microsecond, and never across a wait.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Handle;
 
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
@@ -21,6 +20,7 @@ use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
+use crate::workers::{WorkerId, Workers};
 
 /// After a failed connect, others are refused for this long without trying: a server that is down must not
 /// be stormed, and its clients need not wait to be told.
@@ -44,8 +44,9 @@ const MAX_PROFILES: usize = 256;
 pub struct Instance {
     server: ArcSwap<Server>,
     timeouts: ArcSwap<Timeouts>,
-    /// The runtime of the worker that serves its clients.
-    pub worker: Handle,
+    workers: Arc<Workers>,
+    /// Where its clients are as long as there is not too much to do.
+    pub home: WorkerId,
     queue: Mutex<Queue>,
     by_key: Mutex<HashMap<PoolKey, Weak<Pool>>>,
     next_pool: AtomicU64,
@@ -91,19 +92,26 @@ fn budget(server: &Server) -> usize {
 }
 
 impl Instance {
-    /// An instance without connections; starts to look after idle ones on `worker`.
-    pub fn new(server: Arc<Server>, timeouts: Timeouts, worker: Handle) -> Arc<Self> {
+    /// An instance without connections; starts to look after idle ones at `home`.
+    pub fn new(
+        server: Arc<Server>,
+        timeouts: Timeouts,
+        workers: Arc<Workers>,
+        home: WorkerId,
+    ) -> Arc<Self> {
         let instance = Arc::new(Self {
             queue: Mutex::new(Queue::new(budget(&server))),
             server: ArcSwap::new(server),
             timeouts: ArcSwap::from_pointee(timeouts),
-            worker,
+            workers,
+            home,
             by_key: Mutex::default(),
             next_pool: AtomicU64::new(1),
             metrics: InstanceMetrics::default(),
             health: Health::default(),
         });
-        instance.worker.spawn(sweep(Arc::downgrade(&instance)));
+        let watched = Arc::downgrade(&instance);
+        instance.workers.spawn(home, sweep(watched));
         instance
     }
 
@@ -228,16 +236,16 @@ impl Instance {
         busy: bool,
     ) {
         let instance = self.clone();
-        self.worker.spawn(async move {
+        self.workers.spawn(connection.worker, async move {
             connection.close(busy).await;
             instance.queue().release(pool);
         });
     }
 
-    /// Sees to it that no connection is kept for a client that does not come.
-    pub(super) fn watch_lingering(self: &Arc<Self>, pool: u64) {
+    /// Sees to it, on `worker`, that no connection is kept for a client that does not come.
+    pub(super) fn watch_lingering(self: &Arc<Self>, pool: u64, worker: WorkerId) {
         let instance = Arc::downgrade(self);
-        self.worker.spawn(async move {
+        self.workers.spawn(worker, async move {
             loop {
                 tokio::time::sleep(LINGER_POLL).await;
                 let Some(instance) = instance.upgrade() else {
@@ -319,7 +327,12 @@ impl Pool {
     }
 
     /// Makes a connection, whose slot the caller holds; with parameters of the client's own, as `key` has them.
-    pub(super) async fn connect(&self, key: &PoolKey) -> Result<Box<ServerConnection>> {
+    /// `worker`: this one.
+    pub(super) async fn connect(
+        &self,
+        key: &PoolKey,
+        worker: WorkerId,
+    ) -> Result<Box<ServerConnection>> {
         if let Some((when, error)) = &*lock(&self.last_failure)
             && when.elapsed() < BACKOFF
         {
@@ -328,7 +341,8 @@ impl Pool {
         let server = self.instance.server();
         let deadline = self.instance.timeouts().connect;
         match connect::connect(&server, key, deadline).await {
-            Ok(connection) => {
+            Ok(mut connection) => {
+                connection.worker = worker;
                 self.metrics().connects.add(1);
                 tracing::debug!(server = %server.name, pid = connection.fence().pid(), "connected");
                 Ok(Box::new(connection))
@@ -374,13 +388,8 @@ impl Pool {
         }
     }
 
-    /// A server connection or room for one, at once or never.
-    pub fn try_checkout(self: &Arc<Self>, tenant: &Arc<TenantState>) -> Option<Grant> {
-        let granted = self.instance.queue().try_take(self.id, tenant)?;
-        Some(Grant::new(self.clone(), tenant.clone(), granted))
-    }
-
-    /// An idle connection that carries the tenant's context on `route` and the client's `settings`, at once or never.
+    /// An idle connection that carries the tenant's context on `route` and the client's `settings`, and is at `worker`, which
+    /// must be this one; at once or never.
     ///
     /// # Errors
     /// What else was granted, if anything was.
@@ -389,13 +398,15 @@ impl Pool {
         tenant: &Arc<TenantState>,
         route: &Arc<Route>,
         settings: &Arc<Settings>,
+        worker: WorkerId,
     ) -> Result<Lease, Option<Grant>> {
         let mut granted = self
             .instance
             .queue()
-            .try_take(self.id, tenant)
+            .try_take(self.id, tenant, worker)
             .ok_or(None)?;
         if let Granted::Ready(connection) = &mut granted
+            && connection.worker == worker
             && context::carries(connection, &tenant.id, route, settings)
             && self.instance.is_current(connection)
             && connection.is_alive()
@@ -403,26 +414,37 @@ impl Pool {
         {
             return Ok(Lease::of(self.clone(), tenant.clone(), connection));
         }
-        Err(Some(Grant::new(self.clone(), tenant.clone(), granted)))
+        Err(Some(Grant::new(
+            self.clone(),
+            tenant.clone(),
+            worker,
+            granted,
+        )))
     }
 
-    /// A server connection or room for one, when it is this tenant's turn.
+    /// A server connection or room for one, when it is this tenant's turn, to be used on `worker`, which must be this one.
     ///
     /// Cancel safe: a grant that nobody takes goes back.
     ///
     /// # Errors
     /// 53300 after the checkout deadline.
-    pub async fn checkout(self: &Arc<Self>, tenant: &Arc<TenantState>) -> Result<Grant> {
+    pub async fn checkout(
+        self: &Arc<Self>,
+        tenant: &Arc<TenantState>,
+        worker: WorkerId,
+    ) -> Result<Grant> {
+        let grant = |granted| Grant::new(self.clone(), tenant.clone(), worker, granted);
         let receiver = {
             let mut queue = self.instance.queue();
-            match queue.try_take(self.id, tenant) {
-                Some(granted) => return Ok(Grant::new(self.clone(), tenant.clone(), granted)),
-                None => queue.wait(self.id, tenant),
+            match queue.try_take(self.id, tenant, worker) {
+                Some(granted) => return Ok(grant(granted)),
+                None => queue.wait(self.id, tenant, worker),
             }
         };
         let mut line = Line {
             pool: self,
             tenant,
+            worker,
             receiver,
         };
         let deadline = self.instance.timeouts().checkout;
@@ -431,7 +453,7 @@ impl Pool {
         let granted = tokio::time::timeout(deadline, line.granted()).await;
         tenant.metrics.waits.record(since.elapsed());
         match granted {
-            Ok(Some(granted)) => Ok(Grant::new(self.clone(), tenant.clone(), granted)),
+            Ok(Some(granted)) => Ok(grant(granted)),
             Ok(None) => Err(Error::new(
                 Kind::Internal,
                 "the line for server connections broke",
@@ -448,6 +470,7 @@ impl Pool {
 struct Line<'a> {
     pool: &'a Arc<Pool>,
     tenant: &'a Arc<TenantState>,
+    worker: WorkerId,
     receiver: tokio::sync::oneshot::Receiver<Granted>,
 }
 
@@ -467,8 +490,9 @@ impl Line<'_> {
                     // What was delivered meanwhile is there: that happens under the same lock.
                     let mut queue = self.pool.instance.queue();
                     let granted = self.receiver.try_recv().ok();
-                    let granted = granted
-                        .or_else(|| queue.take_reserve(self.pool.id, self.tenant, RESERVE_AFTER));
+                    let granted = granted.or_else(|| {
+                        queue.take_reserve(self.pool.id, self.tenant, self.worker, RESERVE_AFTER)
+                    });
                     if granted.is_some() {
                         return granted;
                     }
@@ -482,7 +506,8 @@ impl Drop for Line<'_> {
     fn drop(&mut self) {
         self.receiver.close();
         if let Ok(granted) = self.receiver.try_recv() {
-            drop(Grant::new(self.pool.clone(), self.tenant.clone(), granted));
+            let (pool, tenant) = (self.pool.clone(), self.tenant.clone());
+            drop(Grant::new(pool, tenant, self.worker, granted));
         }
     }
 }

@@ -16,19 +16,28 @@ use crate::config::PoolKey;
 use crate::error::Result;
 use crate::protocol::buffer::Buffer;
 use crate::tenant::state::TenantState;
+use crate::workers::WorkerId;
 
 /// A connection that may or may not be good, or room for a new one. Dropped unused, it goes back.
 pub struct Grant {
     pool: Arc<Pool>,
     tenant: Arc<TenantState>,
+    /// Of the client that it is for, which is to use it there.
+    worker: WorkerId,
     granted: Option<Granted>,
 }
 
 impl Grant {
-    pub(super) fn new(pool: Arc<Pool>, tenant: Arc<TenantState>, granted: Granted) -> Self {
+    pub(super) fn new(
+        pool: Arc<Pool>,
+        tenant: Arc<TenantState>,
+        worker: WorkerId,
+        granted: Granted,
+    ) -> Self {
         Self {
             pool,
             tenant,
+            worker,
             granted: Some(granted),
         }
     }
@@ -77,11 +86,19 @@ impl Grant {
             None => return Ok(None),
         }
         if let Held::Connection(connection) = &mut lease.held {
+            if connection.worker != self.worker {
+                self.pool.metrics().moves.add(1);
+                if let Err(error) = connection.come_to(self.worker).await {
+                    tracing::debug!(%error, "a server connection could not be moved");
+                    return Ok(None);
+                }
+            }
             if !connection.is_alive() || !instance.is_current(connection) {
                 return Ok(None);
             }
         } else {
-            lease.held = Held::Connection(self.pool.connect(&self.pool.key).await?);
+            let connection = self.pool.connect(&self.pool.key, self.worker).await?;
+            lease.held = Held::Connection(connection);
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
@@ -139,7 +156,7 @@ impl Grant {
             }
             Some(Granted::Slot) | None => {}
         }
-        lease.held = Held::Connection(self.pool.connect(key).await?);
+        lease.held = Held::Connection(self.pool.connect(key, self.worker).await?);
         Ok(lease)
     }
 }
@@ -211,11 +228,12 @@ impl Lease {
             drop(queue);
             instance.close(self.pool.id, connection, false);
         } else {
+            let worker = connection.worker;
             let surplus = queue.put_back(self.pool.id, &self.tenant, connection, now);
             let watch = queue.must_be_watched(self.pool.id);
             drop(queue);
             if watch {
-                instance.watch_lingering(self.pool.id);
+                instance.watch_lingering(self.pool.id, worker);
             }
             if let Some(connection) = surplus {
                 instance.close(self.pool.id, connection, false);

@@ -6,6 +6,10 @@
 //! recently used idle one of another tenant in the same pool; the slot of the least recently used
 //! idle one of another pool. Else the tenant waits, behind its own clients only: tenants are served in turn.
 //!
+//! Clients are on several workers, and a connection is used where its client is. One that is there already is taken first, and
+//! what comes back goes to a client of the same worker before others, within narrow bounds ([`NEAR`]): the numbers and limits
+//! here are of all workers together, and exact.
+//!
 //! One tenant cannot keep the others away, whatever it holds for however long: who holds no connection gets one of the pool's
 //! reserve after a while, and the last places of the instance are for such tenants.
 
@@ -20,6 +24,7 @@ use crate::backend::instance::Pool;
 use crate::config::PoolLimits;
 use crate::id::TenantId;
 use crate::tenant::state::TenantState;
+use crate::workers::WorkerId;
 
 /// Leases in a row that a tenant may take on one connection while other tenants wait, and for how long: changing the tenant
 /// costs more than a short transaction.
@@ -33,6 +38,10 @@ const LINGER: Duration = Duration::from_millis(3);
 const LINGER_TRIAL: u32 = 16;
 /// What was kept in vain counts twice: it must have helped two times of three.
 const LINGER_SCORES: std::ops::RangeInclusive<i32> = -16..=16;
+
+/// What comes back may go to who is near, on the same worker, past so many at most that came before: no client is overtaken
+/// by more than so many of its tenant's that came later, and no tenant by more than so many others.
+const NEAR: u64 = 16;
 
 /// What a checkout is given.
 pub enum Granted {
@@ -49,7 +58,41 @@ pub enum Granted {
 
 struct Waiter {
     tenant: Arc<TenantState>,
+    worker: WorkerId,
+    /// The how-manieth of its line.
+    number: u64,
     sender: oneshot::Sender<Granted>,
+}
+
+/// The waiting clients of a tenant in a pool.
+#[derive(Default)]
+struct Line {
+    waiters: VecDeque<Waiter>,
+    /// How many have come.
+    count: u64,
+}
+
+impl Line {
+    /// Who is next: the first, or one soon after it that is near; passes over those that have left.
+    fn next(&self, near: Option<WorkerId>) -> Option<(usize, &Waiter)> {
+        let waiters = self.waiters.iter().enumerate();
+        let mut waiters = waiters.filter(|(_, waiter)| !waiter.sender.is_closed());
+        let (at, first) = waiters.next()?;
+        if near.is_none_or(|near| near == first.worker) {
+            return Some((at, first));
+        }
+        let mut soon = waiters.take_while(|(_, waiter)| waiter.number <= first.number + NEAR);
+        let one_near = soon.find(|(_, waiter)| near == Some(waiter.worker));
+        Some(one_near.unwrap_or((at, first)))
+    }
+}
+
+/// A tenant with waiting clients.
+struct Turn {
+    pool: u64,
+    tenant: TenantId,
+    /// The how-manieth of the ring.
+    number: u64,
 }
 
 pub struct PoolState {
@@ -58,7 +101,7 @@ pub struct PoolState {
     idle: VecDeque<Box<ServerConnection>>,
     /// Connections, idle or not, also those that are just being made or closed.
     total: usize,
-    waiting: HashMap<TenantId, VecDeque<Waiter>>,
+    waiting: HashMap<TenantId, Line>,
     /// How often lingering helped lately, and how often it could have.
     score: i32,
     chances: u32,
@@ -89,6 +132,42 @@ impl PoolState {
         self.idle.iter().any(|connection| connection.lingers)
     }
 
+    /// An idle connection that carries the tenant's context, or none. The one that was used last on `worker`; else the one
+    /// used longest ago elsewhere, where it is missed least. To set the context costs more than to come from another worker.
+    fn free(&self, tenant: &TenantState, worker: WorkerId) -> Option<usize> {
+        let (mut own_elsewhere, mut clean, mut clean_elsewhere) = (None, None, None);
+        for (at, connection) in self.idle.iter().enumerate().rev() {
+            let here = connection.worker == worker;
+            match connection.context.tenant() {
+                Some(owner) if *owner == tenant.id => match here {
+                    true => return Some(at),
+                    false => own_elsewhere = Some(at),
+                },
+                Some(_) => {}
+                None if here => clean = clean.or(Some(at)),
+                None => clean_elsewhere = Some(at),
+            }
+        }
+        own_elsewhere.or(clean).or(clean_elsewhere)
+    }
+
+    /// The idle connection that was used longest ago; one of `worker`, if that is among the older half.
+    fn of_others(&self, worker: WorkerId, lingering_too: bool) -> Option<usize> {
+        let mut idle = self.idle.iter().enumerate();
+        let mut may_go = idle
+            .by_ref()
+            .filter(|(_, connection)| lingering_too || !connection.lingers);
+        let (oldest, _) = may_go.next()?;
+        let is_here = |at: usize| self.idle[at].worker == worker;
+        let older = self.idle.len().div_ceil(2);
+        let here = (!is_here(oldest)).then(|| {
+            may_go
+                .take_while(|(at, _)| *at < older)
+                .find(|(at, _)| is_here(*at))
+        });
+        Some(here.flatten().map_or(oldest, |(at, _)| at))
+    }
+
     fn busy(&self) -> usize {
         self.total - self.idle.len()
     }
@@ -115,7 +194,9 @@ pub struct Queue {
     active: usize,
     pools: HashMap<u64, PoolState>,
     /// Tenants with waiting clients, next one first.
-    ring: VecDeque<(u64, TenantId)>,
+    ring: VecDeque<Turn>,
+    /// How many turns have come to its end.
+    turns: u64,
 }
 
 impl Queue {
@@ -126,6 +207,7 @@ impl Queue {
             active: 0,
             pools: HashMap::new(),
             ring: VecDeque::new(),
+            turns: 0,
         }
     }
 
@@ -157,7 +239,8 @@ impl Queue {
 
     pub fn pools(&self) -> impl Iterator<Item = (&Arc<Pool>, PoolCounts)> {
         self.pools.values().map(|state| {
-            let waiting = state.waiting.values().map(VecDeque::len).sum();
+            let lines = state.waiting.values();
+            let waiting = lines.map(|line| line.waiters.len()).sum();
             let counts = PoolCounts {
                 total: state.total,
                 idle: state.idle.len(),
@@ -201,12 +284,18 @@ impl Queue {
     }
 
     /// A connection or room for one, if `tenant` need not wait.
-    pub fn try_take(&mut self, pool: u64, tenant: &Arc<TenantState>) -> Option<Granted> {
+    pub fn try_take(
+        &mut self,
+        pool: u64,
+        tenant: &TenantState,
+        worker: WorkerId,
+    ) -> Option<Granted> {
         let behind_its_own = self.pools.get(&pool)?.waiting.contains_key(&tenant.id);
         if behind_its_own || !tenant.may_activate() {
             return None;
         }
-        let granted = self.find(pool, tenant, Share::Usual)?;
+        let found = self.find(pool, tenant, worker, Share::Usual)?;
+        let granted = self.take(pool, found)?;
         self.activate(tenant);
         Some(granted)
     }
@@ -217,13 +306,15 @@ impl Queue {
         &mut self,
         pool: u64,
         tenant: &TenantState,
+        worker: WorkerId,
         patience: Duration,
     ) -> Option<Granted> {
         let last_back = self.pools.get(&pool)?.last_back;
         if tenant.active() > 0 || last_back.elapsed() < patience {
             return None;
         }
-        let granted = self.find(pool, tenant, Share::Reserve)?;
+        let found = self.find(pool, tenant, worker, Share::Reserve)?;
+        let granted = self.take(pool, found)?;
         self.activate(tenant);
         Some(granted)
     }
@@ -239,60 +330,67 @@ impl Queue {
     }
 
     /// Stands in line.
-    pub fn wait(&mut self, pool: u64, tenant: &Arc<TenantState>) -> oneshot::Receiver<Granted> {
+    pub fn wait(
+        &mut self,
+        pool: u64,
+        tenant: &Arc<TenantState>,
+        worker: WorkerId,
+    ) -> oneshot::Receiver<Granted> {
         let (sender, receiver) = oneshot::channel();
-        if let Some(state) = self.pools.get_mut(&pool) {
-            let line = state.waiting.entry(tenant.id.clone()).or_insert_with(|| {
-                self.ring.push_back((pool, tenant.id.clone()));
-                VecDeque::new()
-            });
-            line.push_back(Waiter {
-                tenant: tenant.clone(),
-                sender,
-            });
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return receiver;
+        };
+        let is_new = !state.waiting.contains_key(&tenant.id);
+        let line = state.waiting.entry(tenant.id.clone()).or_default();
+        line.count += 1;
+        line.waiters.push_back(Waiter {
+            tenant: tenant.clone(),
+            worker,
+            number: line.count,
+            sender,
+        });
+        if is_new {
+            self.line_up(pool, tenant.id.clone());
         }
         receiver
     }
 
-    fn find(&mut self, pool: u64, tenant: &TenantState, share: Share) -> Option<Granted> {
+    fn line_up(&mut self, pool: u64, tenant: TenantId) {
+        self.turns += 1;
+        self.ring.push_back(Turn {
+            pool,
+            tenant,
+            number: self.turns,
+        });
+    }
+
+    /// What there is for a client of `tenant` on `worker`.
+    fn find(
+        &self,
+        pool: u64,
+        tenant: &TenantState,
+        worker: WorkerId,
+        share: Share,
+    ) -> Option<Found> {
         let room = self.total < self.limit;
-        let state = self.pools.get_mut(&pool)?;
+        let state = self.pools.get(&pool)?;
         let PoolLimits { size, reserve } = state.pool.limits();
         let kept = reserve.min(self.limit / 4);
         if tenant.active() > 0 && (state.busy() >= size || self.active + kept >= self.limit) {
             return None;
         }
-        let of = |wanted: Option<&TenantId>| {
-            state
-                .idle
-                .iter()
-                .rposition(|connection| connection.context.tenant() == wanted)
-        };
-        let free = of(Some(&tenant.id)).or_else(|| of(None));
-        if let Some(mut connection) = free.and_then(|at| state.idle.remove(at)) {
-            if std::mem::take(&mut connection.lingers) {
-                state.note_lingering(true);
-            }
-            return Some(Granted::Ready(connection));
+        if let Some(at) = state.free(tenant, worker) {
+            return Some(Found::Free(at));
         }
         let below_size = match share {
             Share::Usual => state.total < size,
             Share::Reserve => state.total < size + reserve,
         };
         if below_size && room {
-            state.total += 1;
-            self.total += 1;
-            return Some(Granted::Slot);
+            return Some(Found::Room);
         }
-        let mut idle = state.idle.iter();
-        let at = match self.ring.is_empty() {
-            true => (!state.idle.is_empty()).then_some(0),
-            false => idle.position(|connection| !connection.lingers),
-        };
-        if let Some(mut connection) = at.and_then(|at| state.idle.remove(at)) {
-            connection.lingers = false;
-            connection.turn = 0;
-            return Some(Granted::Ready(connection));
+        if let Some(at) = state.of_others(worker, self.ring.is_empty()) {
+            return Some(Found::OfOthers(at));
         }
         if below_size && self.total == self.limit {
             let (_, from) = self
@@ -300,14 +398,42 @@ impl Queue {
                 .iter()
                 .filter_map(|(&id, state)| Some((state.idle.front()?.idle_since, id)))
                 .min()?;
-            let victim = self.pools.get_mut(&from)?;
-            let connection = victim.idle.pop_front()?;
-            victim.total -= 1;
-            victim.pool.metrics().evictions.add(1);
-            self.pools.get_mut(&pool)?.total += 1;
-            return Some(Granted::Evict { from, connection });
+            return Some(Found::Elsewhere(from));
         }
         None
+    }
+
+    /// Takes what was found, under the same lock.
+    fn take(&mut self, pool: u64, found: Found) -> Option<Granted> {
+        let state = self.pools.get_mut(&pool)?;
+        match found {
+            Found::Free(at) => {
+                let mut connection = state.idle.remove(at)?;
+                if std::mem::take(&mut connection.lingers) {
+                    state.note_lingering(true);
+                }
+                Some(Granted::Ready(connection))
+            }
+            Found::Room => {
+                state.total += 1;
+                self.total += 1;
+                Some(Granted::Slot)
+            }
+            Found::OfOthers(at) => {
+                let mut connection = state.idle.remove(at)?;
+                connection.lingers = false;
+                connection.turn = 0;
+                Some(Granted::Ready(connection))
+            }
+            Found::Elsewhere(from) => {
+                let victim = self.pools.get_mut(&from)?;
+                let connection = victim.idle.pop_front()?;
+                victim.total -= 1;
+                victim.pool.metrics().evictions.add(1);
+                self.pools.get_mut(&pool)?.total += 1;
+                Some(Granted::Evict { from, connection })
+            }
+        }
     }
 
     /// Puts back what a lease or an unused grant held, and serves who waits. What is returned is to be closed: the pool has
@@ -338,14 +464,15 @@ impl Queue {
             && connection.turn < TURN
             && now - connection.turn_began < TURN_TIME;
         connection.turn += 1;
-        let waits = |(p, t): &(u64, TenantId)| *p == pool && *t == tenant.id;
+        let waits = |turn: &Turn| turn.pool == pool && turn.tenant == tenant.id;
         let position = stays.then(|| self.ring.iter().position(waits)).flatten();
         connection.lingers = stays && position.is_none() && state.may_linger();
         let lingers = connection.lingers;
+        let near = Some(connection.worker);
         state.idle.push_back(connection);
-        let served = position.is_some_and(|position| self.serve(position) == Served::Granted);
+        let served = position.is_some_and(|position| self.serve(position, near) == Served::Granted);
         if !served && !lingers {
-            self.dispatch();
+            self.dispatch(near);
         }
         self.end_lingering(pool, now);
         let state = self.pools.get_mut(&pool)?;
@@ -360,19 +487,19 @@ impl Queue {
         let Some(state) = self.pools.get_mut(&pool) else {
             return false;
         };
-        let mut ended = 0;
+        let mut ended = Vec::new();
         for connection in &mut state.idle {
             if connection.lingers && now.saturating_duration_since(connection.idle_since) > LINGER {
                 connection.lingers = false;
-                ended += 1;
+                ended.push(connection.worker);
             }
         }
-        for _ in 0..ended {
+        for _ in &ended {
             state.note_lingering(false);
         }
         let lingers = state.is_lingering();
-        for _ in 0..ended {
-            self.dispatch();
+        for near in ended {
+            self.dispatch(Some(near));
         }
         lingers
     }
@@ -398,7 +525,7 @@ impl Queue {
     /// Counts a connection of `pool` out that is closed now.
     pub fn release(&mut self, pool: u64) {
         self.uncount(pool);
-        self.dispatch();
+        self.dispatch(None);
     }
 
     fn uncount(&mut self, pool: u64) {
@@ -411,7 +538,7 @@ impl Queue {
     /// Counts the server connection of a lease that ends without giving it back.
     pub fn deactivate(&mut self, tenant: &TenantState) {
         self.count_out(tenant);
-        self.dispatch();
+        self.dispatch(None);
     }
 
     /// Takes out idle connections that `unwanted` names; they still count until
@@ -434,15 +561,29 @@ impl Queue {
 
     /// Serves waiting tenants for as long as there is something to give.
     pub fn dispatch_all(&mut self) {
-        while self.dispatch() {}
+        while self.dispatch(None) {}
     }
 
-    /// Serves the first waiting tenant that can be. Called once for whatever comes free, since
-    /// that serves no more than one. False: nothing could be given.
-    fn dispatch(&mut self) -> bool {
+    /// Serves the first waiting tenant that can be, or one soon after it that has a client near and can be given what is there.
+    /// Called once for whatever comes free, since that serves no more than one. False: nothing could be given.
+    fn dispatch(&mut self, near: Option<WorkerId>) -> bool {
         let mut position = 0;
         while position < self.ring.len() {
-            match self.serve(position) {
+            let position_now = match self.next_at(position, near) {
+                Next::Nobody => {
+                    self.end_turn(position);
+                    continue;
+                }
+                Next::Blocked => {
+                    position += 1;
+                    continue;
+                }
+                Next::Served { is_near: true, .. } => position,
+                Next::Served { is_near: false, .. } => {
+                    self.one_near(position, near).unwrap_or(position)
+                }
+            };
+            match self.serve(position_now, near) {
                 Served::Granted => return true,
                 Served::Gone => {}
                 Served::Blocked => position += 1,
@@ -451,56 +592,114 @@ impl Queue {
         false
     }
 
+    /// A tenant that may go before the one at `position`, since it has a client near and can be given what is there.
+    fn one_near(&self, position: usize, near: Option<WorkerId>) -> Option<usize> {
+        let last = self.ring.get(position)?.number + NEAR;
+        let mut others = position + 1..self.ring.len();
+        others.find(|&other| {
+            self.ring[other].number <= last
+                && matches!(
+                    self.next_at(other, near),
+                    Next::Served { is_near: true, .. }
+                )
+        })
+    }
+
     /// Serves the tenant at `position` of the ring once; it then goes to the end, unless none of its
     /// clients waits any more.
-    fn serve(&mut self, position: usize) -> Served {
-        let Some((pool, tenant)) = self.ring.get(position).cloned() else {
-            return Served::Blocked;
-        };
-        while let Some(waiter) = self.first_in_line(pool, &tenant) {
-            if !waiter.may_activate() {
-                return Served::Blocked;
-            }
-            let Some(granted) = self.find(pool, &waiter, Share::Usual) else {
+    fn serve(&mut self, position: usize, near: Option<WorkerId>) -> Served {
+        loop {
+            let (at, found) = match self.next_at(position, near) {
+                Next::Served { at, found, .. } => (at, found),
+                Next::Blocked => return Served::Blocked,
+                Next::Nobody => {
+                    self.end_turn(position);
+                    return Served::Gone;
+                }
+            };
+            let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
                 return Served::Blocked;
             };
-            match self.hand_over(pool, &tenant, granted) {
+            let (pool, tenant) = (*pool, tenant.clone());
+            let Some(granted) = self.take(pool, found) else {
+                return Served::Blocked;
+            };
+            match self.hand_over(pool, &tenant, at, granted) {
                 None => {
-                    self.ring.remove(position);
-                    if self.first_in_line(pool, &tenant).is_some() {
-                        self.ring.push_back((pool, tenant));
-                    }
+                    self.end_turn(position);
                     return Served::Granted;
                 }
                 // It left in this very moment: try the next.
                 Some(granted) => self.take_back(pool, granted),
             }
         }
-        self.ring.remove(position);
-        Served::Gone
     }
 
-    /// The tenant whose client is next in its line; the line goes when it is empty.
-    fn first_in_line(&mut self, pool: u64, tenant: &TenantId) -> Option<Arc<TenantState>> {
-        let waiting = &mut self.pools.get_mut(&pool)?.waiting;
-        let line = waiting.get_mut(tenant)?;
-        while line.front().is_some_and(|waiter| waiter.sender.is_closed()) {
-            line.pop_front();
+    /// Whom of the tenant at `position` of the ring what is to be served with, if it can be.
+    fn next_at(&self, position: usize, near: Option<WorkerId>) -> Next {
+        let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
+            return Next::Blocked;
+        };
+        let Some(state) = self.pools.get(pool) else {
+            return Next::Nobody;
+        };
+        let line = state.waiting.get(tenant);
+        let Some((at, waiter)) = line.and_then(|line| line.next(near)) else {
+            return Next::Nobody;
+        };
+        if !waiter.tenant.may_activate() {
+            return Next::Blocked;
         }
-        let first = line.front().map(|waiter| waiter.tenant.clone());
-        if first.is_none() {
-            waiting.remove(tenant);
+        match self.find(*pool, &waiter.tenant, waiter.worker, Share::Usual) {
+            None => Next::Blocked,
+            Some(found) => {
+                let connection = match found {
+                    Found::Free(at) | Found::OfOthers(at) => state.idle.get(at),
+                    Found::Room | Found::Elsewhere(_) => None,
+                };
+                let stays = connection.is_none_or(|c| c.worker == waiter.worker);
+                let is_near = near.is_none_or(|near| near == waiter.worker && stays);
+                Next::Served { at, found, is_near }
+            }
         }
-        first
     }
 
-    /// Gives to the first in line; what could not be delivered comes back.
-    fn hand_over(&mut self, pool: u64, tenant: &TenantId, granted: Granted) -> Option<Granted> {
+    /// The tenant at `position` of the ring goes to the end, or out with its line if none of its clients waits any more.
+    fn end_turn(&mut self, position: usize) {
+        let Some(Turn { pool, tenant, .. }) = self.ring.remove(position) else {
+            return;
+        };
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return;
+        };
+        if let Some(line) = state.waiting.get_mut(&tenant) {
+            let waiters = &mut line.waiters;
+            while waiters
+                .front()
+                .is_some_and(|first| first.sender.is_closed())
+            {
+                waiters.pop_front();
+            }
+            match waiters.is_empty() {
+                true => _ = state.waiting.remove(&tenant),
+                false => self.line_up(pool, tenant),
+            }
+        }
+    }
+
+    /// Gives to the one at `at` of the line; what could not be delivered comes back.
+    fn hand_over(
+        &mut self,
+        pool: u64,
+        tenant: &TenantId,
+        at: usize,
+        granted: Granted,
+    ) -> Option<Granted> {
         let line = self
             .pools
             .get_mut(&pool)
             .and_then(|state| state.waiting.get_mut(tenant));
-        let Some(waiter) = line.and_then(VecDeque::pop_front) else {
+        let Some(waiter) = line.and_then(|line| line.waiters.remove(at)) else {
             return Some(granted);
         };
         self.activate(&waiter.tenant);
@@ -532,6 +731,31 @@ impl Queue {
     }
 }
 
+/// What there is for a client; positions are of its pool's idle connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// One that carries its tenant's context, or none.
+    Free(usize),
+    Room,
+    /// One that carries another tenant's context.
+    OfOthers(usize),
+    /// The slot of an idle connection of that pool.
+    Elsewhere(u64),
+}
+
+/// Whether a tenant in the ring can be served.
+#[derive(Debug)]
+enum Next {
+    /// With what was found, the client at this position of its line; `is_near`: nobody behind it is to go before.
+    Served {
+        at: usize,
+        found: Found,
+        is_near: bool,
+    },
+    Blocked,
+    Nobody,
+}
+
 /// Of how many connections of a pool a tenant may have one.
 #[derive(Debug, Clone, Copy)]
 enum Share {
@@ -547,3 +771,6 @@ enum Served {
     /// Nothing can be given to it now; it keeps its place.
     Blocked,
 }
+
+#[cfg(test)]
+mod tests;

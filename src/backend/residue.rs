@@ -4,6 +4,8 @@
 //! since, PostgreSQL's own catalogs know. They are asked in one query, at a clean point, before
 //! anybody else gets the connection. All names are qualified: the session's `search_path` is the client's.
 
+use std::sync::Arc;
+
 use bitflags::bitflags;
 
 use crate::backend::connection::{Frame, ServerConnection};
@@ -108,6 +110,25 @@ pub struct Answer {
     pub triggers: Vec<Source>,
     /// A value was no UTF-8, or too long, and is left out.
     pub unreadable: bool,
+}
+
+impl ServerConnection {
+    /// Takes over what was asked for of the parameters that servers report, and had not been. True: something was new.
+    pub fn note_answer(&mut self, answer: &Answer) -> bool {
+        let mut new = false;
+        for (asked, value) in &answer.settings {
+            let reported = self.parameters.iter();
+            let mut reported = reported.filter(|(name, _)| name.eq_ignore_ascii_case(asked));
+            if let (Some((name, known)), Some(value)) = (reported.next(), value)
+                && known != value
+            {
+                let name = name.clone();
+                Arc::make_mut(&mut self.parameters).insert(&name, value);
+                new = true;
+            }
+        }
+        new
+    }
 }
 
 /// Whether a name can be asked about: it goes into the query's text, whatever the session's encoding.

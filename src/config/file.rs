@@ -32,7 +32,7 @@ pub struct ConfigFile {
     pub admin: Option<AdminConsoleFile>,
     pub log: LogFile,
     pub audit: AuditFile,
-    /// Threads that serve clients. Default: one for each core.
+    /// Threads that serve clients. Default: one for each core. Those of one server use more than one when one has too much to do.
     pub workers: Option<Count>,
     pub identify: IdentifyFile,
     pub limits: LimitsFile,

@@ -2,7 +2,7 @@
 //!
 //! 1. `handshake`: TLS and the StartupMessage; a CancelRequest ends here.
 //! 2. `login`: whose login is it (`tenant::identify`), is it true (`auth`), may it (limits).
-//! 3. The connection moves to the worker of its instance; `session` welcomes it with the parameters of its
+//! 3. The connection moves to a worker of its instance; `session` welcomes it with the parameters of its
 //!    server.
 //! 4. `session` waits for a message without holding a server connection, then checks one out.
 //! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is. What the client's session

@@ -169,6 +169,7 @@ impl<'a> Relay<'a> {
     ) -> Self {
         let keep = client.statements.is_none() || !client.state.pins().is_empty();
         let switches = server.switch.is_some();
+        client.state.doubt_reports(switches);
         let mut ledger = Ledger::default();
         match (&mut client.statements, keep) {
             (Some(statements), false) => statements.begin_lease(),

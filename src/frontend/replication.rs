@@ -80,7 +80,7 @@ pub fn warn_of_neighbours(config: &Config, tenant: &Tenant) {
     }
 }
 
-/// Serves a replication client to its end, on the worker of its instance.
+/// Serves a replication client to its end, on a worker of its instance.
 pub async fn serve(login: LoggedIn) {
     let LoggedIn {
         app,
@@ -167,7 +167,14 @@ impl Client {
         let instance = instances.get(&key.server).ok_or_else(moved)?;
         let pool = instance.pool(&key, self.route.placement.pool);
         self.registered.set_activity(Activity::Waiting);
-        let lease = async { pool.checkout(&self.tenant).await?.connect(&pool.key).await };
+        let lease = async {
+            {
+                let grant = pool
+                    .checkout(&self.tenant, self.registered.worker())
+                    .await?;
+                grant.connect(&pool.key).await
+            }
+        };
         let ends = poll_fn(|cx| {
             self.registered.calls(cx.waker());
             match self.must_stop() {

@@ -38,6 +38,7 @@ use crate::protocol::reply::Replies;
 use crate::protocol::stream::Stream;
 use crate::sql::guard::Guard;
 use crate::tenant::state::{ClientGuard, TenantState};
+use crate::workers::WorkerId;
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
 /// that it has left.
@@ -81,6 +82,10 @@ pub struct Session {
     credential: Arc<Credential>,
     pool: Arc<Pool>,
     side: ClientSide,
+    /// Where it is.
+    worker: WorkerId,
+    /// The server connection it begins with, here or after it has moved.
+    lease: Option<Box<Lease>>,
     /// Bytes still to come of a message that is passed over.
     stray: usize,
     /// Calls of the handle that were answered.
@@ -88,46 +93,38 @@ pub struct Session {
     guards: Guards,
 }
 
-/// Serves a client to its end on the worker of its instance.
+/// Serves a client to its end on a worker of its instance.
 pub fn start(login: LoggedIn) {
+    let workers = login.app.workers().clone();
     match login.app.pool(&login.route) {
-        Ok(pool) if login.replication.is_some() => {
-            pool.instance.worker.spawn(replication::serve(login));
-        }
         Ok(pool) => {
-            let worker = pool.instance.worker.clone();
-            worker.spawn(async move {
-                if let Some((session, lease)) = welcome(login, pool).await {
-                    serve(session, lease);
+            let worker = login.app.place(&login.tenant, &pool.instance);
+            login.registered.set_worker(worker);
+            workers.spawn(worker, async move {
+                if login.replication.is_some() {
+                    Box::pin(replication::serve(login)).await;
+                } else if let Some(session) = welcome(login, pool, worker).await {
+                    serve(session);
                 }
             });
         }
         Err(error) => {
-            let app = login.app.clone();
             let mut stream = login.stream;
-            let worker = app.workers()[0].clone();
-            worker.spawn(async move { say_last(&mut stream, &error).await });
+            workers.spawn(WorkerId::default(), async move {
+                say_last(&mut stream, &error).await;
+            });
         }
     }
 }
 
-/// Runs the session in a task of its own, on the worker of its instance; when a reload moves it to another one, on that
-/// one's. `lease`: the server connection it begins with.
+/// Runs the session in a task of its own; when it is to go on at another worker, there.
 ///
 /// Most clients idle most of the time, so what a task needs only while it does something is boxed, and gone while it waits.
-fn serve(mut session: Session, lease: Option<Lease>) {
-    let worker = session.pool.instance.worker.clone();
+fn serve(mut session: Session) {
+    let workers = session.app.workers().clone();
     session.registered.move_in();
-    worker.spawn(async move {
-        let ended = match lease {
-            Some(lease) => Box::pin(session.use_lease(lease)).await,
-            None => Ok(ControlFlow::Continue(())),
-        };
-        let ended = match ended {
-            Ok(ControlFlow::Continue(())) => session.run().await,
-            ended => ended,
-        };
-        match ended {
+    workers.spawn(session.worker, async move {
+        match session.run().await {
             Ok(ControlFlow::Break(())) => {}
             Ok(ControlFlow::Continue(())) => move_on(session),
             Err(error) => Box::pin(session.refuse_and_close(&error)).await,
@@ -135,20 +132,20 @@ fn serve(mut session: Session, lease: Option<Lease>) {
     });
 }
 
-/// Goes on at the worker of another instance.
+/// Goes on at the worker where the client is asked to be.
 fn move_on(mut session: Session) {
-    let worker = session.pool.instance.worker.clone();
-    worker.spawn(async move {
-        match session.side.stream.adopt() {
-            Ok(()) => serve(session, None),
+    let worker = session.registered.worker();
+    let workers = session.app.workers().clone();
+    workers.spawn(worker, async move {
+        match session.arrive(worker) {
+            Ok(()) => serve(session),
             Err(error) => tracing::warn!(%error, "could not move a client"),
         }
     });
 }
 
-/// Tells the client the end of authentication, its parameters and its cancel key. Returns its session, and in session pooling
-/// its server connection.
-async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Lease>)> {
+/// Tells the client the end of authentication, its parameters and its cancel key.
+async fn welcome(login: LoggedIn, pool: Arc<Pool>, worker: WorkerId) -> Option<Session> {
     let LoggedIn {
         app,
         mut stream,
@@ -168,7 +165,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Le
         return None;
     }
     let deadline = app.config().timeouts.login;
-    let profile = profile(&pool, &tenant, &route, settings);
+    let profile = profile(&pool, &tenant, &route, settings, worker);
     let Profile {
         settings,
         reported,
@@ -205,7 +202,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Le
         settings,
         reported,
     };
-    let session = Session {
+    Some(Session {
         app,
         registered,
         tenant,
@@ -213,11 +210,12 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>) -> Option<(Session, Option<Le
         credential,
         pool,
         side,
+        worker,
+        lease: lease.map(Box::new),
         stray: 0,
         answered: 0,
         guards,
-    };
-    Some((session, lease))
+    })
 }
 
 /// What a client begins with.
@@ -236,6 +234,7 @@ async fn profile(
     tenant: &Arc<TenantState>,
     route: &Arc<Route>,
     settings: Settings,
+    worker: WorkerId,
 ) -> Result<Profile> {
     let in_transactions = route.pooling == Pooling::Transaction;
     let known = pool.profile(&settings);
@@ -258,7 +257,8 @@ async fn profile(
         let key = route
             .pool
             .with_own(settings.into_iter().chain(variables(route)));
-        let mut lease = pool.checkout(tenant).await?.connect(&key).await?;
+        let grant = pool.checkout(tenant, worker).await?;
+        let mut lease = grant.connect(&key).await?;
         let settings: Arc<Settings> = Arc::default();
         let deadline = pool.instance.timeouts().connect;
         let nobody = &mut Buffer::new();
@@ -280,7 +280,8 @@ async fn profile(
     let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
     let wanted = wanted(settings.clone());
     let lease = loop {
-        if let Some(lease) = pool.checkout(tenant).await?.lease(&wanted).await? {
+        let grant = pool.checkout(tenant, worker).await?;
+        if let Some(lease) = grant.lease(&wanted).await? {
             break lease;
         }
     };
@@ -368,7 +369,15 @@ impl Session {
     /// # Errors
     /// What ends the client: it is told so as FATAL.
     async fn run(&mut self) -> Result<ControlFlow<()>> {
+        if let Some(lease) = self.lease.take()
+            && Box::pin(self.use_lease(*lease)).await?.is_break()
+        {
+            return Ok(ControlFlow::Break(()));
+        }
         loop {
+            if self.lease.is_some() {
+                return Ok(ControlFlow::Continue(()));
+            }
             match poll_fn(|cx| self.poll_idle(cx)).await? {
                 Woken::Gone => return Ok(ControlFlow::Break(())),
                 Woken::Called => {
@@ -443,7 +452,20 @@ impl Session {
         }
     }
 
-    /// Answers a call: may this client go on, and where? True: at another instance.
+    /// Takes its sockets over to `worker`, which this is called on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn arrive(&mut self, worker: WorkerId) -> std::io::Result<()> {
+        self.worker = worker;
+        self.side.stream.adopt()?;
+        match &mut self.lease {
+            Some(lease) => lease.move_to(worker),
+            None => Ok(()),
+        }
+    }
+
+    /// Answers a call: may this client go on, and where? True: at another worker.
     ///
     /// # Errors
     /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
@@ -459,7 +481,7 @@ impl Session {
             return Err(moved());
         }
         if tenant.route == self.route {
-            return Ok(false);
+            return Ok(self.registered.worker() != self.worker);
         }
         if tenant.route.pooling != self.route.pooling {
             return Err(moved());
@@ -470,14 +492,17 @@ impl Session {
         self.route = tenant.route.clone();
         self.side.guard = guard(&self.route);
         let pool = self.app.pool(&self.route)?;
-        let elsewhere = !Arc::ptr_eq(&pool.instance, &self.pool.instance);
+        if !Arc::ptr_eq(&pool.instance, &self.pool.instance) {
+            let worker = self.app.place(&self.tenant, &pool.instance);
+            self.registered.set_worker(worker);
+        }
         if !Arc::ptr_eq(&pool, &self.pool)
             && let Some(statements) = &mut self.side.statements
         {
             statements.rehome(&pool.statements);
         }
         self.pool = pool;
-        Ok(elsewhere)
+        Ok(self.registered.worker() != self.worker)
     }
 
     fn binding(&self) -> Binding {
@@ -492,7 +517,8 @@ impl Session {
     /// An idle connection that carries all the client needs. Else what else was granted, if anything was.
     fn checkout_at_once(&self) -> Result<Lease, Option<Grant>> {
         let settings = &self.side.settings;
-        self.pool.try_lease(&self.tenant, &self.route, settings)
+        self.pool
+            .try_lease(&self.tenant, &self.route, settings, self.worker)
     }
 
     /// A server connection, as soon as there is one. `granted`: what there is already.
@@ -509,7 +535,7 @@ impl Session {
                     let tenant = self.tenant.clone();
                     let waited = tokio::select! {
                         biased;
-                        granted = pool.checkout(&tenant) => Some(granted),
+                        granted = pool.checkout(&tenant, self.worker) => Some(granted),
                         error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
                     };
                     self.registered.set_activity(Activity::Idle);
@@ -567,8 +593,14 @@ impl Session {
                     }
                 }
                 Ok(End::Called) if clean && !self.registered.is_killed() => {
-                    if let Err(error) = self.look_around_holding() {
-                        break (Err(error), clean);
+                    match self.look_around_holding() {
+                        Ok(false) => {}
+                        Ok(true) => {
+                            lease.busy = false;
+                            self.lease = Some(Box::new(lease));
+                            return Ok(ControlFlow::Continue(()));
+                        }
+                        Err(error) => break (Err(error), clean),
                     }
                 }
                 end => break (end, clean),
@@ -637,6 +669,12 @@ impl Session {
             self.pool.functions.forget();
         }
         let (question, answer) = self.ask(lease).await?;
+        if answer
+            .as_ref()
+            .is_some_and(|answer| lease.note_answer(answer))
+        {
+            self.tell_parameters(lease);
+        }
         let ClientSide {
             state, settings, ..
         } = &mut self.side;
@@ -757,12 +795,12 @@ impl Session {
     }
 
     /// As [`look_around`](Self::look_around), for a client that holds a server connection: it cannot go
-    /// on elsewhere.
-    fn look_around_holding(&mut self) -> Result<()> {
+    /// on at another instance, but it can take the connection to another worker.
+    fn look_around_holding(&mut self) -> Result<bool> {
         let (pool, route) = (self.pool.clone(), self.route.clone());
-        self.look_around()?;
+        let elsewhere = self.look_around()?;
         match Arc::ptr_eq(&pool, &self.pool) && route.same_context(&self.route) {
-            true => Ok(()),
+            true => Ok(elsewhere),
             false => Err(moved()),
         }
     }

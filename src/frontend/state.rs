@@ -54,6 +54,8 @@ pub struct SessionState {
     reads_sequences: bool,
     /// It discarded all of its session, and the server has said so.
     discarded: bool,
+    /// The server may not have reported what the client set, since the last tenant had it so.
+    reports_doubted: bool,
     pins: Pins,
 }
 
@@ -81,6 +83,7 @@ impl SessionState {
             context_in_doubt: false,
             reads_sequences: false,
             discarded: false,
+            reports_doubted: false,
             pins: Pins::empty(),
         }
     }
@@ -101,6 +104,12 @@ impl SessionState {
             self.suspected.what.remove(What::FOR_GUARD);
             self.reads_sequences |= effects.what.contains(What::READS_SEQUENCE);
         }
+    }
+
+    /// Whether the change of tenant went ahead of what the client says now. PostgreSQL reports what is other than when it last
+    /// reported, and between the last tenant's end and the client's first message it did not.
+    pub fn doubt_reports(&mut self, doubted: bool) {
+        self.reports_doubted = doubted;
     }
 
     /// A statement was prepared that only the connection at hand has.
@@ -231,7 +240,7 @@ impl SessionState {
         };
         for setting in &self.suspected.settings {
             // What is reported is known, but for what it returned to.
-            if setting.reset || !is_reported(&setting.name) {
+            if setting.reset || self.reports_doubted || !is_reported(&setting.name) {
                 ask_setting(&setting.name);
             }
         }

@@ -479,7 +479,10 @@ mod tests {
             assert_eq!(io, b"\x16\x03\x01 of TLS");
         }
         for lie in [0, 3, 7, u32::MAX] {
-            assert_eq!(whole_packet(&[&lie.to_be_bytes()[..], &bytes].concat()), None);
+            assert_eq!(
+                whole_packet(&[&lie.to_be_bytes()[..], &bytes].concat()),
+                None
+            );
         }
     }
 

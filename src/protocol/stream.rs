@@ -1,11 +1,13 @@
 //! A socket of either kind, with or without TLS, to a client or to a server.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::runtime;
@@ -60,9 +62,45 @@ impl Stream {
         }
     }
 
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(tcp) => tcp.as_fd(),
+            Self::Unix(unix) => unix.as_fd(),
+            Self::Tls(tls) => tls.get_ref().0.as_fd(),
+        }
+    }
+
+    /// Whether the socket holds something that was not read, or was closed by the other end. It asks the operating system:
+    /// for when the runtime does not know yet.
+    ///
+    /// # Errors
+    /// The operating system's: the connection is lost.
+    pub fn has_unread(&self) -> io::Result<bool> {
+        let mut byte = [MaybeUninit::uninit()];
+        match SockRef::from(&self.fd()).peek(&mut byte) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until the runtime knows that there is something to read.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(tcp) => tcp.readable().await,
+            Self::Unix(unix) => unix.readable().await,
+            Self::Tls(tls) => tls.get_ref().0.readable().await,
+        }
+    }
+
     /// Registers the socket with the runtime this is called on, so that a connection accepted on one
     /// worker is served on another: the socket is exchanged for a duplicate of its descriptor, under a TLS session
-    /// that stays as it is.
+    /// that stays as it is. What the runtime knew of its readiness is forgotten until that has looked.
     ///
     /// # Errors
     /// The operating system's, when a descriptor cannot be duplicated or registered.

@@ -34,7 +34,8 @@ pub fn start(app: &Arc<App>, position: usize, address: SocketAddr) -> std::io::R
     socket.listen(BACKLOG)?;
     let socket = std::net::TcpListener::from(socket);
     let bound = socket.local_addr()?;
-    for worker in app.workers() {
+    for worker in app.workers().ids() {
+        let worker = app.workers().handle(worker);
         let _reactor = worker.enter();
         let listener = TcpListener::from_std(socket.try_clone()?)?;
         worker.spawn(accept(app.clone(), position, listener));

@@ -1,8 +1,9 @@
 //! The process: worker threads, main ports, the admin console and metrics behind them, reload and
 //! the end. Wiring only.
 
+mod balance;
 mod listener;
-mod workers;
+mod threads;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::config::Config;
-use workers::Workers;
+use threads::Threads;
 
 /// A running proxy. Dropped without [`stop`](Self::stop), it ends at once.
 pub struct Proxy {
@@ -19,7 +20,7 @@ pub struct Proxy {
     addresses: Vec<SocketAddr>,
     http: Option<SocketAddr>,
     /// None once it was stopped.
-    workers: Option<Workers>,
+    threads: Option<Threads>,
 }
 
 /// How often the end of the last client is looked for while draining.
@@ -31,10 +32,12 @@ impl Proxy {
     /// # Errors
     /// A port that cannot be bound, a thread that cannot be started.
     pub fn start(config: Config, config_path: Option<PathBuf>) -> std::io::Result<Self> {
-        let mut workers = Workers::start(config.workers)?;
+        let threads = Threads::start(config.workers)?;
+        let workers = threads.workers().to_vec();
+        let handles = workers.iter().map(|worker| worker.handle.clone()).collect();
         let listen = config.listen.clone();
         let http = config.http;
-        let app = App::new(config, config_path, workers.handles().to_vec())
+        let app = App::new(config, config_path, handles)
             .map_err(|e| std::io::Error::other(e.to_string()))?;
         let mut addresses = Vec::new();
         for (position, listen) in listen.iter().enumerate() {
@@ -43,7 +46,7 @@ impl Proxy {
             tracing::info!(%address, tls = listen.tls.is_some(), "listening");
             addresses.push(address);
         }
-        let control = workers.control();
+        let control = threads.control();
         let http = match http {
             Some(address) => {
                 let bound =
@@ -55,13 +58,14 @@ impl Proxy {
             }
             None => None,
         };
+        control.spawn(balance::watch(Arc::downgrade(&app), workers));
         control.spawn(crate::control::health::watch(Arc::downgrade(&app)));
         control.spawn(crate::control::doctor::watch(Arc::downgrade(&app)));
         Ok(Self {
             app,
             addresses,
             http,
-            workers: Some(workers),
+            threads: Some(threads),
         })
     }
 
@@ -100,8 +104,8 @@ impl Proxy {
             }
         }
         self.app.close_servers().await;
-        if let Some(workers) = self.workers.take() {
-            workers.stop();
+        if let Some(threads) = self.threads.take() {
+            threads.stop();
         }
         self.app.audit.close();
         left == 0
@@ -110,8 +114,8 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        if let Some(workers) = self.workers.take() {
-            workers.stop();
+        if let Some(threads) = self.threads.take() {
+            threads.stop();
         }
         self.app.abandon();
         self.app.audit.close();

@@ -2,11 +2,12 @@
 //! Survives reloads; kept for as long as the process runs, so that counters never go back.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use crate::config::TenantLimits;
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
+use crate::workers::WorkerId;
 
 #[derive(Debug)]
 pub struct TenantState {
@@ -16,6 +17,8 @@ pub struct TenantState {
     active: AtomicUsize,
     client_limit: AtomicUsize,
     active_limit: AtomicUsize,
+    /// Where its last client was put: a worker's number and 1, or 0.
+    worker: AtomicU32,
 }
 
 impl TenantState {
@@ -27,6 +30,7 @@ impl TenantState {
             active: AtomicUsize::new(0),
             client_limit: AtomicUsize::new(usize::MAX),
             active_limit: AtomicUsize::new(usize::MAX),
+            worker: AtomicU32::new(0),
         }
     }
 
@@ -35,6 +39,17 @@ impl TenantState {
             .store(limits.clients.unwrap_or(usize::MAX), Relaxed);
         self.active_limit
             .store(limits.active.unwrap_or(usize::MAX), Relaxed);
+    }
+
+    /// The worker its last client was put to: its clients are better off together.
+    pub fn worker(&self) -> Option<WorkerId> {
+        let number = self.worker.load(Relaxed).checked_sub(1)?;
+        u16::try_from(number).ok().map(WorkerId::from)
+    }
+
+    pub fn set_worker(&self, worker: WorkerId) {
+        let number = u32::try_from(worker.number()).unwrap_or(0);
+        self.worker.store(number + 1, Relaxed);
     }
 
     /// Clients logged in now.

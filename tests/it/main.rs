@@ -32,3 +32,4 @@ mod tls;
 mod tools;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;
+mod workers;

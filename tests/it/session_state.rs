@@ -884,3 +884,25 @@ async fn what_ties_a_client_to_its_connection_ends_with_the_client() {
         }
     }
 }
+
+/// PostgreSQL reports what is other than when it last reported: not what a client sets as the last tenant had it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_sets_what_the_last_tenant_had_set_has_it_everywhere() {
+    let proxy = proxy("transaction", 1).await;
+    let mut last = proxy.raw(&tenant("t05")).await;
+    let mut client = proxy.raw(&tenant("t06")).await;
+    for (name, value) in [
+        ("application_name", "the same"),
+        ("TimeZone", "Asia/Tokyo"),
+        ("DateStyle", "SQL, DMY"),
+    ] {
+        last.query(&format!("SET {name} = '{value}'")).await;
+        let mut frames = client.query(&format!("SET {name} = '{value}'")).await;
+        last.query("SELECT 1").await;
+        frames.extend(client.query(&format!("SHOW {name}")).await);
+        assert_eq!(rows(&frames), [value], "{name}");
+        let told = [name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat();
+        let is_told = |frame: &Frame| frame.tag == b'S' && frame.body == told;
+        assert!(frames.iter().any(is_told), "{name}: {frames:?}");
+    }
+}

@@ -156,6 +156,11 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             16.0,
         ),
         ("pgtenant_draining".to_owned(), 0.0),
+        ("pgtenant_worker_clients{worker=\"0\"}".to_owned(), 0.0),
+        (
+            "pgtenant_server_moves_total{server=\"main\"}".to_owned(),
+            0.0,
+        ),
         (
             "pgtenant_audit_events_total{kind=\"cancel_key\"}".to_owned(),
             1.0,

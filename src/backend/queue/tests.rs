@@ -1,0 +1,388 @@
+use std::path::Path;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::net::UnixStream;
+use tokio::runtime::Handle;
+
+use super::*;
+use crate::backend::context::{Binding, Context};
+use crate::backend::instance::Instance;
+use crate::config::{self, Config};
+use crate::protocol::stream::Stream;
+use crate::workers::Workers;
+
+/// Of which tenant, and where.
+type Idle<'a> = &'a [(Option<usize>, u16)];
+
+const SIZE: usize = 4;
+const TENANTS: usize = 40;
+
+/// The queue of an instance, with a pool of four connections, and its tenants.
+struct World {
+    config: Config,
+    pool: Arc<Pool>,
+    queue: Queue,
+    tenants: Vec<Arc<TenantState>>,
+}
+
+fn worker(number: u16) -> WorkerId {
+    WorkerId::from(number)
+}
+
+impl World {
+    fn new(budget: usize) -> Self {
+        let tenants: String = (0..TENANTS)
+            .map(|number| {
+                format!("  t{number}: {{ placement: p, users: {{ app: {{ password: x }} }} }}\n")
+            })
+            .collect();
+        let yaml = format!(
+            "listen: [{{ address: \"127.0.0.1:0\" }}]\nservers:\n  s: {{ host: /tmp, sslmode: disable, max_connections: {budget} }}\n\
+             placements:\n  p: {{ tier: pool, server: s, database: d, login: {{ user: u, password: x }}, \
+             context: {{ app.tenant_id: \"{{tenant}}\" }}, pool: {{ size: {SIZE} }} }}\ntenants:\n{tenants}"
+        );
+        let config = config::load_text(&yaml, Path::new("."), &|_| None)
+            .unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        let server = config.servers.values().next().unwrap().clone();
+        let workers = Workers::new(vec![Handle::current(); 2]);
+        let instance = Instance::new(
+            server,
+            config.timeouts.clone(),
+            workers,
+            WorkerId::default(),
+        );
+        let route = &config.tenants["t0"].route;
+        let pool = instance.pool(&route.pool, route.placement.pool);
+        let mut queue = Queue::new(budget);
+        queue.add_pool(pool.clone());
+        let tenants = (0..TENANTS)
+            .map(|number| {
+                let id = TenantId::new(&format!("t{number}")).unwrap();
+                Arc::new(TenantState::new(id))
+            })
+            .collect();
+        Self {
+            config,
+            pool,
+            queue,
+            tenants,
+        }
+    }
+
+    /// A connection that is registered with a worker and carries a tenant's context, or none.
+    fn connection(&self, tenant: Option<usize>, at: u16) -> Box<ServerConnection> {
+        let (stream, _) = UnixStream::pair().unwrap();
+        let server = self.config.servers.values().next().unwrap().clone();
+        let mut connection = ServerConnection::new(Stream::Unix(stream), server);
+        connection.worker = worker(at);
+        self.bind(&mut connection, tenant);
+        Box::new(connection)
+    }
+
+    fn bind(&self, connection: &mut ServerConnection, tenant: Option<usize>) {
+        connection.context = match tenant {
+            None => Context::Clean,
+            Some(number) => {
+                let id = &self.tenants[number].id;
+                Context::Bound(Binding {
+                    tenant: id.clone(),
+                    route: self.config.tenants[id].route.clone(),
+                    settings: Arc::default(),
+                    stale: false,
+                })
+            }
+        };
+    }
+
+    fn state(&mut self) -> &mut PoolState {
+        self.queue.pools.get_mut(&self.pool.id).unwrap()
+    }
+
+    /// Idle connections, the first used longest ago.
+    fn fill(&mut self, idle: Idle<'_>) {
+        for &(tenant, at) in idle {
+            let connection = self.connection(tenant, at);
+            self.state().idle.push_back(connection);
+            self.state().total += 1;
+            self.queue.total += 1;
+        }
+    }
+
+    fn take(&mut self, tenant: usize, at: u16) -> Option<Granted> {
+        let tenant = self.tenants[tenant].clone();
+        self.queue.try_take(self.pool.id, &tenant, worker(at))
+    }
+
+    fn wait(&mut self, tenant: usize, at: u16) -> oneshot::Receiver<Granted> {
+        let tenant = self.tenants[tenant].clone();
+        self.queue.wait(self.pool.id, &tenant, worker(at))
+    }
+
+    fn put_back(&mut self, tenant: usize, connection: Box<ServerConnection>) {
+        let tenant = self.tenants[tenant].clone();
+        let now = Instant::now();
+        let surplus = self.queue.put_back(self.pool.id, &tenant, connection, now);
+        assert!(surplus.is_none());
+    }
+}
+
+fn connection(granted: Option<Granted>) -> Box<ServerConnection> {
+    match granted {
+        Some(Granted::Ready(connection)) => connection,
+        Some(Granted::Slot) => panic!("room for a new one"),
+        Some(Granted::Evict { .. }) => panic!("another's slot"),
+        None => panic!("nothing"),
+    }
+}
+
+/// What a client of tenant 0 on worker 0 is given.
+#[tokio::test]
+async fn a_checkout_takes_what_costs_least() {
+    const OWN: Option<usize> = Some(0);
+    const OTHER: Option<usize> = Some(1);
+    const CLEAN: Option<usize> = None;
+    let cases: [(Idle<'_>, usize); 9] = [
+        // Its own, here, the last used; or from elsewhere, where it is missed least.
+        (&[(OWN, 0), (OWN, 0), (OWN, 1), (CLEAN, 0)], 1),
+        (&[(OWN, 1), (OWN, 1), (CLEAN, 0), (OTHER, 0)], 0),
+        (&[(OTHER, 0), (CLEAN, 1), (CLEAN, 0), (CLEAN, 1)], 2),
+        (&[(OTHER, 0), (CLEAN, 1), (CLEAN, 1), (OTHER, 1)], 1),
+        // Another's: what was used longest ago, here if that is not among the last used.
+        (&[(OTHER, 0), (OTHER, 0), (OTHER, 1), (OTHER, 1)], 0),
+        (&[(OTHER, 1), (OTHER, 0), (OTHER, 0), (OTHER, 1)], 1),
+        (&[(OTHER, 1), (OTHER, 1), (OTHER, 0), (OTHER, 0)], 0),
+        (&[(OTHER, 1), (OTHER, 1), (OTHER, 1), (OTHER, 1)], 0),
+        (&[(OTHER, 1), (OWN, 1), (OTHER, 0), (OTHER, 0)], 1),
+    ];
+    for (idle, expected) in cases {
+        let mut world = World::new(10);
+        world.fill(idle);
+        let fences: Vec<_> = world
+            .state()
+            .idle
+            .iter()
+            .map(|c| c.fence().clone())
+            .collect();
+        let taken = connection(world.take(0, 0));
+        let at = fences
+            .iter()
+            .position(|fence| Arc::ptr_eq(fence, taken.fence()));
+        assert_eq!(at, Some(expected), "{idle:?}");
+        assert_eq!((world.state().total, world.queue.total()), (SIZE, SIZE));
+    }
+}
+
+#[tokio::test]
+async fn what_comes_back_goes_to_a_client_of_its_worker() {
+    let mut world = World::new(10);
+    world.fill(&[(Some(0), 1); SIZE]);
+    let mut held: Vec<_> = (0..SIZE).map(|_| connection(world.take(0, 1))).collect();
+    let mut far = world.wait(0, 0);
+    let mut near = world.wait(0, 1);
+    world.put_back(0, held.pop().unwrap());
+    assert!(far.try_recv().is_err());
+    assert_eq!(connection(near.try_recv().ok()).worker, worker(1));
+    // Nobody else is near.
+    world.put_back(0, held.pop().unwrap());
+    assert_eq!(connection(far.try_recv().ok()).worker, worker(1));
+    // Of several tenants, too; the first is of another worker.
+    let (mut far, mut near) = (world.wait(1, 0), world.wait(2, 1));
+    let mut back = held.pop().unwrap();
+    // Its tenant's turn is over.
+    back.turn = TURN;
+    world.put_back(0, back);
+    assert!(far.try_recv().is_err());
+    assert!(near.try_recv().is_ok());
+}
+
+#[tokio::test]
+async fn no_client_is_overtaken_for_long_by_those_of_another_worker() {
+    let mut world = World::new(10);
+    world.fill(&[(Some(0), 1)]);
+    world.pool.instance.pool(
+        &world.pool.key,
+        PoolLimits {
+            size: 1,
+            reserve: 0,
+        },
+    );
+    let mut held = connection(world.take(0, 1));
+    let mut far = world.wait(0, 0);
+    let mut overtaken = 0;
+    let mut near = world.wait(0, 1);
+    loop {
+        world.put_back(0, held);
+        if let Ok(granted) = far.try_recv() {
+            assert_eq!(connection(Some(granted)).worker, worker(1));
+            break;
+        }
+        overtaken += 1;
+        held = connection(near.try_recv().ok());
+        // It comes back at once, as its neighbours do.
+        near = world.wait(0, 1);
+    }
+    assert_eq!(overtaken, NEAR);
+}
+
+#[tokio::test]
+async fn no_tenant_is_overtaken_for_long_by_those_of_another_worker() {
+    let mut world = World::new(10);
+    world.fill(&[(Some(1), 1)]);
+    world.pool.instance.pool(
+        &world.pool.key,
+        PoolLimits {
+            size: 1,
+            reserve: 0,
+        },
+    );
+    let mut held = connection(world.take(1, 1));
+    let mut holder = 1;
+    let mut far = world.wait(0, 0);
+    let mut overtaken = 0;
+    for next in 2.. {
+        let mut near = world.wait(next, 1);
+        world.bind(&mut held, Some(holder));
+        world.put_back(holder, held);
+        if let Ok(granted) = far.try_recv() {
+            assert_eq!(connection(Some(granted)).worker, worker(1));
+            break;
+        }
+        overtaken += 1;
+        held = connection(near.try_recv().ok());
+        holder = next;
+    }
+    assert_eq!(overtaken, NEAR);
+}
+
+#[tokio::test]
+async fn one_that_left_the_line_is_passed_over_wherever_it_stood() {
+    let mut world = World::new(10);
+    world.fill(&[(Some(0), 1); SIZE]);
+    let held: Vec<_> = (0..SIZE).map(|_| connection(world.take(0, 1))).collect();
+    let gone = [world.wait(0, 0), world.wait(0, 1)];
+    let mut stays = world.wait(0, 1);
+    drop(gone);
+    let mut gone_alone = world.wait(3, 1);
+    gone_alone.close();
+    for connection in held {
+        world.put_back(0, connection);
+    }
+    assert!(stays.try_recv().is_ok());
+    // One that comes back has one turn still.
+    let again = world.wait(3, 0);
+    assert_eq!(world.queue.ring.len(), 1);
+    drop(again);
+    world.queue.dispatch_all();
+    assert!(world.queue.ring.is_empty());
+    assert!(world.state().waiting.is_empty());
+    assert_eq!(world.state().idle.len(), SIZE - 1);
+}
+
+/// A client: of which tenant, on which worker, and what it has.
+struct Client {
+    tenant: usize,
+    at: u16,
+    has: Has,
+}
+
+enum Has {
+    Nothing,
+    Line(oneshot::Receiver<Granted>),
+    Connection(Box<ServerConnection>),
+}
+
+/// Clients of some tenants on several workers, as chance will have it.
+#[tokio::test]
+async fn numbers_stay_exact_whoever_comes_and_goes_and_everybody_is_served() {
+    for seed in 0..20 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        // A budget below the pool's size or above.
+        let budget = [SIZE - 1, SIZE, 10][rng.random_range(0..3)];
+        let most = budget.min(SIZE);
+        let mut world = World::new(budget);
+        let tenants = rng.random_range(1..8);
+        world.tenants[0].set_limits(crate::config::TenantLimits {
+            clients: None,
+            active: Some(2),
+        });
+        let mut clients: Vec<_> = (0..24)
+            .map(|_| Client {
+                tenant: rng.random_range(0..tenants),
+                at: rng.random_range(0..3),
+                has: Has::Nothing,
+            })
+            .collect();
+        let mut served = vec![0; clients.len()];
+        let steps = 4000;
+        for step in 0..steps {
+            let number = rng.random_range(0..clients.len());
+            let Client { tenant, at, has } = &mut clients[number];
+            let (tenant, at) = (*tenant, *at);
+            // At the end nobody comes any more.
+            let ends = step > steps - 1000;
+            *has = match std::mem::replace(has, Has::Nothing) {
+                Has::Nothing if ends => Has::Nothing,
+                Has::Nothing => match world.take(tenant, at) {
+                    Some(granted) => got(&mut world, granted, tenant, at),
+                    None => Has::Line(world.wait(tenant, at)),
+                },
+                Has::Line(mut line) => match line.try_recv() {
+                    Ok(granted) => got(&mut world, granted, tenant, at),
+                    // It leaves.
+                    Err(_) if rng.random_range(0..20) == 0 => Has::Nothing,
+                    Err(_) => Has::Line(line),
+                },
+                Has::Connection(connection) if rng.random_range(0..10) == 0 => {
+                    drop(connection);
+                    let tenant = world.tenants[tenant].clone();
+                    world.queue.deactivate(&tenant);
+                    world.queue.release(world.pool.id);
+                    Has::Nothing
+                }
+                Has::Connection(connection) => {
+                    served[number] += 1;
+                    world.put_back(tenant, connection);
+                    Has::Nothing
+                }
+            };
+            // What was kept for a tenant that did not come.
+            if rng.random_range(0..4) == 0 {
+                let later = Instant::now() + 2 * LINGER;
+                world.queue.end_lingering(world.pool.id, later);
+            }
+            let total = world.queue.total();
+            assert!(total <= most, "{total} of {most}");
+            assert_eq!(world.state().total, total);
+            let active: usize = world.tenants.iter().map(|tenant| tenant.active()).sum();
+            assert_eq!(world.queue.active, active);
+            assert!(active <= total);
+            assert!(world.tenants[0].active() <= 2);
+        }
+        for Client { tenant, at, has } in clients {
+            let has = match has {
+                Has::Line(mut line) => match line.try_recv() {
+                    Ok(granted) => got(&mut world, granted, tenant, at),
+                    Err(_) => Has::Nothing,
+                },
+                has => has,
+            };
+            if let Has::Connection(connection) = has {
+                world.put_back(tenant, connection);
+            }
+        }
+        assert!(served.iter().all(|&served| served > 0), "{served:?}");
+    }
+}
+
+/// What a client makes of a grant.
+fn got(world: &mut World, granted: Granted, tenant: usize, at: u16) -> Has {
+    let mut connection = match granted {
+        Granted::Ready(connection) => connection,
+        Granted::Slot => world.connection(None, at),
+        Granted::Evict { .. } => panic!("there is one pool"),
+    };
+    world.bind(&mut connection, Some(tenant));
+    connection.worker = worker(at);
+    Has::Connection(connection)
+}

@@ -1,0 +1,135 @@
+//! Threads, each a runtime of its own: a client and the server connection it holds share one reactor, and tasks are not handed
+//! from one to another. One more thread, `control`, does what is not on the way of a query.
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+pub struct Threads {
+    workers: Vec<Thread>,
+    control: Handle,
+    running: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+/// One that runs.
+#[derive(Clone)]
+pub struct Thread {
+    pub handle: Handle,
+    /// Where the operating system says how long it ran.
+    clock: Option<PathBuf>,
+}
+
+impl Threads {
+    /// Starts `count` workers and the control thread.
+    ///
+    /// # Errors
+    /// A thread or a reactor that the operating system refuses.
+    pub fn start(count: usize) -> std::io::Result<Self> {
+        let mut running = Vec::new();
+        let mut workers = Vec::new();
+        for number in 0..count {
+            workers.push(start(format!("worker-{number}"), &mut running)?);
+        }
+        let control = start("control".to_owned(), &mut running)?.handle;
+        Ok(Self {
+            workers,
+            control,
+            running,
+        })
+    }
+
+    pub fn workers(&self) -> &[Thread] {
+        &self.workers
+    }
+
+    pub fn control(&self) -> Handle {
+        self.control.clone()
+    }
+
+    /// Ends every task and thread.
+    pub fn stop(self) {
+        for (stop, thread) in self.running {
+            drop(stop);
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+/// What a thread has done with its time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// On a core.
+    pub ran: Duration,
+    /// For a core.
+    pub waited: Duration,
+}
+
+impl Thread {
+    /// What Linux tells (`/proc/…/schedstat`, in nanoseconds). Elsewhere the time that it was not idle counts as on a core.
+    pub fn times(&self) -> Times {
+        let told = self.clock.as_ref().and_then(|clock| {
+            let text = std::fs::read_to_string(clock).ok()?;
+            let numbers = text.split_ascii_whitespace();
+            let mut times = numbers.map(|ns| ns.parse().map(Duration::from_nanos));
+            let (ran, waited) = (times.next()?.ok()?, times.next()?.ok()?);
+            Some(Times { ran, waited })
+        });
+        told.unwrap_or_else(|| Times {
+            ran: self.handle.metrics().worker_total_busy_duration(0),
+            waited: Duration::ZERO,
+        })
+    }
+}
+
+fn start(
+    name: String,
+    running: &mut Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+) -> std::io::Result<Thread> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        // "<process>/task/<thread>"
+        let own = std::fs::read_link("/proc/thread-self");
+        let _ = tell.send(own.map(|own| PathBuf::from("/proc").join(own).join("schedstat")));
+        // Ends when the sender is dropped; tasks that are left are dropped with the runtime.
+        let _ = runtime.block_on(stopped);
+        runtime.shutdown_background();
+    })?;
+    running.push((stop, thread));
+    let clock = told.recv().ok().and_then(Result::ok);
+    let clock = clock.filter(|clock| clock.exists());
+    Ok(Thread { handle, clock })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_that_a_thread_used_grows_as_it_works() {
+        let threads = Threads::start(1).unwrap();
+        let worker = threads.workers()[0].clone();
+        let before = worker.times().ran;
+        let (done, is_done) = mpsc::channel();
+        worker.handle.spawn(async move {
+            let mut sum = 0_u64;
+            for number in 0..20_000_000_u64 {
+                sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(number));
+            }
+            // Idle again, it has told the operating system.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let _ = done.send(sum);
+        });
+        is_done.recv().unwrap();
+        assert!(worker.times().ran > before);
+        threads.stop();
+    }
+}
