@@ -11,7 +11,7 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint fuzz bench bench-mechanisms bench-syscalls install-deps
+.PHONY: help build demo test lint fuzz bench bench-mechanisms bench-seal bench-syscalls install-deps
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -58,6 +58,10 @@ bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARG
 bench-mechanisms: ## Measure parts of a transaction's way alone
 	@scripts/install build
 	$(CARGO) bench --locked --bench mechanisms -- $(ARGS)
+
+bench-seal: ## Measure what a sealed context costs a PostgreSQL backend; ARGS="--rounds 11"
+	@scripts/install bench
+	benches/seal/run.py $(ARGS)
 
 bench-syscalls: ## Count the system calls of haproxy, PgBouncer and pgtenant for a transaction
 	@scripts/install bench

@@ -318,8 +318,8 @@ pub const ATTACKS: &[Attack] = &[
             Query(A, "ROLLBACK"),
         ]),
     ]),
-    hidden("forged seal", "acting as B by a sealed value of one's own making", &[
-        Trick(&["SET {context} = '{b_tenant}|99999999999|x|x'"]),
+    hidden("forged seal", "acting as B by the name of the sealed context", &[
+        Trick(&["SET {context} = '{b_tenant}'"]),
         Trick(&["SELECT set_config('{context}', replace(current_setting('{context}'), '{a_tenant}', '{b_tenant}'), false)"]),
     ]),
 
@@ -328,7 +328,7 @@ pub const ATTACKS: &[Attack] = &[
         Scene(&[LogIn(&[("{upper}", "{b}")]), Query(A, "{loot}")]),
         Scene(&[LogIn(&[("options", "-c {variable}={b}")]), Query(A, "{loot}")]),
         Scene(&[LogIn(&[("options", "--{variable}={b}")]), Query(A, "{loot}")]),
-        Scene(&[LogIn(&[("{context}", "{b_tenant}|99999999999|x|x")]), Query(A, "{loot}")]),
+        Scene(&[LogIn(&[("{context}", "{b_tenant}")]), Query(A, "{loot}")]),
     ]),
     attack(Door, "login as B", "B's session with A's password", Read, One, &[
         Scene(&[LogIn(&[("user", "{b_user}")]), Query(A, "{loot}"), Query(A, "SELECT secret FROM {name}")]),

@@ -18,8 +18,8 @@
 //! a FunctionCall message of `pg_catalog.set_config`, which is a transaction of its own, leaves the
 //! client's unnamed statement alone and shows no text in `pg_stat_activity`.
 //!
-//! In posture sealed there is one exchange more before the variables: the scrub, and the number that the database gives the
-//! session, to which the sealed value is bound ([`crate::backend::seal`]). It is renewed with half of its life left.
+//! In posture sealed the session is bound to its tenant before the variables are set, by a value that only this process can
+//! make ([`crate::backend::seal`]); it is bound anew with half of its life left. What the value needs of the database is asked once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use std::time::Duration;
 
 use crate::backend::connection::{Frame, Parameters, ServerConnection};
 use crate::backend::prepared::frame;
-use crate::backend::seal;
-use crate::backend::switch::{self, Batch};
-use crate::config::{Route, SEALED_VARIABLE, Seal};
+use crate::backend::seal::{self, Credential};
+use crate::backend::switch::{self, Batch, Setting};
+use crate::config::Route;
 use crate::error::{Error, Kind, Result};
 use crate::id::TenantId;
 use crate::protocol::buffer::Buffer;
@@ -144,6 +144,8 @@ struct Plan {
     answers: usize,
     /// The first answers up to here decide over the context; what fails later is a setting of the client's.
     required: usize,
+    /// The answer that comes when this many did is of the seal.
+    seal: Option<usize>,
 }
 
 /// What is to be done.
@@ -175,21 +177,30 @@ impl<'c> Change<'c> {
 }
 
 impl Plan {
-    fn scrub(&mut self, change: &Change<'_>) {
-        if change.scrub {
-            self.query("DISCARD ALL");
-        }
+    fn scrub(&mut self) {
+        self.query("DISCARD ALL");
+    }
+
+    /// The database is asked for what the seal needs, or told it.
+    fn seal(&mut self, request: &[u8]) {
+        self.seal = Some(self.answers);
+        self.request.extend(request);
+        self.answers += 1;
         self.required = self.answers;
     }
 
-    fn variables(&mut self, change: &Change<'_>, wanted: &Binding, sealed: Option<&str>) {
+    fn bind(&mut self, credential: &Credential) {
+        let mut batch = Batch::default();
+        batch.set(Some(credential), &[]);
+        batch.request.extend(frame(FrontendTag::SYNC.0, &[]));
+        self.seal(&batch.request);
+    }
+
+    fn variables(&mut self, change: &Change<'_>, wanted: &Binding) {
         if change.variables {
             for (name, value) in &wanted.route.context {
                 self.set_config(name, value);
             }
-        }
-        if let Some(sealed) = sealed {
-            self.set_config(SEALED_VARIABLE, sealed);
         }
         self.required = self.answers;
         self.settings(change.applied, wanted);
@@ -219,26 +230,12 @@ impl Plan {
     }
 
     fn query(&mut self, sql: &str) {
-        self.request
-            .extend(frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"]));
+        self.request.extend(query(sql));
         self.answers += 1;
     }
 
     fn set_config(&mut self, name: &str, value: &str) {
         self.call(SET_CONFIG_OID, &[name, value, "false"]);
-    }
-
-    /// A scrub and a FunctionCall with one answer for both: the call is skipped if the scrub fails.
-    fn scrub_and_call(function: u32) -> Self {
-        let mut batch = Batch::default();
-        batch.statement("DISCARD ALL", &[]);
-        let mut plan = Self {
-            request: batch.request,
-            ..Self::default()
-        };
-        plan.call(function, &[]);
-        plan.required = plan.answers;
-        plan
     }
 
     /// A FunctionCall: oid, no argument formats (all text), arguments, text result.
@@ -257,6 +254,10 @@ impl Plan {
             .extend(frame(FrontendTag::FUNCTION_CALL.0, &[&body]));
         self.answers += 1;
     }
+}
+
+fn query(sql: &str) -> Vec<u8> {
+    frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"])
 }
 
 /// The client's settings that are not in force, in the order to set them; what the context sets is not the client's to set.
@@ -375,10 +376,10 @@ pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Res
     connection.context = Context::Unknown;
     connection.note_discard();
     let mut plan = Plan::default();
-    plan.query("DISCARD ALL");
+    plan.scrub();
     plan.required = plan.answers;
     let mut nobodys = Buffer::new();
-    let done = exchange(connection, &plan, Asking::Context, &mut nobodys);
+    let done = exchange(connection, &plan, &mut nobodys);
     match tokio::time::timeout(deadline, done).await {
         Ok(done) => done.map_err(Refusal::into_error)?,
         Err(_) => return Err(not_set(format_args!("timed out after {deadline:?}"))),
@@ -398,77 +399,61 @@ async fn change(
     let context = std::mem::replace(&mut connection.context, Context::Unknown);
     let change = Change::new(wanted, &context);
     let mut plan = Plan::default();
-    // A seal is made for the number that the database gives after the scrub: then that cannot go ahead with the rest.
-    let scrubs_ahead = change.scrub && ahead.is_some() && wanted.route.seal.is_none();
-    if !scrubs_ahead {
-        plan.scrub(&change);
-    }
-    if change.scrub {
+    let mut scrub = change.scrub;
+    if scrub {
         connection.note_discard();
     }
-    let mut sealed = None;
+    let mut credential = None;
     if let Some(seal) = &wanted.route.seal
         && (change.variables || connection.sealed.needs(seal))
     {
-        let same_tenant = matches!(context, Context::Bound(_)) && !change.scrub;
-        sealed = Some(
-            match next_epoch(connection, seal, change.scrub) {
-                Some(function) => {
-                    plan = Plan::scrub_and_call(function);
-                    let answer = exchange(connection, &plan, Asking::Seal, aside).await?;
-                    connection.sealed.seal_next(seal, answer.as_deref())
-                }
-                None => {
-                    plan.query(&connection.sealed.question(seal, same_tenant));
-                    let answer = exchange(connection, &plan, Asking::Seal, aside).await?;
-                    connection.sealed.seal(seal, answer.as_deref())
-                }
+        if let Some(question) = connection.sealed.question(seal) {
+            if std::mem::take(&mut scrub) {
+                plan.scrub();
             }
-            .map_err(Refusal::Broken)?,
-        );
-        plan = Plan::default();
+            plan.seal(&query(&question));
+            let answer = exchange(connection, &plan, aside).await?;
+            let learnt = connection.sealed.learn(seal, answer.as_deref());
+            learnt.map_err(Refusal::Broken)?;
+            plan = Plan::default();
+        }
+        let made = connection.sealed.credential(seal);
+        credential = Some(made.map_err(Refusal::Broken)?);
     }
+    let credential = credential.as_ref();
     if let Some(reported) = ahead {
-        let variables = variables(wanted, sealed.as_deref());
-        switch::go_ahead(connection, wanted, scrubs_ahead, &variables, reported);
+        let setting = Setting {
+            scrub,
+            credential,
+            variables: &variables(wanted),
+        };
+        switch::go_ahead(connection, wanted, &setting, reported);
         return Ok(change.scrub);
     }
-    plan.variables(&change, wanted, sealed.as_deref());
-    exchange(connection, &plan, Asking::Context, aside).await?;
+    if scrub {
+        plan.scrub();
+    }
+    if let Some(credential) = credential {
+        plan.bind(credential);
+    }
+    plan.variables(&change, wanted);
+    exchange(connection, &plan, aside).await?;
     Ok(change.scrub)
 }
 
-/// The function to call for an epoch, if that is all that must be asked after a scrub. A session that is read-only by default
-/// gets none without BEGIN READ WRITE.
-fn next_epoch(connection: &ServerConnection, seal: &Seal, scrub: bool) -> Option<u32> {
-    let read_only = connection.parameters.get("default_transaction_read_only");
-    (scrub && read_only.is_some_and(|value| value == "off"))
-        .then(|| connection.sealed.short_question(seal))
-        .flatten()
-}
-
 /// All that is set on a connection that carries nothing.
-fn variables<'b>(wanted: &'b Binding, sealed: Option<&'b str>) -> Vec<(&'b str, &'b str)> {
+fn variables(wanted: &Binding) -> Vec<(&str, &str)> {
     let context = wanted.route.context.iter();
     context
         .map(|(name, value)| (name.as_str(), value.as_str()))
-        .chain(sealed.map(|sealed| (SEALED_VARIABLE, sealed)))
         .chain(to_set(&Settings::new(), wanted))
         .collect()
-}
-
-/// What an error would be about.
-#[derive(Clone, Copy)]
-enum Asking {
-    Seal,
-    Context,
 }
 
 /// Returns the first column of the last row that came.
 async fn exchange(
     connection: &mut ServerConnection,
     plan: &Plan,
-    asking: Asking,
     aside: &mut Buffer,
 ) -> Result<Option<String>, Refusal> {
     if plan.answers == 0 {
@@ -489,10 +474,7 @@ async fn exchange(
                 return Err(Refusal::Broken(not_set("the server is in a transaction")));
             }
             BackendTag::DATA_ROW => row = first_column(&body),
-            BackendTag::FUNCTION_CALL_RESPONSE if matches!(asking, Asking::Seal) => {
-                row = value(&body);
-            }
-            BackendTag::ERROR_RESPONSE if matches!(asking, Asking::Seal) => {
+            BackendTag::ERROR_RESPONSE if plan.seal == Some(answered) => {
                 return Err(Refusal::Broken(seal::refused(&ErrorFields::read(&body))));
             }
             BackendTag::ERROR_RESPONSE if answered < plan.required => {
@@ -521,12 +503,7 @@ async fn exchange(
 
 /// Of a DataRow: number of columns, then length and bytes of each.
 fn first_column(body: &[u8]) -> Option<String> {
-    value(body.get(2..)?)
-}
-
-/// Length and bytes of one value.
-fn value(bytes: &[u8]) -> Option<String> {
-    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (length, rest) = body.get(2..)?.split_first_chunk::<4>()?;
     let length = usize::try_from(i32::from_be_bytes(*length)).ok()?;
     String::from_utf8(rest.get(..length)?.to_vec()).ok()
 }
@@ -572,8 +549,10 @@ tenants:
     fn plan(wanted: &Binding, context: &Context) -> String {
         let change = Change::new(wanted, context);
         let mut plan = Plan::default();
-        plan.scrub(&change);
-        plan.variables(&change, wanted, None);
+        if change.scrub {
+            plan.scrub();
+        }
+        plan.variables(&change, wanted);
         let mut words = Vec::new();
         let mut rest = &plan.request[..];
         while let Some(header) = Header::read(rest) {

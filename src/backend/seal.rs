@@ -1,38 +1,40 @@
-//! Sealing: the context of a connection with a MAC that policies verify inside PostgreSQL, so that no SQL of a
-//! tenant can name another one.
+//! Sealing: binding a session to its tenant by a value with a MAC that is verified inside PostgreSQL, so that no SQL of
+//! a tenant can name another one.
 //!
 //! ```text
-//!   pgtenant.challenge(…) ──► epoch of this session, pid, start of the server, its clock
-//!   pgtenant.next_epoch() ──► a new epoch: the rest is known
-//!   pgtenant.context = tenant|expires|key|HMAC(tenant|expires|key epoch pid start)
+//!   once      pgtenant.challenge(…) ──► pid, start of the server, its clock
+//!   a change  DISCARD ALL, pgtenant.bind_<key>(tenant|until|hash|hash|in time|HMAC(… pid start))
+//!             └─ the session's tenant is set, where only that function can: the tenant's queries find it there
 //! ```
 //!
-//! The *epoch* is a number that the database gives a session anew each time that the session is to serve another tenant,
-//! and never to two: a value that leaks is good on no other connection, for no other binding of the same connection,
-//! and not after a restart. Only functions of the schema can change a session's epoch; when the session loses it (DISCARD
-//! SEQUENCES), its policies deny. `src/control/sql/seal.sql` is the other half.
+//! The value is known to this process and to the function, and is never where a tenant could read it: so it is not the
+//! tenant's to use again. It takes no exchange: all that it is bound to is known. `src/control/sql/seal.sql` is the other half.
 
 use std::time::{Duration, Instant};
 
 use memchr::memmem;
+use sha2::{Digest, Sha256};
 
 use crate::config::Seal;
 use crate::error::{Error, Kind};
 use crate::protocol::reply::ErrorFields;
 
 /// Of `src/control/sql/seal.sql`.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 
 /// From 1970 to 2000, where PostgreSQL counts from, in µs.
 const EPOCH_OF_POSTGRESQL: i64 = 946_684_800_000_000;
 
-/// The SQLSTATEs of `pgtenant.tenant_id()`, as fields of an ErrorResponse: not valid, no epoch.
+/// For how long a value can be used to bind, at most. It is used at once, behind what a busy server has still to do.
+const IN_TIME: Duration = Duration::from_secs(60);
+
+/// The SQLSTATEs of `pgtenant.tenant_id()`, as fields of an ErrorResponse: not valid, not bound.
 const REFUSALS: [&[u8]; 2] = [b"\0C42501\0", b"\0C55000\0"];
 
 /// What `pgtenant.tenant_id()` raises for a context that is not valid.
 const NOT_VALID: &str = "the tenant context of this session is not valid";
 
-/// Whether an error says that a sealed context was forged, has expired or has lost its epoch. A tenant that may define
+/// Whether an error says that a sealed context was forged, has expired or is lost. A tenant that may define
 /// functions can raise the same: it is then what that tenant wants known of itself.
 pub fn is_refusal(fields: &ErrorFields) -> bool {
     match &*fields.sqlstate {
@@ -42,11 +44,11 @@ pub fn is_refusal(fields: &ErrorFields) -> bool {
     }
 }
 
-/// What a server connection is sealed with.
+/// What a server connection is bound with.
 #[derive(Debug, Default)]
 pub struct Sealed {
     session: Option<Session>,
-    /// When it is to be sealed anew.
+    /// When it is to be bound anew.
     renew_at: Option<Instant>,
     key: String,
 }
@@ -54,18 +56,22 @@ pub struct Sealed {
 /// What the database says of a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Session {
-    /// The number of its binding. None: the session was scrubbed.
-    epoch: Option<i64>,
     pid: i32,
     /// When the server started, µs since 1970.
     started: i64,
     /// The server's clock, s since 1970, when it was asked.
     clock: u64,
     asked: Instant,
-    /// The oid of `pgtenant.next_epoch()`.
-    next_epoch: u32,
     /// The id of the key that the database knew then.
     key: String,
+}
+
+/// What binds a session to a tenant.
+pub struct Credential {
+    /// The function to call, of `pgtenant`; an identifier.
+    pub function: String,
+    /// Its argument. Never to be in the text of a statement, which other sessions could see.
+    pub sealed: String,
 }
 
 impl Sealed {
@@ -74,93 +80,93 @@ impl Sealed {
         self.renew_at.is_some_and(|at| Instant::now() >= at)
     }
 
-    /// Whether it must be sealed (again) to be good for `seal` for a while.
+    /// Whether it must be bound (again) to be good for `seal` for a while.
     pub fn needs(&self, seal: &Seal) -> bool {
         self.renew_at.is_none() || self.key != seal.key.id() || self.is_due()
     }
 
-    /// Whether a statement may have failed because the session has lost its epoch: by a DISCARD SEQUENCES that was hidden in a
+    /// Whether a statement may have failed because the session is not bound any more: by a DISCARD SEQUENCES that was hidden in a
     /// function, say. Then the context is to be set again. `body`: of an ErrorResponse.
     pub fn may_be_refused_by(&self, body: &[u8]) -> bool {
         let mut refusals = REFUSALS.iter();
         self.session.is_some() && refusals.any(|code| memmem::find(body, code).is_some())
     }
 
-    /// The session was scrubbed: it has no epoch any more, and no value.
+    /// The session was scrubbed: it is not bound any more.
     pub fn discard(&mut self) {
         self.renew_at = None;
-        if let Some(session) = &mut self.session {
-            session.epoch = None;
-        }
     }
 
-    /// The function to call for a new epoch, if all else that a value is bound to is known, and was asked for lately: the
-    /// server's clock may be set, and the key be retired.
-    pub fn short_question(&self, seal: &Seal) -> Option<u32> {
-        let session = self.session.as_ref()?;
-        let is_late = session.asked.elapsed() >= seal.lifetime / 2;
-        (!is_late && session.key == seal.key.id()).then_some(session.next_epoch)
+    /// What is to be asked before a value can be made, outside a transaction; nothing, if all is known, and was asked for
+    /// lately: the server's clock may be set, and the key be retired. Nothing in it is a secret. It fails on a standby, which
+    /// can bind nobody.
+    pub fn question(&self, seal: &Seal) -> Option<String> {
+        let known = self.session.as_ref().is_some_and(|session| {
+            session.key == seal.key.id() && session.asked.elapsed() < seal.lifetime / 2
+        });
+        (!known).then(|| {
+            format!(
+                "BEGIN READ WRITE; SELECT pgtenant.challenge(0, '{}'); COMMIT",
+                seal.key.id()
+            )
+        })
     }
 
-    /// As [`seal`](Self::seal), from the answer to the short question.
-    ///
-    /// # Errors
-    /// 08006: it is none.
-    pub fn seal_next(&mut self, seal: &Seal, answer: Option<&str>) -> Result<String, Error> {
-        let epoch = answer.and_then(|answer| answer.parse().ok());
-        match (&mut self.session, epoch) {
-            (Some(session), Some(epoch)) => {
-                session.epoch = Some(epoch);
-                self.value(seal)
-            }
-            _ => Err(not_sealed(
-                "pgtenant.next_epoch() gave an answer that is none",
-            )),
-        }
-    }
-
-    /// Asks for the session's epoch, outside a transaction. Nothing in it is a secret. A session may be read-only by default.
-    pub fn question(&self, seal: &Seal, keep: bool) -> String {
-        let known = self.session.as_ref().filter(|_| keep);
-        format!(
-            "BEGIN READ WRITE; SELECT pgtenant.challenge({}, '{}'); COMMIT",
-            known.and_then(|session| session.epoch).unwrap_or(0),
-            seal.key.id()
-        )
-    }
-
-    /// The value of the variable, from the database's answer to the question.
+    /// Takes the database's answer to the question.
     ///
     /// # Errors
     /// 08006: the database is not prepared for this proxy.
-    pub fn seal(&mut self, seal: &Seal, answer: Option<&str>) -> Result<String, Error> {
+    pub fn learn(&mut self, seal: &Seal, answer: Option<&str>) -> Result<(), Error> {
         self.session = Some(Session::read(answer.unwrap_or_default(), seal.key.id())?);
-        self.value(seal)
+        Ok(())
     }
 
-    fn value(&mut self, seal: &Seal) -> Result<String, Error> {
-        let Some((session, epoch)) = self.session.as_ref().and_then(|s| Some((s, s.epoch?))) else {
-            return Err(not_sealed("the session has no epoch"));
+    /// A new value. It is to be used at once.
+    ///
+    /// # Errors
+    /// 08006: the database was not asked.
+    pub fn credential(&mut self, seal: &Seal) -> Result<Credential, Error> {
+        let Some(session) = &self.session else {
+            return Err(not_sealed("nothing is known of the session"));
         };
-        let lifetime = seal.lifetime;
         // Both by whole seconds since the server was asked, so that it is renewed well before it expires.
         let since = session.asked.elapsed().as_secs();
-        let expires = session.clock + since + lifetime.as_secs();
-        let signed = format!("{}|{expires}|{}", seal.tenant, seal.key.id());
-        // As int8send(), int4send() and timestamptz_send() write them.
+        let after = |time: Duration| {
+            let seconds = session.clock + since + time.as_secs();
+            i64::try_from(seconds).unwrap_or(i64::MAX / 2_000_000) * 1_000_000 - EPOCH_OF_POSTGRESQL
+        };
+        let [one, two] = halves(&seal.tenant);
+        // A database tells whole seconds.
+        let in_time = seal.lifetime.min(IN_TIME) + Duration::from_secs(1);
+        let signed = format!(
+            "{}|{}|{one}|{two}|{}",
+            seal.tenant,
+            after(seal.lifetime),
+            after(in_time)
+        );
+        // As int4send() and timestamptz_send() write them.
         let mac = seal.key.sign(
             &[
                 signed.as_bytes(),
-                &epoch.to_be_bytes(),
                 &session.pid.to_be_bytes(),
                 &(session.started - EPOCH_OF_POSTGRESQL).to_be_bytes(),
             ]
             .concat(),
         );
-        self.renew_at = Some(session.asked + Duration::from_secs(since) + lifetime / 2);
+        self.renew_at = Some(session.asked + Duration::from_secs(since) + seal.lifetime / 2);
         seal.key.id().clone_into(&mut self.key);
-        Ok(format!("{signed}|{mac}"))
+        Ok(Credential {
+            function: format!("bind_{}", self.key),
+            sealed: format!("{signed}|{mac}"),
+        })
     }
+}
+
+/// The first 16 bytes of SHA-256, as two of PostgreSQL's bigint.
+fn halves(tenant: &str) -> [i64; 2] {
+    let hash: [u8; 32] = Sha256::digest(tenant).into();
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ..] = hash;
+    [[a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]].map(i64::from_be_bytes)
 }
 
 impl Session {
@@ -173,7 +179,7 @@ impl Session {
                 "its seal has version {version}, not {VERSION}: run `pgtenant seal`"
             )));
         }
-        let [_, epoch, pid, started, clock, keys, next_epoch] = fields[..] else {
+        let [_, pid, started, clock, keys] = fields[..] else {
             return Err(malformed());
         };
         if keys != "1" {
@@ -181,14 +187,11 @@ impl Session {
                 "it does not know the key of servers.*.seal, or has retired it: run `pgtenant seal`",
             ));
         }
-        let number = |text: &str| text.parse::<i64>().map_err(|_| malformed());
         Ok(Self {
-            epoch: Some(number(epoch)?),
             pid: pid.parse().map_err(|_| malformed())?,
-            started: number(started)?,
+            started: started.parse().map_err(|_| malformed())?,
             clock: clock.parse().map_err(|_| malformed())?,
             asked: Instant::now(),
-            next_epoch: next_epoch.parse().map_err(|_| malformed())?,
             key: key.to_owned(),
         })
     }
@@ -232,23 +235,31 @@ mod tests {
         }
     }
 
+    fn known(seal: &Seal, answer: &str) -> Sealed {
+        let mut sealed = Sealed::default();
+        sealed.learn(seal, Some(answer)).unwrap();
+        sealed
+    }
+
     #[test]
     fn a_value_is_bound_to_all_that_the_database_said() {
         let seal = seal(600);
-        let value = |answer: &str| Sealed::default().seal(&seal, Some(answer)).unwrap();
-        let one = value("2|7|42|946684800000009|500|1|99");
-        let id = seal.key.id();
-        let signed = format!("globex|1100|{id}");
-        let binary = [0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 9];
+        let value = |answer: &str| known(&seal, answer).credential(&seal).unwrap();
+        // 500 s after 2000 began.
+        let one = value("3|42|946684800000009|946685300|1");
+        assert_eq!(one.function, format!("bind_{}", seal.key.id()));
+        let hash: [u8; 32] = Sha256::digest("globex").into();
+        let half = |at: usize| i64::from_be_bytes(hash[at..at + 8].try_into().unwrap());
+        let signed = format!("globex|1100000000|{}|{}|561000000", half(0), half(8));
+        let binary = [0, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 9];
         let mac = seal.key.sign(&[signed.as_bytes(), &binary].concat());
-        assert_eq!(one, format!("{signed}|{mac}"));
+        assert_eq!(one.sealed, format!("{signed}|{mac}"));
         for other in [
-            "2|8|42|946684800000009|500|1|99",
-            "2|7|43|946684800000009|500|1|99",
-            "2|7|42|946684800000008|500|1|99",
-            "2|7|42|946684800000009|501|1|99",
+            "3|43|946684800000009|946685300|1",
+            "3|42|946684800000008|946685300|1",
+            "3|42|946684800000009|946685301|1",
         ] {
-            assert_ne!(value(other), one, "{other}");
+            assert_ne!(value(other).sealed, one.sealed, "{other}");
         }
     }
 
@@ -256,69 +267,54 @@ mod tests {
     fn what_a_database_that_is_not_prepared_says_is_refused() {
         for answer in [
             "",
-            "2|7|42|1000|500|0|99",
+            "3|42|1000|500|0",
+            "2|7|42|1000|500|1|99",
             "1|7|42|1000|500|1",
-            "2|x|42|1000|500|1|99",
-            "2|7|42|1000|500|1",
-            "2|7|42|1|1|1|1|1",
+            "3|x|1000|500|1",
+            "3|42|1000|500",
+            "3|1|1|1|1|1",
         ] {
             let error = Sealed::default()
-                .seal(&seal(600), Some(answer))
+                .learn(&seal(600), Some(answer))
                 .unwrap_err();
             assert!(
                 error.to_string().contains("not prepared"),
                 "{answer}: {error}"
             );
         }
+        assert!(Sealed::default().credential(&seal(600)).is_err());
     }
 
     #[test]
     fn it_is_renewed_with_half_of_its_life_left_and_for_another_key() {
-        let mut sealed = Sealed::default();
+        let mut sealed = known(&seal(600), "3|42|1000|500|1");
         assert!(sealed.needs(&seal(600)) && !sealed.is_due());
-        sealed
-            .seal(&seal(600), Some("2|7|42|1000|500|1|99"))
-            .unwrap();
+        sealed.credential(&seal(600)).unwrap();
         assert!(!sealed.needs(&seal(600)));
         let other = Seal {
             key: SealKey::derive(&Secret::new("y".repeat(32)), "app"),
             ..seal(600)
         };
         assert!(sealed.needs(&other));
-        sealed.seal(&seal(0), Some("2|7|42|1000|500|1|99")).unwrap();
+        assert!(sealed.question(&other).is_some(), "is that key known?");
+        sealed.credential(&seal(0)).unwrap();
         assert!(sealed.is_due() && sealed.needs(&seal(0)));
     }
 
     #[test]
-    fn a_scrubbed_session_is_asked_for_its_epoch_alone() {
-        let (mut sealed, seal) = (Sealed::default(), seal(600));
-        assert_eq!(sealed.short_question(&seal), None);
-        let first = sealed.seal(&seal, Some("2|7|42|1000|500|1|99")).unwrap();
+    fn a_scrubbed_session_need_not_be_asked_again() {
+        let seal = seal(600);
+        assert!(Sealed::default().question(&seal).is_some());
+        let mut sealed = known(&seal, "3|42|1000|500|1");
+        sealed.credential(&seal).unwrap();
         sealed.discard();
-        assert!(sealed.needs(&seal) && sealed.question(&seal, true).contains("challenge(0,"));
-        assert_eq!(sealed.short_question(&seal), Some(99));
-        assert_ne!(sealed.seal_next(&seal, Some("8")).unwrap(), first);
+        assert!(sealed.needs(&seal) && sealed.question(&seal).is_none());
+        sealed.credential(&seal).unwrap();
         assert!(!sealed.needs(&seal));
-        assert!(
-            sealed.seal_next(&seal, Some("x")).is_err() && sealed.seal_next(&seal, None).is_err()
-        );
-        assert_eq!(
-            sealed.short_question(&Seal {
-                lifetime: Duration::ZERO,
-                ..seal
-            }),
-            None
-        );
-    }
-
-    #[test]
-    fn the_epoch_is_kept_only_where_that_is_asked_for() {
-        let mut sealed = Sealed::default();
-        assert!(sealed.question(&seal(600), true).contains("challenge(0,"));
-        sealed
-            .seal(&seal(600), Some("2|7|42|1000|500|1|99"))
-            .unwrap();
-        assert!(sealed.question(&seal(600), true).contains("challenge(7,"));
-        assert!(sealed.question(&seal(600), false).contains("challenge(0,"));
+        let late = Seal {
+            lifetime: Duration::ZERO,
+            ..seal
+        };
+        assert!(sealed.question(&late).is_some());
     }
 }

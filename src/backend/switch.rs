@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Binding, Context, follows_client, not_set};
 use crate::backend::prepared::frame;
+use crate::backend::seal::Credential;
 use crate::config::Pooling;
 use crate::error::Error;
 use crate::protocol::frame::{BackendTag, FrontendTag};
@@ -73,21 +74,27 @@ pub fn may_go_ahead(
         && (Arc::ptr_eq(reported, &connection.parameters) || same_server())
 }
 
-/// Puts the change before what the client says next. `scrub`: it begins with that. Nothing is sent yet.
+/// What is to be set.
+pub struct Setting<'s> {
+    /// It begins with a scrub.
+    pub scrub: bool,
+    /// What binds the session to its tenant, in posture sealed.
+    pub credential: Option<&'s Credential>,
+    pub variables: &'s [(&'s str, &'s str)],
+}
+
+/// Puts the change before what the client says next. Nothing is sent yet.
 pub fn go_ahead(
     connection: &mut ServerConnection,
     wanted: &Binding,
-    scrub: bool,
-    variables: &[(&str, &str)],
+    setting: &Setting<'_>,
     reported: Arc<Parameters>,
 ) {
     let mut batch = Batch::default();
-    if scrub {
+    if setting.scrub {
         batch.statement("DISCARD ALL", &[]);
     }
-    batch.statement("BEGIN", &[]);
-    batch.set_config(variables);
-    batch.statement("COMMIT", &[]);
+    batch.set(setting.credential, setting.variables);
     connection.context = Context::Unknown;
     connection.parameters = reported;
     connection.outbox.extend(&batch.request);
@@ -126,23 +133,32 @@ impl Batch {
         self.statements += 1;
     }
 
-    /// One statement for all, in this order. The values are parameters: one text for all tenants, and none in
-    /// `pg_stat_activity`.
-    fn set_config(&mut self, variables: &[(&str, &str)]) {
-        let calls: Vec<_> = (0..variables.len())
-            .map(|at| {
-                format!(
-                    "pg_catalog.set_config(${}, ${}, false)",
-                    2 * at + 1,
-                    2 * at + 2
-                )
-            })
-            .collect();
-        let arguments: Vec<_> = variables
-            .iter()
-            .flat_map(|&(name, value)| [name, value])
-            .collect();
+    /// One statement for all, in this order, in a transaction of its own. The values are parameters: one text for all tenants, and
+    /// none in `pg_stat_activity`.
+    pub fn set(&mut self, credential: Option<&Credential>, variables: &[(&str, &str)]) {
+        let mut arguments = Vec::new();
+        let mut next = |value| {
+            arguments.push(value);
+            arguments.len()
+        };
+        let mut calls = Vec::new();
+        if let Some(Credential { function, sealed }) = credential {
+            // It returns its argument, which need not come back.
+            let at = next(sealed.as_str());
+            calls.push(format!("pgtenant.{function}(${at}) IS NOT NULL"));
+        }
+        for &(name, value) in variables {
+            let (name, value) = (next(name), next(value));
+            calls.push(format!("pg_catalog.set_config(${name}, ${value}, false)"));
+        }
+        // A session may be read-only by default, and then is bound to nobody.
+        let begin = match credential {
+            Some(_) => "BEGIN READ WRITE",
+            None => "BEGIN",
+        };
+        self.statement(begin, &[]);
         self.statement(&format!("SELECT {}", calls.join(", ")), &arguments);
+        self.statement("COMMIT", &[]);
     }
 }
 
@@ -190,8 +206,11 @@ mod tests {
     #[test]
     fn a_batch_has_no_sync_and_no_value_in_its_text() {
         let mut batch = Batch::default();
-        batch.statement("BEGIN", &[]);
-        batch.set_config(&[("app.tenant", "a'b"), ("x", "y")]);
+        let credential = Credential {
+            function: "bind_0".to_owned(),
+            sealed: "a'b".to_owned(),
+        };
+        batch.set(Some(&credential), &[("app.tenant", "a'b"), ("x", "y")]);
         let mut tags = String::new();
         let mut rest = &batch.request[..];
         while let Some(header) = Header::read(rest) {
@@ -203,7 +222,7 @@ mod tests {
             }
             rest = &rest[size..];
         }
-        assert_eq!((tags.as_str(), rest.len()), ("PBEPBE", 0));
-        assert_eq!(batch.statements, 2);
+        assert_eq!((tags.as_str(), rest.len()), ("PBEPBEPBE", 0));
+        assert_eq!(batch.statements, 3);
     }
 }

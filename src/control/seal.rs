@@ -18,7 +18,7 @@ use crate::id::ServerName;
 pub const SQL: &str = include_str!("sql/seal.sql");
 
 /// What the schema says of itself: the comment that `src/control/sql/seal.sql` makes last.
-pub const IDENTITY: &str = "pgtenant seal, version 2";
+pub const IDENTITY: &str = "pgtenant seal, version 3";
 
 /// What cannot be taken back is said before it is done.
 type Result<T> = std::result::Result<T, String>;
@@ -71,11 +71,8 @@ pub fn key_sql(key: &SealKey, retire_after: Duration) -> String {
     });
     let (id, seconds) = (key.id(), retire_after.as_secs());
     format!(
-        "INSERT INTO pgtenant.keys (id, inner_pad, outer_pad)
-    VALUES ('{id}', pg_catalog.decode('{inner}', 'hex'), pg_catalog.decode('{outer}', 'hex'))
-    ON CONFLICT (id) DO UPDATE SET not_after = NULL;
-UPDATE pgtenant.keys SET not_after = pg_catalog.now() + '{seconds}s'::interval WHERE id <> '{id}' AND not_after IS NULL;
-DELETE FROM pgtenant.keys WHERE not_after < pg_catalog.now();
+        "SELECT pgtenant.put_key('{id}', pg_catalog.decode('{inner}', 'hex'), pg_catalog.decode('{outer}', 'hex'));
+SELECT pgtenant.retire_keys('{id}', '{seconds}s');
 "
     )
 }
@@ -129,8 +126,8 @@ async fn install_by(
             .get::<_, bool>(0);
         if reads {
             return Err(format!(
-                "role \"{role}\" can read the key: it must be no superuser, nor a member of pg_read_all_data, of the \
-                 owner of schema pgtenant or of a role that can act for it"
+                "role \"{role}\" can read the key: it must be no superuser, nor a member of pg_read_all_data, pg_write_all_data, \
+                 the owner of schema pgtenant or a role that can act for it"
             ));
         }
     }
@@ -140,26 +137,17 @@ async fn install_by(
     let (id, seconds) = (key.id(), retire_after.as_secs_f64());
     let new = client
         .query_one(
-            "INSERT INTO pgtenant.keys (id, inner_pad, outer_pad) VALUES ($1, $2, $3)
-             ON CONFLICT (id) DO UPDATE SET not_after = NULL RETURNING xmax = 0",
+            "SELECT pgtenant.put_key($1, $2, $3)",
             &[&id, &&inner[..], &&outer[..]],
         )
         .await
         .map_err(failed)?
         .get(0);
-    client
-        .execute(
-            "UPDATE pgtenant.keys SET not_after = now() + $2 * interval '1 second' WHERE id <> $1 AND not_after IS NULL",
+    let retiring = client
+        .query_one(
+            "SELECT pgtenant.retire_keys($1, $2 * interval '1 second')",
             &[&id, &seconds],
         )
-        .await
-        .map_err(failed)?;
-    client
-        .execute("DELETE FROM pgtenant.keys WHERE not_after < now()", &[])
-        .await
-        .map_err(failed)?;
-    let retiring = client
-        .query_one("SELECT count(*) FROM pgtenant.keys WHERE id <> $1", &[&id])
         .await
         .map_err(failed)?
         .get(0);
@@ -171,12 +159,13 @@ async fn install_by(
     })
 }
 
-/// Whether a role, which need not exist yet, can read the key or become who can.
+/// Whether a role, which need not exist yet, can read the key, bind a session by itself, or become who can.
 const READS_KEYS: &str = "SELECT coalesce(bool_or(
         r.rolsuper
-        OR has_table_privilege(r.oid, 'pgtenant.keys', 'SELECT')
+        OR has_sequence_privilege(r.oid, c.oid, 'SELECT, UPDATE, USAGE')
         OR pg_has_role(r.oid, n.nspowner, 'MEMBER')), false)
-    FROM pg_roles r, pg_namespace n WHERE r.rolname = $1 AND n.nspname = 'pgtenant'";
+    FROM pg_roles r, pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid AND c.relkind = 'S'
+    WHERE r.rolname = $1 AND n.nspname = 'pgtenant'";
 
 const QUIET: &str = "BEGIN;
     DO $$ BEGIN

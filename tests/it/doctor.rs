@@ -992,7 +992,7 @@ async fn what_is_wrong_depends_on_the_posture() {
 
     for (sql, finding) in [
         (
-            "GRANT SELECT (outer_pad) ON pgtenant.keys TO app",
+            "GRANT UPDATE ON SEQUENCE pgtenant.bound_1 TO app",
             "critical seal-key-readable",
         ),
         (

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use pgtenant::cluster::{Cluster, Options};
+use pgtenant::config::{SealKey, Secret};
 use pgtenant::control::{harden, seal};
 use pgtenant::id::ServerName;
+use sha2::{Digest, Sha256};
+use tokio_postgres::Client;
 
 use crate::audit::AuditFile;
 use crate::harness::{Running, SECRET, cluster, parse};
@@ -172,12 +175,9 @@ async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
     let mut a = connect(&proxy, "a").await;
     let mut b = connect(&proxy, "b").await;
     assert_eq!(bodies(&mut b).await, ["of b"]);
-    let of_b = value(&mut b).await;
-    assert!(of_b.starts_with("b|"), "{of_b}");
+    assert_eq!(value(&mut b).await, "b");
     assert_eq!(bodies(&mut a).await, ["of a"]);
-    let of_a = value(&mut a).await;
-    let renamed = of_a.replacen("a|", "b|", 1);
-    let later = of_a.replacen(of_a.split('|').nth(1).unwrap(), "99999999999", 1);
+    assert_eq!(value(&mut a).await, "a");
 
     // With a policy on the variable alone, all of these show what is b's.
     for trick in [
@@ -192,15 +192,7 @@ async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
     }
     // And none of these shows anything that is not a's.
     for forged in [
-        &of_b,
-        &renamed,
-        &later,
-        "b",
-        "b|||",
-        "|||",
-        "a|b|c|d",
-        &of_b.replacen('|', "||", 1),
-        &format!("{of_a}|"),
+        "b", "b|||", "|||", "a|b|c|d", "a|", "a ", " a", "A", "á", "aa",
     ] {
         let trick = format!("SET pgtenant.context = '{forged}'");
         assert!(shown(&mut a, &trick, "items").await.is_empty(), "{trick}");
@@ -242,7 +234,8 @@ async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
     // Everything in one message, so that nothing is set again in between.
     for trick in ["RESET ALL", "SET pgtenant.context = ''"] {
         let frames = a.query(&format!("{trick}; {BODIES}")).await;
-        assert!(column(&frames).is_empty(), "{trick}");
+        assert_eq!(errors(&frames), ["42501"], "{trick}");
+        assert!(!rows(&frames).iter().any(|row| row.starts_with("of")));
     }
     a.query("DISCARD ALL").await;
     assert_eq!(bodies(&mut a).await, ["of a"]);
@@ -286,31 +279,38 @@ async fn a_context_that_is_forged_or_lost_is_in_the_audit() {
         (&event["kind"], &event["sqlstate"]),
         (&"seal".into(), &"55000".into())
     );
-    // Without a seal, and with a foreign one in the row: row level security refuses.
-    for sql in [
-        "BEGIN; RESET pgtenant.context; INSERT INTO items VALUES ('b', 'x')",
-        "INSERT INTO items VALUES ('b', 'x')",
+    // Without a context; and with a foreign tenant in the row: row level security refuses.
+    for (sql, kind) in [
+        (
+            "BEGIN; RESET pgtenant.context; INSERT INTO items VALUES ('b', 'x')",
+            "seal",
+        ),
+        ("INSERT INTO items VALUES ('b', 'x')", "rls"),
     ] {
         assert_eq!(errors(&a.query(sql).await), ["42501"], "{sql}");
         a.query("ROLLBACK").await;
         let event = file.next(&mut seen).await;
-        assert_eq!(event["kind"], "rls", "{sql}");
+        assert_eq!(event["kind"], kind, "{sql}");
     }
     assert_eq!(a.column(BODIES).await, ["of a"]);
     assert!(!file.text().contains("f0rg3d"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_key_and_the_epoch_are_out_of_reach() {
+async fn the_key_and_what_a_session_is_bound_to_are_out_of_reach() {
     let cluster = sealed("reach").await;
     let proxy = USUAL.start(&cluster);
     let mut a = connect(&proxy, "a").await;
     for sql in [
         "SELECT * FROM pgtenant.keys",
-        "SELECT nextval('pgtenant.epoch')",
-        "SELECT setval('pgtenant.epoch', 1)",
-        "SELECT currval('pgtenant.epoch')",
-        "SELECT last_value FROM pgtenant.epoch",
+        "SELECT pgtenant.put_key('0123456789abcdef', '', '')",
+        "SELECT pgtenant.retire_keys('', '0s')",
+        "SELECT pgtenant.define_key('0123456789abcdef')",
+        "SELECT pgtenant.keep_to_owner()",
+        "SELECT 'b'::pgtenant.bound_tenant",
+        "CREATE TEMP TABLE x (x pgtenant.bound_tenant)",
+        "ALTER DOMAIN pgtenant.bound_tenant DROP CONSTRAINT valid",
+        "DROP DOMAIN pgtenant.bound_tenant",
         "CREATE FUNCTION pgtenant.x() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE OR REPLACE FUNCTION pgtenant.tenant_id() RETURNS text LANGUAGE sql AS $$SELECT 'b'$$",
         "DROP FUNCTION pgtenant.tenant_id()",
@@ -320,20 +320,47 @@ async fn the_key_and_the_epoch_are_out_of_reach() {
         let codes: Vec<_> = errors(&a.query(sql).await);
         assert_eq!(codes, ["42501"], "{sql}");
     }
+    let sequences = "SELECT relname FROM pg_class WHERE relnamespace = 'pgtenant'::regnamespace AND relkind = 'S'";
+    let sequences = a.column(sequences).await;
+    assert_eq!(sequences.len(), 11, "{sequences:?}");
+    for sequence in sequences {
+        for sql in [
+            "SELECT nextval('pgtenant.{}')",
+            "SELECT setval('pgtenant.{}', 1)",
+            "SELECT currval('pgtenant.{}')",
+            "SELECT last_value FROM pgtenant.{}",
+            "ALTER SEQUENCE pgtenant.{} RESTART",
+            "ALTER SEQUENCE pgtenant.{} OWNER TO app",
+        ] {
+            let sql = sql.replace("{}", &sequence);
+            assert_eq!(errors(&a.query(&sql).await), ["42501"], "{sql}");
+        }
+        for sql in [
+            "SELECT pg_sequence_last_value('pgtenant.{}')",
+            "SELECT last_value FROM pg_sequences WHERE sequencename = '{}'",
+        ] {
+            let frames = a.query(&sql.replace("{}", &sequence)).await;
+            let told = rows(&frames).concat();
+            assert!(told.is_empty(), "{sequence}: {told}");
+        }
+    }
     // It may keep its connection, for its sequences.
     drop(a);
     // Objects of its own before those of the system; plans in the log that a client is told.
-    let pads = cluster.connect("app").await.unwrap();
-    let row = pads.query_one("SELECT encode(inner_pad, 'hex'), encode(outer_pad, 'hex'), encode(inner_pad, 'escape') FROM pgtenant.keys", &[]).await.unwrap();
-    let bytes: Vec<u8> = pads
-        .query_one("SELECT inner_pad FROM pgtenant.keys", &[])
-        .await
-        .unwrap()
-        .get(0);
-    let printed: Vec<String> = bytes[..8]
-        .iter()
-        .map(|&b| i8::from_ne_bytes([b]).to_string())
-        .collect();
+    let mut secrets = Vec::new();
+    for pad in key(OLD).pads() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        secrets.push(hex(&pad[..32]));
+        // As a plan shows bytes, and as what is kept in sequences.
+        let printed: Vec<_> = pad[..8]
+            .iter()
+            .map(|&b| i8::from_ne_bytes([b]).to_string())
+            .collect();
+        secrets.push(printed.join(" "));
+        for part in pad[..32].chunks(8) {
+            secrets.push(i64::from_be_bytes(part.try_into().unwrap()).to_string());
+        }
+    }
     for setting in [
         "SET search_path = pg_temp, public; CREATE FUNCTION pg_temp.sha256(bytea) RETURNS bytea LANGUAGE sql AS $$SELECT ''::bytea$$",
         "SET debug_print_parse = on; SET debug_print_rewritten = on; SET debug_print_plan = on; SET client_min_messages = log",
@@ -353,20 +380,344 @@ async fn the_key_and_the_epoch_are_out_of_reach() {
             Some("of a"),
             "{setting}"
         );
-        let said = format!("{frames:?}");
-        for secret in [
-            row.get::<_, String>(0),
-            row.get(1),
-            row.get(2),
-            printed.join(" "),
-        ] {
-            assert!(!said.contains(&secret), "{setting}");
+        let said = frames
+            .iter()
+            .map(|frame| String::from_utf8_lossy(&frame.body));
+        let said = said.collect::<Vec<_>>().concat();
+        for secret in &secrets {
+            assert!(!said.contains(secret), "{setting}");
         }
     }
 }
 
+fn key(secret: &str) -> SealKey {
+    SealKey::derive(&Secret::new(secret.to_owned()), "app")
+}
+
+/// What the database tells everybody of a session.
+struct Session {
+    pid: i32,
+    /// Both in µs since 2000.
+    started: i64,
+    clock: i64,
+}
+
+impl Session {
+    async fn of(client: &Client) -> Self {
+        let row = client
+            .query_one("SELECT pgtenant.challenge(0, '')", &[])
+            .await
+            .unwrap();
+        let answer: String = row.get(0);
+        let fields: Vec<i64> = answer
+            .split('|')
+            .map(|field| field.parse().unwrap())
+            .collect();
+        Self {
+            pid: fields[1].try_into().unwrap(),
+            started: fields[2] - 946_684_800_000_000,
+            clock: (fields[3] - 946_684_800) * 1_000_000,
+        }
+    }
+
+    /// What pgtenant would bind with, to be used within `in_time` s, for `until` s.
+    fn sealed(&self, key: &SealKey, tenant: &str, until: i64, in_time: i64) -> String {
+        let hash = Sha256::digest(tenant);
+        let half = |at: usize| i64::from_be_bytes(hash[at..at + 8].try_into().unwrap());
+        let signed = format!(
+            "{tenant}|{}|{}|{}|{}",
+            self.clock + until * 1_000_000,
+            half(0),
+            half(8),
+            self.clock + in_time * 1_000_000
+        );
+        let (pid, started) = (self.pid.to_be_bytes(), self.started.to_be_bytes());
+        let mac = key.sign(&[signed.as_bytes(), &pid, &started].concat());
+        format!("{signed}|{mac}")
+    }
+}
+
+/// Without pgtenant.
+async fn as_app(cluster: &Cluster) -> Client {
+    let mut config = cluster.config("app");
+    let config = config.user("app").password(SECRET);
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn bind(client: &Client, key: &SealKey, sealed: &str) -> Result<(), String> {
+    let sql = format!("SELECT pgtenant.bind_{}($1) IS NOT NULL", key.id());
+    let done = client.query_one(&sql, &[&sealed]).await;
+    done.map(|_| ()).map_err(|error| code(&error))
+}
+
+fn code(error: &tokio_postgres::Error) -> String {
+    error
+        .code()
+        .map_or_else(|| error.to_string(), |code| code.code().to_owned())
+}
+
+fn refused<T>() -> Result<T, String> {
+    Err("42501".to_owned())
+}
+
+async fn tenant(client: &Client) -> Result<Option<String>, String> {
+    let row = client.query_one("SELECT pgtenant.tenant_id()", &[]).await;
+    row.map(|row| row.get(0)).map_err(|error| code(&error))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leaked_value_is_good_nowhere_else_and_not_later() {
+async fn a_session_is_bound_by_what_is_sealed_for_it_and_by_nothing_else() {
+    let cluster = sealed("binding").await;
+    let other = as_app(&cluster).await;
+    let client = as_app(&cluster).await;
+    let (session, old, new) = (Session::of(&client).await, key(OLD), key(NEW));
+    assert_eq!(tenant(&client).await, Ok(None));
+
+    let good = session.sealed(&old, "b", 600, 60);
+    let (signed, mac) = good.rsplit_once('|').unwrap();
+    let elsewhere = |session: Session| session.sealed(&old, "b", 600, 60);
+    let (pid, started, clock) = (session.pid, session.started, session.clock);
+    for forged in [
+        String::new(),
+        "|".repeat(70),
+        "b".to_owned(),
+        signed.to_owned(),
+        format!("{signed}|"),
+        format!("{signed}|{}", "0".repeat(64)),
+        format!("{signed}|{}", mac.to_uppercase()),
+        format!("a|{signed}|{mac}"),
+        good.replacen("b|", "a|", 1),
+        good.replacen("b|", "b||", 1),
+        good.replacen("b|", "b |", 1),
+        format!("{good} "),
+        session.sealed(&new, "b", 600, 60),
+        session.sealed(&old, "b", 600, -1),
+        elsewhere(Session {
+            pid: pid + 1,
+            started,
+            clock,
+        }),
+        elsewhere(Session {
+            pid,
+            started: started + 1,
+            clock,
+        }),
+        Session::of(&other).await.sealed(&old, "b", 600, 60),
+    ] {
+        assert_eq!(bind(&client, &old, &forged).await, refused(), "{forged}");
+        assert_eq!(tenant(&client).await, Ok(None), "{forged}");
+    }
+    let null = format!("SELECT pgtenant.bind_{}(NULL)", old.id());
+    assert_eq!(
+        code(&client.query_one(&null, &[]).await.unwrap_err()),
+        "42501"
+    );
+    // Not even with what is right, where the function is not what does it.
+    let cast = format!("SELECT $1::text::pgtenant.credential_{}", old.id());
+    assert!(client.query_one(&cast, &[&good]).await.is_err());
+    assert_eq!(bind(&client, &new, &good).await, Err("42883".to_owned()));
+
+    assert_eq!(bind(&client, &old, &good).await, Ok(()));
+    assert_eq!(tenant(&client).await, Ok(Some("b".to_owned())));
+    // Nobody else is; nor is the value good there.
+    assert_eq!(tenant(&other).await, Ok(None));
+    assert_eq!(bind(&other, &old, &good).await, refused());
+    other
+        .batch_execute("SET pgtenant.context = 'b'")
+        .await
+        .unwrap();
+    assert_eq!(tenant(&other).await, Err("55000".to_owned()));
+
+    // What ends it, and what does not.
+    let run = async |sql: &str| {
+        client
+            .batch_execute(sql)
+            .await
+            .map_err(|error| code(&error))
+    };
+    for (sql, then) in [
+        (
+            "BEGIN READ ONLY; SELECT pgtenant.tenant_id(); COMMIT",
+            Ok(Some("b".to_owned())),
+        ),
+        (
+            "BEGIN; SAVEPOINT s; SET LOCAL pgtenant.context = 'a'; ROLLBACK TO s; COMMIT",
+            Ok(Some("b".to_owned())),
+        ),
+        ("SET pgtenant.context = 'a'", refused()),
+        (
+            "RESET pgtenant.context; SET pgtenant.context = 'b'",
+            Ok(Some("b".to_owned())),
+        ),
+        ("RESET ALL", refused()),
+        (
+            "SET pgtenant.context = 'b'; DISCARD SEQUENCES",
+            Err("55000".to_owned()),
+        ),
+    ] {
+        assert_eq!(run(sql).await, Ok(()), "{sql}");
+        assert_eq!(tenant(&client).await, then, "{sql}");
+    }
+    // Another tenant's turn: what the first one could see of its own is good for nothing.
+    let next = session.sealed(&old, "a", 600, 60);
+    assert_eq!(bind(&client, &old, &next).await, Ok(()));
+    assert_eq!(tenant(&client).await, Ok(Some("a".to_owned())));
+    run("SET pgtenant.context = 'b'").await.unwrap();
+    assert_eq!(tenant(&client).await, refused());
+
+    // A transaction that is rolled back: whoever it was bound to, the name is the one before.
+    run("DISCARD ALL").await.unwrap();
+    run("BEGIN").await.unwrap();
+    assert_eq!(bind(&client, &old, &good).await, Ok(()));
+    run("ROLLBACK").await.unwrap();
+    assert_eq!(tenant(&client).await, refused());
+    // Where nothing can be written, nobody is bound.
+    run("DISCARD ALL; ").await.unwrap();
+    run("BEGIN READ ONLY").await.unwrap();
+    assert_eq!(bind(&client, &old, &good).await, Err("25006".to_owned()));
+    run("ROLLBACK").await.unwrap();
+    assert!(tenant(&client).await.is_err());
+
+    // Until its time is over, and until the key's.
+    let short = session.sealed(&old, "b", -1, 60);
+    assert_eq!(bind(&client, &old, &short).await, Ok(()));
+    assert_eq!(tenant(&client).await, refused());
+    cluster
+        .run(
+            "app",
+            "SELECT pgtenant.retire_keys('none', '1s'); SELECT pg_sleep(1.1)",
+        )
+        .await
+        .unwrap();
+    assert_eq!(bind(&client, &old, &good).await, refused());
+    cluster
+        .run("app", "SELECT pgtenant.retire_keys('none', '1s')")
+        .await
+        .unwrap();
+    assert_eq!(bind(&client, &old, &good).await, Err("42883".to_owned()));
+    let left = "SELECT count(*) FROM pg_class WHERE relnamespace = 'pgtenant'::regnamespace AND relname LIKE 'key\\_%'";
+    let left: i64 = cluster
+        .connect("app")
+        .await
+        .unwrap()
+        .query_one(left, &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_binds_a_session_is_told_no_tenant() {
+    let cluster = sealed("untold").await;
+    // All that makes a server tell its client what it is asked.
+    cluster.run("app", "ALTER ROLE app SET log_statement = 'all'; ALTER ROLE app SET client_min_messages = 'debug5'; \
+        ALTER ROLE app SET debug_print_plan = on; ALTER ROLE app SET debug_print_parse = on; ALTER ROLE app SET log_duration = on; \
+        ALTER ROLE app SET log_min_duration_statement = 0; ALTER ROLE app SET log_parameter_max_length = -1").await.unwrap();
+    for (pooling, size) in [("transaction", 1), ("transaction", 2)] {
+        let proxy = Config {
+            pooling,
+            size,
+            ..USUAL
+        }
+        .start(&cluster);
+        let (mut a, mut b) = (connect(&proxy, "a").await, connect(&proxy, "b").await);
+        for _ in 0..3 {
+            for wire in [&mut a, &mut b] {
+                let frames = wire.query(BODIES).await;
+                let said = frames
+                    .iter()
+                    .map(|frame| String::from_utf8_lossy(&frame.body));
+                let said = said.collect::<Vec<_>>().concat();
+                assert!(said.contains("PLANNEDSTMT"), "{said}");
+                assert!(!said.contains("bind_"), "{said}");
+                let seen = "SELECT query FROM pg_stat_activity UNION ALL SELECT statement FROM pg_prepared_statements \
+                            UNION ALL SELECT statement FROM pg_cursors UNION ALL SELECT setting FROM pg_settings";
+                for text in wire.column(seen).await {
+                    assert!(!text.contains("b|") && !text.contains("a|"), "{text}");
+                }
+            }
+        }
+    }
+}
+
+/// As it was left by version 2 of the seal, whose pads were in the table.
+const VERSION_2: &str = "
+    CREATE SCHEMA pgtenant;
+    CREATE TABLE pgtenant.keys (id text PRIMARY KEY, inner_pad bytea NOT NULL, outer_pad bytea NOT NULL,
+        made timestamptz NOT NULL DEFAULT now(), not_after timestamptz);
+    CREATE SEQUENCE pgtenant.epoch;
+    CREATE FUNCTION pgtenant.next_epoch() RETURNS bigint LANGUAGE plpgsql SECURITY DEFINER AS 'BEGIN RETURN nextval(''pgtenant.epoch''); END';
+    CREATE FUNCTION pgtenant.challenge(known bigint, key text) RETURNS text LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+        AS 'BEGIN RETURN ''2|1|1|1000|500|1|99''; END';
+    CREATE FUNCTION pgtenant.refuse() RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE ''no''; END';
+    CREATE DOMAIN pgtenant.sealed_value AS bytea CONSTRAINT valid CHECK (pgtenant.refuse() IS NULL);
+    CREATE FUNCTION pgtenant.tenant_id() RETURNS text LANGUAGE plpgsql STABLE SECURITY DEFINER AS 'BEGIN RETURN NULL; END';
+    GRANT USAGE ON SCHEMA pgtenant TO PUBLIC;
+    COMMENT ON SCHEMA pgtenant IS 'pgtenant seal, version 2'";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_with_version_2_of_the_seal_is_brought_up_to_date() {
+    let cluster = unsealed("upgrade").await;
+    cluster.run("app", VERSION_2).await.unwrap();
+    // What an operator meant for the application's own sequences.
+    cluster
+        .run(
+            "app",
+            "ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO app",
+        )
+        .await
+        .unwrap();
+    let admin = cluster.connect("app").await.unwrap();
+    let [inner, outer] = key(NEW).pads();
+    let insert = "INSERT INTO pgtenant.keys VALUES ($1, $2, $3, now(), now() + interval '1 hour')";
+    let new = key(NEW).id().to_owned();
+    admin
+        .execute(insert, &[&new, &&inner[..], &&outer[..]])
+        .await
+        .unwrap();
+    cluster.run("app", SQL).await.unwrap();
+    let proxy = USUAL.start(&cluster);
+    let error = try_connect(&proxy, "a").await.err().unwrap();
+    assert!(
+        error.contains("not prepared for a sealed tenant context"),
+        "{error}"
+    );
+
+    for expected in [true, false] {
+        let done = USUAL.install(&cluster).await.unwrap();
+        assert_eq!((done.new, done.retiring), (expected, 1));
+    }
+    // Policies are as they were. Both keys are good.
+    for config in [USUAL, Config { key: NEW, ..USUAL }] {
+        let proxy = config.start(&cluster);
+        assert_eq!(bodies(&mut connect(&proxy, "a").await).await, ["of a"]);
+    }
+    // A pgtenant of version 2 is told so, and gets no number.
+    let answer: String = admin
+        .query_one("SELECT pgtenant.challenge(0, '')", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert!(answer.starts_with("3|"), "{answer}");
+    assert!(
+        admin
+            .query_one("SELECT pgtenant.next_epoch()", &[])
+            .await
+            .is_err()
+    );
+    let app = as_app(&cluster).await;
+    let error = app
+        .query_one("SELECT setval('pgtenant.bound_1', 1)", &[])
+        .await
+        .unwrap_err();
+    assert_eq!(code(&error), "42501");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_good_for_none_but_whose_turn_it_is_and_not_later() {
     let cluster = sealed("replay").await;
     // One connection, that goes from tenant to tenant.
     let proxy = USUAL.start(&cluster);
@@ -382,10 +733,7 @@ async fn a_leaked_value_is_good_nowhere_else_and_not_later() {
         "one connection"
     );
     assert!(shown(&mut a, &trick, "items").await.is_empty());
-    // Back with b it is another value: the old one is dead for b, too.
     assert_eq!(bodies(&mut b).await, ["of b"]);
-    assert_ne!(value(&mut b).await, leaked);
-    assert!(shown(&mut b, &trick, "items").await.is_empty());
     drop((a, b, proxy));
 
     // Several connections at once.
@@ -440,12 +788,10 @@ async fn a_context_is_renewed_for_who_keeps_a_connection() {
         .start(&cluster);
         let mut a = connect(&proxy, "a").await;
         a.query(pin).await;
-        let first = value(&mut a).await;
         for _ in 0..4 {
             tokio::time::sleep(Duration::from_millis(800)).await;
             assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
         }
-        assert_ne!(value(&mut a).await, first, "{pooling}");
         // Idle for longer than its life.
         tokio::time::sleep(Duration::from_millis(3200)).await;
         assert_eq!(bodies(&mut a).await, ["of a"], "{pooling}");
@@ -494,7 +840,6 @@ async fn a_key_is_changed_while_clients_are_served() {
     held.query("CREATE TEMP TABLE t ()").await;
     let mut b = connect(&proxy, "b").await;
     assert_eq!(bodies(&mut b).await, ["of b"]);
-    let old = value(&mut b).await;
 
     let new = Config {
         key: NEW,
@@ -511,21 +856,11 @@ async fn a_key_is_changed_while_clients_are_served() {
     proxy.reload(&new.yaml(&cluster));
     assert_eq!(bodies(&mut held).await, ["of a"], "sealed with the old key");
     assert_eq!(bodies(&mut b).await, ["of b"]);
-    let id = |value: &str| value.split('|').nth(2).unwrap().to_owned();
-    assert_ne!(
-        id(&value(&mut b).await),
-        id(&old),
-        "sealed with the new key"
-    );
 
-    // The old key is retired: what was sealed with it is dead.
+    // The old key is retired, and the proxy binds with the new one.
     cluster.run("app", "UPDATE pgtenant.keys SET not_after = now() - interval '1s' WHERE not_after IS NOT NULL").await.unwrap();
+    assert_eq!(new.install(&cluster).await.unwrap().retiring, 0);
     assert_eq!(bodies(&mut b).await, ["of b"]);
-    assert!(
-        shown(&mut b, &format!("SET pgtenant.context = '{old}'"), "items")
-            .await
-            .is_empty()
-    );
     let mut late = connect(&proxy, "b").await;
     assert_eq!(bodies(&mut late).await, ["of b"]);
     assert!(!new.install(&cluster).await.unwrap().new);
@@ -776,7 +1111,8 @@ async fn a_type_of_the_tenants_own_does_not_get_to_see_the_key() {
     for (name, of) in [
         ("bytea", "bytea"),
         ("text", "text"),
-        ("sealed_value", "bytea"),
+        ("bound_tenant", "text"),
+        ("bool", "bool"),
         ("int8", "int8"),
     ] {
         for made in [
@@ -810,8 +1146,13 @@ async fn a_type_of_the_tenants_own_does_not_get_to_see_the_key() {
         "SELECT body FROM public.items",
         "SELECT pgtenant.tenant_id()",
         "SELECT pgtenant.challenge(0, 'x')",
+        &format!("SELECT pgtenant.bind_{}('x')", key(OLD).id()),
     ] {
-        assert!(errors(&a.query(sql).await).is_empty(), "{sql}");
+        let errors = errors(&a.query(sql).await);
+        assert!(
+            errors.is_empty() || sql.contains("bind_") && errors == ["42501"],
+            "{sql}: {errors:?}"
+        );
         let seen = a.column("SELECT current_setting('app.seen', true)").await;
         assert_eq!(seen, [""], "{sql}");
     }

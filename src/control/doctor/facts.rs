@@ -61,7 +61,7 @@ pub struct Database {
     pub has_tenant_id: bool,
     /// What its schema says of itself.
     pub seal: Option<String>,
-    /// One of the roles can read the keys that contexts are sealed with, or become who can.
+    /// One of the roles can read the keys that contexts are sealed with, bind sessions without one, or become who can.
     pub reads_keys: bool,
     pub lo_compat: bool,
     pub large_objects: i64,

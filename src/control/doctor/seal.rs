@@ -62,8 +62,8 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
             finding(
                 Critical,
                 "seal-key-readable",
-                "table pgtenant.keys",
-                "the application's role can read it, or become who can",
+                SCHEMA,
+                "the application's role can read its keys or set what sessions are bound to, or become who can",
                 "with the key, any tenant can be forged",
             )
             .advice("Take the right or the membership away, then change servers.*.seal.key and run `pgtenant seal`."),

@@ -88,7 +88,7 @@ impl Weak {
         match self {
             Self::Trusting => Some(
                 "CREATE SCHEMA IF NOT EXISTS pgtenant; CREATE OR REPLACE FUNCTION pgtenant.tenant_id() RETURNS text LANGUAGE sql STABLE AS \
-                 $$ SELECT split_part(current_setting('pgtenant.context', true), '|', 1) $$; GRANT USAGE ON SCHEMA pgtenant TO PUBLIC",
+                 $$ SELECT current_setting('pgtenant.context', true) $$; GRANT USAGE ON SCHEMA pgtenant TO PUBLIC",
             ),
             _ => None,
         }
@@ -142,10 +142,8 @@ impl Weak {
                 key.startup.extend(route.context.iter().cloned());
             }
             if let Some(seal) = &route.seal {
-                key.startup.push((
-                    "pgtenant.context".to_owned(),
-                    format!("{}|1|x|x", seal.tenant),
-                ));
+                key.startup
+                    .push(("pgtenant.context".to_owned(), seal.tenant.clone()));
             }
             if [Self::SearchPath, Self::SharedLogin, Self::SharedSuperuser].contains(&self) {
                 let login = Login {

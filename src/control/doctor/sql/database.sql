@@ -12,10 +12,11 @@ SELECT current_setting('server_version_num')::int4 AS version_num, current_setti
         AS set_config_executable,
     to_regprocedure('pgtenant.tenant_id()') IS NOT NULL AS has_tenant_id,
     obj_description(to_regnamespace('pgtenant')::oid, 'pg_namespace') AS seal,
+    -- The pads were in a table up to version 2.
     EXISTS (SELECT FROM pg_class k JOIN pg_namespace n ON n.oid = k.relnamespace, unnest($1::oid[]) r(id)
-        WHERE n.nspname = 'pgtenant' AND k.relname = 'keys'
-            AND (r.id = n.nspowner OR r.id = k.relowner OR has_table_privilege(r.id, k.oid, 'SELECT')
-                OR has_any_column_privilege(r.id, k.oid, 'SELECT'))) AS reads_keys,
+        WHERE n.nspname = 'pgtenant' AND (r.id = n.nspowner OR r.id = k.relowner
+            OR k.relkind = 'S' AND has_sequence_privilege(r.id, k.oid, 'SELECT, UPDATE, USAGE')
+            OR k.relkind = 'r' AND has_any_column_privilege(r.id, k.oid, 'SELECT'))) AS reads_keys,
     current_setting('lo_compat_privileges')::bool AS lo_compat,
     (SELECT count(*) FROM pg_largeobject_metadata WHERE lomowner = ANY ($1::oid[])) AS large_objects,
     ARRAY(SELECT n.nspname FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
