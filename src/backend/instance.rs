@@ -450,19 +450,9 @@ impl Pool {
         let deadline = self.instance.timeouts().checkout;
         let _waiting = tenant.metrics.waiting.enter();
         let since = Instant::now();
-        let granted = tokio::time::timeout(deadline, line.granted()).await;
+        let granted = line.granted(since, deadline).await;
         tenant.metrics.waits.record(since.elapsed());
-        match granted {
-            Ok(Some(granted)) => Ok(grant(granted)),
-            Ok(None) => Err(Error::new(
-                Kind::Internal,
-                "the line for server connections broke",
-            )),
-            Err(_) => Err(Error::new(
-                Kind::TooManyConnections,
-                format!("no server connection became free within {deadline:?}"),
-            )),
-        }
+        granted.map(grant)
     }
 }
 
@@ -475,17 +465,32 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// What comes free, or what the reserve has. None: the pool is gone.
+    /// What comes free, or what the reserve has.
     ///
     /// Cancel safe.
-    async fn granted(&mut self) -> Option<Granted> {
+    ///
+    /// # Errors
+    /// 53300 after the deadline, counted from `since`.
+    async fn granted(&mut self, since: Instant, deadline: Duration) -> Result<Granted> {
         loop {
+            let left = deadline.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return Err(Error::new(
+                    Kind::TooManyConnections,
+                    format!("no server connection became free within {deadline:?}"),
+                ));
+            }
+            // One timer for both: to set and take back one costs as much as the rest of a hand-over.
             let patience = match self.pool.limits().reserve {
-                0 => Duration::MAX,
-                _ => RESERVE_AFTER,
+                0 => left,
+                _ => RESERVE_AFTER.min(left),
             };
             match tokio::time::timeout(patience, &mut self.receiver).await {
-                Ok(granted) => return granted.ok(),
+                Ok(granted) => {
+                    let broke =
+                        |_| Error::new(Kind::Internal, "the line for server connections broke");
+                    return granted.map_err(broke);
+                }
                 Err(_) => {
                     // What was delivered meanwhile is there: that happens under the same lock.
                     let mut queue = self.pool.instance.queue();
@@ -493,8 +498,8 @@ impl Line<'_> {
                     let granted = granted.or_else(|| {
                         queue.take_reserve(self.pool.id, self.tenant, self.worker, RESERVE_AFTER)
                     });
-                    if granted.is_some() {
-                        return granted;
+                    if let Some(granted) = granted {
+                        return Ok(granted);
                     }
                 }
             }

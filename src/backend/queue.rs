@@ -13,10 +13,11 @@
 //! One tenant cannot keep the others away, whatever it holds for however long: who holds no connection gets one of the pool's
 //! reserve after a while, and the last places of the instance are for such tenants.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 
 use crate::backend::connection::ServerConnection;
@@ -101,7 +102,7 @@ pub struct PoolState {
     idle: VecDeque<Box<ServerConnection>>,
     /// Connections, idle or not, also those that are just being made or closed.
     total: usize,
-    waiting: HashMap<TenantId, Line>,
+    waiting: FxHashMap<TenantId, Line>,
     /// How often lingering helped lately, and how often it could have.
     score: i32,
     chances: u32,
@@ -192,7 +193,7 @@ pub struct Queue {
     total: usize,
     /// Connections that tenants hold.
     active: usize,
-    pools: HashMap<u64, PoolState>,
+    pools: FxHashMap<u64, PoolState>,
     /// Tenants with waiting clients, next one first.
     ring: VecDeque<Turn>,
     /// How many turns have come to its end.
@@ -205,7 +206,7 @@ impl Queue {
             limit,
             total: 0,
             active: 0,
-            pools: HashMap::new(),
+            pools: FxHashMap::default(),
             ring: VecDeque::new(),
             turns: 0,
         }
@@ -262,7 +263,7 @@ impl Queue {
             pool,
             idle: VecDeque::new(),
             total: 0,
-            waiting: HashMap::new(),
+            waiting: FxHashMap::default(),
             score: 1,
             chances: 0,
             watched: false,

@@ -93,27 +93,28 @@ pub struct Session {
     guards: Guards,
 }
 
-/// Serves a client to its end on a worker of its instance.
-pub fn start(login: LoggedIn) {
+/// Serves a client on a worker of its instance.
+pub async fn start(mut login: LoggedIn) {
+    let pool = match login.app.pool(&login.route) {
+        Ok(pool) => pool,
+        Err(error) => return say_last(&mut login.stream, &error).await,
+    };
     let workers = login.app.workers().clone();
-    match login.app.pool(&login.route) {
-        Ok(pool) => {
-            let worker = login.app.place(&login.tenant, &pool.instance);
-            login.registered.set_worker(worker);
-            workers.spawn(worker, async move {
-                if login.replication.is_some() {
-                    Box::pin(replication::serve(login)).await;
-                } else if let Some(session) = welcome(login, pool, worker).await {
-                    serve(session);
-                }
-            });
-        }
-        Err(error) => {
-            let mut stream = login.stream;
-            workers.spawn(WorkerId::default(), async move {
-                say_last(&mut stream, &error).await;
-            });
-        }
+    let worker = login.app.place(&login.tenant, &pool.instance);
+    login.registered.set_worker(worker);
+    let is_here = workers.handle(worker).id() == login.accepted_by;
+    let begun = begin(login, pool, worker);
+    match is_here {
+        true => begun.await,
+        false => workers.spawn(worker, begun),
+    }
+}
+
+async fn begin(login: LoggedIn, pool: Arc<Pool>, worker: WorkerId) {
+    if login.replication.is_some() {
+        Box::pin(replication::serve(login)).await;
+    } else if let Some(session) = welcome(login, pool, worker).await {
+        serve(session);
     }
 }
 

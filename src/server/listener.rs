@@ -62,7 +62,7 @@ async fn accept(app: Arc<App>, position: usize, listener: TcpListener) {
                         return;
                     };
                     match admit(&app, &door, tcp, peer, counted).await {
-                        Admitted::Tenant(login) => session::start(login),
+                        Admitted::Tenant(login) => session::start(login).await,
                         Admitted::Admin(admin) => console::serve(app, admin, peer).await,
                         Admitted::Done => {}
                     }
