@@ -18,6 +18,7 @@ use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
 use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
+use crate::id::TenantId;
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
 use crate::workers::{WorkerId, Workers};
@@ -406,10 +407,7 @@ impl Pool {
             .try_take(self.id, tenant, worker)
             .ok_or(None)?;
         if let Granted::Ready(connection) = &mut granted
-            && connection.worker == worker
-            && context::carries(connection, &tenant.id, route, settings)
-            && self.instance.is_current(connection)
-            && connection.is_alive()
+            && self.is_ready(connection, worker, &tenant.id, route, settings)
             && let Granted::Ready(connection) = granted
         {
             return Ok(Lease::of(self.clone(), tenant.clone(), connection));
@@ -420,6 +418,21 @@ impl Pool {
             worker,
             granted,
         )))
+    }
+
+    /// Whether an idle connection needs nothing before a client on `worker` can use it.
+    pub(super) fn is_ready(
+        &self,
+        connection: &mut ServerConnection,
+        worker: WorkerId,
+        tenant: &TenantId,
+        route: &Arc<Route>,
+        settings: &Arc<Settings>,
+    ) -> bool {
+        connection.worker == worker
+            && context::carries(connection, tenant, route, settings)
+            && self.instance.is_current(connection)
+            && connection.is_alive()
     }
 
     /// A server connection or room for one, when it is this tenant's turn, to be used on `worker`, which must be this one.

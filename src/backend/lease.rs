@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::connection::ServerConnection;
-use crate::backend::context::{self, Adopted, Binding, Refusal};
+use crate::backend::context::{self, Adopted, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::queue::Granted;
-use crate::config::PoolKey;
+use crate::config::{PoolKey, Route};
 use crate::error::Result;
 use crate::protocol::buffer::Buffer;
 use crate::tenant::state::TenantState;
@@ -39,6 +39,33 @@ impl Grant {
             tenant,
             worker,
             granted: Some(granted),
+        }
+    }
+
+    /// Makes it a lease if it is an idle connection of its worker that carries the tenant's context on `route` and the client's
+    /// `settings`.
+    ///
+    /// # Errors
+    /// Itself, as it was.
+    pub fn lease_at_once(
+        mut self,
+        route: &Arc<Route>,
+        settings: &Arc<Settings>,
+    ) -> Result<Lease, Self> {
+        let is_ready = match &mut self.granted {
+            Some(Granted::Ready(connection)) => {
+                let tenant = &self.tenant.id;
+                self.pool
+                    .is_ready(connection, self.worker, tenant, route, settings)
+            }
+            _ => false,
+        };
+        match self.granted.take_if(|_| is_ready) {
+            Some(Granted::Ready(connection)) => {
+                let (pool, tenant) = (self.pool.clone(), self.tenant.clone());
+                Ok(Lease::of(pool, tenant, connection))
+            }
+            _ => Err(self),
         }
     }
 

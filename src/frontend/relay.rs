@@ -119,6 +119,10 @@ pub struct Relay<'a> {
     client_rest: usize,
     server_rest: usize,
     transaction_began: Option<Instant>,
+    /// Once it was asked for: the clock is read once for all that one read has brought.
+    now: Option<Instant>,
+    /// ReadyForQuery messages that are not in the metrics yet, which other workers write, too.
+    queries: u64,
     fatal_seen: bool,
     /// Something of the client was sent to the server.
     heard: bool,
@@ -188,6 +192,8 @@ impl<'a> Relay<'a> {
             client_rest: 0,
             server_rest: 0,
             transaction_began: None,
+            now: None,
+            queries: 0,
             fatal_seen: false,
             heard: false,
             text: None,
@@ -395,6 +401,7 @@ impl<'a> Relay<'a> {
     /// Reads once and passes what came. `Ok(false)`: the server has closed.
     fn poll_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<bool>> {
         let ServerConnection { inbox, stream, .. } = &mut *self.server;
+        self.now = None;
         match inbox.poll_fill(cx, stream) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Ok(false)),
@@ -405,6 +412,7 @@ impl<'a> Relay<'a> {
                 self.metrics
                     .sent
                     .add((self.client.outbox.len() - before) as u64);
+                self.metrics.queries.add(std::mem::take(&mut self.queries));
                 Poll::Ready(passed.map(|()| true))
             }
         }
@@ -593,11 +601,13 @@ impl<'a> Relay<'a> {
         match tag {
             BackendTag::READY_FOR_QUERY => {
                 let status = bytes.get(HEADER).copied().unwrap_or_default();
-                self.metrics.queries.add(1);
+                self.queries += 1;
                 if status == b'I'
                     && let Some(began) = self.transaction_began.take()
                 {
-                    self.metrics.transactions.record(began.elapsed());
+                    let now = *self.now.get_or_insert_with(Instant::now);
+                    let time = now.saturating_duration_since(began);
+                    self.metrics.transactions.record(time);
                 }
                 let reply = self.ledger.reply(tag, status);
                 if self.ledger.is_empty() {
@@ -715,6 +725,7 @@ impl<'a> Relay<'a> {
             return Step::Still;
         }
         // Bytes that came before the checkout, or were left by backpressure, go first.
+        self.now = None;
         let before = self.server.outbox.len();
         let answered = self.client.outbox.len();
         if !self.client.inbox.is_empty() && self.pass_client_frames() {
@@ -739,9 +750,10 @@ impl<'a> Relay<'a> {
                 }
             }
         }
-        self.metrics
-            .received
-            .add((self.server.outbox.len() - before) as u64);
+        let received = self.server.outbox.len() - before;
+        if received > 0 {
+            self.metrics.received.add(received as u64);
+        }
         self.client.inbox.trim();
         step
     }
@@ -1067,7 +1079,7 @@ impl<'a> Relay<'a> {
                 break true;
             }
             if self.transaction_began.is_none() {
-                self.transaction_began = Some(Instant::now());
+                self.transaction_began = Some(*self.now.get_or_insert_with(Instant::now));
             }
             if self.waits() && !is_of_copy(tag) {
                 // It waits for an answer that comes only when the COPY is over; the server passes over this if it

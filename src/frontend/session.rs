@@ -524,35 +524,42 @@ impl Session {
 
     /// A server connection, as soon as there is one. `granted`: what there is already.
     async fn checkout(&mut self, mut granted: Option<Grant>) -> Checkout {
-        let wanted = self.binding();
         loop {
             let grant = match granted.take() {
                 Some(grant) => grant,
-                None => {
-                    // A cancel of an earlier wait that came too late.
-                    self.registered.take_cancelled();
-                    self.registered.set_activity(Activity::Waiting);
-                    let pool = self.pool.clone();
-                    let tenant = self.tenant.clone();
-                    let waited = tokio::select! {
-                        biased;
-                        granted = pool.checkout(&tenant, self.worker) => Some(granted),
-                        error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
-                    };
-                    self.registered.set_activity(Activity::Idle);
-                    match waited {
-                        Some(Ok(grant)) => grant,
-                        Some(Err(error)) => return Checkout::Refused(error),
-                        None => return Checkout::Gone,
-                    }
-                }
+                None => match self.wait_in_line().await {
+                    Some(Ok(grant)) => grant,
+                    Some(Err(error)) => return Checkout::Refused(error),
+                    None => return Checkout::Gone,
+                },
             };
-            match grant.lease_for_message(&wanted).await {
+            let grant = match grant.lease_at_once(&self.route, &self.side.settings) {
+                Ok(lease) => return Checkout::Leased(lease),
+                Err(grant) => grant,
+            };
+            let wanted = self.binding();
+            match Box::pin(grant.lease_for_message(&wanted)).await {
                 Ok(Some(lease)) => return Checkout::Leased(lease),
                 Ok(None) => {}
                 Err(error) => return Checkout::Refused(error),
             }
         }
+    }
+
+    /// Waits for its turn. None: the client has left.
+    async fn wait_in_line(&mut self) -> Option<Result<Grant>> {
+        // A cancel of an earlier wait that came too late.
+        self.registered.take_cancelled();
+        self.registered.set_activity(Activity::Waiting);
+        let pool = self.pool.clone();
+        let tenant = self.tenant.clone();
+        let waited = tokio::select! {
+            biased;
+            granted = pool.checkout(&tenant, self.worker) => Some(granted),
+            error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
+        };
+        self.registered.set_activity(Activity::Idle);
+        waited
     }
 
     /// While waiting in line: ready when the client has left (None), or its wait was cancelled or must end.
