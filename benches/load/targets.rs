@@ -500,6 +500,11 @@ pub struct Target {
     proxy: Option<Proxy>,
 }
 
+/// As in the tables.
+pub fn titles(targets: &[Target]) -> Vec<&'static str> {
+    targets.iter().map(|target| target.kind.title()).collect()
+}
+
 impl Target {
     /// The proxy's process; none: there is no proxy.
     pub fn pid(&self) -> Option<i32> {

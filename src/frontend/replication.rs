@@ -168,12 +168,9 @@ impl Client {
         let pool = instance.pool(&key, self.route.placement.pool);
         self.registered.set_activity(Activity::Waiting);
         let lease = async {
-            {
-                let grant = pool
-                    .checkout(&self.tenant, self.registered.worker())
-                    .await?;
-                grant.connect(&pool.key).await
-            }
+            let worker = self.registered.worker();
+            let grant = pool.checkout(&self.tenant, worker).await?;
+            grant.connect(&pool.key).await
         };
         let ends = poll_fn(|cx| {
             self.registered.calls(cx.waker());

@@ -11,7 +11,7 @@ use crate::client::{Client, query};
 use crate::cpu::{self, Usage};
 use crate::memory;
 use crate::report::{Cell, MEGABYTE, Ratios, Section, Table, VERSUS};
-use crate::targets::{Bed, DATABASE, Setup, Target, USER, start};
+use crate::targets::{Bed, DATABASE, Setup, Target, USER, start, titles};
 
 /// Rows of a transfer, and bytes of each beside what the protocol adds.
 const ROWS: usize = 1_000_000;
@@ -155,10 +155,7 @@ impl Workload for Bulk<'_> {
     }
 
     fn targets(&self) -> Vec<&'static str> {
-        self.targets
-            .iter()
-            .map(|target| target.kind.title())
-            .collect()
+        titles(&self.targets)
     }
 
     async fn measure(&self, way: &Way, target: usize) -> Result<Option<Cell>> {

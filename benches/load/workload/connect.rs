@@ -8,7 +8,7 @@ use super::steady::Clients;
 use super::{Ground, Name, Workload, rounds};
 use crate::client::{Door, query};
 use crate::report::{CPU, Cell, LATENCY, Section, TPS, Table};
-use crate::targets::{Bed, Setup, Target, start};
+use crate::targets::{Bed, Setup, Target, start, titles};
 
 /// Connectors, each of which makes one connection after the other.
 const CONNECTORS: [u32; 2] = [1, 16];
@@ -57,10 +57,7 @@ impl Workload for Connect<'_> {
     }
 
     fn targets(&self) -> Vec<&'static str> {
-        self.targets
-            .iter()
-            .map(|target| target.kind.title())
-            .collect()
+        titles(&self.targets)
     }
 
     async fn measure(&self, connectors: &u32, target: usize) -> Result<Option<Cell>> {

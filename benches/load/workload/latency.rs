@@ -8,7 +8,7 @@ use super::tenants::select;
 use super::{Ground, Name, Workload, rounds};
 use crate::pgbench::Protocol;
 use crate::report::{Cell, Section, Table, VERSUS_PGBOUNCER};
-use crate::targets::{Setup, Target, start};
+use crate::targets::{Setup, Target, start, titles};
 
 /// Transactions of a cell.
 const TIMES: usize = 10_000;
@@ -61,10 +61,7 @@ impl Workload for Latency {
     }
 
     fn targets(&self) -> Vec<&'static str> {
-        self.targets
-            .iter()
-            .map(|target| target.kind.title())
-            .collect()
+        titles(&self.targets)
     }
 
     async fn measure(&self, protocol: &Protocol, target: usize) -> Result<Option<Cell>> {

@@ -5,7 +5,7 @@ use pgtenant::cluster::Result;
 use super::{Ground, Name, Workload, rounds};
 use crate::pgbench::{Load, Pgbench, Protocol};
 use crate::report::{CPU, Cell, LATENCY, Section, TPS};
-use crate::targets::{Bed, Kind, POOL_SIZE, Setup, Target, start};
+use crate::targets::{Bed, Kind, POOL_SIZE, Setup, Target, start, titles};
 
 /// Most clients in TLS: beyond, the logins take longer than what is measured.
 const MOST_IN_TLS: u32 = 64;
@@ -118,10 +118,7 @@ impl Workload for Select<'_> {
     }
 
     fn targets(&self) -> Vec<&'static str> {
-        self.targets
-            .iter()
-            .map(|target| target.kind.title())
-            .collect()
+        titles(&self.targets)
     }
 
     async fn measure(&self, load: &Load, target: usize) -> Result<Option<Cell>> {

@@ -9,7 +9,7 @@ use super::{Ground, Name, Workload, rounds};
 use crate::client;
 use crate::pgbench::{Load, Protocol};
 use crate::report::{CPU, Cell, LATENCY, SERVER_CPU, Section, TPS};
-use crate::targets::{Bed, Kind, POOL_SIZE, Setup, Target, start, tenant};
+use crate::targets::{Bed, Kind, POOL_SIZE, Setup, Target, start, tenant, titles};
 
 struct Tenants<'a> {
     bed: &'a Bed,
@@ -76,10 +76,7 @@ impl Workload for Tenants<'_> {
     }
 
     fn targets(&self) -> Vec<&'static str> {
-        self.targets
-            .iter()
-            .map(|target| target.kind.title())
-            .collect()
+        titles(&self.targets)
     }
 
     async fn measure(&self, load: &Load, target: usize) -> Result<Option<Cell>> {
