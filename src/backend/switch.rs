@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Binding, Context, follows_client, not_set};
-use crate::backend::prepared::frame;
 use crate::backend::seal::Credential;
 use crate::config::Pooling;
 use crate::error::Error;
@@ -90,7 +89,7 @@ pub fn go_ahead(
     setting: &Setting<'_>,
     reported: Arc<Parameters>,
 ) {
-    let mut batch = Batch::default();
+    let mut batch = Batch::new();
     if setting.scrub {
         batch.statement("DISCARD ALL", &[]);
     }
@@ -108,48 +107,83 @@ pub fn go_ahead(
 }
 
 /// Extended messages of the unnamed statement. DISCARD ALL drops all others.
-#[derive(Default)]
 pub struct Batch {
     pub request: Vec<u8>,
     statements: usize,
 }
 
 impl Batch {
-    pub fn statement(&mut self, sql: &str, arguments: &[&str]) {
-        let parse = frame(FrontendTag::PARSE.0, &[b"\0", sql.as_bytes(), b"\0\0\0"]);
-        let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
-        // Unnamed portal and statement, all in text; then the arguments; the result as text.
-        let mut bind = [b"\0\0\0\0", &count.to_be_bytes()[..]].concat();
-        for argument in arguments {
-            let length = u32::try_from(argument.len()).unwrap_or(u32::MAX);
-            bind.extend(length.to_be_bytes());
-            bind.extend(argument.as_bytes());
+    /// Room for a change of a tenant with a few variables.
+    const USUAL: usize = 512;
+
+    pub fn new() -> Self {
+        Self {
+            request: Vec::with_capacity(Self::USUAL),
+            statements: 0,
         }
-        bind.extend([0, 0]);
-        self.request.extend(parse);
-        self.request.extend(frame(FrontendTag::BIND.0, &[&bind]));
-        self.request
-            .extend(frame(FrontendTag::EXECUTE.0, &[b"\0\0\0\0\0"]));
+    }
+
+    pub fn statement(&mut self, sql: &str, arguments: &[&str]) {
+        self.message(FrontendTag::PARSE, |body| {
+            body.push(0);
+            body.extend_from_slice(sql.as_bytes());
+            body.extend_from_slice(b"\0\0\0");
+        });
+        self.message(FrontendTag::BIND, |body| {
+            // Unnamed portal and statement, all in text; then the arguments; the result as text.
+            body.extend_from_slice(b"\0\0\0\0");
+            let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
+            body.extend_from_slice(&count.to_be_bytes());
+            for argument in arguments {
+                let length = u32::try_from(argument.len()).unwrap_or(u32::MAX);
+                body.extend_from_slice(&length.to_be_bytes());
+                body.extend_from_slice(argument.as_bytes());
+            }
+            body.extend_from_slice(&[0, 0]);
+        });
+        self.message(FrontendTag::EXECUTE, |body| {
+            body.extend_from_slice(b"\0\0\0\0\0");
+        });
         self.statements += 1;
+    }
+
+    /// Writes it in place: one is made for each change of tenant.
+    fn message(&mut self, tag: FrontendTag, body: impl FnOnce(&mut Vec<u8>)) {
+        let at = self.request.len() + 1;
+        self.request.extend_from_slice(&[tag.0, 0, 0, 0, 0]);
+        body(&mut self.request);
+        let length = u32::try_from(self.request.len() - at).unwrap_or(u32::MAX);
+        self.request[at..at + 4].copy_from_slice(&length.to_be_bytes());
     }
 
     /// One statement for all, in this order, in a transaction of its own. The values are parameters: one text for all tenants, and
     /// none in `pg_stat_activity`.
     pub fn set(&mut self, credential: Option<&Credential>, variables: &[(&str, &str)]) {
-        let mut arguments = Vec::new();
-        let mut next = |value| {
+        let mut arguments = Vec::with_capacity(2 * variables.len() + 1);
+        let mut numbers = itoa::Buffer::new();
+        let mut next = |sql: &mut String, value| {
             arguments.push(value);
-            arguments.len()
+            sql.push('$');
+            sql.push_str(numbers.format(arguments.len()));
         };
-        let mut calls = Vec::new();
+        let mut sql = String::with_capacity(Self::USUAL);
+        let mut before = "SELECT ";
         if let Some(Credential { function, sealed }) = credential {
             // It returns its argument, which need not come back.
-            let at = next(sealed.as_str());
-            calls.push(format!("pgtenant.{function}(${at}) IS NOT NULL"));
+            sql += "SELECT pgtenant.";
+            sql += function;
+            sql += "(";
+            next(&mut sql, sealed.as_str());
+            sql += ") IS NOT NULL";
+            before = ", ";
         }
         for &(name, value) in variables {
-            let (name, value) = (next(name), next(value));
-            calls.push(format!("pg_catalog.set_config(${name}, ${value}, false)"));
+            sql += std::mem::replace(&mut before, ", ");
+            sql += "pg_catalog.set_config(";
+            next(&mut sql, name);
+            sql += ", ";
+            next(&mut sql, value);
+            sql += ", false)";
         }
         // A session may be read-only by default, and then is bound to nobody.
         let begin = match credential {
@@ -157,7 +191,7 @@ impl Batch {
             None => "BEGIN",
         };
         self.statement(begin, &[]);
-        self.statement(&format!("SELECT {}", calls.join(", ")), &arguments);
+        self.statement(&sql, &arguments);
         self.statement("COMMIT", &[]);
     }
 }
@@ -205,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_batch_has_no_sync_and_no_value_in_its_text() {
-        let mut batch = Batch::default();
+        let mut batch = Batch::new();
         let credential = Credential {
             function: "bind_0".to_owned(),
             sealed: "a'b".to_owned(),
