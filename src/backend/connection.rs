@@ -182,21 +182,23 @@ impl ServerConnection {
 
     /// A whole message from the inbox, if there is one.
     pub fn cut(&mut self) -> Result<Option<Frame>> {
+        let Some((tag, size)) = self.whole()? else {
+            return Ok(None);
+        };
+        let body = self.inbox.bytes()[HEADER..size].to_vec();
+        self.inbox.consume(size);
+        Ok(Some(Frame { tag, body }))
+    }
+
+    /// Tag and size of the message that the inbox begins with, if all of it is there.
+    pub fn whole(&self) -> Result<Option<(BackendTag, usize)>> {
         let Some(header) = Header::read(self.inbox.bytes()) else {
             return Ok(None);
         };
         let size = header
             .size(MAX_COLLECTED)
             .ok_or_else(|| self.lost("the server sent a message of impossible length"))?;
-        if self.inbox.len() < size {
-            return Ok(None);
-        }
-        let body = self.inbox.bytes()[HEADER..size].to_vec();
-        self.inbox.consume(size);
-        Ok(Some(Frame {
-            tag: BackendTag(header.tag),
-            body,
-        }))
+        Ok((self.inbox.len() >= size).then_some((BackendTag(header.tag), size)))
     }
 
     /// Registers it with `worker`, which this is called on.

@@ -570,7 +570,7 @@ impl Queue {
     fn dispatch(&mut self, near: Option<WorkerId>) -> bool {
         let mut position = 0;
         while position < self.ring.len() {
-            let position_now = match self.next_at(position, near) {
+            let (position_now, at, found) = match self.next_at(position, near) {
                 Next::Nobody => {
                     self.end_turn(position);
                     continue;
@@ -579,12 +579,12 @@ impl Queue {
                     position += 1;
                     continue;
                 }
-                Next::Served { is_near: true, .. } => position,
-                Next::Served { is_near: false, .. } => {
-                    self.one_near(position, near).unwrap_or(position)
+                Next::Served { at, found, is_near } => {
+                    let better = (!is_near).then(|| self.one_near(position, near)).flatten();
+                    better.unwrap_or((position, at, found))
                 }
             };
-            match self.serve(position_now, near) {
+            match self.give(position_now, at, found) {
                 Served::Granted => return true,
                 Served::Gone => {}
                 Served::Blocked => position += 1,
@@ -594,44 +594,51 @@ impl Queue {
     }
 
     /// A tenant that may go before the one at `position`, since it has a client near and can be given what is there.
-    fn one_near(&self, position: usize, near: Option<WorkerId>) -> Option<usize> {
+    fn one_near(&self, position: usize, near: Option<WorkerId>) -> Option<(usize, usize, Found)> {
         let last = self.ring.get(position)?.number + NEAR;
-        let mut others = position + 1..self.ring.len();
-        others.find(|&other| {
-            self.ring[other].number <= last
-                && matches!(
-                    self.next_at(other, near),
-                    Next::Served { is_near: true, .. }
-                )
+        let others = position + 1..self.ring.len();
+        let mut soon = others.take_while(|&other| self.ring[other].number <= last);
+        soon.find_map(|other| match self.next_at(other, near) {
+            Next::Served {
+                at,
+                found,
+                is_near: true,
+            } => Some((other, at, found)),
+            _ => None,
         })
     }
 
-    /// Serves the tenant at `position` of the ring once; it then goes to the end, unless none of its
-    /// clients waits any more.
+    /// Serves the tenant at `position` of the ring once, if it can be.
     fn serve(&mut self, position: usize, near: Option<WorkerId>) -> Served {
-        loop {
-            let (at, found) = match self.next_at(position, near) {
-                Next::Served { at, found, .. } => (at, found),
-                Next::Blocked => return Served::Blocked,
-                Next::Nobody => {
-                    self.end_turn(position);
-                    return Served::Gone;
-                }
-            };
-            let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
-                return Served::Blocked;
-            };
-            let (pool, tenant) = (*pool, tenant.clone());
-            let Some(granted) = self.take(pool, found) else {
-                return Served::Blocked;
-            };
-            match self.hand_over(pool, &tenant, at, granted) {
-                None => {
-                    self.end_turn(position);
-                    return Served::Granted;
-                }
-                // It left in this very moment: try the next.
-                Some(granted) => self.take_back(pool, granted),
+        match self.next_at(position, near) {
+            Next::Served { at, found, .. } => self.give(position, at, found),
+            Next::Blocked => Served::Blocked,
+            Next::Nobody => {
+                self.end_turn(position);
+                Served::Gone
+            }
+        }
+    }
+
+    /// Gives what was found to the client at `at` in the line of the tenant at `position` of the ring; the tenant then goes to the
+    /// end, unless none of its clients waits any more.
+    fn give(&mut self, position: usize, at: usize, found: Found) -> Served {
+        let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
+            return Served::Blocked;
+        };
+        let (pool, tenant) = (*pool, tenant.clone());
+        let Some(granted) = self.take(pool, found) else {
+            return Served::Blocked;
+        };
+        match self.hand_over(pool, &tenant, at, granted) {
+            None => {
+                self.end_turn(position);
+                Served::Granted
+            }
+            // It left in this very moment.
+            Some(granted) => {
+                self.take_back(pool, granted);
+                Served::Gone
             }
         }
     }
@@ -767,7 +774,7 @@ enum Share {
 #[derive(Debug, PartialEq, Eq)]
 enum Served {
     Granted,
-    /// Nobody of the tenant waits any more.
+    /// Who waited has left; another of the tenant may wait.
     Gone,
     /// Nothing can be given to it now; it keeps its place.
     Blocked,

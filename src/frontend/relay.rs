@@ -17,7 +17,7 @@ use std::time::Instant;
 use tokio::io::AsyncWrite;
 
 use crate::audit::{self, Audit, Event};
-use crate::backend::connection::{Frame, Parameters, ServerConnection};
+use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, Settings, follows_client};
 use crate::backend::instance::Pool;
 use crate::backend::prepared::frame;
@@ -533,19 +533,23 @@ impl<'a> Relay<'a> {
     /// Takes an answer to the change of tenant ahead of the client's bytes; the server's inbox begins with it. False: it is
     /// not whole, or the change has failed.
     fn note_switch(&mut self) -> Result<bool> {
-        let Some(Frame { tag, body }) = self.server.cut()? else {
+        let Some((tag, size)) = self.server.whole()? else {
             return Ok(false);
         };
         if tag == BackendTag::PARAMETER_STATUS {
+            let body = self.server.inbox.bytes()[HEADER..size].to_vec();
             self.server.note_parameter(&body);
         }
-        let Some(switch) = &mut self.server.switch else {
+        let ServerConnection { inbox, switch, .. } = &mut *self.server;
+        let Some(pending) = switch else {
             return Ok(true);
         };
-        match switch.take(tag, &body) {
+        let progress = pending.take(tag, &inbox.bytes()[HEADER..size]);
+        inbox.consume(size);
+        match progress {
             Progress::Pending => {}
             Progress::Done => {
-                self.server.context = Context::Bound(switch.binding().clone());
+                self.server.context = Context::Bound(pending.binding().clone());
                 self.server.switch = None;
                 self.just_switched = true;
             }
