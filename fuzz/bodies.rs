@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use pgtenant::backend::prepared::{Interner, Parsed, frame};
-use pgtenant::frontend::ledger::{Ledger, Owed, Reply};
+use pgtenant::frontend::ledger::{Ledger, Reply};
+use pgtenant::frontend::owed::Owed;
 use pgtenant::frontend::statements::{Rewritten, Statements, Target, translate};
 use pgtenant::protocol::buffer::Buffer;
 use pgtenant::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};

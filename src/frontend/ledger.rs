@@ -11,115 +11,12 @@
 //! never believes that less is owed, for then the next client would read this one's replies; where the
 //! protocol leaves it open, the ledger is `uncertain` and the connection is never reused.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
-use crate::frontend::statements::{Name, Undo, Unnamed};
+use crate::frontend::owed::{Owed, OwedQueue};
+use crate::frontend::statements::{Undo, Unnamed};
 use crate::protocol::frame::BackendTag;
-use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
-
-/// A message that has, or stands for, a reply.
-#[derive(Debug, Clone)]
-pub enum Owed {
-    /// Answered up to ReadyForQuery.
-    Query(Undo),
-    FunctionCall,
-    Sync,
-    /// A Parse; of a named statement in transaction pooling if one is given.
-    Parse(Option<Arc<Statement>>, Undo),
-    /// A Parse of a name that the client has given before: the server refuses it.
-    Redefine(Name, Arc<Statement>),
-    /// And the statement that it names, if the proxy has sent another name in its place.
-    Bind(Option<(Name, Arc<Statement>)>),
-    Describe(Option<(Name, Arc<Statement>)>),
-    Execute,
-    Close(Undo),
-    /// A Parse or Close of the proxy's own: its reply is swallowed.
-    SwallowedParse(Option<Arc<Statement>>),
-    SwallowedClose(Option<Arc<Statement>>),
-    /// The client's Parse or Close was not sent: the proxy answers in its place.
-    FakeParse(Undo),
-    FakeClose(Undo),
-    /// Sent in place of what the client may not run, so that the server fails it there; the body of the error that the
-    /// client is told instead. `ready`: in place of a Query or FunctionCall.
-    Refused {
-        ready: bool,
-        error: Arc<[u8]>,
-    },
-    /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
-    CopyEnd,
-}
-
-impl Owed {
-    fn ends_with_ready(&self) -> bool {
-        matches!(
-            self,
-            Self::Query(_) | Self::FunctionCall | Self::Sync | Self::Refused { ready: true, .. }
-        )
-    }
-
-    fn undo(&self) -> Option<&Undo> {
-        match self {
-            Self::Query(undo)
-            | Self::Parse(_, undo)
-            | Self::Close(undo)
-            | Self::FakeParse(undo)
-            | Self::FakeClose(undo) => Some(undo),
-            _ => None,
-        }
-    }
-
-    fn changes(&self, name: &[u8]) -> bool {
-        matches!(self.undo(), Some(Undo::Name(own, _)) if **own == *name)
-    }
-
-    /// If it takes no effect, the server has, or has not, this statement.
-    fn parses(&self, statement: &Arc<Statement>) -> bool {
-        match self {
-            Self::Parse(Some(own), _)
-            | Self::SwallowedParse(Some(own))
-            | Self::SwallowedClose(Some(own)) => Arc::ptr_eq(own, statement),
-            _ => false,
-        }
-    }
-
-    fn changes_unnamed(&self) -> bool {
-        matches!(self.undo(), Some(Undo::Unnamed(..)))
-    }
-
-    /// If it takes no effect, whether the connection's unnamed statement is the client's is not what it is taken for.
-    fn opens_unnamed(&self) -> bool {
-        matches!(
-            self,
-            Self::Query(Undo::Unnamed(..))
-                | Self::SwallowedParse(None)
-                | Self::SwallowedClose(None)
-        ) || matches!(self.undo(), Some(Undo::Unnamed(_, false)))
-    }
-
-    fn undo_mut(&mut self) -> Option<&mut Undo> {
-        match self {
-            Self::Query(undo)
-            | Self::Parse(_, undo)
-            | Self::Close(undo)
-            | Self::FakeParse(undo)
-            | Self::FakeClose(undo) => Some(undo),
-            _ => None,
-        }
-    }
-
-    /// The reply the proxy gives itself.
-    fn fake(&self) -> Option<&'static [u8]> {
-        match self {
-            Self::FakeParse(_) => Some(PARSE_COMPLETE),
-            Self::FakeClose(_) => Some(CLOSE_COMPLETE),
-            _ => None,
-        }
-    }
-}
 
 /// A message that took no effect.
 #[derive(Debug)]
@@ -166,55 +63,9 @@ pub enum Current<'a> {
     Unnamed(Option<&'a Unnamed>),
 }
 
-thread_local! {
-    /// Queues that ended empty, for the next ledgers: there is one for each transaction.
-    static SPARE: RefCell<Vec<VecDeque<Owed>>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Most of them that each thread keeps, and most messages that one which is kept has room for.
-const MAX_SPARE: usize = 64;
-const MAX_ROOM: usize = 32;
-
-/// A queue that takes its memory from [`SPARE`] and leaves it there.
-#[derive(Debug)]
-struct Queue(VecDeque<Owed>);
-
-impl Default for Queue {
-    fn default() -> Self {
-        Self(SPARE.with_borrow_mut(Vec::pop).unwrap_or_default())
-    }
-}
-
-impl Drop for Queue {
-    fn drop(&mut self) {
-        if self.0.is_empty() && (1..=MAX_ROOM).contains(&self.0.capacity()) {
-            let queue = std::mem::take(&mut self.0);
-            SPARE.with_borrow_mut(|spare| {
-                if spare.len() < MAX_SPARE {
-                    spare.push(queue);
-                }
-            });
-        }
-    }
-}
-
-impl Deref for Queue {
-    type Target = VecDeque<Owed>;
-
-    fn deref(&self) -> &VecDeque<Owed> {
-        &self.0
-    }
-}
-
-impl DerefMut for Queue {
-    fn deref_mut(&mut self) -> &mut VecDeque<Owed> {
-        &mut self.0
-    }
-}
-
 #[derive(Debug, Default)]
 pub struct Ledger {
-    owed: Queue,
+    owed: OwedQueue,
     /// After an error in an extended batch whose Sync was not sent yet: the server skips all else.
     skipping: bool,
     copy: Option<CopyIn>,
@@ -384,16 +235,24 @@ impl Ledger {
 
     /// What ends with a ReadyForQuery was sent, whatever the server makes of it.
     pub fn has_sent_end(&self) -> bool {
-        self.owed.iter().any(Owed::ends_with_ready)
+        self.owed.ends() > 0
     }
 
     fn is_certain(&self) -> bool {
         !self.uncertain && self.doubtful == 0
     }
 
+    /// Whether that is open for any name: what a pipeline is asked at each of its messages, so it is not looked through.
+    pub fn may_change_any(&self) -> bool {
+        self.owed.ends() > 0 && self.owed.changes() > 0
+    }
+
     /// Whether it is open what `name`, now of `statement`, means on the server until the messages before the last Sync
     /// (or Query) are answered.
     pub fn may_change(&self, name: &[u8], statement: Option<&Arc<Statement>>) -> bool {
+        if !self.may_change_any() {
+            return false;
+        }
         let Some(last) = self.owed.iter().rposition(Owed::ends_with_ready) else {
             return false;
         };
@@ -409,10 +268,7 @@ impl Ledger {
 
     /// The first message owed that has changed the same as `undo` takes back.
     pub fn next_change(&mut self, undo: &Undo) -> Option<&mut Undo> {
-        self.owed
-            .iter_mut()
-            .filter_map(Owed::undo_mut)
-            .find(|other| other.is_of_same(undo))
+        self.owed.undos().find(|other| other.is_of_same(undo))
     }
 
     /// The client is to end a COPY first; the server takes nothing else.
@@ -422,7 +278,12 @@ impl Ledger {
 
     /// Whether a message that is sent now finds a transaction that has not failed.
     pub fn is_healthy(&self) -> bool {
-        !self.failed_transaction && !self.owed.iter().any(Owed::ends_with_ready)
+        !self.failed_transaction && self.owed.ends() == 0
+    }
+
+    /// Whether some took no effect.
+    pub fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
     }
 
     /// Messages about prepared statements that took no effect since this was last asked, in the order they were
@@ -510,7 +371,7 @@ impl Ledger {
 
     fn ready(&mut self, idle: bool) {
         self.copy = None;
-        if self.doubtful > 0 && !self.owed.iter().any(Owed::ends_with_ready) {
+        if self.doubtful > 0 && self.owed.ends() == 0 {
             // It is the answer to a Sync that was not swallowed.
             self.doubtful -= 1;
             self.skipping = false;
@@ -603,6 +464,8 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::statements::Name;
+    use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 
     /// Plays a conversation: capital words are what the client sends, the tags after `>` what the
     /// server answers; `Z` is idle, `T` as `z` in a transaction.
@@ -751,7 +614,7 @@ mod tests {
     fn it_is_known_what_an_error_would_be_about() {
         let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0, false);
         let named = || Some((Name::from(&b"n"[..]), statement.clone()));
-        let known = |text: &[u8]| Unnamed::Known(text.to_vec());
+        let known = |text: &[u8]| Unnamed::Known(text.into());
         let parse = |before: &[u8]| Owed::Parse(None, Undo::Unnamed(known(before), true));
         let mut ledger = Ledger::default();
         let told = |ledger: &Ledger| match ledger.current(false) {

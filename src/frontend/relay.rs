@@ -26,7 +26,8 @@ use crate::client::ClientHandle;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
-use crate::frontend::ledger::{Current, Ledger, Owed, Reply};
+use crate::frontend::ledger::{Current, Ledger, Reply};
+use crate::frontend::owed::Owed;
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::{
     Rewritten, Statements, Target, Undo, asks_for_foreign_sequence, translate,
@@ -1216,10 +1217,11 @@ impl<'a> Relay<'a> {
 
     /// An error takes back what a message did, and those that the server skips up to the next Sync.
     fn undo_failed(&mut self) {
+        if !self.ledger.has_failed() {
+            return;
+        }
         let failed = self.ledger.take_failed();
-        if let Some(statements) = &mut self.client.statements
-            && !failed.is_empty()
-        {
+        if let Some(statements) = &mut self.client.statements {
             statements.undo(failed, &mut self.server.parsed, &mut self.ledger);
         }
     }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use crate::backend::context::Settings;
 use crate::backend::prepared::{Has, Interner, Parsed, Statement, frame};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::ledger::{Failed, Ledger, Owed};
+use crate::frontend::ledger::{Failed, Ledger};
+use crate::frontend::owed::Owed;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 use crate::sql::effects::{Effects, What};
@@ -64,7 +65,7 @@ pub enum Unnamed {
     #[default]
     None,
     /// Its Parse frame.
-    Known(Vec<u8>),
+    Known(Arc<[u8]>),
     /// Too long to be remembered: it exists where it was parsed, and only there.
     TooLong,
 }
@@ -161,6 +162,9 @@ fn is_definition(bytes: &[u8]) -> bool {
 impl Statements {
     /// Whether a message must wait until it is known what the name in it means.
     pub fn must_wait(&self, tag: FrontendTag, body: &[u8], ledger: &Ledger) -> bool {
+        if !ledger.may_change_any() {
+            return false;
+        }
         let name = match tag {
             FrontendTag::PARSE => split_cstr(body),
             FrontendTag::BIND => split_cstr(body).and_then(|(_, rest)| split_cstr(rest)),
@@ -353,13 +357,18 @@ impl Statements {
             return done;
         };
         if name.is_empty() {
-            let effects = match &self.unnamed {
+            // The same again, as drivers send it for each use of a query.
+            let same = match &self.unnamed {
                 Unnamed::Known(before)
-                    if before == frame && self.unnamed_backslashes == target.backslashes =>
+                    if **before == *frame && self.unnamed_backslashes == target.backslashes =>
                 {
-                    self.unnamed_effects.clone()
+                    Some(before.clone())
                 }
-                _ => {
+                _ => None,
+            };
+            let effects = match same {
+                Some(_) => self.unnamed_effects.clone(),
+                None => {
                     let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
                     Effects::of(text, target.backslashes)
                 }
@@ -367,11 +376,15 @@ impl Statements {
             if !target.owns_sequences && asks_for_foreign_sequence(&effects) {
                 return Ok(Rewritten::ForeignSequence);
             }
-            let renamed = self.rename_deallocate(definition, target);
+            let renamed = match effects.what.contains(What::DEALLOCATES) {
+                true => self.rename_deallocate(definition, target),
+                false => None,
+            };
             let frame = renamed.as_deref().unwrap_or(frame);
-            let undo = self.replace_unnamed(match frame.len() {
-                0..=MAX_UNNAMED => Unnamed::Known(frame.to_vec()),
-                _ => Unnamed::TooLong,
+            let undo = self.replace_unnamed(match same.filter(|_| renamed.is_none()) {
+                Some(same) => Unnamed::Known(same),
+                None if frame.len() <= MAX_UNNAMED => Unnamed::Known(frame.into()),
+                None => Unnamed::TooLong,
             });
             self.unnamed_effects = effects;
             self.unnamed_backslashes = target.backslashes;
