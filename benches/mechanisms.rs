@@ -225,6 +225,24 @@ fn ledger(criterion: &mut Criterion) {
             });
         },
     );
+    group.bench_function("500 Binds and Executes before a Sync", |bencher| {
+        bencher.iter(|| {
+            let mut ledger = Ledger::default();
+            let mut waits = false;
+            for _ in 0..500 {
+                waits |= ledger.may_change(black_box(b"s1"), None);
+                ledger.push(Owed::Bind(None));
+                ledger.push(Owed::Execute);
+            }
+            ledger.push(Owed::Sync);
+            for _ in 0..500 {
+                ledger.reply(BackendTag::BIND_COMPLETE, 0);
+                ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
+            }
+            ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
+            ledger.is_clean() && !waits
+        });
+    });
     group.bench_function(
         "Parse, Bind, Describe, Execute, Sync and their replies",
         |bencher| {
