@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 
 use crate::backend::context::Settings;
 use crate::protocol::frame::split_cstr;
@@ -203,7 +204,8 @@ impl Interned {
 /// What one server connection has parsed, least recently used first out.
 #[derive(Debug, Default)]
 pub struct Parsed {
-    statements: HashMap<u64, Entry>,
+    /// By id, which is the proxy's own.
+    statements: FxHashMap<u64, Entry>,
     clock: u64,
     /// The connection may have others too, since a Parse or Close was skipped.
     doubtful: bool,

@@ -259,7 +259,7 @@ impl Ledger {
         let (mut before, mut since) = (self.owed.range(..=last), self.owed.range(last + 1..));
         self.is_certain()
             && match name.is_empty() {
-                true => before.any(Owed::opens_unnamed) && !since.any(Owed::changes_unnamed),
+                true => !since.any(Owed::changes_unnamed) && before.any(Owed::opens_unnamed),
                 false => before.any(|owed| {
                     owed.changes(name) || statement.is_some_and(|statement| owed.parses(statement))
                 }),

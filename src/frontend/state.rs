@@ -12,6 +12,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use thin_vec::ThinVec;
+
 use crate::backend::context::{Settings, is_reported};
 use crate::backend::functions::Functions;
 use crate::backend::residue::{Answer, Pins, Question, can_ask};
@@ -208,7 +210,7 @@ impl SessionState {
         // What functions do counts as done.
         self.suspected.functions.clear();
         self.suspected.add(&Effects {
-            functions: Vec::new(),
+            functions: ThinVec::new(),
             ..verdict.effects
         });
         let what = self.suspected.what;

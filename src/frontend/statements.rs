@@ -317,7 +317,8 @@ impl Statements {
         match tag {
             FrontendTag::PARSE => return self.parse(&bytes[..size], body, target),
             FrontendTag::DESCRIBE => {
-                let known = statement_named(body).and_then(|name| self.provide(name, target));
+                let known = statement_named(body)
+                    .and_then(|name| self.provide(name, self.known(name), target));
                 let Some((name, known)) = known else {
                     target.ledger.push(Owed::Describe(None));
                     return Ok(Rewritten::Consumed(0));
@@ -366,14 +367,12 @@ impl Statements {
                 }
                 _ => None,
             };
-            let effects = match same {
-                Some(_) => self.unnamed_effects.clone(),
-                None => {
-                    let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
-                    Effects::of(text, target.backslashes)
-                }
-            };
-            if !target.owns_sequences && asks_for_foreign_sequence(&effects) {
+            let read = same.is_none().then(|| {
+                let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
+                Effects::of(text, target.backslashes)
+            });
+            let effects = read.as_ref().unwrap_or(&self.unnamed_effects);
+            if !target.owns_sequences && asks_for_foreign_sequence(effects) {
                 return Ok(Rewritten::ForeignSequence);
             }
             let renamed = match effects.what.contains(What::DEALLOCATES) {
@@ -386,7 +385,9 @@ impl Statements {
                 None if frame.len() <= MAX_UNNAMED => Unnamed::Known(frame.into()),
                 None => Unnamed::TooLong,
             });
-            self.unnamed_effects = effects;
+            if let Some(read) = read {
+                self.unnamed_effects = read;
+            }
             self.unnamed_backslashes = target.backslashes;
             target.outbox.extend(frame);
             target.ledger.push(Owed::Parse(None, undo));
@@ -513,9 +514,10 @@ impl Statements {
                 false => Ok(Rewritten::NeedMore),
             };
         };
-        let effects = match statement {
-            b"" => Some(&self.unnamed_effects),
-            name => self.named.get(name).map(|known| &known.statement.effects),
+        let known = self.known(statement);
+        let effects = match (statement, &known) {
+            (b"", _) => Some(&self.unnamed_effects),
+            (_, known) => known.as_ref().map(|(_, known)| &known.statement.effects),
         };
         if let Some(effects) = effects {
             if !target.owns_sequences && asks_for_foreign_sequence(effects) {
@@ -524,7 +526,7 @@ impl Statements {
             target.effects.add(effects);
         }
         self.unnamed_awaits &= !statement.is_empty();
-        let known = self.provide(statement, target);
+        let known = self.provide(statement, known, target);
         target.obscure = !portal.is_empty() || (known.is_none() && !statement.is_empty());
         target.ledger.push(Owed::Bind(known.clone()));
         let Some((_, known)) = known else {
@@ -560,9 +562,14 @@ impl Statements {
         Ok(Rewritten::Consumed(0))
     }
 
-    /// Sees to it that the statement the client calls `name` is on the server connection. None: it is the
+    /// Sees to it that the statement the client calls `name`, which is `known` by it, is on the server connection. None: it is the
     /// unnamed one, or the client has none of that name, and the server will say so.
-    fn provide(&mut self, name: &[u8], target: &mut Target<'_>) -> Option<(Name, Arc<Statement>)> {
+    fn provide(
+        &mut self,
+        name: &[u8],
+        known: Option<(Name, Known)>,
+        target: &mut Target<'_>,
+    ) -> Option<(Name, Arc<Statement>)> {
         if name.is_empty() {
             if std::mem::replace(&mut self.unnamed_is_there, true) {
                 return None;
@@ -579,14 +586,18 @@ impl Statements {
             }
             return None;
         }
-        let Some((name, known)) = self.known(name) else {
+        let Some((name, known)) = known else {
             return is_ours(name).then(|| (name.into(), Statement::of_nobody()));
         };
         ensure_parsed(&known, target);
         Some((name, known.statement))
     }
 
+    /// None for the unnamed one.
     fn known(&self, name: &[u8]) -> Option<(Name, Known)> {
+        if name.is_empty() {
+            return None;
+        }
         let (name, known) = self.named.get_key_value(name)?;
         Some((name.clone(), known.clone()))
     }

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 
 use bitflags::bitflags;
+use thin_vec::ThinVec;
 
 use super::builtin::is_builtin;
 use super::lexer::{Lexer, Sink, Token};
@@ -88,15 +89,15 @@ pub struct Setting {
     pub reset: bool,
 }
 
-/// What a text may do.
+/// What a text may do. Two of it are kept for each client, and mostly empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Effects {
     pub what: What,
-    pub settings: Vec<Setting>,
+    pub settings: ThinVec<Setting>,
     /// Parameters that it sets for its transaction only, in lower case.
-    pub local: Vec<Box<str>>,
+    pub local: ThinVec<Box<str>>,
     /// Functions it calls that not every PostgreSQL has, in lower case, without their schemas.
-    pub functions: Vec<Box<str>>,
+    pub functions: ThinVec<Box<str>>,
 }
 
 thread_local! {
