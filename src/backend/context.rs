@@ -190,7 +190,7 @@ impl Plan {
     }
 
     fn bind(&mut self, credential: &Credential) {
-        let mut batch = Batch::new();
+        let mut batch = Batch::default();
         batch.set(Some(credential), &[]);
         batch.request.extend(frame(FrontendTag::SYNC.0, &[]));
         self.seal(&batch.request);

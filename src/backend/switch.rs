@@ -89,7 +89,7 @@ pub fn go_ahead(
     setting: &Setting<'_>,
     reported: Arc<Parameters>,
 ) {
-    let mut batch = Batch::new();
+    let mut batch = Batch::default();
     if setting.scrub {
         batch.statement("DISCARD ALL", &[]);
     }
@@ -112,16 +112,18 @@ pub struct Batch {
     statements: usize,
 }
 
-impl Batch {
-    /// Room for a change of a tenant with a few variables.
-    const USUAL: usize = 512;
-
-    pub fn new() -> Self {
+impl Default for Batch {
+    fn default() -> Self {
         Self {
             request: Vec::with_capacity(Self::USUAL),
             statements: 0,
         }
     }
+}
+
+impl Batch {
+    /// Room for a change of a tenant with a few variables.
+    const USUAL: usize = 512;
 
     pub fn statement(&mut self, sql: &str, arguments: &[&str]) {
         self.message(FrontendTag::PARSE, |body| {
@@ -239,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_batch_has_no_sync_and_no_value_in_its_text() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::default();
         let credential = Credential {
             function: "bind_0".to_owned(),
             sealed: "a'b".to_owned(),

@@ -5,7 +5,7 @@
 //! 3. The connection moves to a worker of its instance; `session` welcomes it with the parameters of its
 //!    server.
 //! 4. `session` waits for a message without holding a server connection, then checks one out.
-//! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is. What the client's session
+//! 5. `relay` passes frames both ways until a clean point; `ledger` knows when that is, by what is `owed`. What the client's session
 //!    holds beside its transaction is carried along, or keeps the connection: `state`, `statements`.
 //!    A replication client has a server connection of its own instead, and `replication` does 3 to 6 for it.
 //! 6. The end: what is owed is played out, what is not clean is closed.

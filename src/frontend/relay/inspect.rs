@@ -1,0 +1,289 @@
+//! Looking at the texts of Query and Parse, and at what a FunctionCall calls: what they may do to the session, and whether they may.
+
+use crate::audit::{self, Event};
+use crate::backend::prepared::frame;
+use crate::config::Shared;
+use crate::error::{Error, Kind, Result};
+use crate::frontend::attempts;
+use crate::frontend::owed::Owed;
+use crate::frontend::statements::asks_for_foreign_sequence;
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, split_cstr};
+use crate::protocol::reply::Replies;
+use crate::sql::effects::{Effects, What};
+
+use super::{Hold, Relay, foreign_sequence};
+
+/// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
+/// looked at as it passes.
+const LOOKED_AT_WHOLE: usize = 8 * 1024;
+/// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`, `loread`,
+/// `lowrite`): what drivers use the message for. What they leave ends with the transaction.
+const LARGE_OBJECT_FUNCTIONS: [u32; 20] = [
+    715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458,
+    3459, 3460,
+];
+
+impl Relay<'_> {
+    /// Looks at the text of a Query or Parse of `size` bytes at `at` in the client's inbox, of which `here` are there.
+    pub(super) fn look_at_text(
+        &mut self,
+        tag: FrontendTag,
+        at: usize,
+        here: usize,
+        size: usize,
+    ) -> Result<Looked> {
+        let backslashes = self.backslashes();
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        if here < size {
+            return Ok(match size <= LOOKED_AT_WHOLE {
+                true => Looked::NeedMore,
+                false => Looked::Passes,
+            });
+        }
+        // What is prepared in transaction pooling is looked at where its names are.
+        let prepares = tag == FrontendTag::PARSE && self.client.statements.is_some();
+        if prepares && self.client.guard.is_none() {
+            return Ok(Looked::Passes);
+        }
+        let (name, text) = match tag {
+            FrontendTag::PARSE => split_cstr(body).unwrap_or_default(),
+            _ => (&b""[..], body),
+        };
+        let is_named = !name.is_empty();
+        let text = split_cstr(text).map_or(text, |(text, _)| text);
+        let effects = Effects::of(text, backslashes);
+        if let Err(error) = self.permit(&effects, Some(text)) {
+            self.send_refused(tag, is_named, &error);
+            return Ok(Looked::Answered);
+        }
+        if prepares {
+            return Ok(Looked::Passes);
+        }
+        if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
+            return self.refuse_sequence().map(|()| Looked::Refused);
+        }
+        if effects.what.contains(What::DEALLOCATES)
+            && let Some(statements) = &mut self.client.statements
+            && let Some(name) = statements.named_in_deallocate(text)
+        {
+            if self.server_rest > 0 || (!self.ledger.is_empty() && self.ledger.will_settle()) {
+                self.hold = Hold::Now;
+                return Ok(Looked::NeedMore);
+            }
+            if let Some(status) = self.ledger.status()
+                && self.ledger.is_empty()
+                && self.ledger.is_synced()
+            {
+                statements.deallocate(&name);
+                statements.query();
+                self.client.outbox.extend(&deallocated(status));
+                if !self.heard {
+                    self.ledger.begin_clean();
+                }
+                return Ok(Looked::Answered);
+            }
+        }
+        self.note_text(tag, &effects);
+        Ok(Looked::Passes)
+    }
+
+    /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
+    /// `here` are there. False: more of it is needed.
+    pub(super) fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> Result<Looked> {
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
+        if oid.is_none() && here < size {
+            return Ok(Looked::NeedMore);
+        }
+        let guard = self.client.guard.as_ref();
+        let may_use = guard.is_none_or(|guard| guard.allows(Shared::LargeObjects));
+        if may_use && oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
+            return Ok(Looked::Passes);
+        }
+        if guard.is_some() {
+            let message = "permission denied to call functions by their oid";
+            let error = Error::new(Kind::InsufficientPrivilege, message);
+            // It is thrown away whole, or with its client if it is long.
+            if here < size && size <= LOOKED_AT_WHOLE {
+                return Ok(Looked::NeedMore);
+            }
+            self.note_refused("function", None, &error);
+            if here < size {
+                return Err(error);
+            }
+            self.send_refused(FrontendTag::FUNCTION_CALL, true, &error);
+            return Ok(Looked::Answered);
+        }
+        self.note_effects(&Effects {
+            what: What::CONTROL | What::OPAQUE | What::STUCK,
+            ..Effects::default()
+        });
+        self.hold = Hold::Now;
+        Ok(Looked::Passes)
+    }
+
+    /// Reads on in a text that passes: `n` bytes at `at` in the client's inbox.
+    pub(super) fn read_text(&mut self, at: usize, n: usize) -> Result<()> {
+        let Some(reader) = self.text.as_mut().filter(|reader| reader.is_reading()) else {
+            return Ok(());
+        };
+        reader.feed(&self.client.inbox.bytes()[at..at + n]);
+        if self.client_rest > 0 {
+            return Ok(());
+        }
+        let tag = reader.tag();
+        let Some(effects) = reader.finish() else {
+            return Ok(());
+        };
+        self.permit(&effects, None)?;
+        if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
+            return Err(foreign_sequence());
+        }
+        self.note_text(tag, &effects);
+        if tag == FrontendTag::PARSE
+            && let Some(statements) = &mut self.client.statements
+        {
+            self.client.state.note(&effects);
+            statements.note_unnamed(effects);
+        }
+        Ok(())
+    }
+
+    /// Whether the client may run what does this. `text`: the statement, if it is at hand.
+    ///
+    /// # Errors
+    /// 42501 in posture guarded and up.
+    fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<()> {
+        let Some(guard) = &self.client.guard else {
+            return Ok(());
+        };
+        guard.check(effects).map_err(|offence| {
+            let error =
+                Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
+            self.note_refused(offence.kind, text, &error);
+            error
+        })
+    }
+
+    /// The guard has refused something.
+    fn note_refused(&self, rule: &str, statement: Option<&[u8]>, error: &Error) {
+        self.metrics.refused.add(1);
+        self.client.audit.record(&Event {
+            kind: audit::Kind::Guard,
+            who: attempts::who(self.handle, self.metrics),
+            sqlstate: Some(error.sqlstate()),
+            detail: Some(rule),
+            statement,
+        });
+    }
+
+    /// Sends something in place of a message that the client may not send, at which the server fails as the message
+    /// should: the transaction fails with it, and what the client is told comes in its turn.
+    fn send_refused(&mut self, tag: FrontendTag, is_named: bool, error: &Error) {
+        const TEXT: &[u8] = b"refused by pgtenant\0";
+        let parses = tag == FrontendTag::PARSE;
+        let sent = match (parses, is_named) {
+            (true, true) => frame(tag.0, &[b"pgtenant_refused\0", TEXT, b"\0\0"]),
+            (true, false) => frame(tag.0, &[b"\0", TEXT, b"\0\0"]),
+            (false, _) => frame(FrontendTag::QUERY.0, &[TEXT]),
+        };
+        if let Some(statements) = &mut self.client.statements
+            && !is_named
+        {
+            statements.query();
+        }
+        self.refused_frames.extend(sent);
+        let mut replies = Replies::new();
+        replies.error(error);
+        self.ledger.push(Owed::Refused {
+            ready: !parses,
+            error: replies.bytes()[HEADER..].into(),
+        });
+        self.undo_failed();
+        self.heard = true;
+    }
+
+    /// Takes note of what a statement that is sent now may do to the session.
+    pub(super) fn note_effects(&mut self, effects: &Effects) {
+        let what = effects.what;
+        if what.intersects(What::CREATES | What::DROPS) {
+            self.pool.statements.begin_epoch();
+        }
+        let advances = What::ADVANCES_SEQUENCE | What::WRITES | What::OPAQUE;
+        if what.intersects(advances) || !effects.functions.is_empty() {
+            self.server.sequences_of = Some(self.handle.id);
+        }
+        self.client.state.note(effects);
+    }
+
+    /// The text of a Query or Parse was read. What may change the session holds back what is sent behind it.
+    fn note_text(&mut self, tag: FrontendTag, effects: &Effects) {
+        let holds = effects.what.contains(What::CONTROL);
+        match tag {
+            FrontendTag::QUERY => {
+                self.note_effects(effects);
+                if holds {
+                    self.hold = Hold::Now;
+                }
+            }
+            _ => {
+                if self.client.statements.is_none() {
+                    self.client.state.note_prepared(effects);
+                }
+                if holds {
+                    self.hold = Hold::AtSync;
+                }
+            }
+        }
+    }
+
+    /// Whether plain strings have backslash escapes now.
+    pub(super) fn backslashes(&self) -> bool {
+        self.server.parameters.backslashes()
+    }
+
+    /// Whether the sequence values of this connection are nobody's or the client's own.
+    pub(super) fn owns_sequences(&self) -> bool {
+        self.server
+            .sequences_of
+            .is_none_or(|id| id == self.handle.id)
+    }
+
+    /// Sequence values that are another client's must not be told.
+    ///
+    /// # Errors
+    /// 0A000 where the client has a transaction open, which ends with its connection.
+    pub(super) fn refuse_sequence(&mut self) -> Result<()> {
+        self.client.state.note_sequence_wanted();
+        match self.heard {
+            true => Err(foreign_sequence()),
+            false => {
+                self.asked_foreign = true;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What became of a look at a text.
+pub(super) enum Looked {
+    Passes,
+    NeedMore,
+    /// The proxy has answered it.
+    Answered,
+    /// The relay ends without it.
+    Refused,
+}
+
+/// The answer to a DEALLOCATE, and what the transaction is then.
+fn deallocated(status: u8) -> Vec<u8> {
+    [
+        frame(BackendTag::COMMAND_COMPLETE.0, &[b"DEALLOCATE\0"]),
+        frame(BackendTag::READY_FOR_QUERY.0, &[&[status]]),
+    ]
+    .concat()
+}
+
+pub(super) fn has_text(tag: FrontendTag) -> bool {
+    matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE)
+}

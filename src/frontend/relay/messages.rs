@@ -1,0 +1,343 @@
+//! Client to server: what passes, what is rewritten, and when the client is not heard.
+
+use std::io;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
+
+use crate::backend::connection::ServerConnection;
+use crate::backend::prepared::frame;
+use crate::error::{Error, Result};
+use crate::frontend::owed::Owed;
+use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
+use crate::protocol::frame::{FrontendTag, HEADER, Header};
+use crate::protocol::reply;
+use crate::sql::effects::{Effects, What};
+
+use super::inspect::{Looked, has_text};
+use super::{ClientSide, HIGH_WATER, Hold, Relay, frame_size};
+
+/// Most messages owed before the client is not heard until some are answered.
+const MAX_OWED: usize = 4096;
+
+impl Relay<'_> {
+    pub(super) fn poll_client(&mut self, cx: &mut TaskContext<'_>) -> Step {
+        if self.is_deaf() {
+            return Step::Still;
+        }
+        // A cancel that is under way was meant for what has just ended, not for what comes next.
+        let between = self.ledger.is_empty() && self.client_rest == 0;
+        if between && self.server.fence().poll_quiet(cx).is_pending() {
+            return Step::Still;
+        }
+        // Bytes that came before the checkout, or were left by backpressure, go first.
+        self.now = None;
+        let before = self.server.outbox.len();
+        let answered = self.client.outbox.len();
+        if !self.client.inbox.is_empty() && self.pass_client_frames() {
+            return Step::Gone;
+        }
+        // The proxy may have answered some of it.
+        let passed = self.server.outbox.len() > before || self.client.outbox.len() > answered;
+        let mut step = match passed {
+            true => Step::Moved,
+            false => Step::Still,
+        };
+        if !passed && !self.is_deaf() {
+            let ClientSide { inbox, stream, .. } = &mut *self.client;
+            match inbox.poll_fill(cx, stream) {
+                Poll::Pending => {}
+                Poll::Ready(Ok(0) | Err(_)) => return Step::Gone,
+                Poll::Ready(Ok(_)) => {
+                    step = Step::Moved;
+                    if self.pass_client_frames() {
+                        return Step::Gone;
+                    }
+                }
+            }
+        }
+        let received = self.server.outbox.len() - before;
+        if received > 0 {
+            self.metrics.received.add(received as u64);
+        }
+        self.client.inbox.trim();
+        step
+    }
+
+    /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.
+    fn is_deaf(&mut self) -> bool {
+        if self.ledger.is_empty() && self.hold == Hold::Now {
+            self.hold = Hold::No;
+        }
+        self.name_is_open = self.name_is_open && self.ledger.owes_ready();
+        self.flush_asked &= self.ledger.len() >= MAX_OWED;
+        // A COPY is not answered before its data has come.
+        (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
+            || self.owes_too_much()
+            // A Sync ends what guards the change of tenant.
+            || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
+            || self.server.outbox.len() >= HIGH_WATER
+            || self.client.outbox.len() >= HIGH_WATER
+    }
+
+    pub(super) fn waits(&self) -> bool {
+        self.hold == Hold::Now || self.name_is_open
+    }
+
+    /// Whether so much is owed that some must be answered first; never in the middle of a message.
+    fn owes_too_much(&self) -> bool {
+        self.ledger.len() >= MAX_OWED && self.client_rest == 0
+    }
+
+    /// Passes what the client's inbox holds. True: it said Terminate, or what cannot be served.
+    fn pass_client_frames(&mut self) -> bool {
+        // `run` bytes at the front of the inbox pass as they are.
+        let mut run = 0;
+        let leaves = loop {
+            let inbox = &self.client.inbox;
+            if self.client_rest > 0 {
+                let n = self.client_rest.min(inbox.len() - run);
+                self.client_rest -= n;
+                if let Err(error) = self.read_text(run, n) {
+                    // The end of the message never goes on: the server does not run it.
+                    self.client_rest += n;
+                    break self.refuse(error);
+                }
+                run += n;
+            }
+            let inbox = &self.client.inbox;
+            let bytes = &inbox.bytes()[run..];
+            let here = bytes.len();
+            let Some(header) = Header::read(bytes).filter(|_| self.client_rest == 0) else {
+                break false;
+            };
+            if self.server.outbox.len() + run >= HIGH_WATER || self.is_deaf() {
+                break false;
+            }
+            let size = match frame_size(header) {
+                Ok(size) => size,
+                Err(error) => break self.refuse(error),
+            };
+            let tag = FrontendTag(header.tag);
+            if tag == FrontendTag::TERMINATE {
+                break true;
+            }
+            if self.transaction_began.is_none() {
+                self.transaction_began = Some(*self.now.get_or_insert_with(Instant::now));
+            }
+            if self.waits() && !is_of_copy(tag) {
+                // It waits for an answer that comes only when the COPY is over; the server passes over this if it
+                // has failed already.
+                self.client.inbox.move_to(&mut self.server.outbox, run);
+                run = 0;
+                self.server
+                    .outbox
+                    .extend(&frame(FrontendTag::COPY_FAIL.0, &[b"unexpected message\0"]));
+                self.ledger.push(Owed::CopyEnd);
+                break false;
+            }
+            let looked = match tag {
+                _ if !self.client.state.is_watched() => Ok(Looked::Passes),
+                FrontendTag::FUNCTION_CALL => self.look_at_call(run, here, size),
+                _ if has_text(tag) => self.look_at_text(tag, run, here, size),
+                _ => Ok(Looked::Passes),
+            };
+            match looked {
+                Ok(Looked::Passes) => {}
+                Ok(Looked::NeedMore | Looked::Refused) => break false,
+                Err(error) => break self.refuse(error),
+                Ok(Looked::Answered) => {
+                    self.client.inbox.move_to(&mut self.server.outbox, run);
+                    self.server
+                        .outbox
+                        .extend(&std::mem::take(&mut self.refused_frames));
+                    self.client.inbox.consume(size);
+                    run = 0;
+                    continue;
+                }
+            }
+            if ends_transaction(tag) && self.hold == Hold::AtSync {
+                self.hold = Hold::Now;
+            }
+            let mut rest = size;
+            if let Some(statements) = &self.client.statements
+                && names_a_statement(tag)
+            {
+                let body = &self.client.inbox.bytes()[run..][HEADER..];
+                if statements.must_wait(tag, body, &self.ledger) {
+                    self.name_is_open = true;
+                    break false;
+                }
+                self.client.inbox.move_to(&mut self.server.outbox, run);
+                run = 0;
+                match self.rewrite(tag, size) {
+                    Ok(Rewritten::NeedMore) => break false,
+                    Ok(Rewritten::ForeignSequence) => match self.refuse_sequence() {
+                        Ok(()) => break false,
+                        Err(error) => break self.refuse(error),
+                    },
+                    Ok(Rewritten::Consumed(n)) => {
+                        self.client.inbox.consume(n);
+                        rest -= n;
+                    }
+                    Err(error) => break self.refuse(error),
+                }
+            } else if let Some(owed) = self.owed(tag, run, size) {
+                self.ledger.push(owed);
+                self.undo_failed();
+            }
+            let here = rest.min(self.client.inbox.len() - run);
+            self.client_rest = rest - here;
+            if self.client_rest > 0 && has_text(tag) && self.client.state.is_watched() {
+                let backslashes = self.backslashes();
+                let reader = self.text.get_or_insert_default();
+                reader.begin(tag, backslashes);
+                reader.feed(&self.client.inbox.bytes()[run + HEADER..run + here]);
+            }
+            run += here;
+            self.heard = true;
+        };
+        self.client.inbox.move_to(&mut self.server.outbox, run);
+        if self.owes_too_much() && !std::mem::replace(&mut self.flush_asked, true) {
+            // Without a Sync the server may keep its answers to itself for long.
+            self.server.outbox.extend(reply::FLUSH);
+        }
+        // What the proxy answers at once; never in the middle of a frame that is passing.
+        while self.server_rest == 0
+            && let Some(fake) = self.ledger.take_fake()
+        {
+            self.client.outbox.extend(fake);
+        }
+        leaves
+    }
+
+    /// Deals with a message that names a prepared statement, at the front of the client's inbox.
+    fn rewrite(&mut self, tag: FrontendTag, size: usize) -> Result<Rewritten> {
+        let owned = (self.backslashes(), self.owns_sequences() || self.keep);
+        let Some(statements) = &mut self.client.statements else {
+            return Ok(Rewritten::Consumed(0));
+        };
+        let (backslashes, owns_sequences) = owned;
+        let ServerConnection { parsed, outbox, .. } = &mut *self.server;
+        let mut target = Target {
+            parsed,
+            outbox,
+            ledger: &mut self.ledger,
+            interner: &self.pool.statements,
+            settings: &self.client.settings,
+            backslashes,
+            owns_sequences,
+            effects: Effects::default(),
+            pins: false,
+            obscure: false,
+        };
+        let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
+        let Target {
+            effects,
+            pins,
+            obscure,
+            ..
+        } = target;
+        self.obscure |= obscure;
+        let awaits = statements.awaits_bind();
+        if pins {
+            self.client.state.pin_statement();
+        }
+        self.client.state.pin_unbound(awaits);
+        self.undo_failed();
+        if !effects.is_empty() {
+            if effects.what.contains(What::CONTROL) {
+                self.hold = Hold::AtSync;
+            }
+            self.note_effects(&effects);
+        }
+        Ok(rewritten)
+    }
+
+    /// An error takes back what a message did, and those that the server skips up to the next Sync.
+    pub(super) fn undo_failed(&mut self) {
+        if !self.ledger.has_failed() {
+            return;
+        }
+        let failed = self.ledger.take_failed();
+        if let Some(statements) = &mut self.client.statements {
+            statements.undo(failed, &mut self.server.parsed, &mut self.ledger);
+        }
+    }
+
+    /// What a message of `size` bytes at `at` in the client's inbox, that passes as it is, will be answered with.
+    pub(super) fn owed(&mut self, tag: FrontendTag, at: usize, size: usize) -> Option<Owed> {
+        Some(match tag {
+            FrontendTag::QUERY => {
+                let last = self.client.inbox.bytes()[at..].get(size - 1);
+                let is_text = last.is_none_or(|last| *last == 0);
+                let statements = self.client.statements.as_mut().filter(|_| is_text);
+                self.query_size = size;
+                self.client.state.pin_unbound(false);
+                Owed::Query(statements.map_or(Undo::Nothing, Statements::query))
+            }
+            FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
+            FrontendTag::SYNC => Owed::Sync,
+            FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
+            FrontendTag::BIND => Owed::Bind(None),
+            FrontendTag::DESCRIBE => Owed::Describe(None),
+            FrontendTag::EXECUTE => {
+                let portal = self.client.inbox.bytes()[at..].get(HEADER);
+                self.obscure |= portal != Some(&0);
+                Owed::Execute
+            }
+            FrontendTag::CLOSE => Owed::Close(Undo::Nothing),
+            FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn write_server(&mut self, cx: &mut TaskContext<'_>) -> io::Result<()> {
+        let ServerConnection { outbox, stream, .. } = &mut *self.server;
+        if outbox.is_drained() {
+            return Ok(());
+        }
+        match outbox.poll_drain_keeping(cx, stream) {
+            Poll::Ready(Err(e)) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// The client is not heard any more because of what it said; what it said before is still answered.
+    fn refuse(&mut self, error: Error) -> bool {
+        self.refused = Some(error);
+        true
+    }
+}
+
+pub(super) enum Step {
+    Moved,
+    Still,
+    Gone,
+}
+
+/// Whether the server takes it while it waits for the data of a COPY.
+fn is_of_copy(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::COPY_DATA
+            | FrontendTag::COPY_DONE
+            | FrontendTag::COPY_FAIL
+            | FrontendTag::SYNC
+            | FrontendTag::FLUSH
+    )
+}
+
+/// Whether the implicit transaction of extended messages ends with it.
+fn ends_transaction(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::SYNC | FrontendTag::QUERY | FrontendTag::FUNCTION_CALL
+    )
+}
+
+fn names_a_statement(tag: FrontendTag) -> bool {
+    matches!(
+        tag,
+        FrontendTag::PARSE | FrontendTag::BIND | FrontendTag::DESCRIBE | FrontendTag::CLOSE
+    )
+}

@@ -1,0 +1,392 @@
+//! Server to client: what passes, and what is noted of it.
+
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Instant;
+
+use crate::audit::Event;
+use crate::backend::connection::{Parameters, ServerConnection};
+use crate::backend::context::{Context, follows_client};
+use crate::backend::prepared::frame;
+use crate::backend::switch::{self, Progress};
+use crate::error::{Error, Kind, Result};
+use crate::frontend::attempts;
+use crate::frontend::ledger::{Current, Reply};
+use crate::frontend::statements::translate;
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
+use crate::protocol::reply::Replies;
+
+use super::{ClientSide, End, Relay, frame_size};
+
+/// Longest message of a server that is collected to be looked at, in bytes.
+const MAX_COLLECTED: usize = 1 << 20;
+/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
+const SEVERITY_WITHIN: usize = 64;
+/// Errors up to this size are searched for names of the proxy's own.
+const MAX_TRANSLATED: usize = 64 * 1024;
+
+impl Relay<'_> {
+    /// Reads once and passes what came. `Ok(false)`: the server has closed.
+    pub(super) fn poll_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Result<bool>> {
+        let ServerConnection { inbox, stream, .. } = &mut *self.server;
+        self.now = None;
+        match inbox.poll_fill(cx, stream) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Ok(false)),
+            Poll::Ready(Ok(_)) => {
+                let before = self.client.outbox.len();
+                let passed = self.pass_server_frames();
+                self.server.inbox.trim();
+                self.metrics
+                    .sent
+                    .add((self.client.outbox.len() - before) as u64);
+                self.metrics.queries.add(std::mem::take(&mut self.queries));
+                Poll::Ready(passed.map(|()| true))
+            }
+        }
+    }
+
+    fn pass_server_frames(&mut self) -> Result<()> {
+        // `run` bytes at the front of the inbox pass as they are.
+        let mut run = 0;
+        loop {
+            let inbox = &self.server.inbox;
+            if self.server_rest > 0 {
+                let n = self.server_rest.min(inbox.len() - run);
+                run += n;
+                self.server_rest -= n;
+            }
+            if self.server_rest > 0 {
+                break;
+            }
+            if self.server.switch.is_some() {
+                match self.note_switch()? {
+                    true => continue,
+                    false => break,
+                }
+            }
+            while let Some(fake) = self.ledger.take_fake() {
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                run = 0;
+                self.client.outbox.extend(fake);
+            }
+            let bytes = &self.server.inbox.bytes()[run..];
+            let Some(header) = Header::read(bytes) else {
+                break;
+            };
+            let size = header
+                .backend_size()
+                .ok_or_else(|| lost("impossible message length"))?;
+            let tag = BackendTag(header.tag);
+            let needed = match tag {
+                BackendTag::READY_FOR_QUERY
+                | BackendTag::PARAMETER_STATUS
+                | BackendTag::COMMAND_COMPLETE
+                | BackendTag::PARSE_COMPLETE
+                | BackendTag::CLOSE_COMPLETE => size,
+                BackendTag::ERROR_RESPONSE | BackendTag::NOTIFICATION_RESPONSE
+                    if size <= MAX_TRANSLATED =>
+                {
+                    size
+                }
+                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
+                _ => HEADER,
+            };
+            if bytes.len() < needed {
+                if needed > MAX_COLLECTED {
+                    return Err(lost("a message is too long to be looked at"));
+                }
+                break;
+            }
+            if std::mem::take(&mut self.just_switched)
+                && tag == BackendTag::ERROR_RESPONSE
+                && self.ledger.ends_with_query()
+                && let Some(error) = switch::canceled(&bytes[HEADER..size.min(bytes.len())])
+            {
+                // It may have come between the end of the change and the client's message, which is skipped then and never
+                // answered (PostgreSQL looks for cancels when it logs durations). Either way it is canceled.
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                self.give_up_switch(&error);
+                return Ok(());
+            }
+            // Before the reply is noted: then the name may be gone.
+            let translated = match tag {
+                BackendTag::ERROR_RESPONSE if bytes.len() >= size => {
+                    let refusal = self.ledger.refusal().map(|error| error.to_vec());
+                    refusal.or_else(|| {
+                        let renamed = self.ledger.renamed();
+                        renamed.and_then(|(name, statement)| {
+                            translate(&bytes[HEADER..size], name, statement)
+                        })
+                    })
+                }
+                BackendTag::NOTIFICATION_RESPONSE
+                    if bytes.len() >= size && self.client.statements.is_some() =>
+                {
+                    self.as_own(&bytes[HEADER..size])
+                }
+                _ => None,
+            };
+            if tag == BackendTag::ERROR_RESPONSE {
+                self.audit_error(&bytes[HEADER..size.min(bytes.len())]);
+            }
+            let reply = match tag {
+                BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
+                _ => self.note_reply(tag, run, size),
+            };
+            if let Some(body) = translated {
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                self.server.inbox.consume(size);
+                run = 0;
+                self.client.outbox.extend(&frame(tag.0, &[&body]));
+                continue;
+            }
+            match reply {
+                Reply::Forward => {
+                    let whole = size.min(self.server.inbox.len() - run);
+                    run += whole;
+                    self.server_rest = size - whole;
+                }
+                Reply::Swallow => {
+                    self.server.inbox.move_to(&mut self.client.outbox, run);
+                    self.server.inbox.consume(size);
+                    run = 0;
+                }
+            }
+        }
+        self.server.inbox.move_to(&mut self.client.outbox, run);
+        Ok(())
+    }
+
+    /// Takes an answer to the change of tenant ahead of the client's bytes; the server's inbox begins with it. False: it is
+    /// not whole, or the change has failed.
+    fn note_switch(&mut self) -> Result<bool> {
+        let Some((tag, size)) = self.server.whole()? else {
+            return Ok(false);
+        };
+        if tag == BackendTag::PARAMETER_STATUS {
+            let body = self.server.inbox.bytes()[HEADER..size].to_vec();
+            self.server.note_parameter(&body);
+        }
+        let ServerConnection { inbox, switch, .. } = &mut *self.server;
+        let Some(pending) = switch else {
+            return Ok(true);
+        };
+        let progress = pending.take(tag, &inbox.bytes()[HEADER..size]);
+        inbox.consume(size);
+        match progress {
+            Progress::Pending => {}
+            Progress::Done => {
+                self.server.context = Context::Bound(pending.binding().clone());
+                self.server.switch = None;
+                self.just_switched = true;
+            }
+            Progress::Failed(error) => {
+                self.give_up_switch(&error);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Nothing of the client was run, and nothing will be.
+    fn give_up_switch(&mut self, error: &Error) {
+        tracing::warn!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id, %error,
+            "a server connection could not change hands");
+        self.metrics.errors.add(1);
+        let answered = self.ledger.give_up();
+        self.undo_failed();
+        self.client.state.give_up();
+        let mut replies = Replies::new();
+        replies.error(error);
+        if answered {
+            replies.ready();
+        }
+        self.client.outbox.extend(replies.bytes());
+        self.not_switched = Some(End::NotSwitched {
+            answered,
+            stray: self.client_rest,
+        });
+    }
+
+    /// A notification that the client sent itself comes from the process that it knows as its own: drivers tell by
+    /// that which are their own.
+    fn as_own(&self, notification: &[u8]) -> Option<Vec<u8>> {
+        let (sender, rest) = notification.split_first_chunk::<4>()?;
+        let is_own = i32::from_be_bytes(*sender) == self.server.fence().pid();
+        is_own.then(|| [&self.handle.key().pid.to_be_bytes(), rest].concat())
+    }
+
+    /// Takes note of a reply whose frame starts at `at` in the server's inbox.
+    fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Reply {
+        let ServerConnection {
+            inbox,
+            outbox,
+            context,
+            parameters,
+            parsed,
+            sealed,
+            sequences_of,
+            ..
+        } = &mut *self.server;
+        let bytes = &inbox.bytes()[at..];
+        match tag {
+            BackendTag::READY_FOR_QUERY => {
+                let status = bytes.get(HEADER).copied().unwrap_or_default();
+                self.queries += 1;
+                if status == b'I'
+                    && let Some(began) = self.transaction_began.take()
+                {
+                    let now = *self.now.get_or_insert_with(Instant::now);
+                    let time = now.saturating_duration_since(began);
+                    self.metrics.transactions.record(time);
+                }
+                let reply = self.ledger.reply(tag, status);
+                if self.ledger.is_empty() {
+                    // Nothing that was sent can fail any more, and outside of a transaction there are no portals.
+                    outbox.trim();
+                    self.obscure &= status != b'I';
+                }
+                return reply;
+            }
+            BackendTag::COMMAND_COMPLETE => {
+                let command = bytes.get(HEADER..size - 1).unwrap_or_default();
+                match command {
+                    b"SET" | b"RESET" => context.make_stale(),
+                    b"DISCARD ALL" | b"DEALLOCATE ALL" => {
+                        // Behind it, and the Sync of its batch, others may have been prepared.
+                        match self.ledger.len() <= 2 {
+                            true => parsed.clear(),
+                            false => parsed.doubt_all(),
+                        }
+                        self.client.state.unpin_statements();
+                        if let Some(statements) = &mut self.client.statements {
+                            statements.clear();
+                        }
+                        if command == b"DISCARD ALL" {
+                            *sequences_of = None;
+                            // Not clean: something may have been pipelined behind it.
+                            context.make_stale();
+                            self.client.state.discard();
+                        }
+                    }
+                    b"DISCARD SEQUENCES" => {
+                        *sequences_of = None;
+                        context.make_stale();
+                    }
+                    b"DEALLOCATE" => {
+                        if let Some(statements) = &mut self.client.statements {
+                            statements.note_deallocated(parsed);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            BackendTag::PARAMETER_STATUS => {
+                if let Some((name, value)) = split_pair(&bytes[HEADER..size]) {
+                    let known = |told: &Parameters| told.get(name).is_some_and(|v| v == value);
+                    if self.switches && known(parameters) && known(&self.client.reported) {
+                        return Reply::Swallow;
+                    }
+                    note_parameter(self.client, context, parameters, name, value);
+                }
+            }
+            BackendTag::ERROR_RESPONSE => {
+                self.metrics.errors.add(1);
+                let body = &bytes[HEADER..size.min(bytes.len())];
+                self.fatal_seen |= is_fatal(body);
+                if sealed.may_be_refused_by(body) {
+                    context.make_stale();
+                }
+                let of_ours = self.ledger.renamed().is_some();
+                if is_outdated_plan(body) || (of_ours && is_unknown_statement(body)) {
+                    parsed.outdate();
+                }
+                let reply = self.ledger.reply(tag, 0);
+                self.undo_failed();
+                return reply;
+            }
+            _ => {}
+        }
+        self.ledger.reply(tag, 0)
+    }
+
+    /// Whether the error, of which `body` is the start at least, is for the audit. Before its reply is noted.
+    fn audit_error(&self, body: &[u8]) {
+        let Some((kind, sqlstate)) = attempts::of_server_error(body) else {
+            return;
+        };
+        self.client.audit.record(&Event {
+            kind,
+            who: attempts::who(self.handle, self.metrics),
+            sqlstate: Some(&sqlstate),
+            detail: None,
+            statement: self.current_text(),
+        });
+    }
+
+    /// The text that the server's next error is about, where it is at hand: nothing is kept for this.
+    fn current_text(&self) -> Option<&[u8]> {
+        match self.ledger.current(self.obscure) {
+            Current::Query => self.last_query(),
+            Current::Statement(statement) => Some(statement.text()),
+            Current::Unnamed(before) => self.client.statements.as_ref()?.unnamed_text(before),
+            Current::Unknown => None,
+        }
+    }
+
+    /// The text of the last Query, if it was sent last, and in one piece.
+    fn last_query(&self) -> Option<&[u8]> {
+        let sent = self.server.outbox.last_sent();
+        let frame = &sent[sent.len().checked_sub(self.query_size)?..];
+        let header = Header::read(frame)?;
+        let is_query = FrontendTag(header.tag) == FrontendTag::QUERY;
+        (is_query && frame_size(header).ok()? == frame.len())
+            .then(|| split_cstr(&frame[HEADER..]).map(|(text, _)| text))?
+    }
+}
+
+/// Whether an ErrorResponse says that a statement means something else since the schema changed
+/// (RevalidateCachedQuery in plancache.c).
+fn is_outdated_plan(body: &[u8]) -> bool {
+    has_field(body, b"C0A000\0") && has_field(body, b"RRevalidateCachedQuery\0")
+}
+
+/// Whether an ErrorResponse says that there is no such statement: something that nobody saw may have taken it away.
+fn is_unknown_statement(body: &[u8]) -> bool {
+    has_field(body, b"C26000\0")
+}
+
+fn has_field(body: &[u8], field: &[u8]) -> bool {
+    memchr::memmem::find(body, field).is_some()
+}
+
+fn lost(cause: &str) -> Error {
+    Error::new(Kind::ConnectionFailure, "the server connection was lost").caused_by(cause)
+}
+
+/// A parameter changed while the client held the connection: the client is told by the frame
+/// itself, and what it can set follows it from now on.
+fn note_parameter(
+    client: &mut ClientSide,
+    context: &mut Context,
+    parameters: &mut Arc<Parameters>,
+    name: &str,
+    value: &str,
+) {
+    Arc::make_mut(parameters).insert(name, value);
+    Arc::make_mut(&mut client.reported).insert(name, value);
+    if follows_client(name) {
+        Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
+        if let Context::Bound(binding) = context {
+            binding.settings = client.settings.clone();
+        }
+    }
+}
+
+/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
+/// the severity, its second the same in English.
+fn is_fatal(body: &[u8]) -> bool {
+    let severity = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
+    severity.is_some_and(|(field, _)| field == b"VFATAL" || field == b"VPANIC")
+}
