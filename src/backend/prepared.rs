@@ -122,7 +122,7 @@ impl Default for Interner {
 #[derive(Debug, Default)]
 struct Interned {
     /// By what changes their meaning, then by definition.
-    statements: HashMap<u64, HashMap<Bytes, Weak<Statement>>>,
+    statements: FxHashMap<u64, HashMap<Bytes, Weak<Statement>>>,
     len: usize,
     last_id: u64,
     /// Dead entries are swept when there are so many.
