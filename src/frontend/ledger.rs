@@ -494,6 +494,7 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
+            assert!(ledger.owed.is_counted(), "{script}: {word}");
         }
         ledger
     }

@@ -205,6 +205,13 @@ impl OwedQueue {
         self.owed.iter_mut().filter_map(Owed::undo_mut)
     }
 
+    /// Whether the counts are those of what it holds.
+    #[cfg(test)]
+    pub fn is_counted(&self) -> bool {
+        let count = |of: fn(&Owed) -> bool| self.owed.iter().filter(|owed| of(owed)).count();
+        (self.ends, self.changes) == (count(Owed::ends_with_ready), count(Owed::is_change))
+    }
+
     fn count(&mut self, owed: &Owed) {
         self.ends += usize::from(owed.ends_with_ready());
         self.changes += usize::from(owed.is_change());
