@@ -23,6 +23,7 @@ pub const COLUMNS: &[Column] = &[
     text("placement"),
     text("server"),
     text("pinned"),
+    int("worker"),
 ];
 
 /// What names a client in `ptr`, and in `link` of `SHOW SERVERS`.
@@ -30,7 +31,8 @@ pub fn pointer(id: u64) -> String {
     format!("c{id}")
 }
 
-/// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction. `remote_pid` is that of the server connection it uses, `link` names it.
+/// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction. `remote_pid` is that of the
+/// server connection it uses, `link` names it. `worker` is the thread that serves it, counted from 0, as in the metrics.
 pub fn rows(view: &View) -> Vec<Row> {
     view.app
         .clients()
@@ -62,6 +64,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 tenant.map(|tenant| tenant.route.placement.name.as_str()),
                 tenant.map(|tenant| tenant.route.pool.server.as_str()),
                 client.pins().describe(),
+                client.worker().number(),
             ]
         })
         .collect()
