@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
+use rustc_hash::FxBuildHasher;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -31,10 +32,10 @@ pub struct App {
     workers: Arc<Workers>,
     next_home: AtomicUsize,
     instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
-    tenants: DashMap<TenantId, Arc<TenantState>>,
-    placements: DashMap<PlacementName, Arc<AtomicUsize>>,
+    tenants: DashMap<TenantId, Arc<TenantState>, FxBuildHasher>,
+    placements: DashMap<PlacementName, Arc<AtomicUsize>, FxBuildHasher>,
     /// Clients that are logged in, by the secret of what they cancel with.
-    clients: DashMap<Box<[u8]>, Arc<ClientHandle>>,
+    clients: DashMap<Box<[u8]>, Arc<ClientHandle>, FxBuildHasher>,
     next_client: AtomicU64,
     /// Connections of clients, logged in or not.
     connections: AtomicUsize,
@@ -85,9 +86,9 @@ impl App {
             workers: Workers::new(workers),
             next_home: AtomicUsize::new(0),
             instances: ArcSwap::default(),
-            tenants: DashMap::new(),
-            placements: DashMap::new(),
-            clients: DashMap::new(),
+            tenants: DashMap::default(),
+            placements: DashMap::default(),
+            clients: DashMap::default(),
             next_client: AtomicU64::new(1),
             connections: AtomicUsize::new(0),
             draining: watch::Sender::new(false),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 /// A worker that uses so much of a core, in thousandths, has too much to do.
 pub const HOT: u32 = 800;
@@ -28,7 +29,11 @@ impl From<u16> for WorkerId {
     }
 }
 
-pub struct Workers(Vec<Worker>);
+pub struct Workers {
+    workers: Vec<Worker>,
+    /// New connections are accepted by all, not by the first alone.
+    all_accept: watch::Sender<bool>,
+}
 
 struct Worker {
     handle: Handle,
@@ -42,15 +47,18 @@ impl Workers {
             handle,
             load: AtomicU32::new(0),
         };
-        Arc::new(Self(handles.into_iter().map(worker).collect()))
+        Arc::new(Self {
+            workers: handles.into_iter().map(worker).collect(),
+            all_accept: watch::Sender::new(false),
+        })
     }
 
     pub fn ids(&self) -> impl Iterator<Item = WorkerId> + use<> {
-        (0..u16::try_from(self.0.len()).unwrap_or(u16::MAX)).map(WorkerId)
+        (0..u16::try_from(self.workers.len()).unwrap_or(u16::MAX)).map(WorkerId)
     }
 
     pub fn handle(&self, id: WorkerId) -> &Handle {
-        &self.0[id.number() % self.0.len()].handle
+        &self.workers[id.number() % self.workers.len()].handle
     }
 
     /// Runs `task` there.
@@ -60,16 +68,39 @@ impl Workers {
 
     /// The worker of what is made as the `count`th: in turn.
     pub fn in_turn(&self, count: usize) -> WorkerId {
-        WorkerId(u16::try_from(count % self.0.len()).unwrap_or(0))
+        WorkerId(u16::try_from(count % self.workers.len()).unwrap_or(0))
     }
 
     /// How much of a core it used lately, in thousandths.
     pub fn load(&self, id: WorkerId) -> u32 {
-        self.0[id.number() % self.0.len()].load.load(Relaxed)
+        self.workers[id.number() % self.workers.len()]
+            .load
+            .load(Relaxed)
     }
 
     pub fn set_load(&self, id: WorkerId, load: u32) {
-        self.0[id.number() % self.0.len()].load.store(load, Relaxed);
+        self.workers[id.number() % self.workers.len()]
+            .load
+            .store(load, Relaxed);
+    }
+
+    /// Whether all are to accept new connections: the first has too much to do to do it alone.
+    pub fn set_all_accept(&self, all: bool) {
+        self.all_accept
+            .send_if_modified(|now| std::mem::replace(now, all) != all);
+    }
+
+    pub fn all_accept(&self) -> bool {
+        *self.all_accept.borrow()
+    }
+
+    /// Ready when all are to accept new connections, or when the first is to do it alone.
+    ///
+    /// Cancel safe.
+    pub async fn until_all_accept(&self, all: bool) {
+        let mut told = self.all_accept.subscribe();
+        // The sender lives as long as self.
+        let _ = told.wait_for(|now| *now == all).await;
     }
 
     /// Where a client is to begin: the first that `wanted` names that has not too much to do; else the one that has least.

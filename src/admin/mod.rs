@@ -9,4 +9,4 @@ mod metrics;
 mod show;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

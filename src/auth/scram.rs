@@ -47,13 +47,9 @@ impl Offer {
     }
 
     /// Names of the mechanisms for a client, best first.
-    pub fn mechanisms(&self, tls: bool) -> Vec<String> {
+    pub fn mechanisms(&self, tls: bool) -> impl Iterator<Item = &'static str> {
         let bound = (tls && self.bound.is_some()).then_some(PLUS);
-        bound
-            .into_iter()
-            .chain([PLAIN])
-            .map(str::to_owned)
-            .collect()
+        bound.into_iter().chain([PLAIN])
     }
 
     /// Begins the exchange with the client's first message, a SASLInitialResponse body. Returns what

@@ -1,8 +1,10 @@
 //! The first stage of a client: TLS or not, and its first packet.
 
+use std::future::poll_fn;
 use std::io;
+use std::task::{Context, Poll, ready};
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
@@ -44,15 +46,13 @@ pub async fn open(
     tls: Option<&TlsAcceptor>,
     required: bool,
 ) -> Result<Opening, Failed> {
-    let mut first = [0; PEEK];
-    let mut size = match tcp.peek(&mut first).await {
-        Ok(0) | Err(_) => return Ok(Opening::Nothing),
-        Ok(n) => startup::whole_packet(&first[..n]),
+    let Some((first, mut size)) = poll_fn(|cx| peek(&tcp, cx)).await else {
+        return Ok(Opening::Nothing);
     };
-    let mut stream = match (first[0] == TLS_HANDSHAKE, tls) {
+    let mut stream = match (first == TLS_HANDSHAKE, tls) {
         (true, Some(tls)) => {
             size = None;
-            accept(tls, tcp, true).await?
+            Box::pin(accept(tls, tcp, true)).await?
         }
         (true, None) => return Err((None, failed("direct TLS is not offered"))),
         (false, _) => Stream::Tcp(tcp),
@@ -75,7 +75,7 @@ pub async fn open(
                 match tls {
                     Some(tls) => {
                         tcp.write_all(b"S").await.map_err(gone)?;
-                        stream = accept(tls, tcp, false).await?;
+                        stream = Box::pin(accept(tls, tcp, false)).await?;
                     }
                     None => {
                         tcp.write_all(b"N").await.map_err(gone)?;
@@ -122,6 +122,20 @@ pub async fn open(
             }
         }
     }
+}
+
+/// The first byte, and the size of the first packet if all of it is here. None: the client left without a word.
+fn peek(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<Option<(u8, Option<usize>)>> {
+    let mut here = [0; PEEK];
+    let mut here = ReadBuf::new(&mut here);
+    if ready!(tcp.poll_peek(cx, &mut here)).is_err() {
+        return Poll::Ready(None);
+    }
+    let here = here.filled();
+    Poll::Ready(
+        here.first()
+            .map(|&first| (first, startup::whole_packet(here))),
+    )
 }
 
 async fn accept(tls: &TlsAcceptor, tcp: TcpStream, direct: bool) -> Result<Stream, Failed> {

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pgwire::messages::startup::Authentication;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -29,7 +28,7 @@ use crate::tls::Door;
 
 /// What came of a connection.
 pub enum Admitted {
-    Tenant(LoggedIn),
+    Tenant(Box<LoggedIn>),
     Admin(AdminLogin),
     /// It is dealt with: a cancel, a refusal, a port check.
     Done,
@@ -72,7 +71,6 @@ async fn begin(
     peer: SocketAddr,
     counted: Counted,
 ) -> Admitted {
-    let _ = tcp.set_nodelay(true);
     let (mut stream, startup, sni) =
         match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
             Ok(Opening::Login {
@@ -81,7 +79,7 @@ async fn begin(
                 sni,
             }) => (stream, startup, sni),
             Ok(Opening::Cancel(key, stream)) => {
-                cancel(app, &key, peer).await;
+                Box::pin(cancel(app, &key, peer)).await;
                 drop(stream);
                 return Admitted::Done;
             }
@@ -182,7 +180,7 @@ impl Prepared {
         stream: Stream,
         inbox: Buffer,
         connection: Counted,
-    ) -> Result<LoggedIn, (Stream, Error)> {
+    ) -> Result<Box<LoggedIn>, (Stream, Error)> {
         let Self {
             tenant,
             user,
@@ -212,13 +210,14 @@ impl Prepared {
         let Some(tenant) = still else {
             return Err((stream, moved()));
         };
-        Ok(LoggedIn {
+        let tenant_state = guard.tenant().clone();
+        Ok(Box::new(LoggedIn {
             app: app.clone(),
             stream,
             inbox,
             accepted_by: Handle::current().id(),
             registered,
-            tenant: app.tenant(&tenant.id),
+            tenant: tenant_state,
             route: tenant.route.clone(),
             credential,
             settings,
@@ -229,7 +228,7 @@ impl Prepared {
                 placement,
                 tenant: guard,
             },
-        })
+        }))
     }
 }
 
@@ -274,8 +273,7 @@ async fn log_in(
         caller.note_wrong(credential.is_some(), &error);
         return Err(error);
     };
-    greeting.authentication(&Authentication::SASLFinal(last.into()));
-    greeting.authentication(&Authentication::Ok);
+    greeting.sasl_final(&last).authentication_ok();
     match &claim {
         Claim::Nobody(_) => Err(wrong_password(&startup)),
         Claim::Admin { .. } if startup.replication.is_some() => {
@@ -344,7 +342,7 @@ fn credential_of(
 ) -> (String, String, Option<Arc<Credential>>) {
     match claim {
         Claim::Tenant { tenant, user, .. } => (
-            tenant.id.to_string(),
+            tenant.id.as_str().to_owned(),
             user.clone(),
             tenant.users.get(user).cloned(),
         ),
@@ -373,12 +371,12 @@ async fn authenticate(
     verifier: &crate::config::ScramVerifier,
 ) -> Result<Option<String>> {
     let tls = stream.is_tls();
-    greeting.authentication(&Authentication::SASL(door.offer.mechanisms(tls)));
+    greeting.sasl(door.offer.mechanisms(tls));
     send(stream, std::mem::take(greeting)).await?;
     let first = password_message(stream, inbox).await?;
     let (answer, exchange) = door.offer.begin(tls, &first, verifier)?;
     let mut replies = Replies::new();
-    replies.authentication(&Authentication::SASLContinue(answer.into()));
+    replies.sasl_continue(&answer);
     send(stream, replies).await?;
     let last = password_message(stream, inbox).await?;
     Ok(exchange.finish(&last))

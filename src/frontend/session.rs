@@ -93,103 +93,126 @@ pub struct Session {
     guards: Guards,
 }
 
-/// Serves a client on a worker of its instance.
-pub async fn start(mut login: LoggedIn) {
+/// Begins to serve a client on a worker of its instance. Some: it is to [go on](Session::live) here.
+pub async fn start(mut login: Box<LoggedIn>) -> Option<Box<Session>> {
     let pool = match login.app.pool(&login.route) {
         Ok(pool) => pool,
-        Err(error) => return say_last(&mut login.stream, &error).await,
+        Err(error) => {
+            say_last(&mut login.stream, &error).await;
+            return None;
+        }
     };
     let workers = login.app.workers().clone();
     let worker = login.app.place(&login.tenant, &pool.instance);
     login.registered.set_worker(worker);
     let is_here = workers.handle(worker).id() == login.accepted_by;
     let begun = begin(login, pool, worker);
-    match is_here {
-        true => begun.await,
-        false => workers.spawn(worker, begun),
+    if is_here {
+        return begun.await;
     }
-}
-
-async fn begin(login: LoggedIn, pool: Arc<Pool>, worker: WorkerId) {
-    if login.replication.is_some() {
-        Box::pin(replication::serve(login)).await;
-    } else if let Some(session) = welcome(login, pool, worker).await {
-        serve(session);
-    }
-}
-
-/// Runs the session in a task of its own; when it is to go on at another worker, there.
-///
-/// Most clients idle most of the time, so what a task needs only while it does something is boxed, and gone while it waits.
-fn serve(mut session: Session) {
-    let workers = session.app.workers().clone();
-    session.registered.move_in();
-    workers.spawn(session.worker, async move {
-        match session.run().await {
-            Ok(ControlFlow::Break(())) => {}
-            Ok(ControlFlow::Continue(())) => move_on(session),
-            Err(error) => Box::pin(session.refuse_and_close(&error)).await,
+    workers.spawn(worker, async move {
+        if let Some(session) = Box::pin(begun).await {
+            session.live().await;
         }
     });
+    None
+}
+
+async fn begin(login: Box<LoggedIn>, pool: Arc<Pool>, worker: WorkerId) -> Option<Box<Session>> {
+    if login.replication.is_some() {
+        Box::pin(replication::serve(*login)).await;
+        return None;
+    }
+    welcome(login, pool, worker).await
 }
 
 /// Goes on at the worker where the client is asked to be.
-fn move_on(mut session: Session) {
+fn move_on(mut session: Box<Session>) {
     let worker = session.registered.worker();
     let workers = session.app.workers().clone();
     workers.spawn(worker, async move {
         match session.arrive(worker) {
-            Ok(()) => serve(session),
+            Ok(()) => session.live().await,
             Err(error) => tracing::warn!(%error, "could not move a client"),
         }
     });
 }
 
 /// Tells the client the end of authentication, its parameters and its cancel key.
-async fn welcome(login: LoggedIn, pool: Arc<Pool>, worker: WorkerId) -> Option<Session> {
-    let LoggedIn {
-        app,
-        mut stream,
-        inbox,
-        accepted_by,
-        registered,
-        tenant,
-        route,
-        credential,
-        settings,
-        mut greeting,
-        replication: _,
-        guards,
-    } = login;
-    if let Err(error) = stream.move_here(accepted_by) {
+async fn welcome(
+    mut login: Box<LoggedIn>,
+    pool: Arc<Pool>,
+    worker: WorkerId,
+) -> Option<Box<Session>> {
+    if let Err(error) = login.stream.move_here(login.accepted_by) {
         tracing::warn!(%error, "could not move a client to its worker");
         return None;
     }
-    let deadline = app.config().timeouts.login;
-    let profile = profile(&pool, &tenant, &route, settings, worker);
+    let settings = std::mem::take(&mut login.settings);
+    let known = known_profile(&pool, &login.route, &settings);
     let Profile {
         settings,
         reported,
         lease,
-    } = match tokio::time::timeout(deadline, profile).await {
-        Ok(Ok(profile)) => profile,
-        Ok(Err(error)) => {
-            log_refusal(&registered, &error);
-            let _ = write(&mut stream, greeting.fatal(&error).bytes()).await;
-            return None;
+    } = match known {
+        Some(profile) => profile,
+        None => {
+            let deadline = login.app.config().timeouts.login;
+            let profile = profile(&pool, &login.tenant, &login.route, settings, worker);
+            match Box::pin(tokio::time::timeout(deadline, profile)).await {
+                Ok(Ok(profile)) => profile,
+                Ok(Err(error)) => {
+                    log_refusal(&login.registered, &error);
+                    let last = login.greeting.fatal(&error).bytes();
+                    let _ = write(&mut login.stream, last).await;
+                    return None;
+                }
+                Err(_) => return None,
+            }
         }
-        Err(_) => return None,
     };
     if let Some(lease) = &lease {
-        registered.set_pid(lease.fence().pid());
+        login.registered.set_pid(lease.fence().pid());
     }
     for (name, value) in reported.iter() {
-        greeting.parameter_status(name, value);
+        login.greeting.parameter_status(name, value);
     }
-    greeting.backend_key_data(&registered.key()).ready();
-    if write(&mut stream, greeting.bytes()).await.is_err() {
+    let key = login.registered.key();
+    let greeting = login.greeting.backend_key_data(&key).ready();
+    if write(&mut login.stream, greeting.bytes()).await.is_err() {
         return None;
     }
+    let profile = Profile {
+        settings,
+        reported,
+        lease,
+    };
+    Some(begin_session(*login, pool, worker, profile))
+}
+
+/// What a client that was welcomed goes on with.
+fn begin_session(
+    login: LoggedIn,
+    pool: Arc<Pool>,
+    worker: WorkerId,
+    profile: Profile,
+) -> Box<Session> {
+    let LoggedIn {
+        app,
+        stream,
+        inbox,
+        registered,
+        tenant,
+        route,
+        credential,
+        guards,
+        ..
+    } = login;
+    let Profile {
+        settings,
+        reported,
+        lease,
+    } = profile;
     tenant.metrics.logins.add(1);
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
     let side = ClientSide {
@@ -203,7 +226,7 @@ async fn welcome(login: LoggedIn, pool: Arc<Pool>, worker: WorkerId) -> Option<S
         settings,
         reported,
     };
-    Some(Session {
+    Box::new(Session {
         app,
         registered,
         tenant,
@@ -228,6 +251,17 @@ struct Profile {
     lease: Option<Lease>,
 }
 
+/// In transaction pooling, what a server is known to report to a client with `settings`.
+fn known_profile(pool: &Pool, route: &Route, settings: &Settings) -> Option<Profile> {
+    let known = pool.profile(settings);
+    let known = known.filter(|_| route.pooling == Pooling::Transaction);
+    known.map(|(settings, reported)| Profile {
+        settings,
+        reported,
+        lease: None,
+    })
+}
+
 /// What a server reports to a client with `settings`; asks one unless it is known. In session pooling the client
 /// gets its server connection here, as it would direct.
 async fn profile(
@@ -239,13 +273,6 @@ async fn profile(
 ) -> Result<Profile> {
     let in_transactions = route.pooling == Pooling::Transaction;
     let known = pool.profile(&settings);
-    if let (Some((settings, reported)), true) = (&known, in_transactions) {
-        return Ok(Profile {
-            settings: settings.clone(),
-            reported: reported.clone(),
-            lease: None,
-        });
-    }
     let wanted = |settings| Binding {
         tenant: tenant.id.clone(),
         route: route.clone(),
@@ -365,6 +392,20 @@ enum Checkout {
 }
 
 impl Session {
+    /// Serves the client from now on, in the task that this is called in; when it is to go on at another worker, in one there.
+    ///
+    /// Most clients idle most of the time, so what a task needs only while it does something is boxed, and gone while it waits.
+    pub fn live(mut self: Box<Self>) -> impl Future<Output = ()> + Send {
+        self.registered.move_in();
+        async move {
+            match self.run().await {
+                Ok(ControlFlow::Break(())) => {}
+                Ok(ControlFlow::Continue(())) => move_on(self),
+                Err(error) => Box::pin(self.refuse_and_close(&error)).await,
+            }
+        }
+    }
+
     /// Until the client leaves (`Break`) or must go on at another worker (`Continue`).
     ///
     /// # Errors

@@ -1,14 +1,13 @@
-//! What the proxy itself says to a client, as frames. Built with pgwire's message types; never on the
-//! way of a query.
+//! What the proxy itself says to a client, as frames; never on the way of a query. What each login is told is written in
+//! place, the rest is built with pgwire's message types.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::Message;
 use pgwire::messages::response::{ErrorResponse, ReadyForQuery, TransactionStatus};
-use pgwire::messages::startup::{
-    Authentication, BackendKeyData, NegotiateProtocolVersion, ParameterStatus, SecretKey,
-};
+use pgwire::messages::startup::{BackendKeyData, NegotiateProtocolVersion, SecretKey};
 
 use crate::error::{Error, Kind};
+use crate::protocol::frame::BackendTag;
 use crate::protocol::startup::{CancelKey, Version};
 
 /// ParseComplete, whole.
@@ -21,6 +20,14 @@ pub const SYNC: &[u8] = b"S\0\0\0\x04";
 pub const FLUSH: &[u8] = b"H\0\0\0\x04";
 /// Terminate, whole.
 pub const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// Room for what is to be said, in bytes: enough for the end of a usual login.
+const USUAL: usize = 1024;
+
+fn put_cstr(body: &mut BytesMut, text: &str) {
+    body.put_slice(text.as_bytes());
+    body.put_u8(0);
+}
 
 /// Frames one after the other.
 #[derive(Default)]
@@ -41,12 +48,52 @@ impl Replies {
         self
     }
 
-    pub fn authentication(&mut self, message: &Authentication) -> &mut Self {
-        self.push(message)
+    /// Appends a frame whose body `write` writes; it is far shorter than the protocol allows.
+    fn frame(&mut self, tag: BackendTag, write: impl FnOnce(&mut BytesMut)) -> &mut Self {
+        if self.0.is_empty() {
+            self.0.reserve(USUAL);
+        }
+        let at = self.0.len() + 1;
+        self.0.put_slice(&[tag.0, 0, 0, 0, 0]);
+        write(&mut self.0);
+        let length = u32::try_from(self.0.len() - at).unwrap_or(u32::MAX);
+        self.0[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        self
+    }
+
+    /// An authentication request of this kind ("Message Formats" in PostgreSQL's documentation).
+    fn authentication(&mut self, kind: u32, rest: impl FnOnce(&mut BytesMut)) -> &mut Self {
+        self.frame(BackendTag::AUTHENTICATION, |body| {
+            body.put_u32(kind);
+            rest(body);
+        })
+    }
+
+    pub fn authentication_ok(&mut self) -> &mut Self {
+        self.authentication(0, |_| {})
+    }
+
+    /// AuthenticationSASL.
+    pub fn sasl<'a>(&mut self, mechanisms: impl Iterator<Item = &'a str>) -> &mut Self {
+        self.authentication(10, |body| {
+            mechanisms.for_each(|mechanism| put_cstr(body, mechanism));
+            body.put_u8(0);
+        })
+    }
+
+    pub fn sasl_continue(&mut self, message: &str) -> &mut Self {
+        self.authentication(11, |body| body.put_slice(message.as_bytes()))
+    }
+
+    pub fn sasl_final(&mut self, message: &str) -> &mut Self {
+        self.authentication(12, |body| body.put_slice(message.as_bytes()))
     }
 
     pub fn parameter_status(&mut self, name: &str, value: &str) -> &mut Self {
-        self.push(&ParameterStatus::new(name.to_owned(), value.to_owned()))
+        self.frame(BackendTag::PARAMETER_STATUS, |body| {
+            put_cstr(body, name);
+            put_cstr(body, value);
+        })
     }
 
     pub fn backend_key_data(&mut self, key: &CancelKey) -> &mut Self {

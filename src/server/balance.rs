@@ -20,7 +20,7 @@ use crate::app::App;
 use crate::client::ClientHandle;
 use crate::id::TenantId;
 use crate::server::threads::{Thread, Times};
-use crate::workers::{HOT, WorkerId};
+use crate::workers::{HOT, WorkerId, Workers};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
@@ -67,6 +67,7 @@ impl Balance {
 
     fn look(&mut self, app: &App) {
         let loads = self.measure(app);
+        share_accepting(app.workers(), &loads);
         let trips = trips(&loads);
         let was_hot = std::mem::replace(&mut self.hot, !trips.is_empty());
         if self.hot {
@@ -114,6 +115,16 @@ impl Balance {
             })
             .collect()
     }
+}
+
+/// All workers accept from when the first has too much to do until it has little.
+fn share_accepting(workers: &Workers, loads: &[Load]) {
+    let Some(first) = loads.first() else { return };
+    let enough = match workers.all_accept() {
+        true => CALM,
+        false => HOT,
+    };
+    workers.set_all_accept(first.ran >= enough);
 }
 
 /// What a worker did since the last look, in thousandths of that time.
@@ -293,6 +304,21 @@ mod tests {
                 .map(|&(from, to, share)| (usize::from(from), usize::from(to), share))
                 .collect();
             assert_eq!(made, expected, "{loads:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn all_workers_accept_from_when_the_first_is_hot_until_it_is_calm() {
+        let shared = Workers::new(vec![tokio::runtime::Handle::current(); 2]);
+        for (ran, all) in [
+            (HOT - 1, false),
+            (HOT, true),
+            (CALM, true),
+            (CALM - 1, false),
+            (HOT - 1, false),
+        ] {
+            share_accepting(&shared, &workers(&[(ran, 0), (1000, 0)]));
+            assert_eq!(shared.all_accept(), all, "{ran}");
         }
     }
 

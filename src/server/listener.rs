@@ -1,16 +1,20 @@
-//! A main port: every worker accepts from it, so that logins spread over the cores.
+//! A main port. The first worker accepts from it; when that has too much to do, every worker does, so that logins spread over
+//! the cores. Not always all: a connection wakes every thread that waits for one, and the one that has nothing to do is the first to take
+//! it, though it is hardly ever the one where the client is to be served.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::admin::console;
-use crate::app::App;
+use crate::app::{App, Counted};
 use crate::frontend::login::{Admitted, admit};
-use crate::frontend::session;
+use crate::frontend::session::{self, Session};
+use crate::workers::WorkerId;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -18,11 +22,22 @@ const BACKLOG: i32 = 1024;
 /// After accept fails (no descriptors left), the next try waits, or it would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Binds `address` and accepts on every worker. Returns what was bound.
+/// Binds `address` and accepts. Returns what was bound.
 ///
 /// # Errors
 /// The operating system's.
 pub fn start(app: &Arc<App>, position: usize, address: SocketAddr) -> std::io::Result<SocketAddr> {
+    let socket = listen(address)?;
+    let bound = socket.local_addr()?;
+    for worker in app.workers().ids() {
+        let first = worker == WorkerId::default();
+        let accept = accept(app.clone(), position, socket.try_clone()?, first);
+        app.workers().spawn(worker, accept);
+    }
+    Ok(bound)
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -30,48 +45,145 @@ pub fn start(app: &Arc<App>, position: usize, address: SocketAddr) -> std::io::R
     )?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
+    // What it accepts inherits this.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    let socket = std::net::TcpListener::from(socket);
-    let bound = socket.local_addr()?;
-    for worker in app.workers().ids() {
-        let worker = app.workers().handle(worker);
-        let _reactor = worker.enter();
-        let listener = TcpListener::from_std(socket.try_clone()?)?;
-        worker.spawn(accept(app.clone(), position, listener));
-    }
-    Ok(bound)
+    Ok(socket.into())
 }
 
-async fn accept(app: Arc<App>, position: usize, listener: TcpListener) {
+/// Accepts on the worker it runs on: the first one always, the others [while all do](crate::workers::Workers::until_all_accept).
+async fn accept(app: Arc<App>, position: usize, socket: std::net::TcpListener, first: bool) {
+    let mut draining = pin!(app.draining());
     loop {
-        let accepted = tokio::select! {
-            biased;
-            () = app.draining() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((tcp, peer)) => {
-                app.metrics.accepted.add(1);
-                let app = app.clone();
-                let Some(counted) = app.count_connection() else {
-                    continue;
-                };
-                tokio::spawn(async move {
-                    let Some(door) = app.door(position) else {
-                        return;
-                    };
-                    match admit(&app, &door, tcp, peer, counted).await {
-                        Admitted::Tenant(login) => session::start(login).await,
-                        Admitted::Admin(admin) => console::serve(app, admin, peer).await,
-                        Admitted::Done => {}
-                    }
-                });
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+        if !first {
+            tokio::select! {
+                biased;
+                () = &mut draining => return,
+                () = app.workers().until_all_accept(true) => {}
             }
         }
+        let listener = match socket.try_clone().and_then(TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::warn!(%error, "a worker cannot accept connections");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let mut alone = pin!(app.workers().until_all_accept(false));
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut draining => return,
+                () = &mut alone, if !first => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((tcp, peer)) => {
+                    app.metrics.accepted.add(1);
+                    if let Some(counted) = app.count_connection() {
+                        tokio::spawn(serve(app.clone(), position, tcp, peer, counted));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// The life of a connection. What only its login needs is boxed, and gone afterwards.
+async fn serve(app: Arc<App>, position: usize, tcp: TcpStream, peer: SocketAddr, counted: Counted) {
+    if let Some(session) = Box::pin(log_in(app, position, tcp, peer, counted)).await {
+        session.live().await;
+    }
+}
+
+async fn log_in(
+    app: Arc<App>,
+    position: usize,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    counted: Counted,
+) -> Option<Box<Session>> {
+    let door = app.door(position)?;
+    match admit(&app, &door, tcp, peer, counted).await {
+        Admitted::Tenant(login) => session::start(login).await,
+        Admitted::Admin(admin) => {
+            Box::pin(console::serve(app, admin, peer)).await;
+            None
+        }
+        Admitted::Done => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::path::Path;
+
+    use super::*;
+    use crate::admin::testing::CONFIG;
+    use crate::config;
+    use crate::server::threads::Threads;
+
+    const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    #[test]
+    fn what_is_accepted_sends_at_once() {
+        let listener = listen(ANY).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(listener.accept().unwrap().0.nodelay().unwrap());
+    }
+
+    #[test]
+    fn the_first_worker_accepts_and_the_others_only_while_all_are_to() {
+        let threads = Threads::start(2).unwrap();
+        let [first, second] = [0, 1].map(|number| threads.workers()[number].handle.clone());
+        let config = config::load_text(CONFIG, Path::new(""), &|_| None).unwrap();
+        let app = App::new(config, None, vec![first.clone(), second.clone()]).unwrap();
+        let address = start(&app, 0, ANY).unwrap();
+        let tasks = || [&first, &second].map(|worker| worker.metrics().num_alive_tasks());
+        let idle = tasks();
+        let eventually = |expected: [usize; 2]| {
+            let expected = [idle[0] + expected[0], idle[1] + expected[1]];
+            for _ in 0..200 {
+                if tasks() == expected {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(tasks(), expected);
+        };
+        // Clients that say nothing: a task for each.
+        let connect = || TcpStream::connect(address).unwrap();
+        let a = [connect(), connect(), connect()];
+        eventually([3, 0]);
+        let stop_first_for_a_while = || {
+            let (tell, told) = std::sync::mpsc::channel();
+            first.spawn(async move {
+                let _ = tell.send(());
+                std::thread::sleep(Duration::from_millis(300));
+            });
+            told.recv().unwrap();
+        };
+        app.workers().set_all_accept(true);
+        std::thread::sleep(Duration::from_millis(50));
+        stop_first_for_a_while();
+        let b = [connect(), connect()];
+        eventually([3, 2]);
+        app.workers().set_all_accept(false);
+        std::thread::sleep(Duration::from_millis(50));
+        stop_first_for_a_while();
+        let c = connect();
+        eventually([4, 2]);
+        drop((a, b, c));
+        eventually([0, 0]);
+        app.drain();
+        threads.stop();
     }
 }

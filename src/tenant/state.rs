@@ -89,6 +89,12 @@ impl TenantState {
 #[derive(Debug)]
 pub struct ClientGuard(Arc<TenantState>);
 
+impl ClientGuard {
+    pub fn tenant(&self) -> &Arc<TenantState> {
+        &self.0
+    }
+}
+
 impl Drop for ClientGuard {
     fn drop(&mut self) {
         self.0.clients.fetch_sub(1, Relaxed);
