@@ -169,10 +169,12 @@ impl Batch {
             sql.push_str(numbers.format(arguments.len()));
         };
         let mut sql = String::with_capacity(Self::USUAL);
-        let mut before = "SELECT ";
+        // With nothing to set, it still is a statement.
+        sql += "SELECT ";
+        let mut before = "";
         if let Some(Credential { function, sealed }) = credential {
             // It returns its argument, which need not come back.
-            sql += "SELECT pgtenant.";
+            sql += "pgtenant.";
             sql += function;
             sql += "(";
             next(&mut sql, sealed.as_str());
@@ -237,6 +239,7 @@ fn failed(fields: &ErrorFields) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::prepared::frame;
     use crate::protocol::frame::{HEADER, Header};
 
     #[test]
@@ -260,5 +263,13 @@ mod tests {
         }
         assert_eq!((tags.as_str(), rest.len()), ("PBEPBEPBE", 0));
         assert_eq!(batch.statements, 3);
+    }
+
+    #[test]
+    fn what_sets_nothing_is_a_statement_too() {
+        let mut batch = Batch::default();
+        batch.set(None, &[]);
+        let parse = frame(FrontendTag::PARSE.0, &[b"\0SELECT \0\0\0"]);
+        assert!(memchr::memmem::find(&batch.request, &parse).is_some());
     }
 }

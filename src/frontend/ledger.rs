@@ -464,8 +464,9 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frontend::statements::Name;
+    use crate::frontend::statements::{Name, Parse};
     use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
+    use crate::sql::effects::Effects;
 
     /// Plays a conversation: capital words are what the client sends, the tags after `>` what the
     /// server answers; `Z` is idle, `T` as `z` in a transaction.
@@ -615,7 +616,13 @@ mod tests {
     fn it_is_known_what_an_error_would_be_about() {
         let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0, false);
         let named = || Some((Name::from(&b"n"[..]), statement.clone()));
-        let known = |text: &[u8]| Unnamed::Known(text.into());
+        let known = |text: &[u8]| {
+            Unnamed::Known(Arc::new(Parse {
+                frame: text.into(),
+                effects: Effects::default(),
+                backslashes: false,
+            }))
+        };
         let parse = |before: &[u8]| Owed::Parse(None, Undo::Unnamed(known(before), true));
         let mut ledger = Ledger::default();
         let told = |ledger: &Ledger| match ledger.current(false) {
@@ -623,7 +630,9 @@ mod tests {
             Current::Query => "query".to_owned(),
             Current::Statement(statement) => String::from_utf8_lossy(statement.text()).into_owned(),
             Current::Unnamed(None) => "unnamed".to_owned(),
-            Current::Unnamed(Some(Unnamed::Known(text))) => String::from_utf8_lossy(text).into(),
+            Current::Unnamed(Some(Unnamed::Known(parse))) => {
+                String::from_utf8_lossy(&parse.frame).into()
+            }
             Current::Unnamed(Some(_)) => "lost".to_owned(),
         };
         assert_eq!(told(&ledger), "?");

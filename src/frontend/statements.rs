@@ -37,10 +37,6 @@ pub type Name = Arc<[u8]>;
 pub struct Statements {
     named: HashMap<Name, Known>,
     unnamed: Unnamed,
-    /// What an execution of the unnamed statement may do to the session.
-    unnamed_effects: Effects,
-    /// It was read with backslash escapes in plain strings.
-    unnamed_backslashes: bool,
     /// The unnamed statement of the server connection at hand is this client's.
     unnamed_is_there: bool,
     /// It is too long to be remembered, and was not bound yet: the client must keep the connection.
@@ -64,10 +60,29 @@ pub struct Known {
 pub enum Unnamed {
     #[default]
     None,
-    /// Its Parse frame.
-    Known(Arc<[u8]>),
-    /// Too long to be remembered: it exists where it was parsed, and only there.
-    TooLong,
+    Known(Arc<Parse>),
+    /// Too long to be remembered: it exists where it was parsed, and only there. And what it may do to the session.
+    TooLong(Box<Effects>),
+}
+
+/// A Parse of the unnamed statement.
+#[derive(Debug)]
+pub struct Parse {
+    pub frame: Box<[u8]>,
+    /// What an execution may do to the session.
+    pub effects: Effects,
+    /// It was read with backslash escapes in plain strings.
+    pub backslashes: bool,
+}
+
+impl Unnamed {
+    fn effects(&self) -> Option<&Effects> {
+        match self {
+            Self::None => None,
+            Self::Known(parse) => Some(&parse.effects),
+            Self::TooLong(effects) => Some(effects),
+        }
+    }
 }
 
 /// How to take back what a message did to the client's names, if the server does not carry it out.
@@ -265,7 +280,9 @@ impl Statements {
 
     /// What the unnamed statement does, whose text was too long to be looked at whole.
     pub fn note_unnamed(&mut self, effects: Effects) {
-        self.unnamed_effects = effects;
+        if let Unnamed::TooLong(known) = &mut self.unnamed {
+            **known = effects;
+        }
     }
 
     /// The client deallocated this name; the connection keeps the statement for others.
@@ -304,7 +321,7 @@ impl Statements {
             return match tag == FrontendTag::PARSE && size > MAX_UNNAMED {
                 // A long unnamed Parse streams.
                 true if bytes.len() > HEADER && !named => {
-                    let undo = self.replace_unnamed(Unnamed::TooLong);
+                    let undo = self.replace_unnamed(Unnamed::TooLong(Box::default()));
                     self.unnamed_awaits = true;
                     target.ledger.push(Owed::Parse(None, undo));
                     Ok(Rewritten::Consumed(0))
@@ -361,18 +378,20 @@ impl Statements {
             // The same again, as drivers send it for each use of a query.
             let same = match &self.unnamed {
                 Unnamed::Known(before)
-                    if **before == *frame && self.unnamed_backslashes == target.backslashes =>
+                    if *before.frame == *frame && before.backslashes == target.backslashes =>
                 {
                     Some(before.clone())
                 }
                 _ => None,
             };
-            let read = same.is_none().then(|| {
-                let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
-                Effects::of(text, target.backslashes)
-            });
-            let effects = read.as_ref().unwrap_or(&self.unnamed_effects);
-            if !target.owns_sequences && asks_for_foreign_sequence(effects) {
+            let effects = match &same {
+                Some(same) => same.effects.clone(),
+                None => {
+                    let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
+                    Effects::of(text, target.backslashes)
+                }
+            };
+            if !target.owns_sequences && asks_for_foreign_sequence(&effects) {
                 return Ok(Rewritten::ForeignSequence);
             }
             let renamed = match effects.what.contains(What::DEALLOCATES) {
@@ -382,13 +401,13 @@ impl Statements {
             let frame = renamed.as_deref().unwrap_or(frame);
             let undo = self.replace_unnamed(match same.filter(|_| renamed.is_none()) {
                 Some(same) => Unnamed::Known(same),
-                None if frame.len() <= MAX_UNNAMED => Unnamed::Known(frame.into()),
-                None => Unnamed::TooLong,
+                None if frame.len() <= MAX_UNNAMED => Unnamed::Known(Arc::new(Parse {
+                    frame: frame.into(),
+                    effects,
+                    backslashes: target.backslashes,
+                })),
+                None => Unnamed::TooLong(effects.into()),
             });
-            if let Some(read) = read {
-                self.unnamed_effects = read;
-            }
-            self.unnamed_backslashes = target.backslashes;
             target.outbox.extend(frame);
             target.ledger.push(Owed::Parse(None, undo));
             return done;
@@ -477,10 +496,10 @@ impl Statements {
 
     /// The text of the unnamed statement, as it is or as it was `before`.
     pub fn unnamed_text<'a>(&'a self, before: Option<&'a Unnamed>) -> Option<&'a [u8]> {
-        let Unnamed::Known(frame) = before.unwrap_or(&self.unnamed) else {
+        let Unnamed::Known(parse) = before.unwrap_or(&self.unnamed) else {
             return None;
         };
-        let (_, definition) = split_cstr(frame.get(HEADER..)?)?;
+        let (_, definition) = split_cstr(parse.frame.get(HEADER..)?)?;
         split_cstr(definition).map(|(text, _)| text)
     }
 
@@ -494,7 +513,9 @@ impl Statements {
         let was_there = std::mem::replace(&mut self.unnamed_is_there, true);
         let before = match std::mem::replace(&mut self.unnamed, with) {
             // A pipeline holds one for each Parse in it.
-            Unnamed::Known(frame) if frame.len() > MAX_UNDONE => Unnamed::TooLong,
+            Unnamed::Known(parse) if parse.frame.len() > MAX_UNDONE => {
+                Unnamed::TooLong(parse.effects.clone().into())
+            }
             before => before,
         };
         Undo::Unnamed(before, was_there)
@@ -516,7 +537,7 @@ impl Statements {
         };
         let known = self.known(statement);
         let effects = match (statement, &known) {
-            (b"", _) => Some(&self.unnamed_effects),
+            (b"", _) => self.unnamed.effects(),
             (_, known) => known.as_ref().map(|(_, known)| &known.statement.effects),
         };
         if let Some(effects) = effects {
@@ -574,8 +595,8 @@ impl Statements {
             if std::mem::replace(&mut self.unnamed_is_there, true) {
                 return None;
             }
-            if let Unnamed::Known(frame) = &self.unnamed {
-                target.outbox.extend(frame);
+            if let Unnamed::Known(parse) = &self.unnamed {
+                target.outbox.extend(&parse.frame);
                 target.ledger.push(Owed::SwallowedParse(None));
             } else {
                 // The connection's may be another client's.
@@ -648,17 +669,20 @@ pub fn asks_for_foreign_sequence(effects: &Effects) -> bool {
 
 /// The name in `DEALLOCATE [PREPARE] name`, as PostgreSQL reads it; none of ALL.
 fn name_in_deallocate(text: &[u8]) -> Option<Box<[u8]>> {
-    let text = std::str::from_utf8(text).ok()?.trim();
-    let text = text.strip_suffix(';').unwrap_or(text).trim_end();
-    let (word, mut name) = text.split_once(|c: char| c.is_ascii_whitespace())?;
+    // Others are characters of a name.
+    let is_space = |c: char| c.is_ascii_whitespace();
+    let text = std::str::from_utf8(text).ok()?.trim_matches(is_space);
+    let text = text.strip_suffix(';').unwrap_or(text);
+    let text = text.trim_end_matches(is_space);
+    let (word, mut name) = text.split_once(is_space)?;
     if !word.eq_ignore_ascii_case("deallocate") {
         return None;
     }
-    name = name.trim_start();
-    if let Some((word, rest)) = name.split_once(|c: char| c.is_ascii_whitespace())
+    name = name.trim_start_matches(is_space);
+    if let Some((word, rest)) = name.split_once(is_space)
         && word.eq_ignore_ascii_case("prepare")
     {
-        name = rest.trim_start();
+        name = rest.trim_start_matches(is_space);
     }
     if let Some(quoted) = name
         .strip_prefix('"')
@@ -686,6 +710,8 @@ mod tests {
         interner: Interner,
         parsed: Parsed,
         ledger: Ledger,
+        /// What the last frame that was sent may do.
+        effects: Effects,
     }
 
     impl Fixture {
@@ -712,8 +738,19 @@ mod tests {
             else {
                 panic!("whole frame")
             };
+            self.effects = target.effects;
             outbox.extend(&frame[n..]);
             frames(outbox.bytes())
+        }
+
+        /// What the server answers, tag by tag.
+        fn answer(&mut self, tags: &[u8]) {
+            for &tag in tags {
+                self.ledger.reply(BackendTag(tag), b'I');
+            }
+            let failed = self.ledger.take_failed();
+            self.statements
+                .undo(failed, &mut self.parsed, &mut self.ledger);
         }
 
         /// A server connection that has parsed nothing.
@@ -780,6 +817,23 @@ mod tests {
             "C(S~)B(~~~~~~~~)",
             "the connection's may be another client's"
         );
+    }
+
+    #[test]
+    fn an_unnamed_statement_that_is_brought_back_does_what_it_did() {
+        let mut f = Fixture::default();
+        f.send(b'P', b"\0LISTEN a\0\0\0");
+        f.ledger.push(Owed::Sync);
+        f.answer(b"1Z");
+        f.send(b'B', b"\0nobody\0\0\0\0\0\0\0");
+        f.send(b'P', b"\0SELECT 1\0\0\0");
+        f.ledger.push(Owed::Sync);
+        f.answer(b"EZ");
+        f.send(b'B', b"\0\0\0\0\0\0\0\0");
+        assert_eq!(f.effects.what, What::LISTEN);
+        f.send(b'P', b"\0LISTEN a\0\0\0");
+        f.send(b'B', b"\0\0\0\0\0\0\0\0");
+        assert_eq!(f.effects.what, What::LISTEN);
     }
 
     #[test]
@@ -863,6 +917,7 @@ mod tests {
             (" deallocate  prepare S1 ; ", Some("s1")),
             ("DEALLOCATE \"S\"\"1\"", Some("S\"1")),
             ("DEALLOCATE PREPARE \"a b\"", Some("a b")),
+            ("DEALLOCATE a\u{a0}", Some("a\u{a0}")),
             ("DEALLOCATE ALL", None),
             ("DEALLOCATE \"all\"", Some("all")),
             ("DEALLOCATE a; SELECT 1", None),

@@ -170,7 +170,7 @@ impl Relay<'_> {
         }
         let ServerConnection { inbox, switch, .. } = &mut *self.server;
         let Some(pending) = switch else {
-            return Ok(true);
+            return Err(lost("an answer to no change of tenant"));
         };
         let progress = pending.take(tag, &inbox.bytes()[HEADER..size]);
         inbox.consume(size);
