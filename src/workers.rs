@@ -57,8 +57,12 @@ impl Workers {
         (0..u16::try_from(self.workers.len()).unwrap_or(u16::MAX)).map(WorkerId)
     }
 
+    fn worker(&self, id: WorkerId) -> &Worker {
+        &self.workers[id.number() % self.workers.len()]
+    }
+
     pub fn handle(&self, id: WorkerId) -> &Handle {
-        &self.workers[id.number() % self.workers.len()].handle
+        &self.worker(id).handle
     }
 
     /// Runs `task` there.
@@ -73,15 +77,11 @@ impl Workers {
 
     /// How much of a core it used lately, in thousandths.
     pub fn load(&self, id: WorkerId) -> u32 {
-        self.workers[id.number() % self.workers.len()]
-            .load
-            .load(Relaxed)
+        self.worker(id).load.load(Relaxed)
     }
 
     pub fn set_load(&self, id: WorkerId, load: u32) {
-        self.workers[id.number() % self.workers.len()]
-            .load
-            .store(load, Relaxed);
+        self.worker(id).load.store(load, Relaxed);
     }
 
     /// Whether all are to accept new connections: the first has too much to do to do it alone.

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::backend::context::Settings;
-use crate::protocol::frame::split_cstr;
+use crate::protocol::frame::{HEADER, put, split_cstr};
 use crate::sql::effects::Effects;
 
 /// A statement as Parse defines it, shared by all clients of a pool that prepare the same.
@@ -90,12 +90,12 @@ impl Statement {
 /// A frame of `tag` around the given parts.
 pub fn frame(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     let body: usize = parts.iter().map(|part| part.len()).sum();
-    let mut frame = Vec::with_capacity(body + 5);
-    frame.push(tag);
-    frame.extend_from_slice(&u32::try_from(body + 4).unwrap_or(u32::MAX).to_be_bytes());
-    for part in parts {
-        frame.extend_from_slice(part);
-    }
+    let mut frame = Vec::with_capacity(HEADER + body);
+    put(&mut frame, tag, |frame| {
+        for part in parts {
+            frame.extend_from_slice(part);
+        }
+    });
     frame
 }
 

@@ -21,7 +21,7 @@ use crate::backend::context::{Binding, Context, follows_client, not_set};
 use crate::backend::seal::Credential;
 use crate::config::Pooling;
 use crate::error::Error;
-use crate::protocol::frame::{BackendTag, FrontendTag};
+use crate::protocol::frame::{self, BackendTag, FrontendTag};
 use crate::protocol::reply::ErrorFields;
 
 /// query_canceled: the client itself had it cancelled, with its query.
@@ -126,12 +126,13 @@ impl Batch {
     const USUAL: usize = 512;
 
     pub fn statement(&mut self, sql: &str, arguments: &[&str]) {
-        self.message(FrontendTag::PARSE, |body| {
+        let request = &mut self.request;
+        frame::put(request, FrontendTag::PARSE.0, |body| {
             body.push(0);
             body.extend_from_slice(sql.as_bytes());
             body.extend_from_slice(b"\0\0\0");
         });
-        self.message(FrontendTag::BIND, |body| {
+        frame::put(request, FrontendTag::BIND.0, |body| {
             // Unnamed portal and statement, all in text; then the arguments; the result as text.
             body.extend_from_slice(b"\0\0\0\0");
             let count = u16::try_from(arguments.len()).unwrap_or(u16::MAX);
@@ -143,19 +144,10 @@ impl Batch {
             }
             body.extend_from_slice(&[0, 0]);
         });
-        self.message(FrontendTag::EXECUTE, |body| {
+        frame::put(request, FrontendTag::EXECUTE.0, |body| {
             body.extend_from_slice(b"\0\0\0\0\0");
         });
         self.statements += 1;
-    }
-
-    /// Writes it in place: one is made for each change of tenant.
-    fn message(&mut self, tag: FrontendTag, body: impl FnOnce(&mut Vec<u8>)) {
-        let at = self.request.len() + 1;
-        self.request.extend_from_slice(&[tag.0, 0, 0, 0, 0]);
-        body(&mut self.request);
-        let length = u32::try_from(self.request.len() - at).unwrap_or(u32::MAX);
-        self.request[at..at + 4].copy_from_slice(&length.to_be_bytes());
     }
 
     /// One statement for all, in this order, in a transaction of its own. The values are parameters: one text for all tenants, and

@@ -149,12 +149,7 @@ async fn welcome(
         return None;
     }
     let settings = std::mem::take(&mut login.settings);
-    let known = known_profile(&pool, &login.route, &settings);
-    let Profile {
-        settings,
-        reported,
-        lease,
-    } = match known {
+    let profile = match known_profile(&pool, &login.route, &settings) {
         Some(profile) => profile,
         None => {
             let deadline = login.app.config().timeouts.login;
@@ -171,10 +166,10 @@ async fn welcome(
             }
         }
     };
-    if let Some(lease) = &lease {
+    if let Some(lease) = &profile.lease {
         login.registered.set_pid(lease.fence().pid());
     }
-    for (name, value) in reported.iter() {
+    for (name, value) in profile.reported.iter() {
         login.greeting.parameter_status(name, value);
     }
     let key = login.registered.key();
@@ -182,11 +177,6 @@ async fn welcome(
     if write(&mut login.stream, greeting.bytes()).await.is_err() {
         return None;
     }
-    let profile = Profile {
-        settings,
-        reported,
-        lease,
-    };
     Some(begin_session(*login, pool, worker, profile))
 }
 
@@ -253,9 +243,11 @@ struct Profile {
 
 /// In transaction pooling, what a server is known to report to a client with `settings`.
 fn known_profile(pool: &Pool, route: &Route, settings: &Settings) -> Option<Profile> {
-    let known = pool.profile(settings);
-    let known = known.filter(|_| route.pooling == Pooling::Transaction);
-    known.map(|(settings, reported)| Profile {
+    if route.pooling != Pooling::Transaction {
+        return None;
+    }
+    let (settings, reported) = pool.profile(settings)?;
+    Some(Profile {
         settings,
         reported,
         lease: None,

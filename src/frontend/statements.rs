@@ -536,9 +536,10 @@ impl Statements {
             };
         };
         let known = self.known(statement);
-        let effects = match (statement, &known) {
-            (b"", _) => self.unnamed.effects(),
-            (_, known) => known.as_ref().map(|(_, known)| &known.statement.effects),
+        let effects = match &known {
+            Some((_, known)) => Some(&known.statement.effects),
+            None if statement.is_empty() => self.unnamed.effects(),
+            None => None,
         };
         if let Some(effects) = effects {
             if !target.owns_sequences && asks_for_foreign_sequence(effects) {

@@ -1,7 +1,18 @@
 //! Frames: a tag byte, a length of four bytes that counts itself, a body.
 
+use bytes::BufMut;
+
 /// Bytes before a frame's body: tag and length.
 pub const HEADER: usize = 5;
+
+/// Appends a frame of `tag` to `out`, in place: `body` appends its body, which is shorter than the protocol allows.
+pub fn put<B: BufMut + AsRef<[u8]> + AsMut<[u8]>>(out: &mut B, tag: u8, body: impl FnOnce(&mut B)) {
+    let at = out.as_ref().len() + 1;
+    out.put_slice(&[tag, 0, 0, 0, 0]);
+    body(out);
+    let length = u32::try_from(out.as_ref().len() - at).unwrap_or(u32::MAX);
+    out.as_mut()[at..at + 4].copy_from_slice(&length.to_be_bytes());
+}
 
 /// PostgreSQL's PQ_LARGE_MESSAGE_LIMIT (libpq.h): MaxAllocSize - 1.
 const LARGE_LIMIT: usize = 0x3fff_fffe;

@@ -7,7 +7,7 @@ use pgwire::messages::response::{ErrorResponse, ReadyForQuery, TransactionStatus
 use pgwire::messages::startup::{BackendKeyData, NegotiateProtocolVersion, SecretKey};
 
 use crate::error::{Error, Kind};
-use crate::protocol::frame::BackendTag;
+use crate::protocol::frame::{self, BackendTag};
 use crate::protocol::startup::{CancelKey, Version};
 
 /// ParseComplete, whole.
@@ -48,16 +48,12 @@ impl Replies {
         self
     }
 
-    /// Appends a frame whose body `write` writes; it is far shorter than the protocol allows.
+    /// Appends a frame whose body `write` writes.
     fn frame(&mut self, tag: BackendTag, write: impl FnOnce(&mut BytesMut)) -> &mut Self {
         if self.0.is_empty() {
             self.0.reserve(USUAL);
         }
-        let at = self.0.len() + 1;
-        self.0.put_slice(&[tag.0, 0, 0, 0, 0]);
-        write(&mut self.0);
-        let length = u32::try_from(self.0.len() - at).unwrap_or(u32::MAX);
-        self.0[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        frame::put(&mut self.0, tag.0, write);
         self
     }
 
