@@ -23,10 +23,10 @@ use pgtenant::frontend::ledger::Ledger;
 use pgtenant::frontend::owed::Owed;
 use pgtenant::frontend::statements::{Rewritten, Statements, Target, Undo};
 use pgtenant::id::TenantId;
+use pgtenant::net::stream::Stream;
 use pgtenant::protocol::buffer::Buffer;
 use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
 use pgtenant::protocol::startup::{self, Packet, Startup};
-use pgtenant::protocol::stream::Stream;
 use pgtenant::sql::effects::Effects;
 use pgtenant::sql::guard::Guard;
 use pgtenant::tenant::identify::identify;
@@ -380,7 +380,10 @@ fn injection(criterion: &mut Criterion) {
     let (own, other) = (Client::of(&config, "n0"), Client::of(&config, "n1"));
     let mut connection = runtime.block_on(async {
         let (stream, _) = UnixStream::pair().expect("two sockets");
-        ServerConnection::new(Stream::Unix(stream), config.servers["shared"].clone())
+        ServerConnection::new(
+            Stream::Plain(stream.into()),
+            config.servers["shared"].clone(),
+        )
     });
     let deadline = Duration::from_secs(1);
     let mut aside = Buffer::new();

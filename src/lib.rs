@@ -16,7 +16,7 @@
 //! | layer | modules | job |
 //! |---|---|---|
 //! | words | [`id`], [`error`], [`metrics`], [`timestamp`], [`workers`] | newtypes, the one error, counters, where tasks run |
-//! | data | [`config`], [`protocol`], [`findings`] | no policy, no sockets to PostgreSQL |
+//! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
@@ -54,6 +54,7 @@ pub mod findings;
 pub mod frontend;
 pub mod id;
 pub mod metrics;
+pub mod net;
 pub mod protocol;
 pub mod server;
 pub mod sql;

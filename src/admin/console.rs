@@ -32,9 +32,9 @@ use crate::app::App;
 use crate::config::Mistake;
 use crate::error::{Blame, Error, Kind, Result};
 use crate::frontend::login::AdminLogin;
+use crate::net::stream::Stream;
 use crate::protocol::reply::Replies;
 use crate::protocol::startup::CancelKey;
-use crate::protocol::stream::Stream;
 
 /// After the proxy began to stop, an answer that the user does not read is waited for this long.
 const LAST_WORDS: Duration = Duration::from_secs(1);

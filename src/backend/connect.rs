@@ -21,10 +21,11 @@ use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::prepared::frame;
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
 use crate::error::{Error, Kind, Result};
+use crate::net::socket::Socket;
+use crate::net::stream::Stream;
 use crate::protocol::frame::{BackendTag, FrontendTag, split_cstr};
 use crate::protocol::reply::ErrorFields;
 use crate::protocol::startup::{CancelKey, MAX_CANCEL_KEY, NEWEST, Version};
-use crate::protocol::stream::Stream;
 
 /// SSLRequest, whole.
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
@@ -66,7 +67,7 @@ pub async fn connect(
             ServerAddress::Tcp { host, port }
                 if in_tls && server.tls.mode == SslMode::Prefer && refused.kind() == BARRED =>
             {
-                let plain = Stream::Tcp(dial(host, *port).await?);
+                let plain = Stream::Plain(dial(host, *port).await?);
                 log_in_on(plain, server, key).await
             }
             _ => Err(refused),
@@ -96,21 +97,21 @@ async fn log_in_on(
 /// # Errors
 /// 08006.
 pub async fn open(server: &Server) -> Result<Stream> {
-    let (host, mut tcp) = match &server.address {
+    let (host, mut socket) = match &server.address {
         ServerAddress::Unix { path } => {
             let unix = UnixStream::connect(path).await.map_err(failed)?;
-            return Ok(Stream::Unix(unix));
+            return Ok(Stream::Plain(unix.into()));
         }
         ServerAddress::Tcp { host, port } => (host, dial(host, *port).await?),
     };
     if server.tls.mode == SslMode::Disable {
-        return Ok(Stream::Tcp(tcp));
+        return Ok(Stream::Plain(socket));
     }
-    tcp.write_all(SSL_REQUEST).await.map_err(failed)?;
+    socket.write_all(SSL_REQUEST).await.map_err(failed)?;
     // Exactly one byte: anything more would be plain text taken for TLS.
-    match tcp.read_u8().await.map_err(failed)? {
+    match socket.read_u8().await.map_err(failed)? {
         b'S' => {}
-        b'N' if server.tls.mode == SslMode::Prefer => return Ok(Stream::Tcp(tcp)),
+        b'N' if server.tls.mode == SslMode::Prefer => return Ok(Stream::Plain(socket)),
         b'N' => return Err(failed("the server does not offer TLS")),
         other => {
             return Err(failed(format_args!(
@@ -120,14 +121,14 @@ pub async fn open(server: &Server) -> Result<Stream> {
     }
     let name = TlsName::try_from(host.clone()).map_err(failed)?;
     let connector = TlsConnector::from(client_config(&server.tls)?);
-    let tls = connector.connect(name, tcp).await.map_err(failed)?;
+    let tls = connector.connect(name, socket).await.map_err(failed)?;
     Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
 }
 
-async fn dial(host: &str, port: u16) -> Result<TcpStream> {
+async fn dial(host: &str, port: u16) -> Result<Socket> {
     let tcp = TcpStream::connect((host, port)).await.map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
-    Ok(tcp)
+    Ok(tcp.into())
 }
 
 fn provider() -> Arc<CryptoProvider> {

@@ -15,11 +15,11 @@ use crate::backend::seal::Sealed;
 use crate::backend::switch::Switch;
 use crate::config::Server;
 use crate::error::{Error, Kind, Result};
+use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
 use crate::protocol::reply;
 use crate::protocol::startup::CancelKey;
-use crate::protocol::stream::Stream;
 use crate::workers::WorkerId;
 
 /// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
@@ -205,8 +205,8 @@ impl ServerConnection {
     ///
     /// # Errors
     /// The operating system's; it is then to be closed.
-    pub fn move_to(&mut self, worker: WorkerId) -> io::Result<()> {
-        self.stream.adopt()?;
+    pub async fn move_to(&mut self, worker: WorkerId) -> io::Result<()> {
+        self.stream.adopt().await?;
         self.worker = worker;
         Ok(())
     }
@@ -218,7 +218,7 @@ impl ServerConnection {
     /// # Errors
     /// The operating system's; it is then to be closed.
     pub async fn come_to(&mut self, worker: WorkerId) -> io::Result<()> {
-        self.move_to(worker)?;
+        self.move_to(worker).await?;
         if self.stream.has_unread()? {
             self.stream.readable().await?;
         }
@@ -327,7 +327,7 @@ tenants:
             let _reactor = runtimes[0].enter();
             UnixStream::from_std(near).unwrap()
         };
-        let mut connection = ServerConnection::new(Stream::Unix(stream), server);
+        let mut connection = ServerConnection::new(Stream::Plain(stream.into()), server);
         let come = |runtime: &Runtime, connection: &mut ServerConnection| {
             runtime.block_on(async {
                 connection.come_to(WorkerId::from(1)).await.unwrap();

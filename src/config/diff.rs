@@ -39,7 +39,7 @@ pub struct Diff {
     /// The listening addresses are the same, and certificate, key or `required` of one is not:
     /// holds for the next client.
     pub listen_tls_changed: bool,
-    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `log`.
+    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `io_uring`, `log`.
     pub needs_restart: Vec<&'static str>,
 }
 
@@ -191,6 +191,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("listen", !same_sockets(&old.listen, &new.listen)),
         ("http", old.http != new.http),
         ("workers", old.workers != new.workers),
+        ("io_uring", old.io_uring != new.io_uring),
         ("log", old.log != new.log),
     ];
     changed

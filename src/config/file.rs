@@ -34,6 +34,8 @@ pub struct ConfigFile {
     pub audit: AuditFile,
     /// Threads that serve clients. Default: one for each core. Those of one server use more than one when one has too much to do.
     pub workers: Option<Count>,
+    /// Whether workers may send by io_uring, where the operating system lets them. Default: true.
+    pub io_uring: Option<bool>,
     pub identify: IdentifyFile,
     pub limits: LimitsFile,
     pub timeouts: TimeoutsFile,

@@ -69,6 +69,8 @@ pub struct Config {
     pub audit: Audit,
     /// OS threads that serve clients, each a runtime of its own.
     pub workers: usize,
+    /// They send by io_uring, where the operating system lets them.
+    pub io_uring: bool,
     pub identify: Identify,
     /// Clients of the whole proxy, logging in or logged in.
     pub max_clients: usize,

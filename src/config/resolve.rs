@@ -171,6 +171,7 @@ impl Resolver<'_, '_> {
             log: log?,
             audit: audit?,
             workers: workers?,
+            io_uring: file.io_uring.unwrap_or(true),
             identify,
             max_clients: max_clients?,
             timeouts: timeouts(&file.timeouts),

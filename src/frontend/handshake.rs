@@ -9,8 +9,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use crate::error::{Error, Kind, Result};
+use crate::net::socket::Socket;
+use crate::net::stream::Stream;
 use crate::protocol::startup::{self, CancelKey, NEWEST, Packet, Startup, Version};
-use crate::protocol::stream::Stream;
 use crate::tls::ALPN;
 
 /// First byte of a TLS record of a handshake, by which a direct TLS connection is told from a packet.
@@ -52,10 +53,10 @@ pub async fn open(
     let mut stream = match (first == TLS_HANDSHAKE, tls) {
         (true, Some(tls)) => {
             size = None;
-            Box::pin(accept(tls, tcp, true)).await?
+            Box::pin(accept(tls, tcp.into(), true)).await?
         }
         (true, None) => return Err((None, failed("direct TLS is not offered"))),
-        (false, _) => Stream::Tcp(tcp),
+        (false, _) => Stream::Plain(tcp.into()),
     };
     let (mut ssl_asked, mut gss_asked) = (false, false);
     loop {
@@ -68,18 +69,18 @@ pub async fn open(
             Packet::SslRequest => {
                 // One request of each kind, and none inside TLS (ProcessStartupPacket).
                 let again = std::mem::replace(&mut ssl_asked, true);
-                let mut tcp = match stream {
-                    Stream::Tcp(tcp) if !again => tcp,
+                let mut socket = match stream {
+                    Stream::Plain(socket) if !again => socket,
                     stream => return Err((Some(stream), unsupported("1234.5679"))),
                 };
                 match tls {
                     Some(tls) => {
-                        tcp.write_all(b"S").await.map_err(gone)?;
-                        stream = Box::pin(accept(tls, tcp, false)).await?;
+                        socket.write_all(b"S").await.map_err(gone)?;
+                        stream = Box::pin(accept(tls, socket, false)).await?;
                     }
                     None => {
-                        tcp.write_all(b"N").await.map_err(gone)?;
-                        stream = Stream::Tcp(tcp);
+                        socket.write_all(b"N").await.map_err(gone)?;
+                        stream = Stream::Plain(socket);
                     }
                 }
             }
@@ -138,8 +139,8 @@ fn peek(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<Option<(u8, Option<usize>
     )
 }
 
-async fn accept(tls: &TlsAcceptor, tcp: TcpStream, direct: bool) -> Result<Stream, Failed> {
-    let tls = tls.accept(tcp).await.map_err(|e| (None, failed(e)))?;
+async fn accept(tls: &TlsAcceptor, socket: Socket, direct: bool) -> Result<Stream, Failed> {
+    let tls = tls.accept(socket).await.map_err(|e| (None, failed(e)))?;
     if direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
         return Err((None, failed("direct TLS without ALPN \"postgresql\"")));
     }

@@ -18,11 +18,11 @@ use crate::frontend::attempts::{self, Caller};
 use crate::frontend::handshake::{self, Opening};
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Guards, LoggedIn};
+use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
-use crate::protocol::stream::Stream;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
 use crate::tls::Door;
 

@@ -30,10 +30,10 @@ use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::text::TextReader;
 use crate::metrics::TenantMetrics;
+use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply;
-use crate::protocol::stream::Stream;
 use crate::sql::guard::Guard;
 
 use self::messages::Step;

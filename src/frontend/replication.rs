@@ -97,7 +97,7 @@ pub async fn serve(login: LoggedIn) {
         guards,
     } = login;
     let Some(wanted) = replication else { return };
-    if let Err(error) = stream.move_here(accepted_by) {
+    if let Err(error) = stream.move_here(accepted_by).await {
         tracing::warn!(%error, "could not move a client to its worker");
         return;
     }

@@ -32,10 +32,10 @@ use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_siz
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
+use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
-use crate::protocol::stream::Stream;
 use crate::sql::guard::Guard;
 use crate::tenant::state::{ClientGuard, TenantState};
 use crate::workers::WorkerId;
@@ -131,7 +131,7 @@ fn move_on(mut session: Box<Session>) {
     let worker = session.registered.worker();
     let workers = session.app.workers().clone();
     workers.spawn(worker, async move {
-        match session.arrive(worker) {
+        match session.arrive(worker).await {
             Ok(()) => session.live().await,
             Err(error) => tracing::warn!(%error, "could not move a client"),
         }
@@ -144,7 +144,7 @@ async fn welcome(
     pool: Arc<Pool>,
     worker: WorkerId,
 ) -> Option<Box<Session>> {
-    if let Err(error) = login.stream.move_here(login.accepted_by) {
+    if let Err(error) = login.stream.move_here(login.accepted_by).await {
         tracing::warn!(%error, "could not move a client to its worker");
         return None;
     }
@@ -391,7 +391,8 @@ impl Session {
         self.registered.move_in();
         async move {
             match self.run().await {
-                Ok(ControlFlow::Break(())) => {}
+                Ok(ControlFlow::Break(())) if self.side.stream.is_settled() => {}
+                Ok(ControlFlow::Break(())) => Box::pin(self.leave()).await,
                 Ok(ControlFlow::Continue(())) => move_on(self),
                 Err(error) => Box::pin(self.refuse_and_close(&error)).await,
             }
@@ -490,11 +491,11 @@ impl Session {
     ///
     /// # Errors
     /// The operating system's.
-    fn arrive(&mut self, worker: WorkerId) -> std::io::Result<()> {
+    async fn arrive(&mut self, worker: WorkerId) -> std::io::Result<()> {
         self.worker = worker;
-        self.side.stream.adopt()?;
+        self.side.stream.adopt().await?;
         match &mut self.lease {
-            Some(lease) => lease.move_to(worker),
+            Some(lease) => lease.move_to(worker).await,
             None => Ok(()),
         }
     }
@@ -932,6 +933,12 @@ impl Session {
                 return Ok(None);
             }
         }
+    }
+
+    /// What it was told last has yet to leave, as much as it takes.
+    async fn leave(&self) {
+        let deadline = self.app.config().timeouts.connect;
+        let _ = tokio::time::timeout(deadline, self.side.stream.settled()).await;
     }
 
     /// The last word.

@@ -6,4 +6,3 @@ pub mod buffer;
 pub mod frame;
 pub mod reply;
 pub mod startup;
-pub mod stream;

@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn the_first_worker_accepts_and_the_others_only_while_all_are_to() {
-        let threads = Threads::start(2).unwrap();
+        let threads = Threads::start(2, true).unwrap();
         let [first, second] = [0, 1].map(|number| threads.workers()[number].handle.clone());
         let config = config::load_text(CONFIG, Path::new(""), &|_| None).unwrap();
         let app = App::new(config, None, vec![first.clone(), second.clone()]).unwrap();

@@ -32,7 +32,7 @@ impl Proxy {
     /// # Errors
     /// A port that cannot be bound, a thread that cannot be started.
     pub fn start(config: Config, config_path: Option<PathBuf>) -> std::io::Result<Self> {
-        let threads = Threads::start(config.workers)?;
+        let threads = Threads::start(config.workers, config.io_uring)?;
         let workers = threads.workers().to_vec();
         let handles = workers.iter().map(|worker| worker.handle.clone()).collect();
         let listen = config.listen.clone();

@@ -9,6 +9,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+use crate::net::batch;
+
 pub struct Threads {
     workers: Vec<Thread>,
     control: Handle,
@@ -24,17 +26,23 @@ pub struct Thread {
 }
 
 impl Threads {
-    /// Starts `count` workers and the control thread.
+    /// Starts `count` workers and the control thread. `batches`: what a worker has to send in one turn may leave in one system call.
     ///
     /// # Errors
     /// A thread or a reactor that the operating system refuses.
-    pub fn start(count: usize) -> std::io::Result<Self> {
+    pub fn start(count: usize, batches: bool) -> std::io::Result<Self> {
         let mut running = Vec::new();
         let mut workers = Vec::new();
         for number in 0..count {
-            workers.push(start(format!("worker-{number}"), &mut running)?);
+            let (worker, batched) = start(format!("worker-{number}"), batches, &mut running)?;
+            if let Err(error) = batched
+                && number == 0
+            {
+                tracing::info!(%error, "io_uring cannot be used: each message is sent by a system call of its own");
+            }
+            workers.push(worker);
         }
-        let control = start("control".to_owned(), &mut running)?.handle;
+        let control = start("control".to_owned(), false, &mut running)?.0.handle;
         Ok(Self {
             workers,
             control,
@@ -87,26 +95,40 @@ impl Thread {
     }
 }
 
+/// Also returns whether it sends in batches as it is told to.
 fn start(
     name: String,
+    batches: bool,
     running: &mut Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
-) -> std::io::Result<Thread> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+) -> std::io::Result<(Thread, std::io::Result<()>)> {
+    let mut builder = Builder::new_current_thread();
+    if batches {
+        builder.on_thread_park(batch::turn);
+    }
+    let runtime = builder.enable_all().build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let (tell, told) = mpsc::channel();
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         // "<process>/task/<thread>"
         let own = std::fs::read_link("/proc/thread-self");
-        let _ = tell.send(own.map(|own| PathBuf::from("/proc").join(own).join("schedstat")));
+        let clock = own.map(|own| PathBuf::from("/proc").join(own).join("schedstat"));
+        let batched = if batches { batch::install() } else { Ok(()) };
+        if batches && batched.is_ok() {
+            runtime.spawn(batch::flusher());
+        }
+        let _ = tell.send((clock.ok(), batched));
         // Ends when the sender is dropped; tasks that are left are dropped with the runtime.
-        let _ = runtime.block_on(stopped);
+        runtime.block_on(async {
+            let _ = stopped.await;
+            batch::flush();
+        });
         runtime.shutdown_background();
     })?;
     running.push((stop, thread));
-    let clock = told.recv().ok().and_then(Result::ok);
+    let (clock, batched) = told.recv().map_err(std::io::Error::other)?;
     let clock = clock.filter(|clock| clock.exists());
-    Ok(Thread { handle, clock })
+    Ok((Thread { handle, clock }, batched))
 }
 
 #[cfg(test)]
@@ -115,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_time_that_a_thread_used_grows_as_it_works() {
-        let threads = Threads::start(1).unwrap();
+        let threads = Threads::start(1, false).unwrap();
         let worker = threads.workers()[0].clone();
         let before = worker.times().ran;
         let (done, is_done) = mpsc::channel();

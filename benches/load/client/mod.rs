@@ -3,13 +3,14 @@
 
 mod scram;
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use pgtenant::backend::prepared::frame;
 use pgtenant::cluster::{Error, Result};
+use pgtenant::net::stream::Stream;
 use pgtenant::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
 use pgtenant::protocol::reply::{ErrorFields, TERMINATE};
-use pgtenant::protocol::stream::Stream;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -109,7 +110,7 @@ impl Door {
             .map_err(lost)?;
         tcp.set_nodelay(true).map_err(lost)?;
         let Some(connector) = &self.tls else {
-            return Ok(Stream::Tcp(tcp));
+            return Ok(Stream::Plain(tcp.into()));
         };
         tcp.write_all(SSL_REQUEST).await.map_err(lost)?;
         match tcp.read_u8().await.map_err(lost)? {
@@ -117,7 +118,7 @@ impl Door {
             _ => return Err(lost("TLS is not offered")),
         }
         let name = ServerName::try_from("localhost").map_err(lost)?;
-        let tls = connector.connect(name, tcp).await.map_err(lost)?;
+        let tls = connector.connect(name, tcp.into()).await.map_err(lost)?;
         Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
     }
 }
@@ -237,8 +238,11 @@ impl Client {
     /// It speaks TLS, or the operating system's.
     pub fn into_socket(self) -> Result<std::net::TcpStream> {
         match self.stream {
-            Stream::Tcp(tcp) => tcp.into_std().map_err(lost),
-            Stream::Unix(_) | Stream::Tls(_) => Err(lost("it is no plain socket")),
+            Stream::Plain(socket) => {
+                let duplicate = socket.as_fd().try_clone_to_owned();
+                duplicate.map(Into::into).map_err(lost)
+            }
+            Stream::Tls(_) => Err(lost("it is no plain socket")),
         }
     }
 

@@ -9,7 +9,7 @@ use super::*;
 use crate::backend::context::{Binding, Context};
 use crate::backend::instance::Instance;
 use crate::config::{self, Config};
-use crate::protocol::stream::Stream;
+use crate::net::stream::Stream;
 use crate::workers::Workers;
 
 /// Of which tenant, and where.
@@ -74,7 +74,7 @@ impl World {
     fn connection(&self, tenant: Option<usize>, at: u16) -> Box<ServerConnection> {
         let (stream, _) = UnixStream::pair().unwrap();
         let server = self.config.servers.values().next().unwrap().clone();
-        let mut connection = ServerConnection::new(Stream::Unix(stream), server);
+        let mut connection = ServerConnection::new(Stream::Plain(stream.into()), server);
         connection.worker = worker(at);
         self.bind(&mut connection, tenant);
         Box::new(connection)

@@ -72,6 +72,7 @@ impl ConfigFile {
             log: root.section("log").unwrap_or_default(),
             audit: root.section("audit").unwrap_or_default(),
             workers: root.section("workers"),
+            io_uring: root.section("io_uring"),
             identify: root.section("identify").unwrap_or_default(),
             limits: root.section("limits").unwrap_or_default(),
             timeouts: root.section("timeouts").unwrap_or_default(),

@@ -1,22 +1,22 @@
 //! A socket of either kind, with or without TLS, to a client or to a server.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime;
 use tokio_rustls::TlsStream;
 
+use crate::net::socket::Socket;
+
 pub enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 impl Stream {
@@ -24,49 +24,40 @@ impl Stream {
         matches!(self, Self::Tls(_))
     }
 
+    fn socket(&self) -> &Socket {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+
     /// The other end, where it has an address.
     pub fn peer_addr(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(tcp) => tcp.peer_addr().ok(),
-            Self::Tls(tls) => tls.get_ref().0.peer_addr().ok(),
-            Self::Unix(_) => None,
-        }
+        self.socket().peer_addr()
     }
 
     /// The certificate of the other end in TLS, in DER.
     pub fn peer_certificate(&self) -> Option<&[u8]> {
         match self {
             Self::Tls(tls) => tls.get_ref().1.peer_certificates()?.first().map(|c| &**c),
-            Self::Tcp(_) | Self::Unix(_) => None,
+            Self::Plain(_) => None,
         }
     }
 
     /// Whether nothing came that was not read, as far as the runtime knows without a system call. Of a TLS session it is not
     /// known: false.
     pub fn is_silent(&self) -> bool {
-        match self {
-            Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, || Ok(())).is_err(),
-            Self::Unix(unix) => unix.try_io(Interest::READABLE, || Ok(())).is_err(),
-            Self::Tls(_) => false,
-        }
+        !self.is_tls() && self.socket().is_silent()
     }
 
     /// Registers the socket with the runtime this is called on, unless that is `from`.
     ///
     /// # Errors
     /// As [`adopt`](Self::adopt).
-    pub fn move_here(&mut self, from: runtime::Id) -> io::Result<()> {
+    pub async fn move_here(&mut self, from: runtime::Id) -> io::Result<()> {
         match runtime::Handle::current().id() == from {
             true => Ok(()),
-            false => self.adopt(),
-        }
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(tcp) => tcp.as_fd(),
-            Self::Unix(unix) => unix.as_fd(),
-            Self::Tls(tls) => tls.get_ref().0.as_fd(),
+            false => self.adopt().await,
         }
     }
 
@@ -77,7 +68,7 @@ impl Stream {
     /// The operating system's: the connection is lost.
     pub fn has_unread(&self) -> io::Result<bool> {
         let mut byte = [MaybeUninit::uninit()];
-        match SockRef::from(&self.fd()).peek(&mut byte) {
+        match SockRef::from(self.socket()).peek(&mut byte) {
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             Err(error) => Err(error),
@@ -91,46 +82,44 @@ impl Stream {
     /// # Errors
     /// The operating system's.
     pub async fn readable(&self) -> io::Result<()> {
-        match self {
-            Self::Tcp(tcp) => tcp.readable().await,
-            Self::Unix(unix) => unix.readable().await,
-            Self::Tls(tls) => tls.get_ref().0.readable().await,
-        }
+        self.socket().readable().await
+    }
+
+    /// Waits until all that was written and flushed has left for the operating system.
+    ///
+    /// Cancel safe.
+    pub async fn settled(&self) {
+        poll_fn(|cx| self.socket().poll_settled(cx)).await;
+    }
+
+    /// Whether it has.
+    pub fn is_settled(&self) -> bool {
+        self.socket().is_settled()
     }
 
     /// Registers the socket with the runtime this is called on, so that a connection accepted on one
     /// worker is served on another: the socket is exchanged for a duplicate of its descriptor, under a TLS session
-    /// that stays as it is. What the runtime knew of its readiness is forgotten until that has looked.
+    /// that stays as it is.
+    ///
+    /// Cancel safe.
     ///
     /// # Errors
-    /// The operating system's, when a descriptor cannot be duplicated or registered.
-    pub fn adopt(&mut self) -> io::Result<()> {
+    /// As [`Socket::adopt`].
+    pub async fn adopt(&mut self) -> io::Result<()> {
         match self {
-            Self::Tcp(tcp) => adopt_tcp(tcp),
-            Self::Unix(unix) => {
-                let duplicate = unix.as_fd().try_clone_to_owned()?;
-                *unix = UnixStream::from_std(duplicate.into())?;
-                Ok(())
-            }
+            Self::Plain(socket) => socket.adopt().await,
             Self::Tls(tls) => match &mut **tls {
-                TlsStream::Client(tls) => adopt_tcp(tls.get_mut().0),
-                TlsStream::Server(tls) => adopt_tcp(tls.get_mut().0),
+                TlsStream::Client(tls) => tls.get_mut().0.adopt().await,
+                TlsStream::Server(tls) => tls.get_mut().0.adopt().await,
             },
         }
     }
 }
 
-fn adopt_tcp(tcp: &mut TcpStream) -> io::Result<()> {
-    let duplicate = tcp.as_fd().try_clone_to_owned()?;
-    *tcp = TcpStream::from_std(duplicate.into())?;
-    Ok(())
-}
-
 macro_rules! delegate {
     ($self:ident, $method:ident($($arg:expr),*)) => {
         match $self.get_mut() {
-            Stream::Tcp(io) => Pin::new(io).$method($($arg),*),
-            Stream::Unix(io) => Pin::new(io).$method($($arg),*),
+            Stream::Plain(io) => Pin::new(io).$method($($arg),*),
             Stream::Tls(io) => Pin::new(io).$method($($arg),*),
         }
     };

@@ -1,0 +1,11 @@
+//! Sockets, as the rest of the proxy sees them: with and without TLS, and how what they send leaves.
+//!
+//! ```text
+//!   Stream ──(TLS)──► Socket ──► at once, by a system call
+//!                        └────► Batch: with what others send in this turn of the worker, in one system call (Ring)
+//! ```
+
+pub mod batch;
+mod ring;
+pub mod socket;
+pub mod stream;
