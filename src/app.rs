@@ -1,14 +1,16 @@
 //! What all parts of a running proxy share: built once, passed as `Arc<App>`, no statics. Two
 //! proxies can run in one process.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use dashmap::DashMap;
+use dashmap::{DashMap, DashSet};
 use rustc_hash::FxBuildHasher;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -35,7 +37,7 @@ pub struct App {
     tenants: DashMap<TenantId, Arc<TenantState>, FxBuildHasher>,
     placements: DashMap<PlacementName, Arc<AtomicUsize>, FxBuildHasher>,
     /// Clients that are logged in, by the secret of what they cancel with.
-    clients: DashMap<Box<[u8]>, Arc<ClientHandle>, FxBuildHasher>,
+    clients: DashSet<BySecret, FxBuildHasher>,
     next_client: AtomicU64,
     /// Connections of clients, logged in or not.
     connections: AtomicUsize,
@@ -54,21 +56,21 @@ pub struct App {
     reloading: Mutex<()>,
 }
 
-/// Something that is counted for as long as it lives.
-pub struct Counted(Arc<App>, Which);
+/// A connection of a client, counted for as long as this lives.
+pub struct CountedConnection(Arc<App>);
 
-enum Which {
-    Connection,
-    Placement(Arc<AtomicUsize>),
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
-impl Drop for Counted {
+/// A client of a placement, counted for as long as this lives.
+pub struct PlacedClient(Arc<AtomicUsize>);
+
+impl Drop for PlacedClient {
     fn drop(&mut self) {
-        let counter = match &self.1 {
-            Which::Connection => &self.0.connections,
-            Which::Placement(counter) => counter,
-        };
-        counter.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -88,7 +90,7 @@ impl App {
             instances: ArcSwap::default(),
             tenants: DashMap::default(),
             placements: DashMap::default(),
-            clients: DashMap::default(),
+            clients: DashSet::default(),
             next_client: AtomicU64::new(1),
             connections: AtomicUsize::new(0),
             draining: watch::Sender::new(false),
@@ -286,9 +288,9 @@ impl App {
 
     /// Counts a connection in. None: there are so many that it is dropped unheard. Up to that there is
     /// room above the limit of clients for cancels, and to say that there are too many.
-    pub fn count_connection(self: &Arc<Self>) -> Option<Counted> {
+    pub fn count_connection(self: &Arc<Self>) -> Option<CountedConnection> {
         let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(self.clone(), Which::Connection);
+        let counted = CountedConnection(self.clone());
         let max_clients = self.config.load().max_clients;
         (before < max_clients.saturating_mul(2).saturating_add(100)).then_some(counted)
     }
@@ -322,18 +324,18 @@ impl App {
     ///
     /// # Errors
     /// 53300 over the placement's limit.
-    pub fn admit_to_placement(self: &Arc<Self>, route: &Route) -> Result<Counted> {
+    pub fn admit_to_placement(&self, route: &Route) -> Result<PlacedClient> {
         let name = &route.placement.name;
         let counter = self.placements.entry(name.clone()).or_default().clone();
         let before = counter.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(self.clone(), Which::Placement(counter));
+        let placed = PlacedClient(counter);
         if route.placement.max_clients.is_some_and(|max| before >= max) {
             return Err(Error::new(
                 Kind::TooManyConnections,
                 format!("too many connections for placement \"{name}\""),
             ));
         }
-        Ok(counted)
+        Ok(placed)
     }
 
     /// A number for a client that no other had or will have.
@@ -342,7 +344,7 @@ impl App {
     }
 
     pub fn register(self: &Arc<Self>, client: Arc<ClientHandle>) -> Registered {
-        self.clients.insert(client.secret.clone(), client.clone());
+        self.clients.insert(BySecret(client.clone()));
         Registered {
             app: self.clone(),
             client,
@@ -351,8 +353,8 @@ impl App {
 
     /// The client that cancels with `key`.
     pub fn client(&self, key: &CancelKey) -> Option<Arc<ClientHandle>> {
-        let client = self.clients.get(&key.secret)?;
-        (client.value().key() == *key).then(|| client.clone())
+        let client = self.clients.get(&key.secret[..])?.0.clone();
+        (client.key() == *key).then_some(client)
     }
 
     /// A cancel key whose secret, of this many bytes, nobody has.
@@ -360,7 +362,7 @@ impl App {
         loop {
             let mut secret = vec![0; length];
             rand::fill(&mut secret[..]);
-            if !self.clients.contains_key(&secret[..]) {
+            if !self.clients.contains(&secret[..]) {
                 return CancelKey {
                     pid: rand::random_range(1..i32::MAX),
                     secret: secret.into(),
@@ -371,17 +373,14 @@ impl App {
 
     /// Every client, oldest first.
     pub fn clients(&self) -> Vec<Arc<ClientHandle>> {
-        let mut clients: Vec<_> = self
-            .clients
-            .iter()
-            .map(|entry| entry.value().clone())
-            .collect();
+        let clients = self.clients.iter();
+        let mut clients: Vec<_> = clients.map(|client| client.0.clone()).collect();
         clients.sort_by_key(|client| client.id);
         clients
     }
 
     fn call_clients(&self) {
-        self.clients.iter().for_each(|client| client.call());
+        self.clients.iter().for_each(|client| client.0.call());
     }
 
     // ---- the end ----
@@ -430,7 +429,7 @@ impl App {
 
     /// Ends every client wherever it is.
     pub fn kill_clients(&self) {
-        self.clients.iter().for_each(|client| client.kill());
+        self.clients.iter().for_each(|client| client.0.kill());
     }
 }
 
@@ -451,6 +450,29 @@ pub fn moved() -> Error {
     .with_detail("The tenant was changed or removed by a reload of the configuration.")
 }
 
+/// A client, as the one whose secret this is.
+struct BySecret(Arc<ClientHandle>);
+
+impl Borrow<[u8]> for BySecret {
+    fn borrow(&self) -> &[u8] {
+        &self.0.secret
+    }
+}
+
+impl Hash for BySecret {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.secret.hash(state);
+    }
+}
+
+impl PartialEq for BySecret {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.secret == other.0.secret
+    }
+}
+
+impl Eq for BySecret {}
+
 /// A client that others can find, for as long as this lives.
 pub struct Registered {
     app: Arc<App>,
@@ -468,6 +490,6 @@ impl std::ops::Deref for Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.client.let_go();
-        self.app.clients.remove(&self.client.secret);
+        self.app.clients.remove(&self.client.secret[..]);
     }
 }

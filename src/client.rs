@@ -38,9 +38,9 @@ pub struct ClientHandle {
     /// What the client knows to cancel by; no other client has it.
     pub secret: Box<[u8]>,
     pub tenant: TenantId,
-    pub user: String,
+    pub user: Arc<str>,
     /// The database as the client named it.
-    pub database: String,
+    pub database: Arc<str>,
     pub peer: Option<SocketAddr>,
     pub tls: bool,
     pub connected: SystemTime,
@@ -71,8 +71,8 @@ pub struct NewClient {
     pub id: u64,
     pub key: CancelKey,
     pub tenant: TenantId,
-    pub user: String,
-    pub database: String,
+    pub user: Arc<str>,
+    pub database: Arc<str>,
     pub peer: Option<SocketAddr>,
     pub tls: bool,
 }

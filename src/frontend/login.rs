@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
-use crate::app::{App, Counted, moved};
+use crate::app::{App, CountedConnection, PlacedClient, moved};
 use crate::auth::MAX_MESSAGE;
 use crate::backend::context::Settings;
 use crate::client::{ClientHandle, NewClient};
@@ -42,7 +42,7 @@ pub struct AdminLogin {
     pub user: String,
     /// What it is to be told first: the end of authentication.
     pub greeting: Replies,
-    pub connection: Counted,
+    pub connection: CountedConnection,
 }
 
 /// Startup, cancel or authentication, within the login deadline. What is refused is told so here.
@@ -51,7 +51,7 @@ pub async fn admit(
     door: &Door,
     tcp: TcpStream,
     peer: SocketAddr,
-    counted: Counted,
+    counted: CountedConnection,
 ) -> Admitted {
     let deadline = app.config().timeouts.login;
     match tokio::time::timeout(deadline, begin(app, door, tcp, peer, counted)).await {
@@ -69,7 +69,7 @@ async fn begin(
     door: &Door,
     tcp: TcpStream,
     peer: SocketAddr,
-    counted: Counted,
+    counted: CountedConnection,
 ) -> Admitted {
     let (mut stream, startup, sni) =
         match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
@@ -167,7 +167,7 @@ struct Prepared {
     database: String,
     key: CancelKey,
     peer: SocketAddr,
-    placement: Counted,
+    placement: PlacedClient,
     guard: crate::tenant::state::ClientGuard,
 }
 
@@ -179,7 +179,7 @@ impl Prepared {
         app: &Arc<App>,
         stream: Stream,
         inbox: Buffer,
-        connection: Counted,
+        connection: CountedConnection,
     ) -> Result<Box<LoggedIn>, (Stream, Error)> {
         let Self {
             tenant,
@@ -198,15 +198,15 @@ impl Prepared {
             id: app.next_client_id(),
             key,
             tenant: tenant.id.clone(),
-            user,
-            database,
+            user: guard.tenant().shared_name(&user),
+            database: guard.tenant().shared_name(&database),
             peer: Some(peer),
             tls: stream.is_tls(),
         }));
         let registered = app.register(handle);
         let config = app.config();
         let now = config.tenants.get(&tenant.id);
-        let still = now.filter(|now| now.users.get(&registered.user) == Some(&credential));
+        let still = now.filter(|now| now.users.get(&*registered.user) == Some(&credential));
         let Some(tenant) = still else {
             return Err((stream, moved()));
         };
@@ -429,7 +429,11 @@ fn permit(
     tenant: &Arc<Tenant>,
     startup: &Startup,
     database_known: bool,
-) -> Result<(Counted, crate::tenant::state::ClientGuard, Option<Wanted>)> {
+) -> Result<(
+    PlacedClient,
+    crate::tenant::state::ClientGuard,
+    Option<Wanted>,
+)> {
     // A physical replication connection is to no database; clients name "replication" for want of one.
     if !database_known && startup.replication != Some(Replication::Physical) {
         let name = startup.database.as_deref().unwrap_or(&startup.user);

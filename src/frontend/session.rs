@@ -13,13 +13,14 @@
 
 use std::future::poll_fn;
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
 use tokio::runtime;
 
-use crate::app::{App, Counted, Registered, moved};
+use crate::app::{App, CountedConnection, PlacedClient, Registered, moved};
 use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::instance::Pool;
@@ -69,8 +70,8 @@ pub struct LoggedIn {
 
 /// What the client is counted in.
 pub struct Guards {
-    pub connection: Counted,
-    pub placement: Counted,
+    pub connection: CountedConnection,
+    pub placement: PlacedClient,
     pub tenant: ClientGuard,
 }
 
@@ -93,7 +94,17 @@ pub struct Session {
     guards: Guards,
 }
 
-/// Begins to serve a client on a worker of its instance. Some: it is to [go on](Session::live) here.
+/// The life of a client on one worker: in a task of its own, which is of the size of what it needs while it is idle. That is why what goes
+/// before is boxed, and what it needs while it does something, too.
+pub async fn live(begun: Pin<Box<impl Future<Output = Option<Box<Session>>>>>) {
+    let Some(mut session) = begun.await.map(|session| *session) else {
+        return;
+    };
+    let end = session.run().await;
+    Box::pin(session.end(end)).await;
+}
+
+/// Begins to serve a client on a worker of its instance. Some: it is to [go on](live) here.
 pub async fn start(mut login: Box<LoggedIn>) -> Option<Box<Session>> {
     let pool = match login.app.pool(&login.route) {
         Ok(pool) => pool,
@@ -110,11 +121,7 @@ pub async fn start(mut login: Box<LoggedIn>) -> Option<Box<Session>> {
     if is_here {
         return begun.await;
     }
-    workers.spawn(worker, async move {
-        if let Some(session) = Box::pin(begun).await {
-            session.live().await;
-        }
-    });
+    workers.spawn(worker, live(Box::pin(begun)));
     None
 }
 
@@ -130,12 +137,16 @@ async fn begin(login: Box<LoggedIn>, pool: Arc<Pool>, worker: WorkerId) -> Optio
 fn move_on(mut session: Box<Session>) {
     let worker = session.registered.worker();
     let workers = session.app.workers().clone();
-    workers.spawn(worker, async move {
+    let arrives = async move {
         match session.arrive(worker).await {
-            Ok(()) => session.live().await,
-            Err(error) => tracing::warn!(%error, "could not move a client"),
+            Ok(()) => Some(session),
+            Err(error) => {
+                tracing::warn!(%error, "could not move a client");
+                None
+            }
         }
-    });
+    };
+    workers.spawn(worker, live(Box::pin(arrives)));
 }
 
 /// Tells the client the end of authentication, its parameters and its cancel key.
@@ -384,18 +395,11 @@ enum Checkout {
 }
 
 impl Session {
-    /// Serves the client from now on, in the task that this is called in; when it is to go on at another worker, in one there.
-    ///
-    /// Most clients idle most of the time, so what a task needs only while it does something is boxed, and gone while it waits.
-    pub fn live(mut self: Box<Self>) -> impl Future<Output = ()> + Send {
-        self.registered.move_in();
-        async move {
-            match self.run().await {
-                Ok(ControlFlow::Break(())) if self.side.stream.is_settled() => {}
-                Ok(ControlFlow::Break(())) => Box::pin(self.leave()).await,
-                Ok(ControlFlow::Continue(())) => move_on(self),
-                Err(error) => Box::pin(self.refuse_and_close(&error)).await,
-            }
+    async fn end(mut self, end: Result<ControlFlow<()>>) {
+        match end {
+            Ok(ControlFlow::Break(())) => self.leave().await,
+            Ok(ControlFlow::Continue(())) => move_on(Box::new(self)),
+            Err(error) => self.refuse_and_close(&error).await,
         }
     }
 
@@ -404,6 +408,7 @@ impl Session {
     /// # Errors
     /// What ends the client: it is told so as FATAL.
     async fn run(&mut self) -> Result<ControlFlow<()>> {
+        self.registered.move_in();
         if let Some(lease) = self.lease.take()
             && Box::pin(self.use_lease(*lease)).await?.is_break()
         {
@@ -511,7 +516,7 @@ impl Session {
         }
         let config = self.app.config();
         let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
-        let credential = tenant.users.get(&self.registered.user).ok_or_else(moved)?;
+        let credential = tenant.users.get(&*self.registered.user).ok_or_else(moved)?;
         if *credential != self.credential {
             return Err(moved());
         }
@@ -937,8 +942,10 @@ impl Session {
 
     /// What it was told last has yet to leave, as much as it takes.
     async fn leave(&self) {
-        let deadline = self.app.config().timeouts.connect;
-        let _ = tokio::time::timeout(deadline, self.side.stream.settled()).await;
+        if !self.side.stream.is_settled() {
+            let deadline = self.app.config().timeouts.connect;
+            let _ = tokio::time::timeout(deadline, self.side.stream.settled()).await;
+        }
     }
 
     /// The last word.

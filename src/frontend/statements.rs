@@ -35,7 +35,7 @@ pub type Name = Arc<[u8]>;
 
 #[derive(Default)]
 pub struct Statements {
-    named: HashMap<Name, Known>,
+    named: Named,
     unnamed: Unnamed,
     /// The unnamed statement of the server connection at hand is this client's.
     unnamed_is_there: bool,
@@ -44,7 +44,45 @@ pub struct Statements {
     /// The client's settings, and what of them changes the meaning of its statements.
     meaning: Option<(Arc<Settings>, u64)>,
     /// What a DEALLOCATE that the server was sent takes away.
-    deallocating: Option<(Box<[u8]>, Arc<Statement>)>,
+    deallocating: Option<Box<(Box<[u8]>, Arc<Statement>)>>,
+}
+
+/// The named statements of a client. Most clients have none, or are idle, so what is always there is small.
+#[derive(Default)]
+struct Named(Option<Box<HashMap<Name, Known>>>);
+
+impl Named {
+    fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |map| map.len())
+    }
+
+    fn get(&self, name: &[u8]) -> Option<&Known> {
+        self.0.as_ref()?.get(name)
+    }
+
+    fn get_key_value(&self, name: &[u8]) -> Option<(&Name, &Known)> {
+        self.0.as_ref()?.get_key_value(name)
+    }
+
+    fn contains_key(&self, name: &[u8]) -> bool {
+        self.get(name).is_some()
+    }
+
+    fn values(&self) -> impl Iterator<Item = &Known> {
+        self.0.iter().flat_map(|map| map.values())
+    }
+
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Known> {
+        self.0.iter_mut().flat_map(|map| map.values_mut())
+    }
+
+    fn insert(&mut self, name: Name, known: Known) {
+        self.0.get_or_insert_default().insert(name, known);
+    }
+
+    fn remove(&mut self, name: &[u8]) -> Option<Known> {
+        self.0.as_mut()?.remove(name)
+    }
 }
 
 /// A statement as a client prepared it.
@@ -269,7 +307,7 @@ impl Statements {
 
     /// The server dropped all that have names (DISCARD ALL, DEALLOCATE ALL).
     pub fn clear(&mut self) {
-        self.named = HashMap::new();
+        self.named = Named::default();
     }
 
     /// The name that an SQL DEALLOCATE of a single statement takes away, if the client prepared it by the protocol.
@@ -292,7 +330,7 @@ impl Statements {
 
     /// The server has done a DEALLOCATE: of which statement is not always known.
     pub fn note_deallocated(&mut self, parsed: &mut Parsed) {
-        match self.deallocating.take() {
+        match self.deallocating.take().map(|both| *both) {
             Some((name, statement)) => {
                 parsed.doubt(&statement);
                 self.named.remove(&*name);
@@ -487,7 +525,7 @@ impl Statements {
         let known = self.named.get(&*name)?.clone();
         ensure_parsed(&known, target);
         let text = format!("DEALLOCATE {}\0", known.statement.server_name());
-        self.deallocating = Some((name, known.statement));
+        self.deallocating = Some(Box::new((name, known.statement)));
         Some(frame(
             FrontendTag::PARSE.0,
             &[b"\0", text.as_bytes(), parameters],
@@ -935,6 +973,6 @@ mod tests {
             "P(~DEALLOCATE pgtenant_1~~~)"
         );
         f.statements.note_deallocated(&mut f.parsed);
-        assert!(f.statements.named.is_empty());
+        assert_eq!(f.statements.named.len(), 0);
     }
 }

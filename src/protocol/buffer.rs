@@ -43,7 +43,7 @@ pub struct Buffer {
     /// What was written has yet to be flushed: TLS holds bytes of its own.
     unflushed: bool,
     /// So many bytes of the memory were held, and have left since: the last that did.
-    left: usize,
+    left: u32,
 }
 
 impl Buffer {
@@ -79,7 +79,7 @@ impl Buffer {
     /// The last bytes that left, if it is empty and its memory was [kept](Self::poll_drain_keeping).
     pub fn last_sent(&self) -> &[u8] {
         match self.is_empty() {
-            true => self.data.get(..self.left).unwrap_or_default(),
+            true => self.data.get(..self.left as usize).unwrap_or_default(),
             false => &[],
         }
     }
@@ -89,7 +89,7 @@ impl Buffer {
         debug_assert!(n <= self.len());
         self.start += n;
         if self.start >= self.end {
-            self.left = self.end;
+            self.left = u32::try_from(self.end).unwrap_or(0);
             self.start = 0;
             self.end = 0;
         }

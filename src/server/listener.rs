@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::admin::console;
-use crate::app::{App, Counted};
+use crate::app::{App, CountedConnection};
 use crate::frontend::login::{Admitted, admit};
 use crate::frontend::session::{self, Session};
 use crate::workers::WorkerId;
@@ -83,7 +83,8 @@ async fn accept(app: Arc<App>, position: usize, socket: std::net::TcpListener, f
                 Ok((tcp, peer)) => {
                     app.metrics.accepted.add(1);
                     if let Some(counted) = app.count_connection() {
-                        tokio::spawn(serve(app.clone(), position, tcp, peer, counted));
+                        let login = log_in(app.clone(), position, tcp, peer, counted);
+                        tokio::spawn(session::live(Box::pin(login)));
                     }
                 }
                 Err(error) => {
@@ -95,19 +96,13 @@ async fn accept(app: Arc<App>, position: usize, socket: std::net::TcpListener, f
     }
 }
 
-/// The life of a connection. What only its login needs is boxed, and gone afterwards.
-async fn serve(app: Arc<App>, position: usize, tcp: TcpStream, peer: SocketAddr, counted: Counted) {
-    if let Some(session) = Box::pin(log_in(app, position, tcp, peer, counted)).await {
-        session.live().await;
-    }
-}
-
+/// Some: a tenant's client is to be served here.
 async fn log_in(
     app: Arc<App>,
     position: usize,
     tcp: TcpStream,
     peer: SocketAddr,
-    counted: Counted,
+    counted: CountedConnection,
 ) -> Option<Box<Session>> {
     let door = app.door(position)?;
     match admit(&app, &door, tcp, peer, counted).await {

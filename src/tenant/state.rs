@@ -1,13 +1,16 @@
 //! What is known of a tenant while the proxy runs: counters, and the limits they are held against.
 //! Survives reloads; kept for as long as the process runs, so that counters never go back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::TenantLimits;
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
 use crate::workers::WorkerId;
+
+/// Names of a tenant's clients that are kept to be shared: more than an application uses, and few, since clients choose them.
+const NAMES: usize = 16;
 
 #[derive(Debug)]
 pub struct TenantState {
@@ -17,6 +20,8 @@ pub struct TenantState {
     active: AtomicUsize,
     client_limit: AtomicUsize,
     active_limit: AtomicUsize,
+    /// Of its clients: users, databases.
+    names: Mutex<Vec<Arc<str>>>,
     /// Where its last client was put: a worker's number and 1, or 0.
     worker: AtomicU32,
 }
@@ -27,11 +32,25 @@ impl TenantState {
             id,
             metrics: TenantMetrics::default(),
             clients: AtomicUsize::new(0),
+            names: Mutex::default(),
             active: AtomicUsize::new(0),
             client_limit: AtomicUsize::new(usize::MAX),
             active_limit: AtomicUsize::new(usize::MAX),
             worker: AtomicU32::new(0),
         }
+    }
+
+    /// `name`, of a user or a database, as one string for all clients that have it.
+    pub fn shared_name(&self, name: &str) -> Arc<str> {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = names.iter().find(|known| known.as_ref() == name) {
+            return known.clone();
+        }
+        let new: Arc<str> = name.into();
+        if names.len() < NAMES {
+            names.push(new.clone());
+        }
+        new
     }
 
     pub fn set_limits(&self, limits: TenantLimits) {

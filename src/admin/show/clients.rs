@@ -43,8 +43,8 @@ pub fn rows(view: &View) -> Vec<Row> {
             let tenant = view.config.tenants.get(&client.tenant);
             row![
                 "C",
-                client.user.as_str(),
-                client.database.as_str(),
+                &*client.user,
+                &*client.database,
                 state(client.activity()),
                 client.peer.map(|peer| peer.ip().to_string()),
                 client.peer.map(|peer| peer.port()),
