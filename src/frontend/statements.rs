@@ -44,11 +44,15 @@ pub struct Statements {
     /// The client's settings, and what of them changes the meaning of its statements.
     meaning: Option<(Arc<Settings>, u64)>,
     /// What a DEALLOCATE that the server was sent takes away.
-    deallocating: Option<Box<(Box<[u8]>, Arc<Statement>)>>,
+    deallocating: Option<Box<Deallocated>>,
 }
+
+/// A name that is deallocated, and what it names.
+type Deallocated = (Box<[u8]>, Arc<Statement>);
 
 /// The named statements of a client. Most clients have none, or are idle, so what is always there is small.
 #[derive(Default)]
+#[expect(clippy::box_collection, reason = "a map is of 48 bytes, empty or not")]
 struct Named(Option<Box<HashMap<Name, Known>>>);
 
 impl Named {
@@ -313,7 +317,7 @@ impl Statements {
     /// The name that an SQL DEALLOCATE of a single statement takes away, if the client prepared it by the protocol.
     pub fn named_in_deallocate(&self, text: &[u8]) -> Option<Box<[u8]>> {
         let name = name_in_deallocate(text)?;
-        self.named.contains_key(&*name).then_some(name)
+        self.named.contains_key(&name).then_some(name)
     }
 
     /// What the unnamed statement does, whose text was too long to be looked at whole.
@@ -333,7 +337,7 @@ impl Statements {
         match self.deallocating.take().map(|both| *both) {
             Some((name, statement)) => {
                 parsed.doubt(&statement);
-                self.named.remove(&*name);
+                self.named.remove(&name);
             }
             None => parsed.outdate(),
         }
@@ -522,7 +526,7 @@ impl Statements {
     fn rename_deallocate(&mut self, definition: &[u8], target: &mut Target<'_>) -> Option<Vec<u8>> {
         let (text, parameters) = split_cstr(definition)?;
         let name = name_in_deallocate(text)?;
-        let known = self.named.get(&*name)?.clone();
+        let known = self.named.get(&name)?.clone();
         ensure_parsed(&known, target);
         let text = format!("DEALLOCATE {}\0", known.statement.server_name());
         self.deallocating = Some(Box::new((name, known.statement)));
