@@ -62,13 +62,16 @@ pub async fn serve(app: Arc<App>, admin: AdminLogin, peer: SocketAddr) {
         stream.write_all(welcome.bytes()).await.map_err(gone)?;
         stream.flush().await.map_err(gone)?;
         let mut socket = Framed::new(stream, PgWireMessageServerCodec::new(client));
-        if let Err(error) = converse(&app, &user, inbox.bytes(), &mut socket).await {
-            let stream = socket.get_mut();
-            let _ = stream.write_all(Replies::new().fatal(&error).bytes()).await;
+        let end = converse(&app, &user, inbox.bytes(), &mut socket).await;
+        let stream = socket.get_mut();
+        let goodbye = async {
+            if let Err(error) = &end {
+                let _ = stream.write_all(Replies::new().fatal(error).bytes()).await;
+            }
             let _ = stream.shutdown().await;
-            return Err(error);
-        }
-        Ok(())
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, goodbye).await;
+        end
     };
     let ended = tokio::select! {
         ended = work => ended,

@@ -63,6 +63,27 @@ pub struct ClientSide {
     pub audit: Audit,
 }
 
+impl ClientSide {
+    /// Waits until all that the client was told has left for the operating system, or it takes no more, or is killed: as a server that
+    /// closes a connection does.
+    pub async fn told(&mut self, handle: &ClientHandle) {
+        poll_fn(|cx| {
+            handle.calls(cx.waker());
+            let drained = self.outbox.poll_drain(cx, &mut self.stream);
+            let told = match drained {
+                Poll::Ready(Ok(())) => self.stream.poll_settled(cx),
+                Poll::Ready(Err(_)) => Poll::Ready(()),
+                Poll::Pending => Poll::Pending,
+            };
+            match handle.is_killed() {
+                true => Poll::Ready(()),
+                false => told,
+            }
+        })
+        .await;
+    }
+}
+
 /// Why a relay ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {

@@ -216,7 +216,9 @@ impl Client {
                 say_last(stream, &error).await;
             };
             let _ = tokio::time::timeout(self.app.config().timeouts.connect, goodbye).await;
+            return;
         }
+        side.told(&self.registered).await;
     }
 
     /// # Errors

@@ -940,12 +940,12 @@ impl Session {
         }
     }
 
-    /// What it was told last has yet to leave, as much as it takes.
-    async fn leave(&self) {
-        if !self.side.stream.is_settled() {
-            let deadline = self.app.config().timeouts.connect;
-            let _ = tokio::time::timeout(deadline, self.side.stream.settled()).await;
-        }
+    /// The client asks nothing more; it gets all that it was told.
+    async fn leave(&mut self) {
+        let Self {
+            side, registered, ..
+        } = self;
+        side.told(registered).await;
     }
 
     /// The last word.

@@ -67,7 +67,7 @@ pub fn install() -> std::io::Result<()> {
     Ok(())
 }
 
-/// The calling thread has nothing to do, and is about to wait for something.
+/// The calling thread has nothing to do, and is about to wait for something. One that always has something to do is in one long turn.
 pub fn turn() {
     BATCH.with_borrow_mut(|batch| {
         if let Some(batch) = batch {
@@ -94,7 +94,7 @@ pub async fn flusher() {
 pub fn queue(socket: &Arc<Shared>, parts: &[IoSlice<'_>]) -> bool {
     let offered = BATCH.with_borrow_mut(|batch| {
         let batch = batch.as_mut()?;
-        batch.sends += 1;
+        batch.sends = batch.sends.saturating_add(1);
         let is_worth_it = batch.sends_before.max(batch.sends) >= WORTH;
         let length: usize = parts.iter().map(|part| part.len()).sum();
         (is_worth_it && length <= LARGE).then(|| batch.has_room())
@@ -123,7 +123,7 @@ pub fn queue(socket: &Arc<Shared>, parts: &[IoSlice<'_>]) -> bool {
 /// Sends what the sockets of the calling thread have queued. On a runtime, or what a socket does not take is lost.
 pub fn flush() {
     // Nobody is told of anything while the batch is borrowed: they may want it.
-    let Some((mut queue, results)) = BATCH.with_borrow_mut(|batch| {
+    let Some((mut queue, results, failed)) = BATCH.with_borrow_mut(|batch| {
         let batch = batch.as_mut()?;
         if batch.queue.sockets.is_empty() {
             return None;
@@ -134,32 +134,26 @@ pub fn flush() {
             .iter()
             .map(|(socket, range)| (socket.as_fd(), &queue.bytes[range.clone()]))
             .collect();
-        let results = batch.ring.send(&sends).map(Vec::from_iter);
-        Some((queue, results))
+        let mut results = Vec::with_capacity(sends.len());
+        let failed = batch.ring.send(&sends, &mut results).err();
+        Some((queue, results, failed))
     }) else {
         return;
     };
-    match results {
-        Ok(results) => {
-            for ((socket, range), result) in queue.sockets.drain(..).zip(results) {
-                socket.left(&queue.bytes[range], result);
-            }
-            queue.bytes.clear();
-            BATCH.with_borrow_mut(|batch| {
-                if let Some(batch) = batch
-                    && batch.queue.sockets.is_empty()
-                {
-                    // For its memory.
-                    batch.queue = queue;
-                }
-            });
-        }
-        Err(error) => {
-            tracing::error!(%error, "io_uring has failed; all is sent without it from now on");
-            BATCH.set(None);
-            for (socket, _) in queue.sockets {
-                socket.fail();
-            }
-        }
+    for ((socket, range), result) in queue.sockets.drain(..).zip(results) {
+        socket.left(&queue.bytes[range], result);
     }
+    queue.bytes.clear();
+    if let Some(error) = failed {
+        tracing::error!(%error, "io_uring has failed: each message is sent by a system call of its own from now on");
+        BATCH.set(None);
+    }
+    BATCH.with_borrow_mut(|batch| {
+        if let Some(batch) = batch
+            && batch.queue.sockets.is_empty()
+        {
+            // For its memory.
+            batch.queue = queue;
+        }
+    });
 }

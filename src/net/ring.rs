@@ -33,6 +33,8 @@ impl Ring {
         let ring = cheapest.build(entries).or_else(|_| IoUring::new(entries))?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
+        // Whether it may be used, too.
+        ring.submit()?;
         match probe.is_supported(opcode::Send::CODE) {
             true => Ok(Self { ring: Some(ring) }),
             false => Err(io::ErrorKind::Unsupported.into()),
@@ -43,21 +45,25 @@ impl Ring {
     /// were taken, fewer than there are if the socket is full, as it is if this is `WouldBlock`.
     ///
     /// # Errors
-    /// The operating system's, or that it has failed before. Nothing is known then of what was sent.
+    /// The operating system's, or that it has failed before: it is of no more use. Of what was not sent, no bytes were taken.
     pub fn send(
         &mut self,
         sends: &[(BorrowedFd<'_>, &[u8])],
-    ) -> io::Result<impl Iterator<Item = io::Result<usize>>> {
-        let ring = self.ring.as_mut().ok_or(io::ErrorKind::Unsupported)?;
-        let mut results = [NOT_SENT; MAX];
-        if let Err(error) = send(ring, sends, &mut results) {
+        results: &mut Vec<io::Result<usize>>,
+    ) -> io::Result<()> {
+        let mut raw = [NOT_SENT; MAX];
+        let sent = match &mut self.ring {
+            Some(ring) => send(ring, sends, &mut raw),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        };
+        if sent.is_err() {
             self.ring = None;
-            return Err(error);
         }
-        let results = results.into_iter().take(sends.len());
-        Ok(results.map(|result| {
+        let raw = raw.into_iter().take(sends.len());
+        results.extend(raw.map(|result| {
             usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
-        }))
+        }));
+        sent
     }
 }
 
@@ -114,6 +120,15 @@ mod tests {
             .ok()
     }
 
+    fn send(
+        ring: &mut Ring,
+        sends: &[(BorrowedFd<'_>, &[u8])],
+    ) -> impl Iterator<Item = io::Result<usize>> + use<> {
+        let mut results = Vec::new();
+        ring.send(sends, &mut results).unwrap();
+        results.into_iter()
+    }
+
     #[test]
     fn each_socket_gets_its_own() {
         let Some(mut ring) = ring() else { return };
@@ -125,7 +140,7 @@ mod tests {
                 .zip(&texts)
                 .map(|((near, _), text)| (near.as_fd(), text.as_bytes()))
                 .collect();
-            let sent: Vec<_> = ring.send(&sends).unwrap().map(Result::unwrap).collect();
+            let sent: Vec<_> = send(&mut ring, &sends).map(Result::unwrap).collect();
             assert_eq!(sent, texts.iter().map(String::len).collect::<Vec<_>>());
             for ((_, far), text) in pairs.iter().zip(&texts) {
                 let mut got = [0; 16];
@@ -133,7 +148,7 @@ mod tests {
                 assert_eq!(&got[..n], text.as_bytes());
             }
         }
-        assert_eq!(ring.send(&[]).unwrap().count(), 0);
+        assert_eq!(send(&mut ring, &[]).count(), 0);
     }
 
     #[test]
@@ -147,9 +162,7 @@ mod tests {
         drop(far);
         let (good, far) = UnixStream::pair().unwrap();
         let sends = [&full, &closed, &good].map(|socket| (socket.as_fd(), &b"x"[..]));
-        let kinds: Vec<_> = ring
-            .send(&sends)
-            .unwrap()
+        let kinds: Vec<_> = send(&mut ring, &sends)
             .map(|result| result.map_err(|error| error.kind()))
             .collect();
         let expected = [
@@ -172,7 +185,7 @@ mod tests {
             })
             .unwrap();
         let much = vec![7; 64 << 20];
-        let sent = ring.send(&[(near.as_fd(), &much)]).unwrap().next().unwrap();
+        let sent = send(&mut ring, &[(near.as_fd(), &much)]).next().unwrap();
         let sent = sent.unwrap();
         assert!(sent > 0 && sent < much.len(), "{sent}");
         drop(near);

@@ -123,7 +123,7 @@ impl Socket {
     }
 
     /// Whether nothing that was written is held back.
-    pub fn is_settled(&self) -> bool {
+    fn is_settled(&self) -> bool {
         matches!(self.0.state(), FREE | FAILED)
     }
 
@@ -279,6 +279,8 @@ impl Shared {
     fn hold(self: &Arc<Self>, rest: Vec<u8>) {
         let mut held = self.held();
         if self.state() == LAST {
+            // Whoever cares has waited. This is for what the kernel would have taken.
+            let _ = on!(&self.io, socket => socket.try_write(&rest));
             return;
         }
         let task = tokio::spawn(self.clone().send_rest());

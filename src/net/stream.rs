@@ -1,6 +1,5 @@
 //! A socket of either kind, with or without TLS, to a client or to a server.
 
-use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -85,16 +84,9 @@ impl Stream {
         self.socket().readable().await
     }
 
-    /// Waits until all that was written and flushed has left for the operating system.
-    ///
-    /// Cancel safe.
-    pub async fn settled(&self) {
-        poll_fn(|cx| self.socket().poll_settled(cx)).await;
-    }
-
-    /// Whether it has.
-    pub fn is_settled(&self) -> bool {
-        self.socket().is_settled()
+    /// Ready when all that was written and flushed has left for the operating system.
+    pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.socket().poll_settled(cx)
     }
 
     /// Registers the socket with the runtime this is called on, so that a connection accepted on one

@@ -33,10 +33,11 @@ impl Threads {
     pub fn start(count: usize, batches: bool) -> std::io::Result<Self> {
         let mut running = Vec::new();
         let mut workers = Vec::new();
+        let mut said = false;
         for number in 0..count {
             let (worker, batched) = start(format!("worker-{number}"), batches, &mut running)?;
             if let Err(error) = batched
-                && number == 0
+                && !std::mem::replace(&mut said, true)
             {
                 tracing::info!(%error, "io_uring cannot be used: each message is sent by a system call of its own");
             }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
+
+use pgtenant::client::Activity;
 
 use crate::harness::{Running, Setup, assert_no_panics, eventually, in_time, tenant};
 use crate::wire::{
@@ -469,4 +471,62 @@ async fn a_client_never_runs_the_unnamed_statement_of_another() {
         .send(&[bind("", "", &[]), execute("", 0), sync()].concat())
         .await;
     assert_eq!(errors(&other.until_ready().await), ["26000"]);
+}
+
+/// What a client that does not read, and then leaves, was answered before; `most`: so many queries at most.
+async fn ask_without_reading(proxy: &Running, most: usize) -> (Wire, usize) {
+    let t = tenant("t48");
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let mut wire = Wire::over(socket.connect(proxy.address).await.unwrap());
+    let pairs = [("user", &*t.user()), ("database", &t.database)];
+    wire.log_in(&pairs, &t.password()).await.unwrap();
+    let app = proxy.proxy.app();
+    let queries = || {
+        let clients = app.clients();
+        let client = clients.iter().max_by_key(|client| client.id).unwrap();
+        let answered = app.tenant(&client.tenant).metrics.queries.get();
+        (answered, client.activity() == Activity::Idle)
+    };
+    let before = queries().0;
+    for asked in 0..most {
+        wire.send(&query("SELECT repeat('x', 5000)")).await;
+        let is_answered = async {
+            while queries() != (before + asked as u64 + 1, true) {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_millis(300), is_answered)
+            .await
+            .is_err()
+        {
+            return (wire, asked);
+        }
+    }
+    (wire, most)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_gets_all_that_it_was_answered_before() {
+    let proxy = Setup {
+        // It takes longer than that to read.
+        sections: "timeouts: { connect: 100ms }".into(),
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    // The system takes some of the answers, and the proxy holds the others: the more, the nearer to what it does not take any more.
+    let (_wire, most) = ask_without_reading(&proxy, 10_000).await;
+    assert!(most > 10, "{most}");
+    for less in 1..=4 {
+        let (mut wire, asked) = ask_without_reading(&proxy, most - less).await;
+        wire.send(&terminate()).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let frames = in_time("the end", wire.rest()).await;
+        let answered = frames.iter().filter(|frame| frame.tag == b'Z').count();
+        assert_eq!(
+            (answered, frames.last().map(|f| f.tag)),
+            (asked, Some(b'Z'))
+        );
+    }
 }
