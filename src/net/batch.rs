@@ -157,3 +157,8 @@ pub fn flush() {
         }
     });
 }
+
+#[cfg(test)]
+pub fn let_the_ring_fail() {
+    BATCH.with_borrow_mut(|batch| batch.as_mut().unwrap().ring = Ring::failed());
+}

@@ -266,3 +266,26 @@ fn a_read_that_leaves_room_is_not_tried_again_until_more_has_come() {
         assert_eq!(near.read(&mut got).await.unwrap(), 0);
     });
 }
+
+#[test]
+fn what_is_queued_when_the_ring_fails_leaves_without_it() {
+    with_batches(async {
+        let mut pairs: Vec<_> = (0..5).map(|_| pair()).collect();
+        make_busy().await;
+        tokio::task::yield_now().await;
+        for (near, _) in &mut pairs {
+            near.write_all(b"first, ").await.unwrap();
+            assert_eq!(near.0.state(), QUEUED);
+        }
+        batch::let_the_ring_fail();
+        for (near, peer) in pairs {
+            let mut near = near;
+            near.write_all(b"second").await.unwrap();
+            assert_eq!(near.0.state(), FREE);
+            drop(near);
+            let mut got = String::new();
+            far(peer).read_to_string(&mut got).await.unwrap();
+            assert_eq!(got, "first, second");
+        }
+    });
+}
