@@ -16,7 +16,7 @@
 //! | layer | modules | job |
 //! |---|---|---|
 //! | words | [`id`], [`error`], [`metrics`], [`timestamp`], [`workers`] | newtypes, the one error, counters, where tasks run |
-//! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL |
+//! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |

@@ -13,7 +13,6 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Read};
-
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
@@ -93,10 +92,6 @@ impl Socket {
             state: AtomicU8::new(FREE),
             held: Mutex::default(),
         }))
-    }
-
-    pub fn is_tcp(&self) -> bool {
-        matches!(self.0.io, Io::Tcp(_))
     }
 
     /// The other end, where it has an address.
