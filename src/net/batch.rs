@@ -14,15 +14,20 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use crate::net::ring::{self, Ring};
 use crate::net::socket::Shared;
 
 /// More than this in bytes is no message of a usual transaction, and copying it would cost more than is won.
-const LARGE: usize = 8 * 1024;
+const LARGE: usize = 4 * 1024;
 
 /// So many sends in a turn are worth a batch.
 const WORTH: u32 = 2;
+
+/// A turn in which much is to be done for each message, as for long pipelines, does not keep what is ready to leave for longer than this,
+/// and what one task does.
+const PATIENCE: Duration = Duration::from_micros(100);
 
 thread_local! {
     static BATCH: RefCell<Option<Batch>> = const { RefCell::new(None) };
@@ -43,11 +48,15 @@ struct Queue {
     /// None twice.
     sockets: Vec<(Arc<Shared>, Range<usize>)>,
     bytes: Vec<u8>,
+    /// When the first of them was queued.
+    since: Option<Instant>,
 }
 
 impl Batch {
+    /// Whether what is queued can wait for more.
     fn has_room(&self) -> bool {
-        self.queue.sockets.len() < ring::MAX
+        let Queue { sockets, since, .. } = &self.queue;
+        sockets.len() < ring::MAX && since.is_none_or(|since| since.elapsed() < PATIENCE)
     }
 }
 
@@ -109,9 +118,14 @@ pub fn queue(socket: &Arc<Shared>, parts: &[IoSlice<'_>]) -> bool {
         let Some(flusher) = &batch.flusher else {
             return false;
         };
-        let Queue { sockets, bytes } = &mut batch.queue;
+        let Queue {
+            sockets,
+            bytes,
+            since,
+        } = &mut batch.queue;
         if sockets.is_empty() {
             flusher.wake_by_ref();
+            *since = Some(Instant::now());
         }
         let start = bytes.len();
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
@@ -144,6 +158,7 @@ pub fn flush() {
         socket.left(&queue.bytes[range], result);
     }
     queue.bytes.clear();
+    queue.since = None;
     if let Some(error) = failed {
         tracing::error!(%error, "io_uring has failed: each message is sent by a system call of its own from now on");
         BATCH.set(None);

@@ -72,12 +72,12 @@ fn a_turn_with_much_to_send_sends_it_together_at_its_end() {
         for (near, _) in &mut pairs {
             near.write_all(b"together").await.unwrap();
         }
-        // As many as fit into a batch have left when the next did not fit in.
+        // What did not fit into a batch with the next, or waited for too long, has left.
         let left = |pairs: &[(Socket, StdStream)]| {
             let states = pairs.iter().map(|(near, _)| near.0.state());
             states.filter(|&state| state == FREE).count()
         };
-        assert_eq!(left(&pairs), 128);
+        assert!((150 - 64..150).contains(&left(&pairs)), "{}", left(&pairs));
         tokio::task::yield_now().await;
         assert_eq!(left(&pairs), 150);
         for (_, far) in &pairs {
