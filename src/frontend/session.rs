@@ -395,9 +395,11 @@ enum Checkout {
 }
 
 impl Session {
+    /// What comes after [`run`](Self::run).
     async fn end(mut self, end: Result<ControlFlow<()>>) {
         match end {
-            Ok(ControlFlow::Break(())) => self.leave().await,
+            // It asks nothing more, and gets all that it was told.
+            Ok(ControlFlow::Break(())) => self.side.told(&self.registered).await,
             Ok(ControlFlow::Continue(())) => move_on(Box::new(self)),
             Err(error) => self.refuse_and_close(&error).await,
         }
@@ -938,14 +940,6 @@ impl Session {
                 return Ok(None);
             }
         }
-    }
-
-    /// The client asks nothing more; it gets all that it was told.
-    async fn leave(&mut self) {
-        let Self {
-            side, registered, ..
-        } = self;
-        side.told(registered).await;
     }
 
     /// The last word.

@@ -60,11 +60,12 @@ impl Batch {
     }
 }
 
-/// Lets the sockets of the calling thread send in batches, for which [`flusher`] must run on it and [`turn`] be told.
+/// Lets the sockets of the calling thread send in batches, once what is returned runs on it as a task; [`turn`] is to be told of its
+/// turns.
 ///
 /// # Errors
 /// The operating system's, where it has nothing for that; all is sent at once then.
-pub fn install() -> std::io::Result<()> {
+pub fn install() -> std::io::Result<impl Future<Output = ()> + Send> {
     let batch = Batch {
         ring: Ring::new()?,
         queue: Queue::default(),
@@ -73,7 +74,7 @@ pub fn install() -> std::io::Result<()> {
         sends_before: 0,
     };
     BATCH.set(Some(batch));
-    Ok(())
+    Ok(flusher())
 }
 
 /// The calling thread has nothing to do, and is about to wait for something. One that always has something to do is in one long turn.
@@ -86,7 +87,7 @@ pub fn turn() {
 }
 
 /// The task that sends what was queued. It is woken when something is, and so runs behind all that had something to do then.
-pub async fn flusher() {
+async fn flusher() {
     poll_fn(|cx: &mut Context<'_>| {
         flush();
         BATCH.with_borrow_mut(|batch| {

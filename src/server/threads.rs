@@ -114,10 +114,10 @@ fn start(
         // "<process>/task/<thread>"
         let own = std::fs::read_link("/proc/thread-self");
         let clock = own.map(|own| PathBuf::from("/proc").join(own).join("schedstat"));
-        let batched = if batches { batch::install() } else { Ok(()) };
-        if batches && batched.is_ok() {
-            runtime.spawn(batch::flusher());
-        }
+        let batched = match batches {
+            true => batch::install().map(|flusher| drop(runtime.spawn(flusher))),
+            false => Ok(()),
+        };
         let _ = tell.send((clock.ok(), batched));
         // Ends when the sender is dropped; tasks that are left are dropped with the runtime.
         runtime.block_on(async {

@@ -13,11 +13,13 @@ fn with_batches(test: impl Future<Output = ()> + Send + 'static) -> bool {
         let mut builder = Builder::new_current_thread();
         let runtime = builder.on_thread_park(batch::turn).enable_all();
         let runtime = runtime.build().unwrap();
-        if let Err(error) = batch::install() {
-            eprintln!("no io_uring: {error}");
-            return false;
+        match batch::install() {
+            Ok(flusher) => drop(runtime.spawn(flusher)),
+            Err(error) => {
+                eprintln!("no io_uring: {error}");
+                return false;
+            }
         }
-        runtime.spawn(batch::flusher());
         runtime.block_on(test);
         true
     })
@@ -56,6 +58,17 @@ fn fill(near: &Socket) -> usize {
         }
     }
     total
+}
+
+/// One that holds `text`, behind so many bytes that its other end has not read.
+async fn stuck(text: &[u8]) -> (Socket, StdStream, usize) {
+    let (mut near, peer) = pair();
+    let before = fill(&near);
+    make_busy().await;
+    near.write_all(text).await.unwrap();
+    tokio::task::yield_now().await;
+    assert_eq!(near.0.state(), STUCK);
+    (near, peer, before)
 }
 
 fn peek(far: &StdStream) -> Option<usize> {
@@ -122,12 +135,7 @@ fn what_is_written_in_parts_comes_in_order() {
 #[test]
 fn what_a_full_socket_does_not_take_follows_when_it_does() {
     with_batches(async {
-        let (mut near, peer) = pair();
-        let before = fill(&near);
-        make_busy().await;
-        near.write_all(b"held").await.unwrap();
-        tokio::task::yield_now().await;
-        assert_eq!(near.0.state(), STUCK);
+        let (mut near, peer, before) = stuck(b"held").await;
         assert!(!near.is_settled());
         // Nothing more is taken, and who waits is told.
         let more = tokio::spawn(async move {
@@ -227,12 +235,7 @@ fn one_that_is_queued_goes_to_another_worker_when_that_has_left() {
 #[test]
 fn one_that_is_stuck_takes_what_it_holds_to_another_worker() {
     with_batches(async {
-        let (mut near, peer) = pair();
-        let before = fill(&near);
-        make_busy().await;
-        near.write_all(b"here, ").await.unwrap();
-        tokio::task::yield_now().await;
-        assert_eq!(near.0.state(), STUCK);
+        let (mut near, peer, before) = stuck(b"here, ").await;
         let other = elsewhere();
         let (tell, told) = std::sync::mpsc::channel();
         let there = other.spawn(async move {
