@@ -479,6 +479,12 @@ pub struct Registered {
     client: Arc<ClientHandle>,
 }
 
+impl Registered {
+    pub fn app(&self) -> &Arc<App> {
+        &self.app
+    }
+}
+
 impl std::ops::Deref for Registered {
     type Target = Arc<ClientHandle>;
 

@@ -63,6 +63,8 @@ pub struct ClientHandle {
     pins: AtomicU16,
     killed: AtomicU8,
     cancelled: AtomicU8,
+    asked_to_park: AtomicU8,
+    parked: AtomicU8,
     waker: AtomicWaker,
 }
 
@@ -110,6 +112,8 @@ impl ClientHandle {
             pins: AtomicU16::new(0),
             killed: AtomicU8::new(0),
             cancelled: AtomicU8::new(0),
+            asked_to_park: AtomicU8::new(0),
+            parked: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
     }
@@ -145,6 +149,11 @@ impl ClientHandle {
             self.uses.store(uses, Ordering::Relaxed);
         }
         self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    /// Times it used a server connection, from zero again after the greatest number.
+    pub fn uses(&self) -> u32 {
+        self.uses.load(Ordering::Relaxed)
     }
 
     /// Times it used a server connection since this was last asked; 1 if it has used one all the time.
@@ -229,6 +238,26 @@ impl ClientHandle {
             self.cancelled.store(1, Ordering::Release);
             self.call();
         }
+    }
+
+    /// Asks its task to end until it says something: it is idle.
+    pub fn ask_to_park(&self) {
+        self.asked_to_park.store(1, Ordering::Release);
+        self.call();
+    }
+
+    /// Whether it was asked to; asking answers it.
+    pub fn take_asked_to_park(&self) -> bool {
+        self.asked_to_park.swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Whether it is idle without a task.
+    pub fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Relaxed) != 0
+    }
+
+    pub fn set_parked(&self, parked: bool) {
+        self.parked.store(parked.into(), Ordering::Relaxed);
     }
 
     pub fn is_killed(&self) -> bool {

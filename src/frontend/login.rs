@@ -17,7 +17,8 @@ use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts::{self, Caller};
 use crate::frontend::handshake::{self, Opening};
 use crate::frontend::replication::{self, Wanted};
-use crate::frontend::session::{Guards, LoggedIn};
+use crate::frontend::standing::Guards;
+use crate::frontend::welcome::LoggedIn;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
@@ -495,7 +496,7 @@ pub(super) fn forbidden_parameter<'a>(
         .with_detail("It is set by pgtenant for the tenant that is logged in.");
         return Some((name, error));
     }
-    let guard = super::session::guard(route)?;
+    let guard = super::welcome::guard(route)?;
     startup.parameters.iter().find_map(|(name, value)| {
         let offence = guard.check_parameter(name, value).err()?;
         let error =

@@ -1,5 +1,4 @@
-//! The life of a client that is logged in: welcome, then wait for a message, check a server
-//! connection out, relay, give it back.
+//! The life of a client that was welcomed: wait for a message, check a server connection out, relay, give it back.
 //!
 //! ```text
 //!   welcome ──► Idle ──message──► Waiting ──grant──► Active ──clean point──► Idle
@@ -8,37 +7,36 @@
 //!               end                   Idle                end; the server connection closes
 //! ```
 //!
+//! What is idle for a while is [parked](parking).
+//!
 //! In session pooling the client has a server connection from the start and keeps it. In transaction pooling it
 //! keeps one for as long as that holds something of its session that cannot be carried along (`state`).
 
 use std::future::poll_fn;
+use std::io;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
-use tokio::runtime;
-
-use crate::app::{App, CountedConnection, PlacedClient, Registered, moved};
-use crate::backend::connection::Parameters;
+use crate::app::{Registered, moved};
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
-use crate::backend::instance::Pool;
 use crate::backend::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
 use crate::client::Activity;
-use crate::config::{Credential, Pooling, Route, SEALED_VARIABLE};
+use crate::config::Pooling;
 use crate::error::{Error, Kind, Result};
+use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
-use crate::frontend::replication::{self, Wanted};
-use crate::frontend::state::SessionState;
+use crate::frontend::standing::{Standing, stopped};
 use crate::frontend::statements::Statements;
+use crate::frontend::welcome::guard;
+use crate::net::socket::Socket;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
-use crate::sql::guard::Guard;
-use crate::tenant::state::{ClientGuard, TenantState};
 use crate::workers::WorkerId;
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
@@ -48,50 +46,23 @@ const READ_AHEAD: usize = 64 * 1024;
 /// How often sources of functions are looked up for one transaction: functions call functions.
 const MAX_ROUNDS: usize = 8;
 
-/// What login hands over.
-pub struct LoggedIn {
-    pub app: Arc<App>,
-    pub stream: Stream,
-    /// What the client has said since it proved who it is.
-    pub inbox: Buffer,
-    /// The runtime that the stream is registered with.
-    pub accepted_by: runtime::Id,
-    pub registered: Registered,
-    pub tenant: Arc<TenantState>,
-    pub route: Arc<Route>,
-    pub credential: Arc<Credential>,
-    pub settings: Settings,
-    /// What the client is to be told before it is ready: the end of authentication.
-    pub greeting: Replies,
-    /// It asks for a replication connection.
-    pub replication: Option<Wanted>,
-    pub guards: Guards,
-}
-
-/// What the client is counted in.
-pub struct Guards {
-    pub connection: CountedConnection,
-    pub placement: PlacedClient,
-    pub tenant: ClientGuard,
-}
-
 pub struct Session {
-    app: Arc<App>,
-    registered: Registered,
-    tenant: Arc<TenantState>,
-    route: Arc<Route>,
-    credential: Arc<Credential>,
-    pool: Arc<Pool>,
+    standing: Standing,
     side: ClientSide,
-    /// Where it is.
-    worker: WorkerId,
     /// The server connection it begins with, here or after it has moved.
     lease: Option<Box<Lease>>,
     /// Bytes still to come of a message that is passed over.
     stray: usize,
-    /// Calls of the handle that were answered.
-    answered: u64,
-    guards: Guards,
+}
+
+/// How a client's time in its task ends.
+enum Departure {
+    /// It has left.
+    Left,
+    /// It goes on at another worker.
+    Moves,
+    /// It has nothing to say for a while, and needs no task.
+    Parks,
 }
 
 /// The life of a client on one worker: in a task of its own, which is of the size of what it needs while it is idle. That is why what goes
@@ -104,39 +75,10 @@ pub async fn live(begun: Pin<Box<impl Future<Output = Option<Box<Session>>>>>) {
     Box::pin(session.end(end)).await;
 }
 
-/// Begins to serve a client on a worker of its instance. Some: it is to [go on](live) here.
-pub async fn start(mut login: Box<LoggedIn>) -> Option<Box<Session>> {
-    let pool = match login.app.pool(&login.route) {
-        Ok(pool) => pool,
-        Err(error) => {
-            say_last(&mut login.stream, &error).await;
-            return None;
-        }
-    };
-    let workers = login.app.workers().clone();
-    let worker = login.app.place(&login.tenant, &pool.instance);
-    login.registered.set_worker(worker);
-    let is_here = workers.handle(worker).id() == login.accepted_by;
-    let begun = begin(login, pool, worker);
-    if is_here {
-        return begun.await;
-    }
-    workers.spawn(worker, live(Box::pin(begun)));
-    None
-}
-
-async fn begin(login: Box<LoggedIn>, pool: Arc<Pool>, worker: WorkerId) -> Option<Box<Session>> {
-    if login.replication.is_some() {
-        Box::pin(replication::serve(*login)).await;
-        return None;
-    }
-    welcome(login, pool, worker).await
-}
-
 /// Goes on at the worker where the client is asked to be.
 fn move_on(mut session: Box<Session>) {
-    let worker = session.registered.worker();
-    let workers = session.app.workers().clone();
+    let worker = session.standing.registered.worker();
+    let workers = session.standing.app().workers().clone();
     let arrives = async move {
         match session.arrive(worker).await {
             Ok(()) => Some(session),
@@ -149,195 +91,6 @@ fn move_on(mut session: Box<Session>) {
     workers.spawn(worker, live(Box::pin(arrives)));
 }
 
-/// Tells the client the end of authentication, its parameters and its cancel key.
-async fn welcome(
-    mut login: Box<LoggedIn>,
-    pool: Arc<Pool>,
-    worker: WorkerId,
-) -> Option<Box<Session>> {
-    if let Err(error) = login.stream.move_here(login.accepted_by).await {
-        tracing::warn!(%error, "could not move a client to its worker");
-        return None;
-    }
-    let settings = std::mem::take(&mut login.settings);
-    let profile = match known_profile(&pool, &login.route, &settings) {
-        Some(profile) => profile,
-        None => {
-            let deadline = login.app.config().timeouts.login;
-            let profile = profile(&pool, &login.tenant, &login.route, settings, worker);
-            match Box::pin(tokio::time::timeout(deadline, profile)).await {
-                Ok(Ok(profile)) => profile,
-                Ok(Err(error)) => {
-                    log_refusal(&login.registered, &error);
-                    let last = login.greeting.fatal(&error).bytes();
-                    let _ = write(&mut login.stream, last).await;
-                    return None;
-                }
-                Err(_) => return None,
-            }
-        }
-    };
-    if let Some(lease) = &profile.lease {
-        login.registered.set_pid(lease.fence().pid());
-    }
-    for (name, value) in profile.reported.iter() {
-        login.greeting.parameter_status(name, value);
-    }
-    let key = login.registered.key();
-    let greeting = login.greeting.backend_key_data(&key).ready();
-    if write(&mut login.stream, greeting.bytes()).await.is_err() {
-        return None;
-    }
-    Some(begin_session(*login, pool, worker, profile))
-}
-
-/// What a client that was welcomed goes on with.
-fn begin_session(
-    login: LoggedIn,
-    pool: Arc<Pool>,
-    worker: WorkerId,
-    profile: Profile,
-) -> Box<Session> {
-    let LoggedIn {
-        app,
-        stream,
-        inbox,
-        registered,
-        tenant,
-        route,
-        credential,
-        guards,
-        ..
-    } = login;
-    let Profile {
-        settings,
-        reported,
-        lease,
-    } = profile;
-    tenant.metrics.logins.add(1);
-    tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
-    let side = ClientSide {
-        stream,
-        inbox,
-        outbox: Buffer::new(),
-        statements: (route.pooling == Pooling::Transaction).then(Statements::default),
-        state: SessionState::new(&route, &settings),
-        guard: guard(&route),
-        audit: app.audit.clone(),
-        settings,
-        reported,
-    };
-    Box::new(Session {
-        app,
-        registered,
-        tenant,
-        route,
-        credential,
-        pool,
-        side,
-        worker,
-        lease: lease.map(Box::new),
-        stray: 0,
-        answered: 0,
-        guards,
-    })
-}
-
-/// What a client begins with.
-struct Profile {
-    settings: Arc<Settings>,
-    /// What a server reports to a client with these settings.
-    reported: Arc<Parameters>,
-    /// In session pooling: its server connection.
-    lease: Option<Lease>,
-}
-
-/// In transaction pooling, what a server is known to report to a client with `settings`.
-fn known_profile(pool: &Pool, route: &Route, settings: &Settings) -> Option<Profile> {
-    if route.pooling != Pooling::Transaction {
-        return None;
-    }
-    let (settings, reported) = pool.profile(settings)?;
-    Some(Profile {
-        settings,
-        reported,
-        lease: None,
-    })
-}
-
-/// What a server reports to a client with `settings`; asks one unless it is known. In session pooling the client
-/// gets its server connection here, as it would direct.
-async fn profile(
-    pool: &Arc<Pool>,
-    tenant: &Arc<TenantState>,
-    route: &Arc<Route>,
-    settings: Settings,
-    worker: WorkerId,
-) -> Result<Profile> {
-    let in_transactions = route.pooling == Pooling::Transaction;
-    let known = pool.profile(&settings);
-    let wanted = |settings| Binding {
-        tenant: tenant.id.clone(),
-        route: route.clone(),
-        settings,
-        stale: false,
-    };
-    if route.has_connections_of_their_own() {
-        // It begins with what the client asks for, as the tenant, and RESET returns to that: also in a transaction,
-        // where nothing else could set the variables again.
-        let key = route
-            .pool
-            .with_own(settings.into_iter().chain(variables(route)));
-        let grant = pool.checkout(tenant, worker).await?;
-        let mut lease = grant.connect(&key).await?;
-        let settings: Arc<Settings> = Arc::default();
-        let deadline = pool.instance.timeouts().connect;
-        let nobody = &mut Buffer::new();
-        context::adopt(
-            &mut lease,
-            &wanted(settings.clone()),
-            deadline,
-            None,
-            nobody,
-        )
-        .await
-        .map_err(Refusal::into_error)?;
-        return Ok(Profile {
-            settings,
-            reported: lease.parameters.clone(),
-            lease: Some(lease),
-        });
-    }
-    let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
-    let wanted = wanted(settings.clone());
-    let lease = loop {
-        let grant = pool.checkout(tenant, worker).await?;
-        if let Some(lease) = grant.lease(&wanted).await? {
-            break lease;
-        }
-    };
-    let reported = lease.parameters.clone();
-    pool.remember_profile(&settings, &reported);
-    let lease = match in_transactions {
-        true => {
-            lease.checkin();
-            None
-        }
-        false => Some(lease),
-    };
-    Ok(Profile {
-        settings,
-        reported,
-        lease,
-    })
-}
-
-/// Of the tenant's context, the variables that no server knows before they are set: any may be set in a StartupMessage.
-fn variables(route: &Route) -> impl Iterator<Item = (String, String)> {
-    let context = route.context.iter().filter(|(name, _)| name.contains('.'));
-    context.map(|(name, value)| (name.clone(), value.clone()))
-}
-
 /// The server does not say what the client left.
 fn not_told() -> Error {
     Error::new(
@@ -345,23 +98,6 @@ fn not_told() -> Error {
         "the server connection was lost while it was in use",
     )
     .caused_by("the server does not say what the session holds")
-}
-
-/// What the tenants of a placement may not run, in posture guarded and up.
-pub(super) fn guard(route: &Route) -> Option<Arc<Guard>> {
-    let names = route.context.iter().map(|(name, _)| name.as_str());
-    let names = names.chain([SEALED_VARIABLE]);
-    let placement = &route.placement;
-    placement
-        .guard
-        .then(|| Arc::new(Guard::new(names, placement.allow.clone())))
-}
-
-pub(super) fn stopped() -> Error {
-    Error::new(
-        Kind::AdminShutdown,
-        "terminating connection due to administrator command",
-    )
 }
 
 pub(super) async fn write(stream: &mut Stream, bytes: &[u8]) -> std::io::Result<()> {
@@ -395,45 +131,129 @@ enum Checkout {
 }
 
 impl Session {
+    pub(super) fn new(standing: Standing, side: ClientSide, lease: Option<Lease>) -> Self {
+        Self {
+            standing,
+            side,
+            lease: lease.map(Box::new),
+            stray: 0,
+        }
+    }
+
+    /// What is left of it while it is [parked](Self::can_park).
+    ///
+    /// # Errors
+    /// As [`Stream::detach`].
+    pub(super) fn rest(self) -> io::Result<Parked> {
+        let Self {
+            mut standing, side, ..
+        } = self;
+        let socket = side.stream.detach()?;
+        standing.was_parked = true;
+        standing.registered.move_in();
+        Ok(Parked {
+            standing,
+            socket,
+            settings: side.settings,
+            reported: side.reported,
+            state: side.state,
+            statements: side.statements.filter(|s| !s.is_empty()).map(Box::new),
+        })
+    }
+
+    /// Of one that was parked.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn resume(parked: Parked) -> io::Result<Self> {
+        let Parked {
+            standing,
+            socket,
+            settings,
+            reported,
+            state,
+            statements,
+        } = parked;
+        let side = ClientSide {
+            stream: Stream::Plain(Socket::attach(socket)?),
+            inbox: Buffer::new(),
+            outbox: Buffer::new(),
+            statements: Some(statements.map_or_else(Statements::default, |boxed| *boxed)),
+            state,
+            guard: guard(&standing.route),
+            audit: standing.app().audit.clone(),
+            settings,
+            reported,
+        };
+        Ok(Self::new(standing, side, None))
+    }
+
     /// What comes after [`run`](Self::run).
-    async fn end(mut self, end: Result<ControlFlow<()>>) {
+    async fn end(mut self, end: Result<Departure>) {
         match end {
             // It asks nothing more, and gets all that it was told.
-            Ok(ControlFlow::Break(())) => self.side.told(&self.registered).await,
-            Ok(ControlFlow::Continue(())) => move_on(Box::new(self)),
+            Ok(Departure::Left) => self.side.told(&self.standing.registered).await,
+            Ok(Departure::Moves) => move_on(Box::new(self)),
+            Ok(Departure::Parks) => parking::park(self),
             Err(error) => self.refuse_and_close(&error).await,
         }
     }
 
-    /// Until the client leaves (`Break`) or must go on at another worker (`Continue`).
+    /// Until the client leaves, must go on at another worker, or is idle for a while.
     ///
     /// # Errors
     /// What ends the client: it is told so as FATAL.
-    async fn run(&mut self) -> Result<ControlFlow<()>> {
-        self.registered.move_in();
+    async fn run(&mut self) -> Result<Departure> {
+        self.standing.registered.move_in();
         if let Some(lease) = self.lease.take()
             && Box::pin(self.use_lease(*lease)).await?.is_break()
         {
-            return Ok(ControlFlow::Break(()));
+            return Ok(Departure::Left);
         }
+        self.watch();
         loop {
             if self.lease.is_some() {
-                return Ok(ControlFlow::Continue(()));
+                return Ok(Departure::Moves);
             }
             match poll_fn(|cx| self.poll_idle(cx)).await? {
-                Woken::Gone => return Ok(ControlFlow::Break(())),
+                Woken::Gone => return Ok(Departure::Left),
                 Woken::Called => {
                     if self.look_around()? {
-                        return Ok(ControlFlow::Continue(()));
+                        return Ok(Departure::Moves);
+                    }
+                    if self.standing.registered.take_asked_to_park() {
+                        if self.can_park() {
+                            return Ok(Departure::Parks);
+                        }
+                        self.watch();
                     }
                 }
                 Woken::Message => {
                     if Box::pin(self.serve_message()).await?.is_break() {
-                        return Ok(ControlFlow::Break(()));
+                        return Ok(Departure::Left);
                     }
                 }
             }
         }
+    }
+
+    /// Has it asked to park when it is idle for a while, if it ever can.
+    fn watch(&self) {
+        if self.side.statements.is_some() && !self.side.stream.is_tls() {
+            parking::watch(&self.standing);
+        }
+    }
+
+    /// Whether nothing of it is under way: neither bytes nor a server connection.
+    fn can_park(&self) -> bool {
+        let ClientSide {
+            stream,
+            inbox,
+            outbox,
+            ..
+        } = &self.side;
+        let is_still = inbox.is_empty() && outbox.is_drained() && self.stray == 0;
+        is_still && self.lease.is_none() && stream.can_detach()
     }
 
     /// From a message of the client that is there to the clean point behind it. `Break`: the client has left.
@@ -458,7 +278,7 @@ impl Session {
             ..
         } = &mut self.side;
         // First of all, or a client that never pauses would never hear it.
-        if self.registered.calls(cx.waker()) != self.answered {
+        if self.standing.registered.calls(cx.waker()) != self.standing.answered {
             return Poll::Ready(Ok(Woken::Called));
         }
         if !outbox.is_drained()
@@ -499,7 +319,7 @@ impl Session {
     /// # Errors
     /// The operating system's.
     async fn arrive(&mut self, worker: WorkerId) -> std::io::Result<()> {
-        self.worker = worker;
+        self.standing.worker = worker;
         self.side.stream.adopt().await?;
         match &mut self.lease {
             Some(lease) => lease.move_to(worker).await,
@@ -507,50 +327,20 @@ impl Session {
         }
     }
 
-    /// Answers a call: may this client go on, and where? True: at another worker.
-    ///
-    /// # Errors
-    /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
+    /// Answers a call, as [`Standing::look_around`].
     fn look_around(&mut self) -> Result<bool> {
-        self.answered = self.registered.called();
-        if self.app.is_draining() || self.registered.is_killed() {
-            return Err(stopped());
+        let route = self.standing.route.clone();
+        let moves = self.standing.look_around(self.side.statements.as_mut())?;
+        if !Arc::ptr_eq(&route, &self.standing.route) {
+            self.side.guard = guard(&self.standing.route);
         }
-        let config = self.app.config();
-        let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
-        let credential = tenant.users.get(&*self.registered.user).ok_or_else(moved)?;
-        if *credential != self.credential {
-            return Err(moved());
-        }
-        if tenant.route == self.route {
-            return Ok(self.registered.worker() != self.worker);
-        }
-        if tenant.route.pooling != self.route.pooling {
-            return Err(moved());
-        }
-        if tenant.route.placement.name != self.route.placement.name {
-            self.guards.placement = self.app.admit_to_placement(&tenant.route)?;
-        }
-        self.route = tenant.route.clone();
-        self.side.guard = guard(&self.route);
-        let pool = self.app.pool(&self.route)?;
-        if !Arc::ptr_eq(&pool.instance, &self.pool.instance) {
-            let worker = self.app.place(&self.tenant, &pool.instance);
-            self.registered.set_worker(worker);
-        }
-        if !Arc::ptr_eq(&pool, &self.pool)
-            && let Some(statements) = &mut self.side.statements
-        {
-            statements.rehome(&pool.statements);
-        }
-        self.pool = pool;
-        Ok(self.registered.worker() != self.worker)
+        Ok(moves)
     }
 
     fn binding(&self) -> Binding {
         Binding {
-            tenant: self.tenant.id.clone(),
-            route: self.route.clone(),
+            tenant: self.standing.tenant.id.clone(),
+            route: self.standing.route.clone(),
             settings: self.side.settings.clone(),
             stale: false,
         }
@@ -559,8 +349,12 @@ impl Session {
     /// An idle connection that carries all the client needs. Else what else was granted, if anything was.
     fn checkout_at_once(&self) -> Result<Lease, Option<Grant>> {
         let settings = &self.side.settings;
-        self.pool
-            .try_lease(&self.tenant, &self.route, settings, self.worker)
+        self.standing.pool.try_lease(
+            &self.standing.tenant,
+            &self.standing.route,
+            settings,
+            self.standing.worker,
+        )
     }
 
     /// A server connection, as soon as there is one. `granted`: what there is already.
@@ -574,7 +368,7 @@ impl Session {
                     None => return Checkout::Gone,
                 },
             };
-            let grant = match grant.lease_at_once(&self.route, &self.side.settings) {
+            let grant = match grant.lease_at_once(&self.standing.route, &self.side.settings) {
                 Ok(lease) => return Checkout::Leased(lease),
                 Err(grant) => grant,
             };
@@ -590,29 +384,29 @@ impl Session {
     /// Waits for its turn. None: the client has left.
     async fn wait_in_line(&mut self) -> Option<Result<Grant>> {
         // A cancel of an earlier wait that came too late.
-        self.registered.take_cancelled();
-        self.registered.set_activity(Activity::Waiting);
-        let pool = self.pool.clone();
-        let tenant = self.tenant.clone();
+        self.standing.registered.take_cancelled();
+        self.standing.registered.set_activity(Activity::Waiting);
+        let pool = self.standing.pool.clone();
+        let tenant = self.standing.tenant.clone();
         let waited = tokio::select! {
             biased;
-            granted = pool.checkout(&tenant, self.worker) => Some(granted),
+            granted = pool.checkout(&tenant, self.standing.worker) => Some(granted),
             error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
         };
-        self.registered.set_activity(Activity::Idle);
+        self.standing.registered.set_activity(Activity::Idle);
         waited
     }
 
     /// While waiting in line: ready when the client has left (None), or its wait was cancelled or must end.
     fn poll_wait(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Error>> {
-        self.registered.calls(cx.waker());
-        if self.registered.is_killed() {
+        self.standing.registered.calls(cx.waker());
+        if self.standing.registered.is_killed() {
             return Poll::Ready(None);
         }
-        if self.app.is_draining() {
+        if self.standing.app().is_draining() {
             return Poll::Ready(Some(stopped()));
         }
-        if self.registered.take_cancelled() {
+        if self.standing.registered.take_cancelled() {
             return Poll::Ready(Some(Error::new(
                 Kind::QueryCanceled,
                 "canceling statement due to user request",
@@ -632,7 +426,7 @@ impl Session {
     /// Relays on a lease until it is given back or the client is at its end (`Break`).
     async fn use_lease(&mut self, mut lease: Lease) -> Result<ControlFlow<()>> {
         self.tell_parameters(&lease);
-        self.registered.set_activity(Activity::Active);
+        self.standing.registered.set_activity(Activity::Active);
         let (end, clean) = loop {
             let (end, clean) = self.relay(&mut lease).await;
             match end {
@@ -641,7 +435,7 @@ impl Session {
                         break (Ok(End::Clean), true);
                     }
                 }
-                Ok(End::Called) if clean && !self.registered.is_killed() => {
+                Ok(End::Called) if clean && !self.standing.registered.is_killed() => {
                     match self.look_around_holding() {
                         Ok(false) => {}
                         Ok(true) => {
@@ -655,10 +449,13 @@ impl Session {
                 end => break (end, clean),
             }
         };
-        self.registered.set_activity(Activity::Idle);
+        self.standing.registered.set_activity(Activity::Idle);
         let pins = self.side.state.pins();
-        self.registered.set_pins(Pins::empty());
-        if clean && !pins.contains(Pins::STUCK) && !self.route.has_connections_of_their_own() {
+        self.standing.registered.set_pins(Pins::empty());
+        if clean
+            && !pins.contains(Pins::STUCK)
+            && !self.standing.route.has_connections_of_their_own()
+        {
             match self.is_settled() {
                 true => lease.checkin(),
                 false => Box::pin(self.scrub(lease)).await,
@@ -670,13 +467,13 @@ impl Session {
             End::Clean => Ok(ControlFlow::Continue(())),
             End::ForeignSequence => Box::pin(self.refuse_batch(&foreign_sequence())).await,
             End::ServerGone => {
-                tracing::info!(tenant = %self.tenant.id, user = %self.registered.user, client = self.registered.id,
+                tracing::info!(tenant = %self.standing.tenant.id, user = %self.standing.registered.user, client = self.standing.registered.id,
                     "the server connection was lost while it was in use");
                 Ok(ControlFlow::Break(()))
             }
             End::NotSwitched { answered, stray } => {
                 self.stray = stray;
-                self.tenant.metrics.refused.add(1);
+                self.standing.tenant.metrics.refused.add(1);
                 match answered {
                     true => Ok(ControlFlow::Continue(())),
                     false => Box::pin(self.skip_batch()).await,
@@ -689,21 +486,21 @@ impl Session {
 
     /// Whether a server connection at a clean point holds nothing of the client's session.
     fn is_settled(&self) -> bool {
-        self.route.pooling == Pooling::Transaction && self.side.state.is_settled()
+        self.standing.route.pooling == Pooling::Transaction && self.side.state.is_settled()
     }
 
     /// Gives back what one client had to itself. It may hold anything of its session, which ends here: as where
     /// there is no pool, its locks, tables and subscriptions do not stay until the next client comes.
     async fn scrub(&self, mut lease: Lease) {
         lease.busy = true;
-        let deadline = self.app.config().timeouts.connect;
+        let deadline = self.standing.app().config().timeouts.connect;
         match context::scrub(&mut lease, deadline).await {
             Ok(()) => {
                 lease.busy = false;
                 lease.checkin();
             }
             Err(error) => {
-                tracing::warn!(tenant = %self.tenant.id, client = self.registered.id, %error, "could not scrub a server connection");
+                tracing::warn!(tenant = %self.standing.tenant.id, client = self.standing.registered.id, %error, "could not scrub a server connection");
             }
         }
     }
@@ -711,11 +508,11 @@ impl Session {
     /// Sees to what the client may have left in its session: what can be is carried along from here on; for what
     /// cannot, the client keeps the server connection. True: it need not.
     async fn settle(&mut self, lease: &mut Lease) -> Result<bool> {
-        let in_transactions = self.route.pooling == Pooling::Transaction;
+        let in_transactions = self.standing.route.pooling == Pooling::Transaction;
         lease.busy = true;
         if self.side.state.may_have_changed_schema() {
-            self.pool.statements.begin_epoch();
-            self.pool.functions.forget();
+            self.standing.pool.statements.begin_epoch();
+            self.standing.pool.functions.forget();
         }
         let (question, answer) = self.ask(lease).await?;
         if answer
@@ -732,7 +529,7 @@ impl Session {
         } else if state.may_have_changed_context() {
             lease.context.make_stale();
         }
-        let login = &self.route.pool.login.user;
+        let login = &self.standing.route.pool.login.user;
         match &mut lease.context {
             Context::Bound(binding) if !question.is_empty() => {
                 let mut applied = (*binding.settings).clone();
@@ -750,7 +547,7 @@ impl Session {
                 login,
             ),
         }
-        self.registered.set_pins(state.pins());
+        self.standing.registered.set_pins(state.pins());
         if in_transactions && state.pins().is_empty() {
             return Ok(true);
         }
@@ -760,7 +557,7 @@ impl Session {
 
     /// Asks the server what cannot be known without it.
     async fn ask(&mut self, lease: &mut Lease) -> Result<(Question, Option<Answer>)> {
-        let deadline = self.app.config().timeouts.connect;
+        let deadline = self.standing.app().config().timeouts.connect;
         for round in 0.. {
             let ClientSide {
                 state,
@@ -772,8 +569,8 @@ impl Session {
             if round == MAX_ROUNDS {
                 state.despair_of_functions();
             }
-            let mut question = state.question(settings, &self.pool.functions);
-            if self.pool.hides_locks() {
+            let mut question = state.question(settings, &self.standing.pool.functions);
+            if self.standing.pool.hides_locks() {
                 question.forgo_locks();
             }
             if question.is_empty() {
@@ -791,7 +588,7 @@ impl Session {
             if answer.is_none() && question.forgo_locks() {
                 answer = ask(lease, &question, outbox).await?;
                 if answer.is_some() {
-                    self.pool.hide_locks();
+                    self.standing.pool.hide_locks();
                 }
             }
             if question.functions.is_empty() && !question.triggers {
@@ -799,10 +596,10 @@ impl Session {
             }
             match answer {
                 None => state.despair_of_functions(),
-                Some(answer) => self
-                    .pool
-                    .functions
-                    .learn(&question, &answer, Instant::now()),
+                Some(answer) => {
+                    let functions = &self.standing.pool.functions;
+                    functions.learn(&question, &answer, Instant::now());
+                }
             }
         }
         Err(not_told())
@@ -811,11 +608,17 @@ impl Session {
     /// Relays once. Returns whether the server connection is at a clean point, with no cancel under
     /// way; if not, the lease knows whether something may still run on it.
     async fn relay(&mut self, lease: &mut Lease) -> (Result<End>, bool) {
-        self.registered.take_hold(lease.fence());
+        self.standing.registered.take_hold(lease.fence());
         lease.busy = true;
-        let metrics = &self.tenant.metrics;
-        let mut relay = Relay::new(&mut self.side, lease, &self.pool, &self.registered, metrics);
-        relay.answered = self.answered;
+        let metrics = &self.standing.tenant.metrics;
+        let mut relay = Relay::new(
+            &mut self.side,
+            lease,
+            &self.standing.pool,
+            &self.standing.registered,
+            metrics,
+        );
+        relay.answered = self.standing.answered;
         let end = relay.run().await;
         let mut clean = match &end {
             Ok(End::ClientGone) => relay.play_out().await,
@@ -826,7 +629,7 @@ impl Session {
         let owed = !relay.ledger.is_empty();
         let end = relay.refusal().map_or(end, Err);
         lease.busy = owed && !relay.server_gone;
-        if !self.registered.let_go() {
+        if !self.standing.registered.let_go() {
             clean &= lease.fence().clone().settled().await;
         }
         (end, clean)
@@ -835,7 +638,7 @@ impl Session {
     /// Sets the tenant context, and the client's settings, again for a client that keeps its connection.
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
         let wanted = self.binding();
-        let deadline = self.app.config().timeouts.connect;
+        let deadline = self.standing.app().config().timeouts.connect;
         context::adopt(lease, &wanted, deadline, None, &mut self.side.outbox)
             .await
             .map_err(Refusal::into_error)?;
@@ -846,9 +649,12 @@ impl Session {
     /// As [`look_around`](Self::look_around), for a client that holds a server connection: it cannot go
     /// on at another instance, but it can take the connection to another worker.
     fn look_around_holding(&mut self) -> Result<bool> {
-        let (pool, route) = (self.pool.clone(), self.route.clone());
+        let (pool, route) = (self.standing.pool.clone(), self.standing.route.clone());
         let elsewhere = self.look_around()?;
-        match Arc::ptr_eq(&pool, &self.pool) && route.same_context(&self.route) {
+        if self.standing.registered.take_asked_to_park() {
+            self.watch();
+        }
+        match Arc::ptr_eq(&pool, &self.standing.pool) && route.same_context(&self.standing.route) {
             true => Ok(elsewhere),
             false => Err(moved()),
         }
@@ -872,11 +678,11 @@ impl Session {
     /// Answers the message that could not be served, and leaves the client as it was: a Query or
     /// FunctionCall with an error, an extended batch with an error up to its Sync.
     async fn refuse_batch(&mut self, error: &Error) -> Result<ControlFlow<()>> {
-        if self.registered.is_killed() || self.app.is_draining() {
+        if self.standing.registered.is_killed() || self.standing.app().is_draining() {
             return Err(error.clone());
         }
-        log_refusal(&self.registered, error);
-        self.tenant.metrics.refused.add(1);
+        log_refusal(&self.standing.registered, error);
+        self.standing.tenant.metrics.refused.add(1);
         self.side.outbox.extend(Replies::new().error(error).bytes());
         self.skip_batch().await
     }
@@ -944,13 +750,13 @@ impl Session {
 
     /// The last word.
     async fn refuse_and_close(&mut self, error: &Error) {
-        log_refusal(&self.registered, error);
+        log_refusal(&self.standing.registered, error);
         let ClientSide { stream, outbox, .. } = &mut self.side;
         outbox.extend(Replies::new().fatal(error).bytes());
         let goodbye = async {
             let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
             let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
         };
-        let _ = tokio::time::timeout(self.app.config().timeouts.connect, goodbye).await;
+        let _ = tokio::time::timeout(self.standing.app().config().timeouts.connect, goodbye).await;
     }
 }

@@ -217,6 +217,21 @@ fn is_definition(bytes: &[u8]) -> bool {
 }
 
 impl Statements {
+    /// Whether it is as that of a client that has none.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            named,
+            unnamed,
+            unnamed_is_there: _,
+            unnamed_awaits,
+            // It is found again.
+            meaning: _,
+            deallocating,
+        } = self;
+        let is_unnamed = matches!(unnamed, Unnamed::None) && !unnamed_awaits;
+        named.len() == 0 && is_unnamed && deallocating.is_none()
+    }
+
     /// Whether a message must wait until it is known what the name in it means.
     pub fn must_wait(&self, tag: FrontendTag, body: &[u8], ledger: &Ledger) -> bool {
         if !ledger.may_change_any() {

@@ -9,3 +9,4 @@ pub mod batch;
 mod ring;
 pub mod socket;
 pub mod stream;
+pub mod watch;

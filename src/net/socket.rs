@@ -172,6 +172,33 @@ impl Socket {
         Ok(())
     }
 
+    /// Whether it can be [detached](Self::detach): it is a TCP connection, and nothing that was written is held back.
+    pub fn can_detach(&self) -> bool {
+        let is_free = self.0.state() == FREE && Arc::strong_count(&self.0) == 1;
+        is_free && matches!(self.0.io, Io::Tcp(_))
+    }
+
+    /// Without the runtime: what comes is seen by nobody until it is made one of a runtime again.
+    ///
+    /// # Errors
+    /// The operating system's, or what [cannot be](Self::can_detach); the connection is closed then.
+    pub fn detach(self) -> io::Result<std::net::TcpStream> {
+        let shared = self.0.clone();
+        drop(self);
+        match Arc::into_inner(shared).map(|shared| shared.io) {
+            Some(Io::Tcp(tcp)) => tcp.into_std(),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Registers what was [detached](Self::detach) with the runtime this is called on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn attach(tcp: std::net::TcpStream) -> io::Result<Self> {
+        TcpStream::from_std(tcp).map(Self::from)
+    }
+
     /// Sends at once, or leaves it to the batch.
     fn poll_send(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let shared = &self.0;

@@ -84,6 +84,22 @@ impl Stream {
         self.socket().readable().await
     }
 
+    /// As [`Socket::can_detach`]; a TLS session cannot.
+    pub fn can_detach(&self) -> bool {
+        !self.is_tls() && self.socket().can_detach()
+    }
+
+    /// As [`Socket::detach`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn detach(self) -> io::Result<std::net::TcpStream> {
+        match self {
+            Self::Plain(socket) => socket.detach(),
+            Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
     /// Ready when all that was written and flushed has left for the operating system.
     pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.socket().poll_settled(cx)

@@ -14,6 +14,7 @@ use crate::admin::console;
 use crate::app::{App, CountedConnection};
 use crate::frontend::login::{Admitted, admit};
 use crate::frontend::session::{self, Session};
+use crate::frontend::welcome;
 use crate::workers::WorkerId;
 
 /// Connections the kernel holds until they are accepted.
@@ -106,7 +107,7 @@ async fn log_in(
 ) -> Option<Box<Session>> {
     let door = app.door(position)?;
     match admit(&app, &door, tcp, peer, counted).await {
-        Admitted::Tenant(login) => session::start(login).await,
+        Admitted::Tenant(login) => welcome::start(login).await,
         Admitted::Admin(admin) => {
             Box::pin(console::serve(app, admin, peer)).await;
             None

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::App;
 use crate::config::Config;
+use crate::frontend::parking;
 use threads::Threads;
 
 /// A running proxy. Dropped without [`stop`](Self::stop), it ends at once.
@@ -39,6 +40,9 @@ impl Proxy {
         let http = config.http;
         let app = App::new(config, config_path, handles)
             .map_err(|e| std::io::Error::other(e.to_string()))?;
+        for worker in app.workers().ids() {
+            app.workers().spawn(worker, parking::keep());
+        }
         let mut addresses = Vec::new();
         for (position, listen) in listen.iter().enumerate() {
             let address = listener::start(&app, position, listen.address)

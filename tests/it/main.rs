@@ -22,6 +22,7 @@ mod layers;
 mod limits;
 mod memory;
 mod negative;
+mod parking;
 mod replication;
 mod seal;
 mod selftest;

@@ -1,5 +1,5 @@
-//! Clients of one instance on several workers: they are sent from one to another all the time, wherever they are in what they
-//! do, and their server connections go after them. Nobody may notice.
+//! Clients of one instance on several workers: they are sent from one to another all the time and parked as soon as they are idle, wherever
+//! they are in what they do, and their server connections go after them. Nobody may notice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +57,7 @@ async fn start(setup: &Setup) -> Running {
     Running::start(&yaml(setup, world().await))
 }
 
-/// Sends any client anywhere until told to stop.
+/// Sends any client anywhere, or has it parked, until told to stop.
 fn send_around(app: &Arc<App>, over: &Arc<AtomicBool>) -> JoinHandle<u64> {
     let (app, over) = (app.clone(), over.clone());
     tokio::spawn(async move {
@@ -65,9 +65,13 @@ fn send_around(app: &Arc<App>, over: &Arc<AtomicBool>) -> JoinHandle<u64> {
         let mut sent = 0;
         while !over.load(Ordering::Relaxed) {
             for client in app.clients() {
-                if rng.random_range(0..3) == 0 {
-                    client.go_to(WorkerId::from(rng.random_range(0..WORKERS)));
-                    sent += 1;
+                match rng.random_range(0..4) {
+                    0 => {
+                        client.go_to(WorkerId::from(rng.random_range(0..WORKERS)));
+                        sent += 1;
+                    }
+                    1 => client.ask_to_park(),
+                    _ => {}
                 }
             }
             tokio::time::sleep(Duration::from_millis(1)).await;

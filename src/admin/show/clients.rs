@@ -24,6 +24,7 @@ pub const COLUMNS: &[Column] = &[
     text("server"),
     text("pinned"),
     int("worker"),
+    int("parked"),
 ];
 
 /// What names a client in `ptr`, and in `link` of `SHOW SERVERS`.
@@ -32,7 +33,8 @@ pub fn pointer(id: u64) -> String {
 }
 
 /// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction. `remote_pid` is that of the
-/// server connection it uses, `link` names it. `worker` is the thread that serves it, counted from 0, as in the metrics.
+/// server connection it uses, `link` names it. `worker` is the thread that serves it, counted from 0, as in the metrics; `parked` is 1
+/// while it is idle without a task.
 pub fn rows(view: &View) -> Vec<Row> {
     view.app
         .clients()
@@ -65,6 +67,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 tenant.map(|tenant| tenant.route.pool.server.as_str()),
                 client.pins().describe(),
                 client.worker().number(),
+                u64::from(client.is_parked()),
             ]
         })
         .collect()

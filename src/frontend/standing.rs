@@ -1,0 +1,86 @@
+//! What a client is to the proxy, whatever it does at the moment: whose it is, where it belongs, what it is counted in.
+
+use std::sync::Arc;
+
+use crate::app::{App, CountedConnection, PlacedClient, Registered, moved};
+use crate::backend::instance::Pool;
+use crate::config::{Credential, Route};
+use crate::error::{Error, Kind, Result};
+use crate::frontend::statements::Statements;
+use crate::tenant::state::{ClientGuard, TenantState};
+use crate::workers::WorkerId;
+
+/// What the client is counted in.
+pub struct Guards {
+    pub connection: CountedConnection,
+    pub placement: PlacedClient,
+    pub tenant: ClientGuard,
+}
+
+pub struct Standing {
+    pub registered: Registered,
+    pub tenant: Arc<TenantState>,
+    pub route: Arc<Route>,
+    pub credential: Arc<Credential>,
+    pub pool: Arc<Pool>,
+    /// Where it is.
+    pub worker: WorkerId,
+    /// It has been [parked](super::parking) before.
+    pub was_parked: bool,
+    /// Calls of the handle that were answered.
+    pub answered: u64,
+    pub guards: Guards,
+}
+
+/// The error of a client that must go, for whatever reason.
+pub(super) fn stopped() -> Error {
+    Error::new(
+        Kind::AdminShutdown,
+        "terminating connection due to administrator command",
+    )
+}
+
+impl Standing {
+    pub fn app(&self) -> &Arc<App> {
+        self.registered.app()
+    }
+
+    /// Answers a call: may this client go on, and where? True: at another worker.
+    ///
+    /// # Errors
+    /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
+    pub fn look_around(&mut self, statements: Option<&mut Statements>) -> Result<bool> {
+        self.answered = self.registered.called();
+        if self.app().is_draining() || self.registered.is_killed() {
+            return Err(stopped());
+        }
+        let config = self.app().config();
+        let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
+        let credential = tenant.users.get(&*self.registered.user).ok_or_else(moved)?;
+        if *credential != self.credential {
+            return Err(moved());
+        }
+        if tenant.route == self.route {
+            return Ok(self.registered.worker() != self.worker);
+        }
+        if tenant.route.pooling != self.route.pooling {
+            return Err(moved());
+        }
+        if tenant.route.placement.name != self.route.placement.name {
+            self.guards.placement = self.app().admit_to_placement(&tenant.route)?;
+        }
+        self.route = tenant.route.clone();
+        let pool = self.app().pool(&self.route)?;
+        if !Arc::ptr_eq(&pool.instance, &self.pool.instance) {
+            let worker = self.app().place(&self.tenant, &pool.instance);
+            self.registered.set_worker(worker);
+        }
+        if !Arc::ptr_eq(&pool, &self.pool)
+            && let Some(statements) = statements
+        {
+            statements.rehome(&pool.statements);
+        }
+        self.pool = pool;
+        Ok(self.registered.worker() != self.worker)
+    }
+}

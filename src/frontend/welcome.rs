@@ -1,0 +1,272 @@
+//! From a login to a session: at a worker of its instance the client is told that it is in, the parameters of its server and its cancel
+//! key.
+
+use std::sync::Arc;
+
+use tokio::runtime;
+
+use crate::app::{App, Registered};
+use crate::backend::connection::Parameters;
+use crate::backend::context::{self, Binding, Refusal, Settings};
+use crate::backend::instance::Pool;
+use crate::backend::lease::Lease;
+use crate::config::{Credential, Pooling, Route, SEALED_VARIABLE};
+use crate::error::Result;
+use crate::frontend::relay::ClientSide;
+use crate::frontend::replication::{self, Wanted};
+use crate::frontend::session::{Session, live, log_refusal, say_last, write};
+use crate::frontend::standing::{Guards, Standing};
+use crate::frontend::state::SessionState;
+use crate::frontend::statements::Statements;
+use crate::net::stream::Stream;
+use crate::protocol::buffer::Buffer;
+use crate::protocol::reply::Replies;
+use crate::sql::guard::Guard;
+use crate::tenant::state::TenantState;
+use crate::workers::WorkerId;
+
+/// What login hands over.
+pub struct LoggedIn {
+    pub app: Arc<App>,
+    pub stream: Stream,
+    /// What the client has said since it proved who it is.
+    pub inbox: Buffer,
+    /// The runtime that the stream is registered with.
+    pub accepted_by: runtime::Id,
+    pub registered: Registered,
+    pub tenant: Arc<TenantState>,
+    pub route: Arc<Route>,
+    pub credential: Arc<Credential>,
+    pub settings: Settings,
+    /// What the client is to be told before it is ready: the end of authentication.
+    pub greeting: Replies,
+    /// It asks for a replication connection.
+    pub replication: Option<Wanted>,
+    pub guards: Guards,
+}
+
+/// Begins to serve a client on a worker of its instance. Some: it is to [go on](live) here.
+pub async fn start(mut login: Box<LoggedIn>) -> Option<Box<Session>> {
+    let pool = match login.app.pool(&login.route) {
+        Ok(pool) => pool,
+        Err(error) => {
+            say_last(&mut login.stream, &error).await;
+            return None;
+        }
+    };
+    let workers = login.app.workers().clone();
+    let worker = login.app.place(&login.tenant, &pool.instance);
+    login.registered.set_worker(worker);
+    let is_here = workers.handle(worker).id() == login.accepted_by;
+    let begun = begin(login, pool, worker);
+    if is_here {
+        return begun.await;
+    }
+    workers.spawn(worker, live(Box::pin(begun)));
+    None
+}
+
+async fn begin(login: Box<LoggedIn>, pool: Arc<Pool>, worker: WorkerId) -> Option<Box<Session>> {
+    if login.replication.is_some() {
+        Box::pin(replication::serve(*login)).await;
+        return None;
+    }
+    welcome(login, pool, worker).await
+}
+
+/// Tells the client the end of authentication, its parameters and its cancel key.
+async fn welcome(
+    mut login: Box<LoggedIn>,
+    pool: Arc<Pool>,
+    worker: WorkerId,
+) -> Option<Box<Session>> {
+    if let Err(error) = login.stream.move_here(login.accepted_by).await {
+        tracing::warn!(%error, "could not move a client to its worker");
+        return None;
+    }
+    let settings = std::mem::take(&mut login.settings);
+    let profile = match known_profile(&pool, &login.route, &settings) {
+        Some(profile) => profile,
+        None => {
+            let deadline = login.app.config().timeouts.login;
+            let profile = profile(&pool, &login.tenant, &login.route, settings, worker);
+            match Box::pin(tokio::time::timeout(deadline, profile)).await {
+                Ok(Ok(profile)) => profile,
+                Ok(Err(error)) => {
+                    log_refusal(&login.registered, &error);
+                    let last = login.greeting.fatal(&error).bytes();
+                    let _ = write(&mut login.stream, last).await;
+                    return None;
+                }
+                Err(_) => return None,
+            }
+        }
+    };
+    if let Some(lease) = &profile.lease {
+        login.registered.set_pid(lease.fence().pid());
+    }
+    for (name, value) in profile.reported.iter() {
+        login.greeting.parameter_status(name, value);
+    }
+    let key = login.registered.key();
+    let greeting = login.greeting.backend_key_data(&key).ready();
+    if write(&mut login.stream, greeting.bytes()).await.is_err() {
+        return None;
+    }
+    Some(begin_session(*login, pool, worker, profile))
+}
+
+/// What a client that was welcomed goes on with.
+fn begin_session(
+    login: LoggedIn,
+    pool: Arc<Pool>,
+    worker: WorkerId,
+    profile: Profile,
+) -> Box<Session> {
+    let LoggedIn {
+        app,
+        stream,
+        inbox,
+        registered,
+        tenant,
+        route,
+        credential,
+        guards,
+        ..
+    } = login;
+    let Profile {
+        settings,
+        reported,
+        lease,
+    } = profile;
+    tenant.metrics.logins.add(1);
+    tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
+    let side = ClientSide {
+        stream,
+        inbox,
+        outbox: Buffer::new(),
+        statements: (route.pooling == Pooling::Transaction).then(Statements::default),
+        state: SessionState::new(&route, &settings),
+        guard: guard(&route),
+        audit: app.audit.clone(),
+        settings,
+        reported,
+    };
+    let standing = Standing {
+        registered,
+        tenant,
+        route,
+        credential,
+        pool,
+        worker,
+        was_parked: false,
+        answered: 0,
+        guards,
+    };
+    Box::new(Session::new(standing, side, lease))
+}
+
+/// What a client begins with.
+struct Profile {
+    settings: Arc<Settings>,
+    /// What a server reports to a client with these settings.
+    reported: Arc<Parameters>,
+    /// In session pooling: its server connection.
+    lease: Option<Lease>,
+}
+
+/// In transaction pooling, what a server is known to report to a client with `settings`.
+fn known_profile(pool: &Pool, route: &Route, settings: &Settings) -> Option<Profile> {
+    if route.pooling != Pooling::Transaction {
+        return None;
+    }
+    let (settings, reported) = pool.profile(settings)?;
+    Some(Profile {
+        settings,
+        reported,
+        lease: None,
+    })
+}
+
+/// What a server reports to a client with `settings`; asks one unless it is known. In session pooling the client
+/// gets its server connection here, as it would direct.
+async fn profile(
+    pool: &Arc<Pool>,
+    tenant: &Arc<TenantState>,
+    route: &Arc<Route>,
+    settings: Settings,
+    worker: WorkerId,
+) -> Result<Profile> {
+    let in_transactions = route.pooling == Pooling::Transaction;
+    let known = pool.profile(&settings);
+    let wanted = |settings| Binding {
+        tenant: tenant.id.clone(),
+        route: route.clone(),
+        settings,
+        stale: false,
+    };
+    if route.has_connections_of_their_own() {
+        // It begins with what the client asks for, as the tenant, and RESET returns to that: also in a transaction,
+        // where nothing else could set the variables again.
+        let key = route
+            .pool
+            .with_own(settings.into_iter().chain(variables(route)));
+        let grant = pool.checkout(tenant, worker).await?;
+        let mut lease = grant.connect(&key).await?;
+        let settings: Arc<Settings> = Arc::default();
+        let deadline = pool.instance.timeouts().connect;
+        let nobody = &mut Buffer::new();
+        context::adopt(
+            &mut lease,
+            &wanted(settings.clone()),
+            deadline,
+            None,
+            nobody,
+        )
+        .await
+        .map_err(Refusal::into_error)?;
+        return Ok(Profile {
+            settings,
+            reported: lease.parameters.clone(),
+            lease: Some(lease),
+        });
+    }
+    let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
+    let wanted = wanted(settings.clone());
+    let lease = loop {
+        let grant = pool.checkout(tenant, worker).await?;
+        if let Some(lease) = grant.lease(&wanted).await? {
+            break lease;
+        }
+    };
+    let reported = lease.parameters.clone();
+    pool.remember_profile(&settings, &reported);
+    let lease = match in_transactions {
+        true => {
+            lease.checkin();
+            None
+        }
+        false => Some(lease),
+    };
+    Ok(Profile {
+        settings,
+        reported,
+        lease,
+    })
+}
+
+/// Of the tenant's context, the variables that no server knows before they are set: any may be set in a StartupMessage.
+fn variables(route: &Route) -> impl Iterator<Item = (String, String)> {
+    let context = route.context.iter().filter(|(name, _)| name.contains('.'));
+    context.map(|(name, value)| (name.clone(), value.clone()))
+}
+
+/// What the tenants of a placement may not run, in posture guarded and up.
+pub(super) fn guard(route: &Route) -> Option<Arc<Guard>> {
+    let names = route.context.iter().map(|(name, _)| name.as_str());
+    let names = names.chain([SEALED_VARIABLE]);
+    let placement = &route.placement;
+    placement
+        .guard
+        .then(|| Arc::new(Guard::new(names, placement.allow.clone())))
+}
