@@ -32,12 +32,12 @@ use crate::frontend::statements::Statements;
 use crate::net::watch::Watch;
 
 /// How often is looked who is idle.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(100);
 /// Looks after which a client is idle that was not parked before. To park and to come back costs some microseconds, far less than the login
 /// did.
 const FIRST: u8 = 2;
 /// The same for one that came back: eight seconds, so that it costs next to nothing even if all keep coming back.
-const AGAIN: u8 = 32;
+const AGAIN: u8 = 80;
 /// So many clients are looked at for calls, and then the worker's others come first.
 const ROUND: usize = 128;
 
