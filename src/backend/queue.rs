@@ -465,8 +465,10 @@ impl Queue {
             && connection.turn < TURN
             && now - connection.turn_began < TURN_TIME;
         connection.turn += 1;
-        let waits = |turn: &Turn| turn.pool == pool && turn.tenant == tenant.id;
-        let position = stays.then(|| self.ring.iter().position(waits)).flatten();
+        // Most that come back have nobody of their tenant in line, and the ring may be long.
+        let waits = stays && state.waiting.contains_key(&tenant.id);
+        let is_its = |turn: &Turn| turn.pool == pool && turn.tenant == tenant.id;
+        let position = waits.then(|| self.ring.iter().position(is_its)).flatten();
         connection.lingers = stays && position.is_none() && state.may_linger();
         let lingers = connection.lingers;
         let near = Some(connection.worker);
