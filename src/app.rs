@@ -24,7 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
-use crate::protocol::startup::CancelKey;
+use crate::protocol::startup::{CancelKey, Secret};
 use crate::tenant::state::TenantState;
 use crate::tls::Door;
 use crate::workers::{WorkerId, Workers};
@@ -360,12 +360,12 @@ impl App {
     /// A cancel key whose secret, of this many bytes, nobody has.
     pub fn new_key(&self, length: usize) -> CancelKey {
         loop {
-            let mut secret = vec![0; length];
+            let mut secret = Secret::from_elem(0, length);
             rand::fill(&mut secret[..]);
             if !self.clients.contains(&secret[..]) {
                 return CancelKey {
                     pid: rand::random_range(1..i32::MAX),
-                    secret: secret.into(),
+                    secret,
                 };
             }
         }
@@ -496,6 +496,7 @@ impl std::ops::Deref for Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.client.let_go();
+        self.client.new_watch();
         self.app.clients.remove(&self.client.secret[..]);
     }
 }

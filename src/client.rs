@@ -11,7 +11,7 @@ use futures_util::task::AtomicWaker;
 use crate::backend::cancel::Fence;
 use crate::backend::residue::Pins;
 use crate::id::TenantId;
-use crate::protocol::startup::CancelKey;
+use crate::protocol::startup::{CancelKey, Secret};
 use crate::workers::WorkerId;
 
 /// What a client is doing.
@@ -26,7 +26,7 @@ pub enum Activity {
 }
 
 /// Of [`ClientHandle::heard`]: there is no waker.
-const NEVER: u64 = u64::MAX;
+const NEVER: u32 = u32::MAX;
 
 /// Shared by a client's task and whoever looks at it or calls it.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct ClientHandle {
     /// The process id that the client was told: one of the proxy's own, or its server connection's.
     pid: AtomicI32,
     /// What the client knows to cancel by; no other client has it.
-    pub secret: Box<[u8]>,
+    pub secret: Secret,
     pub tenant: TenantId,
     pub user: Arc<str>,
     /// The database as the client named it.
@@ -56,14 +56,18 @@ pub struct ClientHandle {
     /// Of the server connection it holds.
     fence: Mutex<Option<Arc<Fence>>>,
     /// Counts calls; the client's task compares it with what it has answered.
-    calls: AtomicU64,
+    calls: AtomicU32,
+    /// Calls that are being made.
+    calling: AtomicU32,
     /// Calls there were when the task last left its waker: it is still there if there were none since.
-    heard: AtomicU64,
+    heard: AtomicU32,
     /// What ties it to the server connection it holds ([`Pins`]).
     pins: AtomicU16,
     killed: AtomicU8,
     cancelled: AtomicU8,
     asked_to_park: AtomicU8,
+    /// Counts who looks whether it is idle.
+    watches: AtomicU32,
     parked: AtomicU8,
     waker: AtomicWaker,
 }
@@ -107,12 +111,14 @@ impl ClientHandle {
             counted: AtomicU32::new(0),
             wait_began: AtomicU64::new(0),
             fence: Mutex::default(),
-            calls: AtomicU64::new(0),
-            heard: AtomicU64::new(NEVER),
+            calls: AtomicU32::new(0),
+            calling: AtomicU32::new(0),
+            heard: AtomicU32::new(NEVER),
             pins: AtomicU16::new(0),
             killed: AtomicU8::new(0),
             cancelled: AtomicU8::new(0),
             asked_to_park: AtomicU8::new(0),
+            watches: AtomicU32::new(0),
             parked: AtomicU8::new(0),
             waker: AtomicWaker::new(),
         }
@@ -222,8 +228,10 @@ impl ClientHandle {
 
     /// Asks the client's task to look around: the config changed, the proxy stops.
     pub fn call(&self) {
-        self.calls.fetch_add(1, Ordering::Release);
+        self.calling.fetch_add(1, Ordering::AcqRel);
+        self.calls.fetch_add(1, Ordering::AcqRel);
         self.waker.wake();
+        self.calling.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Ends the client wherever it is.
@@ -238,6 +246,17 @@ impl ClientHandle {
             self.cancelled.store(1, Ordering::Release);
             self.call();
         }
+    }
+
+    /// A number for who looks from now on whether it is idle. Who has another need not any more, and what was asked then is void.
+    pub fn new_watch(&self) -> u32 {
+        self.take_asked_to_park();
+        self.watches.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// The number of who looks now.
+    pub fn watch(&self) -> u32 {
+        self.watches.load(Ordering::Relaxed)
     }
 
     /// Asks its task to end until it says something: it is idle.
@@ -271,23 +290,107 @@ impl ClientHandle {
 
     /// Number of calls so far; the next wakes `waker`, which must be of the task that asked before, or
     /// [moved in](Self::move_in).
-    pub fn calls(&self, waker: &Waker) -> u64 {
+    pub fn calls(&self, waker: &Waker) -> u32 {
         let calls = self.calls.load(Ordering::Acquire);
         if calls == self.heard.load(Ordering::Relaxed) {
             return calls;
         }
+        // One that is just being made may take the waker although it is counted already.
+        let is_made = self.calling.load(Ordering::Acquire) == 0;
         self.waker.register(waker);
-        self.heard.store(calls, Ordering::Relaxed);
+        let heard = if is_made { calls } else { NEVER };
+        self.heard.store(heard, Ordering::Relaxed);
         self.calls.load(Ordering::Acquire)
     }
 
     /// Number of calls so far.
-    pub fn called(&self) -> u64 {
+    pub fn called(&self) -> u32 {
         self.calls.load(Ordering::Acquire)
     }
 
     /// Another task serves the client from now on.
     pub fn move_in(&self) {
         self.heard.store(NEVER, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::task::Wake;
+
+    use super::*;
+
+    fn handle() -> ClientHandle {
+        ClientHandle::new(NewClient {
+            id: 1,
+            key: CancelKey {
+                pid: 1,
+                secret: Secret::from_slice(&[1, 2, 3, 4]),
+            },
+            tenant: TenantId::new("acme").unwrap(),
+            user: "app".into(),
+            database: "app".into(),
+            peer: None,
+            tls: false,
+        })
+    }
+
+    /// Whether it was woken.
+    #[derive(Default)]
+    struct Flag(AtomicBool);
+
+    impl Wake for Flag {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Who asks may see a call before that wakes it.
+    #[test]
+    fn no_call_is_lost_whenever_it_is_seen() {
+        const CALLS: u32 = 200_000;
+        let handle = handle();
+        let answered = AtomicU32::new(0);
+        let flag = Arc::new(Flag::default());
+        let waker = flag.clone().into();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while answered.load(Ordering::SeqCst) < CALLS {
+                    let calls = handle.calls(&waker);
+                    if answered.swap(calls, Ordering::SeqCst) != calls {
+                        continue;
+                    }
+                    let began = Instant::now();
+                    while !flag.0.swap(false, Ordering::SeqCst) {
+                        assert!(
+                            began.elapsed() < Duration::from_secs(20),
+                            "call {} woke nobody",
+                            calls + 1
+                        );
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            for call in 1..=CALLS {
+                handle.call();
+                let began = Instant::now();
+                while answered.load(Ordering::SeqCst) < call {
+                    assert!(began.elapsed() < Duration::from_secs(30), "nobody answers");
+                    std::thread::yield_now();
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn who_looks_later_is_the_one_who_looks() {
+        let handle = handle();
+        let first = handle.new_watch();
+        handle.ask_to_park();
+        let second = handle.new_watch();
+        assert_ne!(first, second);
+        assert_eq!(handle.watch(), second);
+        assert!(!handle.take_asked_to_park());
     }
 }

@@ -34,7 +34,7 @@ use crate::error::{Blame, Error, Kind, Result};
 use crate::frontend::login::AdminLogin;
 use crate::net::stream::Stream;
 use crate::protocol::reply::Replies;
-use crate::protocol::startup::CancelKey;
+use crate::protocol::startup::{CancelKey, Secret};
 
 /// After its session has ended, or the proxy began to stop, an answer that the user does not read is waited for this long.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -113,7 +113,7 @@ fn welcome(mut greeting: Replies, user: &str) -> Replies {
     // Nothing here takes long enough to be cancelled: a key that nobody knows.
     greeting.backend_key_data(&CancelKey {
         pid: rand::random_range(1..i32::MAX),
-        secret: Box::new(rand::random::<[u8; 4]>()),
+        secret: Secret::from_slice(&rand::random::<[u8; 4]>()),
     });
     greeting.ready();
     greeting

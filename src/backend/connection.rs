@@ -19,7 +19,7 @@ use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
 use crate::protocol::reply;
-use crate::protocol::startup::CancelKey;
+use crate::protocol::startup::{CancelKey, Secret};
 use crate::workers::WorkerId;
 
 /// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
@@ -99,7 +99,7 @@ impl ServerConnection {
     pub fn new(stream: Stream, server: Arc<Server>) -> Self {
         let key = CancelKey {
             pid: 0,
-            secret: Box::default(),
+            secret: Secret::default(),
         };
         let now = Instant::now();
         let fence = Arc::new(Fence::new(server.clone(), key, stream.is_tls()));

@@ -110,7 +110,7 @@ pub struct Relay<'a> {
     pub handle: &'a ClientHandle,
     pub metrics: &'a TenantMetrics,
     /// Calls answered so far.
-    pub answered: u64,
+    pub answered: u32,
     /// Session pooling, or the connection is pinned: a clean point is no end.
     pub keep: bool,
     pub ledger: Ledger,

@@ -34,6 +34,7 @@ use crate::frontend::statements::Statements;
 use crate::frontend::welcome::guard;
 use crate::net::socket::Socket;
 use crate::net::stream::Stream;
+use crate::net::watch::Watch;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
@@ -140,16 +141,22 @@ impl Session {
         }
     }
 
+    /// `watch` tells `key` when the client has said something or left.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub(super) fn watch_by(&self, watch: &Watch, key: usize) -> io::Result<()> {
+        watch.add(&self.side.stream, key)
+    }
+
     /// What is left of it while it is [parked](Self::can_park).
     ///
     /// # Errors
     /// As [`Stream::detach`].
     pub(super) fn rest(self) -> io::Result<Parked> {
-        let Self {
-            mut standing, side, ..
-        } = self;
+        let Self { standing, side, .. } = self;
         let socket = side.stream.detach()?;
-        standing.was_parked = true;
+        standing.registered.new_watch();
         standing.registered.move_in();
         Ok(Parked {
             standing,
@@ -210,7 +217,7 @@ impl Session {
         {
             return Ok(Departure::Left);
         }
-        self.watch();
+        self.enrol();
         loop {
             if self.lease.is_some() {
                 return Ok(Departure::Moves);
@@ -221,11 +228,11 @@ impl Session {
                     if self.look_around()? {
                         return Ok(Departure::Moves);
                     }
-                    if self.standing.registered.take_asked_to_park() {
+                    if self.is_asked_to_park() {
                         if self.can_park() {
                             return Ok(Departure::Parks);
                         }
-                        self.watch();
+                        self.enrol();
                     }
                 }
                 Woken::Message => {
@@ -238,10 +245,16 @@ impl Session {
     }
 
     /// Has it asked to park when it is idle for a while, if it ever can.
-    fn watch(&self) {
+    fn enrol(&self) {
         if self.side.statements.is_some() && !self.side.stream.is_tls() {
-            parking::watch(&self.standing);
+            parking::enrol(&self.standing);
         }
+    }
+
+    fn is_asked_to_park(&mut self) -> bool {
+        let is_asked = self.standing.registered.take_asked_to_park();
+        self.standing.was_asked_to_park |= is_asked;
+        is_asked
     }
 
     /// Whether nothing of it is under way: neither bytes nor a server connection.
@@ -250,10 +263,12 @@ impl Session {
             stream,
             inbox,
             outbox,
+            statements,
             ..
         } = &self.side;
+        let in_transactions = statements.is_some();
         let is_still = inbox.is_empty() && outbox.is_drained() && self.stray == 0;
-        is_still && self.lease.is_none() && stream.can_detach()
+        in_transactions && is_still && self.lease.is_none() && stream.can_detach()
     }
 
     /// From a message of the client that is there to the clean point behind it. `Break`: the client has left.
@@ -651,8 +666,8 @@ impl Session {
     fn look_around_holding(&mut self) -> Result<bool> {
         let (pool, route) = (self.standing.pool.clone(), self.standing.route.clone());
         let elsewhere = self.look_around()?;
-        if self.standing.registered.take_asked_to_park() {
-            self.watch();
+        if self.is_asked_to_park() {
+            self.enrol();
         }
         match Arc::ptr_eq(&pool, &self.standing.pool) && route.same_context(&self.standing.route) {
             true => Ok(elsewhere),
@@ -736,7 +751,12 @@ impl Session {
                     inbox.consume(inbox.len());
                 }
             }
+            let registered = &self.standing.registered;
             let filled = poll_fn(|cx| {
+                registered.calls(cx.waker());
+                if registered.is_killed() {
+                    return Poll::Ready(Ok(0));
+                }
                 if !outbox.is_drained() {
                     let _ = outbox.poll_drain(cx, stream);
                 }
@@ -749,7 +769,7 @@ impl Session {
     }
 
     /// The last word.
-    async fn refuse_and_close(&mut self, error: &Error) {
+    pub(super) async fn refuse_and_close(&mut self, error: &Error) {
         log_refusal(&self.standing.registered, error);
         let ClientSide { stream, outbox, .. } = &mut self.side;
         outbox.extend(Replies::new().fatal(error).bytes());

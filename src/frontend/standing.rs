@@ -25,10 +25,10 @@ pub struct Standing {
     pub pool: Arc<Pool>,
     /// Where it is.
     pub worker: WorkerId,
-    /// It has been [parked](super::parking) before.
-    pub was_parked: bool,
+    /// It was idle once, and so asked to be [parked](super::parking).
+    pub was_asked_to_park: bool,
     /// Calls of the handle that were answered.
-    pub answered: u64,
+    pub answered: u32,
     pub guards: Guards,
 }
 
@@ -69,8 +69,9 @@ impl Standing {
         if tenant.route.placement.name != self.route.placement.name {
             self.guards.placement = self.app().admit_to_placement(&tenant.route)?;
         }
+        // Route and pool change together, or neither does.
+        let pool = self.app().pool(&tenant.route)?;
         self.route = tenant.route.clone();
-        let pool = self.app().pool(&self.route)?;
         if !Arc::ptr_eq(&pool.instance, &self.pool.instance) {
             let worker = self.app().place(&self.tenant, &pool.instance);
             self.registered.set_worker(worker);

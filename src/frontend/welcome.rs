@@ -159,7 +159,7 @@ fn begin_session(
         credential,
         pool,
         worker,
-        was_parked: false,
+        was_asked_to_park: false,
         answered: 0,
         guards,
     };

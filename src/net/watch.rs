@@ -2,8 +2,7 @@
 //! tokio's has a registration of 270 bytes.
 
 use std::io;
-use std::net::TcpStream;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::task::{Context, Poll};
 
 use nix::errno::Errno;
@@ -12,7 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Most sockets that are told at once.
-pub const MOST: usize = 128;
+const MOST: usize = 128;
 
 /// An epoll of its own, which is one more descriptor to the runtime.
 pub struct Watch(AsyncFd<Owned>);
@@ -44,14 +43,13 @@ impl Watch {
     ///
     /// # Errors
     /// The operating system's.
-    pub fn add(&self, socket: &TcpStream, key: usize) -> io::Result<()> {
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-        let event = EpollEvent::new(flags, key as u64);
+    pub fn add(&self, socket: impl AsFd, key: usize) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, key as u64);
         Ok(self.0.get_ref().0.add(socket, event)?)
     }
 
     /// What was [added](Self::add) is watched no more.
-    pub fn remove(&self, socket: &TcpStream) {
+    pub fn remove(&self, socket: impl AsFd) {
         // Nothing but a descriptor that is not there can be wrong.
         let _ = self.0.get_ref().0.delete(socket);
     }
@@ -83,7 +81,7 @@ impl Watch {
 mod tests {
     use std::future::poll_fn;
     use std::io::Write;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::time::Duration;
 
     use super::*;

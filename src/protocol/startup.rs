@@ -8,6 +8,8 @@ use std::io;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use smallvec::SmallVec;
+
 use crate::error::{Error, Kind, Result};
 use crate::protocol::frame::split_cstr;
 
@@ -46,12 +48,16 @@ pub enum Packet {
     Unsupported(Version),
 }
 
+/// What a client cancels with: 4 bytes, or 32 since protocol 3.2. There is one for each client, so the usual one takes no memory of
+/// its own.
+pub type Secret = SmallVec<[u8; 16]>;
+
 /// What names a query to cancel: the proxy's own keys toward clients, a server's toward servers.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CancelKey {
     pub pid: i32,
     /// 4 bytes, or up to 256 since protocol 3.2.
-    pub secret: Box<[u8]>,
+    pub secret: Secret,
 }
 
 impl std::fmt::Debug for CancelKey {

@@ -156,6 +156,46 @@ fn message_of_a_copy_that_failed() -> Vec<u8> {
     message(b'd', &[b"rest"])
 }
 
+/// What it has begun to say is not over, so it cannot be parked: it is asked now and then, not all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_cannot_be_parked_is_not_asked_all_the_time() {
+    let proxy = start(&Setup::default()).await;
+    let mut wire = proxy.raw(&tenant("t00")).await;
+    let client = only(proxy.proxy.app());
+    wire.send(&query(ALL)[..1]).await;
+    eventually("it was asked", async || {
+        client.called() > 0 || client.is_parked()
+    })
+    .await;
+    let asked = client.called();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(client.called() <= asked + 1);
+    assert!(!client.is_parked());
+    wire.send(&query(ALL)[1..]).await;
+    assert_eq!(rows(&wire.until_ready().await), tenant("t00").bodies());
+    assert_no_panics();
+}
+
+/// It never ends the batch in which something was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_refused_in_the_middle_of_a_batch_can_be_ended() {
+    let setup = Setup {
+        pool_size: 1,
+        sections: "timeouts: { checkout: 100ms }".into(),
+        ..Setup::default()
+    };
+    let proxy = start(&setup).await;
+    let mut other = proxy.raw(&tenant("t00")).await;
+    other.query("BEGIN").await;
+    let mut wire = proxy.raw(&tenant("t00")).await;
+    wire.send(&[parse("", ALL), bind("", "", &[])].concat())
+        .await;
+    assert_eq!(errors(&[wire.expect().await]), ["53300"]);
+    proxy.proxy.app().kill_clients();
+    in_time("its end", wire.rest()).await;
+    assert_no_panics();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_in_a_transaction_or_keeps_its_server_connection_is_not_parked() {
     let proxy = start(&Setup::default()).await;
@@ -173,7 +213,7 @@ async fn who_is_in_a_transaction_or_keeps_its_server_connection_is_not_parked() 
             assert!(!client.is_parked(), "{begin}");
         }
         assert!(errors(&wire.query(end).await).is_empty());
-        // It is idle now, and nobody has to ask again.
+        // It is idle now, and somebody looks for that.
         eventually("it is parked", async || client.is_parked()).await;
     }
     assert_no_panics();
