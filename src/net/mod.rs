@@ -4,6 +4,8 @@
 //!   Stream ──(TLS)──► Socket ──► at once, by a system call
 //!                        └────► Batch: with what others send in this turn of the worker, in one system call (Ring)
 //! ```
+//!
+//! Sockets that hardly ever have anything to read are left to one [`watch`].
 
 pub mod batch;
 mod ring;
