@@ -24,6 +24,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
+use crate::sql::guard::Guard;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
 use crate::tls::Door;
 
@@ -496,7 +497,7 @@ pub(super) fn forbidden_parameter<'a>(
         .with_detail("It is set by pgtenant for the tenant that is logged in.");
         return Some((name, error));
     }
-    let guard = super::welcome::guard(route)?;
+    let guard = Guard::of(route)?;
     startup.parameters.iter().find_map(|(name, value)| {
         let offence = guard.check_parameter(name, value).err()?;
         let error =

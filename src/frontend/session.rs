@@ -31,13 +31,12 @@ use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
 use crate::frontend::standing::{Standing, stopped};
 use crate::frontend::statements::Statements;
-use crate::frontend::welcome::guard;
-use crate::net::socket::Socket;
 use crate::net::stream::Stream;
 use crate::net::watch::Watch;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
+use crate::sql::guard::Guard;
 use crate::workers::WorkerId;
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
@@ -182,12 +181,12 @@ impl Session {
             statements,
         } = parked;
         let side = ClientSide {
-            stream: Stream::Plain(Socket::attach(socket)?),
+            stream: Stream::attach(socket)?,
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             statements: Some(statements.map_or_else(Statements::default, |boxed| *boxed)),
             state,
-            guard: guard(&standing.route),
+            guard: Guard::of(&standing.route).map(Arc::new),
             audit: standing.app().audit.clone(),
             settings,
             reported,
@@ -246,9 +245,14 @@ impl Session {
 
     /// Has it asked to park when it is idle for a while, if it ever can.
     fn enrol(&self) {
-        if self.side.statements.is_some() && !self.side.stream.is_tls() {
+        if self.may_park() {
             parking::enrol(&self.standing);
         }
+    }
+
+    /// In transaction pooling without TLS.
+    fn may_park(&self) -> bool {
+        self.side.statements.is_some() && !self.side.stream.is_tls()
     }
 
     fn is_asked_to_park(&mut self) -> bool {
@@ -263,12 +267,10 @@ impl Session {
             stream,
             inbox,
             outbox,
-            statements,
             ..
         } = &self.side;
-        let in_transactions = statements.is_some();
         let is_still = inbox.is_empty() && outbox.is_drained() && self.stray == 0;
-        in_transactions && is_still && self.lease.is_none() && stream.can_detach()
+        self.may_park() && is_still && self.lease.is_none() && stream.can_detach()
     }
 
     /// From a message of the client that is there to the clean point behind it. `Break`: the client has left.
@@ -347,7 +349,7 @@ impl Session {
         let route = self.standing.route.clone();
         let moves = self.standing.look_around(self.side.statements.as_mut())?;
         if !Arc::ptr_eq(&route, &self.standing.route) {
-            self.side.guard = guard(&self.standing.route);
+            self.side.guard = Guard::of(&self.standing.route).map(Arc::new);
         }
         Ok(moves)
     }

@@ -10,7 +10,7 @@ use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
-use crate::config::{Credential, Pooling, Route, SEALED_VARIABLE};
+use crate::config::{Credential, Pooling, Route};
 use crate::error::Result;
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
@@ -147,7 +147,7 @@ fn begin_session(
         outbox: Buffer::new(),
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
-        guard: guard(&route),
+        guard: Guard::of(&route).map(Arc::new),
         audit: app.audit.clone(),
         settings,
         reported,
@@ -259,14 +259,4 @@ async fn profile(
 fn variables(route: &Route) -> impl Iterator<Item = (String, String)> {
     let context = route.context.iter().filter(|(name, _)| name.contains('.'));
     context.map(|(name, value)| (name.clone(), value.clone()))
-}
-
-/// What the tenants of a placement may not run, in posture guarded and up.
-pub(super) fn guard(route: &Route) -> Option<Arc<Guard>> {
-    let names = route.context.iter().map(|(name, _)| name.as_str());
-    let names = names.chain([SEALED_VARIABLE]);
-    let placement = &route.placement;
-    placement
-        .guard
-        .then(|| Arc::new(Guard::new(names, placement.allow.clone())))
 }

@@ -191,14 +191,6 @@ impl Socket {
         }
     }
 
-    /// Registers what was [detached](Self::detach) with the runtime this is called on.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn attach(tcp: std::net::TcpStream) -> io::Result<Self> {
-        TcpStream::from_std(tcp).map(Self::from)
-    }
-
     /// Sends at once, or leaves it to the batch.
     fn poll_send(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let shared = &self.0;

@@ -101,6 +101,15 @@ impl Stream {
         }
     }
 
+    /// Registers what was [detached](Self::detach) with the runtime this is called on.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn attach(tcp: std::net::TcpStream) -> io::Result<Self> {
+        let tcp = tokio::net::TcpStream::from_std(tcp)?;
+        Ok(Self::Plain(tcp.into()))
+    }
+
     /// Ready when all that was written and flushed has left for the operating system.
     pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.socket().poll_settled(cx)

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::effects::{Effects, What, is_safe_encoding};
-use crate::config::Shared;
+use crate::config::{Route, SEALED_VARIABLE, Shared};
 
 /// Parameters that are the proxy's, whatever the context: roles, and what changes how SQL is read.
 const PROTECTED: [&str; 5] = [
@@ -52,6 +52,16 @@ fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
 }
 
 impl Guard {
+    /// What a tenant may not run that lives there: in posture guarded and up.
+    pub fn of(route: &Route) -> Option<Self> {
+        let names = route.context.iter().map(|(name, _)| name.as_str());
+        let names = names.chain([SEALED_VARIABLE]);
+        let placement = &route.placement;
+        placement
+            .guard
+            .then(|| Self::new(names, placement.allow.clone()))
+    }
+
     /// `context`: names of the variables that only the proxy sets.
     pub fn new<'a>(context: impl Iterator<Item = &'a str>, allow: BTreeSet<Shared>) -> Self {
         Self {
