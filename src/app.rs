@@ -26,6 +26,7 @@ use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
 use crate::protocol::startup::{CancelKey, Secret};
 use crate::tenant::state::TenantState;
+use crate::timer;
 use crate::tls::Door;
 use crate::workers::{WorkerId, Workers};
 
@@ -416,7 +417,7 @@ impl App {
             .any(|instance| instance.connections() > 0)
             && Instant::now() < deadline
         {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            timer::sleep(Duration::from_millis(10)).await;
         }
     }
 

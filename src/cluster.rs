@@ -21,6 +21,8 @@ use nix::sys::signal::Signal;
 use rand::Rng;
 use rand::distr::Alphanumeric;
 
+use crate::timer;
+
 pub use process::{Ending, Process, dying_with_us, interrupted};
 
 pub use dir::Dir;
@@ -360,7 +362,7 @@ impl Cluster {
                     self.log_tail()
                 )));
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            timer::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -546,7 +548,7 @@ impl Cluster {
             if self.connect("postgres").await.is_ok() {
                 return true;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            timer::sleep(Duration::from_millis(10)).await;
         }
         false
     }

@@ -15,7 +15,7 @@
 //!
 //! | layer | modules | job |
 //! |---|---|---|
-//! | words | [`id`], [`error`], [`metrics`], [`timestamp`], [`workers`] | newtypes, the one error, counters, where tasks run |
+//! | words | [`id`], [`error`], [`metrics`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, waiting, where tasks run |
 //! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
@@ -38,6 +38,8 @@
 //! [`frontend`] (six stages on one page), `frontend/session.rs` and `relay.rs`, `backend/queue.rs` and `context.rs`,
 //! `tenant/identify.rs`, `tests/it/`.
 
+#![warn(clippy::disallowed_methods)]
+
 pub mod admin;
 pub mod app;
 pub mod attacks;
@@ -59,6 +61,7 @@ pub mod protocol;
 pub mod server;
 pub mod sql;
 pub mod tenant;
+pub mod timer;
 pub mod timestamp;
 pub mod tls;
 pub mod workers;

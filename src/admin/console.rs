@@ -35,6 +35,7 @@ use crate::frontend::login::AdminLogin;
 use crate::net::stream::Stream;
 use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, Secret};
+use crate::timer;
 
 /// After its session has ended, or the proxy began to stop, an answer that the user does not read is waited for this long.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -70,14 +71,14 @@ pub async fn serve(app: Arc<App>, admin: AdminLogin, peer: SocketAddr) {
             }
             let _ = stream.shutdown().await;
         };
-        let _ = tokio::time::timeout(LAST_WORDS, goodbye).await;
+        let _ = timer::timeout(LAST_WORDS, goodbye).await;
         end
     };
     let ended = tokio::select! {
         ended = work => ended,
         () = async {
             app.draining().await;
-            tokio::time::sleep(LAST_WORDS).await;
+            timer::sleep(LAST_WORDS).await;
         } => Ok(()),
     };
     match ended {

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use crate::admin::metrics;
 use crate::app::App;
 use crate::backend::health::State;
+use crate::timer;
 
 /// Connections at a time; more wait to be accepted.
 const MAX_CONNECTIONS: usize = 64;
@@ -63,7 +64,7 @@ async fn accept(app: Arc<App>, listener: TcpListener) {
                 let app = app.clone();
                 tokio::spawn(async move {
                     let _permit = permit;
-                    match tokio::time::timeout(DEADLINE, serve(app, tcp)).await {
+                    match timer::timeout(DEADLINE, serve(app, tcp)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "http connection failed"),
                         Err(_) => tracing::debug!(%peer, "http connection took too long"),
@@ -72,7 +73,7 @@ async fn accept(app: Arc<App>, listener: TcpListener) {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an http connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                timer::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

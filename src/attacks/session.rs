@@ -12,6 +12,7 @@ use crate::error::Error;
 use crate::id::ServerName;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
 use crate::protocol::reply::ErrorFields;
+use crate::timer;
 
 /// How long an answer, or a login, may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -138,7 +139,7 @@ impl Session {
     pub async fn listen(&mut self, mut readies: usize) -> Result<Heard, String> {
         let mut heard = Heard::default();
         while readies > 0 {
-            let frame = tokio::time::timeout(PATIENCE, self.0.receive())
+            let frame = timer::timeout(PATIENCE, self.0.receive())
                 .await
                 .map_err(|_| format!("no answer within {} s", PATIENCE.as_secs()))?;
             let Ok(frame) = frame else {

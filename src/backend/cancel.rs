@@ -24,6 +24,7 @@ use crate::backend::connect;
 use crate::config::Server;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::startup::CancelKey;
+use crate::timer;
 
 /// The gate of one server connection through which cancels must pass.
 ///
@@ -178,7 +179,7 @@ impl InFlight {
     }
 
     async fn strike(mut self, deadline: Duration) -> Result<()> {
-        let sent = tokio::time::timeout(deadline, self.fence.send()).await;
+        let sent = timer::timeout(deadline, self.fence.send()).await;
         self.seen = matches!(sent, Ok(Ok(())));
         sent.unwrap_or_else(|_| Err(failed("timed out")))
     }

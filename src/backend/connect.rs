@@ -26,6 +26,7 @@ use crate::net::stream::Stream;
 use crate::protocol::frame::{BackendTag, FrontendTag, split_cstr};
 use crate::protocol::reply::ErrorFields;
 use crate::protocol::startup::{CancelKey, MAX_CANCEL_KEY, NEWEST, Version};
+use crate::timer;
 
 /// SSLRequest, whole.
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
@@ -73,7 +74,7 @@ pub async fn connect(
             _ => Err(refused),
         }
     };
-    tokio::time::timeout(deadline, attempt)
+    timer::timeout(deadline, attempt)
         .await
         .unwrap_or_else(|_| Err(failed(format_args!("timed out after {deadline:?}"))))
 }

@@ -20,6 +20,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
 use crate::protocol::reply;
 use crate::protocol::startup::{CancelKey, Secret};
+use crate::timer;
 use crate::workers::WorkerId;
 
 /// Run-time parameters as a server reports them (ParameterStatus), by the name it gives them.
@@ -290,7 +291,7 @@ impl ServerConnection {
                 }
             }
         };
-        let _ = tokio::time::timeout(CLOSE_DEADLINE, goodbye).await;
+        let _ = timer::timeout(CLOSE_DEADLINE, goodbye).await;
     }
 }
 

@@ -35,6 +35,7 @@ use crate::id::TenantId;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag};
 use crate::protocol::reply::ErrorFields;
+use crate::timer;
 
 /// Run-time parameters that a client asked for, by lower-case name: from its StartupMessage, then
 /// as the server reported the client's changes.
@@ -346,7 +347,7 @@ pub async fn adopt(
         return Ok(Adopted::AsItWas);
     }
     let changed = change(connection, wanted, ahead, aside);
-    let scrubbed = match tokio::time::timeout(deadline, changed).await {
+    let scrubbed = match timer::timeout(deadline, changed).await {
         Ok(done) => done?,
         Err(_) => {
             return Err(Refusal::Broken(not_set(format_args!(
@@ -380,7 +381,7 @@ pub async fn scrub(connection: &mut ServerConnection, deadline: Duration) -> Res
     plan.required = plan.answers;
     let mut nobodys = Buffer::new();
     let done = exchange(connection, &plan, &mut nobodys);
-    match tokio::time::timeout(deadline, done).await {
+    match timer::timeout(deadline, done).await {
         Ok(done) => done.map_err(Refusal::into_error)?,
         Err(_) => return Err(not_set(format_args!("timed out after {deadline:?}"))),
     };

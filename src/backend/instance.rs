@@ -21,6 +21,7 @@ use crate::error::{Blame, Error, Kind, Result};
 use crate::id::TenantId;
 use crate::metrics::InstanceMetrics;
 use crate::tenant::state::TenantState;
+use crate::timer;
 use crate::workers::{WorkerId, Workers};
 
 /// After a failed connect, others are refused for this long without trying: a server that is down must not
@@ -205,7 +206,7 @@ impl Instance {
                 return None;
             }
             self.close_idle(|_, _| !std::mem::replace(&mut asked, true));
-            tokio::time::sleep(ROOM_POLL).await;
+            timer::sleep(ROOM_POLL).await;
         }
     }
 
@@ -248,7 +249,7 @@ impl Instance {
         let instance = Arc::downgrade(self);
         self.workers.spawn(worker, async move {
             loop {
-                tokio::time::sleep(LINGER_POLL).await;
+                timer::sleep(LINGER_POLL).await;
                 let Some(instance) = instance.upgrade() else {
                     return;
                 };
@@ -293,7 +294,7 @@ impl Instance {
 
 async fn sweep(instance: Weak<Instance>) {
     loop {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
+        timer::sleep(SWEEP_INTERVAL).await;
         match instance.upgrade() {
             Some(instance) => instance.sweep(),
             None => return,
@@ -498,7 +499,7 @@ impl Line<'_> {
                 0 => left,
                 _ => RESERVE_AFTER.min(left),
             };
-            match tokio::time::timeout(patience, &mut self.receiver).await {
+            match timer::timeout(patience, &mut self.receiver).await {
                 Ok(granted) => {
                     let broke =
                         |_| Error::new(Kind::Internal, "the line for server connections broke");

@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Error, Result};
+use crate::timer;
 
 const POLL: Duration = Duration::from_millis(5);
 
@@ -106,7 +107,7 @@ impl Process {
             if status.is_some() || Instant::now() >= deadline {
                 return status;
             }
-            tokio::time::sleep(POLL).await;
+            timer::sleep(POLL).await;
         }
     }
 

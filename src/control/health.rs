@@ -17,6 +17,7 @@ use crate::backend::instance::Instance;
 use crate::config::{Login, Server};
 use crate::control::door::{self, Door, words};
 use crate::id::ServerName;
+use crate::timer;
 
 /// From one check of a server to the next.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -45,7 +46,7 @@ pub async fn watch(app: Weak<App>) {
         };
         follow(&app, &mut watched).await;
         drop(app);
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        timer::sleep(FOLLOW_INTERVAL).await;
     }
 }
 
@@ -168,7 +169,7 @@ impl Check {
             let answered = self.ask(deadline).await;
             self.report(&instance, answered);
             drop(instance);
-            tokio::time::sleep(INTERVAL).await;
+            timer::sleep(INTERVAL).await;
         }
     }
 
@@ -181,14 +182,14 @@ impl Check {
             .pool
             .as_ref()
             .ok_or_else(|| silent("the health check could not be set up".to_owned()))?;
-        let client = tokio::time::timeout(deadline, pool.get())
+        let client = timer::timeout(deadline, pool.get())
             .await
             .map_err(|_| silent(format!("no connection within {deadline:?}")))?
             .map_err(|e| match e {
                 PoolError::Backend(e) => failure(&e),
                 e => silent(e.to_string()),
             })?;
-        match tokio::time::timeout(deadline, client.query_one(QUESTION, &[])).await {
+        match timer::timeout(deadline, client.query_one(QUESTION, &[])).await {
             Ok(Ok(row)) => Ok(Answer {
                 set_config: row.try_get(0).map_err(|e| failure(&e))?,
                 capacity: row.try_get(1).map_err(|e| failure(&e))?,

@@ -26,6 +26,7 @@ use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
 use crate::sql::guard::Guard;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
+use crate::timer;
 use crate::tls::Door;
 
 /// What came of a connection.
@@ -56,7 +57,7 @@ pub async fn admit(
     counted: CountedConnection,
 ) -> Admitted {
     let deadline = app.config().timeouts.login;
-    match tokio::time::timeout(deadline, begin(app, door, tcp, peer, counted)).await {
+    match timer::timeout(deadline, begin(app, door, tcp, peer, counted)).await {
         Ok(admitted) => admitted,
         Err(_) => {
             app.metrics.refused.add(1);

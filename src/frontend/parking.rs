@@ -32,6 +32,7 @@ use crate::frontend::standing::Standing;
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::net::watch::Watch;
+use crate::timer;
 
 /// How often is looked who is idle.
 const LOOK: Duration = Duration::from_millis(100);
@@ -355,7 +356,7 @@ pub async fn keep() {
     })
     .await;
     let _closes = Closes;
-    let mut look = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut look = pin!(timer::sleep(Duration::ZERO));
     loop {
         poll_fn(|cx| poll_round(cx, &watch, look.as_mut())).await;
         // Whatever the runtime has to do meanwhile.

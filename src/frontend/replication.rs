@@ -29,6 +29,7 @@ use crate::frontend::welcome::LoggedIn;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::startup::{Replication, Startup};
 use crate::tenant::state::TenantState;
+use crate::timer;
 
 /// A replication connection as the client asks for it.
 pub struct Wanted {
@@ -217,7 +218,7 @@ impl Client {
                 let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
                 say_last(stream, &error).await;
             };
-            let _ = tokio::time::timeout(self.app.config().timeouts.connect, goodbye).await;
+            let _ = timer::timeout(self.app.config().timeouts.connect, goodbye).await;
             return;
         }
         side.told(&self.registered).await;

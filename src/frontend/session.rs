@@ -37,6 +37,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
 use crate::sql::guard::Guard;
+use crate::timer;
 use crate::workers::WorkerId;
 
 /// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
@@ -598,7 +599,7 @@ impl Session {
                 statements.begin_lease();
             }
             let ask = async |lease: &mut Lease, question: &Question, outbox: &mut Buffer| {
-                let asked = tokio::time::timeout(deadline, residue::ask(lease, question, outbox));
+                let asked = timer::timeout(deadline, residue::ask(lease, question, outbox));
                 asked.await.unwrap_or_else(|_| Err(not_told()))
             };
             let mut answer = ask(lease, &question, outbox).await?;
@@ -779,6 +780,6 @@ impl Session {
             let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
             let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
         };
-        let _ = tokio::time::timeout(self.standing.app().config().timeouts.connect, goodbye).await;
+        let _ = timer::timeout(self.standing.app().config().timeouts.connect, goodbye).await;
     }
 }

@@ -23,6 +23,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::reply::Replies;
 use crate::sql::guard::Guard;
 use crate::tenant::state::TenantState;
+use crate::timer;
 use crate::workers::WorkerId;
 
 /// What login hands over.
@@ -90,7 +91,7 @@ async fn welcome(
         None => {
             let deadline = login.app.config().timeouts.login;
             let profile = profile(&pool, &login.tenant, &login.route, settings, worker);
-            match Box::pin(tokio::time::timeout(deadline, profile)).await {
+            match Box::pin(timer::timeout(deadline, profile)).await {
                 Ok(Ok(profile)) => profile,
                 Ok(Err(error)) => {
                     log_refusal(&login.registered, &error);

@@ -85,6 +85,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::timer;
 
     fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -94,13 +95,13 @@ mod tests {
 
     async fn told(watch: &Watch) -> Vec<usize> {
         let told = poll_fn(|cx| watch.poll_told(cx));
-        let told = tokio::time::timeout(Duration::from_secs(10), told);
+        let told = timer::timeout(Duration::from_secs(10), told);
         told.await.expect("somebody is told")
     }
 
     async fn nobody_is_told(watch: &Watch) {
         let told = poll_fn(|cx| watch.poll_told(cx));
-        let told = tokio::time::timeout(Duration::from_millis(50), told);
+        let told = timer::timeout(Duration::from_millis(50), told);
         assert!(told.await.is_err());
     }
 

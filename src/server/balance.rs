@@ -20,6 +20,7 @@ use crate::app::App;
 use crate::client::ClientHandle;
 use crate::id::TenantId;
 use crate::server::threads::{Thread, Times};
+use crate::timer;
 use crate::workers::{HOT, WorkerId, Workers};
 
 /// How often is looked.
@@ -38,7 +39,7 @@ pub async fn watch(app: Weak<App>, workers: Vec<Thread>) {
     }
     let mut balance = Balance::new(workers);
     loop {
-        tokio::time::sleep(LOOK).await;
+        timer::sleep(LOOK).await;
         let Some(app) = app.upgrade() else { return };
         balance.look(&app);
     }

@@ -15,6 +15,7 @@ use crate::app::{App, CountedConnection};
 use crate::frontend::login::{Admitted, admit};
 use crate::frontend::session::{self, Session};
 use crate::frontend::welcome;
+use crate::timer;
 use crate::workers::WorkerId;
 
 /// Connections the kernel holds until they are accepted.
@@ -68,7 +69,7 @@ async fn accept(app: Arc<App>, position: usize, socket: std::net::TcpListener, f
             Ok(listener) => listener,
             Err(error) => {
                 tracing::warn!(%error, "a worker cannot accept connections");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                timer::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -90,7 +91,7 @@ async fn accept(app: Arc<App>, position: usize, socket: std::net::TcpListener, f
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    timer::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::app::App;
 use crate::config::Config;
 use crate::frontend::parking;
+use crate::timer;
 use threads::Threads;
 
 /// A running proxy. Dropped without [`stop`](Self::stop), it ends at once.
@@ -93,7 +94,7 @@ impl Proxy {
         tracing::info!(clients = self.app.connections(), "shutting down");
         self.app.drain();
         while self.app.connections() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(DRAIN_POLL).await;
+            timer::sleep(DRAIN_POLL).await;
         }
         let left = self.app.connections();
         if left > 0 {
@@ -104,7 +105,7 @@ impl Proxy {
             self.app.kill_clients();
             let grace = Instant::now() + Duration::from_secs(1);
             while self.app.connections() > 0 && Instant::now() < grace {
-                tokio::time::sleep(DRAIN_POLL).await;
+                timer::sleep(DRAIN_POLL).await;
             }
         }
         self.app.close_servers().await;

@@ -1,5 +1,5 @@
 //! Threads, each a runtime of its own: a client and the server connection it holds share one reactor, and tasks are not handed
-//! from one to another. One more thread, `control`, does what is not on the way of a query.
+//! from one to another. One more thread, `control`, does what is not on the way of a query, and keeps all [timers](crate::timer).
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -10,6 +10,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 use crate::net::batch;
+use crate::timer;
 
 pub struct Threads {
     workers: Vec<Thread>,
@@ -32,10 +33,12 @@ impl Threads {
     /// A thread or a reactor that the operating system refuses.
     pub fn start(count: usize, batches: bool) -> std::io::Result<Self> {
         let mut running = Vec::new();
+        let (control, _) = start("control".to_owned(), None, false, &mut running)?;
         let mut workers = Vec::new();
         let mut said = false;
         for number in 0..count {
-            let (worker, batched) = start(format!("worker-{number}"), batches, &mut running)?;
+            let (name, timers) = (format!("worker-{number}"), Some(control.handle.clone()));
+            let (worker, batched) = start(name, timers, batches, &mut running)?;
             if let Err(error) = batched
                 && !std::mem::replace(&mut said, true)
             {
@@ -43,10 +46,9 @@ impl Threads {
             }
             workers.push(worker);
         }
-        let control = start("control".to_owned(), false, &mut running)?.0.handle;
         Ok(Self {
             workers,
-            control,
+            control: control.handle,
             running,
         })
     }
@@ -59,9 +61,9 @@ impl Threads {
         self.control.clone()
     }
 
-    /// Ends every task and thread.
+    /// Ends every task and thread: control last, since it has the timers of all.
     pub fn stop(self) {
-        for (stop, thread) in self.running {
+        for (stop, thread) in self.running.into_iter().rev() {
             drop(stop);
             if thread.join().is_err() {
                 tracing::error!("a worker thread panicked");
@@ -96,17 +98,21 @@ impl Thread {
     }
 }
 
-/// Also returns whether it sends in batches as it is told to.
+/// `timers`: who keeps them; None: it keeps its own. Also returns whether it sends in batches as it is told to.
 fn start(
     name: String,
+    timers: Option<Handle>,
     batches: bool,
     running: &mut Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
 ) -> std::io::Result<(Thread, std::io::Result<()>)> {
     let mut builder = Builder::new_current_thread();
+    if timers.is_none() {
+        builder.enable_time();
+    }
     if batches {
         builder.on_thread_park(batch::turn);
     }
-    let runtime = builder.enable_all().build()?;
+    let runtime = builder.enable_io().build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     let (tell, told) = mpsc::channel();
@@ -114,6 +120,9 @@ fn start(
         // "<process>/task/<thread>"
         let own = std::fs::read_link("/proc/thread-self");
         let clock = own.map(|own| PathBuf::from("/proc").join(own).join("schedstat"));
+        if let Some(keeper) = timers {
+            timer::kept_by(keeper);
+        }
         let batched = match batches {
             true => batch::install().map(|flusher| drop(runtime.spawn(flusher))),
             false => Ok(()),
@@ -148,7 +157,7 @@ mod tests {
                 sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(number));
             }
             // Idle again, it has told the operating system.
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            timer::sleep(Duration::from_millis(1)).await;
             let _ = done.send(sum);
         });
         is_done.recv().unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. Modules of one layer may use each other where there is no cycle.
 const LAYERS: &[&[&str]] = &[
-    &["error", "id", "metrics", "timestamp", "workers"],
+    &["error", "id", "metrics", "timer", "timestamp", "workers"],
     &["config", "net", "protocol", "findings"],
     &["auth", "sql", "tenant"],
     &["tls"],

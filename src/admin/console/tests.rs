@@ -137,9 +137,9 @@ async fn an_idle_console_is_told_when_the_proxy_stops() {
     stream.read_to_end(&mut last).await.unwrap();
     let last = String::from_utf8_lossy(&last);
     assert!(last.contains("FATAL") && last.contains("57P01"), "{last}");
-    tokio::time::timeout(Duration::from_secs(5), async {
+    timer::timeout(Duration::from_secs(5), async {
         while app.connections() > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            timer::sleep(Duration::from_millis(5)).await;
         }
     })
     .await

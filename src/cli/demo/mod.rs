@@ -31,6 +31,7 @@ use self::table::Table;
 use crate::cluster::{
     Binaries, Dir, Ending, Error, Process, Result, describe, dying_with_us, free_port, interrupted,
 };
+use crate::timer;
 
 /// Start PostgreSQL servers and the proxy, with sample tenants in every tier, and show that each
 /// tenant sees its own rows only.
@@ -408,7 +409,7 @@ impl Proxy {
             {
                 return Ok(());
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            timer::sleep(Duration::from_millis(20)).await;
         }
         Err(self.failed("does not get ready"))
     }

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use super::target::Target;
+use crate::timer;
 
 /// From the first question to the last answer. The statements themselves end sooner, by `statement_timeout`.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -217,7 +218,7 @@ impl Facts {
     /// # Errors
     /// The server's, a role that it does not have, and no answer in time.
     pub async fn gather(client: &Client, target: &Target) -> Result<Self, Failure> {
-        tokio::time::timeout(DEADLINE, ask(client, target))
+        timer::timeout(DEADLINE, ask(client, target))
             .await
             .map_err(|_| Failure(format!("no answer within {DEADLINE:?}")))?
     }

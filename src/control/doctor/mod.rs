@@ -35,6 +35,7 @@ use tokio_postgres::Client;
 use crate::config::Login;
 use crate::control::door::{self, Door, words};
 use crate::findings::{Finding, Report};
+use crate::timer;
 use case::Case;
 use facts::{Facts, Failure};
 pub use target::Plan;
@@ -175,7 +176,7 @@ async fn log_in_as(target: &Target, login: &Login, deadline: Duration) -> Result
     let mut config = door::config(login, &target.place.database, "pgtenant doctor");
     config.options(OPTIONS);
     let door = Door(target.server.clone());
-    match tokio::time::timeout(deadline, door.connect(&config)).await {
+    match timer::timeout(deadline, door.connect(&config)).await {
         Ok(Ok((client, _))) => Ok(client),
         Ok(Err(error)) => {
             let problem = words(&error);

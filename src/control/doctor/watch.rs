@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::backend::instance::Instance;
 use crate::config::Config;
 use crate::findings::{Finding, Place, Report, Severity};
+use crate::timer;
 
 /// How often it looks whether it is time, or the config another.
 const TICK: Duration = Duration::from_secs(1);
@@ -45,7 +46,7 @@ pub async fn watch(app: Weak<App>) {
             last = Some((config, Instant::now()));
         }
         drop(app);
-        tokio::time::sleep(TICK).await;
+        timer::sleep(TICK).await;
     }
 }
 

@@ -29,10 +29,10 @@ async fn round(check: &mut Check, instance: &Instance) -> Arc<Report> {
 async fn wait_for(instance: &Instance, state: State) {
     let reached = async {
         while instance.health.report().state != state {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            timer::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), reached)
+    timer::timeout(Duration::from_secs(20), reached)
         .await
         .unwrap();
 }
@@ -110,9 +110,6 @@ async fn what_is_watched_follows_reloads() {
     app.reload(without).unwrap();
     wait_for(instance, State::Unknown).await;
     app.drain();
-    tokio::time::timeout(DEADLINE, watching)
-        .await
-        .unwrap()
-        .unwrap();
+    timer::timeout(DEADLINE, watching).await.unwrap().unwrap();
     cluster.stop().await.unwrap();
 }

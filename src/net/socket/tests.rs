@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 
 use super::*;
+use crate::timer;
 
 /// A runtime whose thread sends in batches; false: this is not to be had here. The rest of the proxy goes without, too.
 fn with_batches(test: impl Future<Output = ()> + Send + 'static) -> bool {
@@ -142,7 +143,7 @@ fn what_a_full_socket_does_not_take_follows_when_it_does() {
             near.write_all(b" back").await.unwrap();
             near.shutdown().await.unwrap();
         });
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        timer::sleep(Duration::from_millis(10)).await;
         assert!(!more.is_finished());
         let mut got = Vec::new();
         far(peer).read_to_end(&mut got).await.unwrap();
@@ -171,7 +172,7 @@ fn a_socket_that_is_dropped_leaves_nobody_behind_who_waits_for_the_other_end() {
                 assert_eq!((near.0.state(), tasks()), (STUCK, alone + 1));
             }
             drop(near);
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            timer::sleep(Duration::from_millis(1)).await;
             assert_eq!(tasks(), alone);
             let mut got = Vec::new();
             far(peer).read_to_end(&mut got).await.unwrap();
