@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::backend::connect;
 use crate::backend::connection::ServerConnection;
 use crate::backend::prepared::frame;
-use crate::config::{Login, PoolKey, Secret, Server, ServerAddress, ServerTls, SslMode};
+use crate::config::{
+    Login, PoolKey, Secret, Server, ServerAddress, ServerTls, SslMode, TcpKeepalives,
+};
 use crate::error::Error;
 use crate::id::ServerName;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
@@ -41,6 +43,7 @@ impl Way {
                 host: proxy.ip().to_string(),
                 port: proxy.port(),
             },
+            tcp_keepalives: TcpKeepalives::default(),
             tls: ServerTls {
                 mode: SslMode::Disable,
                 root_cert_pem: None,

@@ -21,6 +21,7 @@ use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::prepared::frame;
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
 use crate::error::{Error, Kind, Result};
+use crate::net::keep_alive;
 use crate::net::socket::Socket;
 use crate::net::stream::Stream;
 use crate::protocol::frame::{BackendTag, FrontendTag, split_cstr};
@@ -68,7 +69,7 @@ pub async fn connect(
             ServerAddress::Tcp { host, port }
                 if in_tls && server.tls.mode == SslMode::Prefer && refused.kind() == BARRED =>
             {
-                let plain = Stream::Plain(dial(host, *port).await?);
+                let plain = Stream::Plain(dial(server, host, *port).await?);
                 log_in_on(plain, server, key).await
             }
             _ => Err(refused),
@@ -103,7 +104,7 @@ pub async fn open(server: &Server) -> Result<Stream> {
             let unix = UnixStream::connect(path).await.map_err(failed)?;
             return Ok(Stream::Plain(unix.into()));
         }
-        ServerAddress::Tcp { host, port } => (host, dial(host, *port).await?),
+        ServerAddress::Tcp { host, port } => (host, dial(server, host, *port).await?),
     };
     if server.tls.mode == SslMode::Disable {
         return Ok(Stream::Plain(socket));
@@ -126,9 +127,10 @@ pub async fn open(server: &Server) -> Result<Stream> {
     Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
 }
 
-async fn dial(host: &str, port: u16) -> Result<Socket> {
+async fn dial(server: &Server, host: &str, port: u16) -> Result<Socket> {
     let tcp = TcpStream::connect((host, port)).await.map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
+    keep_alive(&tcp, &server.tcp_keepalives).map_err(failed)?;
     Ok(tcp.into())
 }
 

@@ -50,8 +50,8 @@ impl Diff {
     }
 }
 
-/// Compares. Settings that are read afresh each time they are used (identify, timeouts, limits of
-/// the proxy, users of the console), or at each reload (audit), are not listed.
+/// Compares. Settings that are read afresh each time they are used (identify, timeouts, TCP
+/// keepalives, limits of the proxy, users of the console), or at each reload (audit), are not listed.
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let mut diff = Diff {
         pools_removed: pools_removed(old, new),

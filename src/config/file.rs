@@ -39,6 +39,7 @@ pub struct ConfigFile {
     pub identify: IdentifyFile,
     pub limits: LimitsFile,
     pub timeouts: TimeoutsFile,
+    pub tcp_keepalives: TcpKeepalivesFile,
     pub doctor: DoctorFile,
     /// PostgreSQL instances by name. Required.
     pub servers: Option<IndexMap<String, Option<ServerFile>>>,
@@ -223,6 +224,18 @@ impl Default for TimeoutsFile {
             server_lifetime: seconds(60 * 60),
         }
     }
+}
+
+/// `tcp_keepalives`, of clients and servers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct TcpKeepalivesFile {
+    /// Silence before the first probe, in whole seconds. Default: the operating system's.
+    pub idle: Option<Period>,
+    /// From one probe to the next, in whole seconds. Default: the operating system's.
+    pub interval: Option<Period>,
+    /// Unanswered probes after which the connection is over. Default: the operating system's.
+    pub count: Option<Count>,
 }
 
 /// `doctor`.

@@ -75,6 +75,7 @@ pub struct Config {
     /// Clients of the whole proxy, logging in or logged in.
     pub max_clients: usize,
     pub timeouts: Timeouts,
+    pub tcp_keepalives: TcpKeepalives,
     pub doctor: Doctor,
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
@@ -167,6 +168,17 @@ pub struct Timeouts {
     pub server_lifetime: Duration,
 }
 
+/// How soon TCP notices that the other end is gone without a word. None: the operating system's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpKeepalives {
+    /// Silence before the first probe.
+    pub idle: Option<Duration>,
+    /// From one probe to the next.
+    pub interval: Option<Duration>,
+    /// Unanswered probes after which the connection is over.
+    pub count: Option<u32>,
+}
+
 /// The inspection of the databases by a running proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doctor {
@@ -182,6 +194,7 @@ pub struct Doctor {
 pub struct Server {
     pub name: ServerName,
     pub address: ServerAddress,
+    pub tcp_keepalives: TcpKeepalives,
     pub tls: ServerTls,
     /// Most connections the proxy opens to this instance, over all its pools.
     pub max_connections: usize,

@@ -21,13 +21,13 @@ use sha2::{Digest, Sha256};
 
 use super::file::{
     AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, ListenFile,
-    LogFile, TimeoutsFile,
+    LogFile, TcpKeepalivesFile, TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
-use super::units::Count;
+use super::units::{Count, Period};
 use super::{
     Audit, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier, Secret,
-    Timeouts,
+    TcpKeepalives, Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
 
@@ -42,6 +42,10 @@ const MAX_CONNECTIONS: usize = 262_143;
 
 /// More often is a load on the servers.
 const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What Linux takes: `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL`, which are the same, and `MAX_TCP_KEEPCNT`.
+const MAX_KEEPALIVE_SECONDS: u64 = 32_767;
+const MAX_KEEPALIVE_COUNT: usize = 127;
 
 /// More files and events than anybody reads.
 const MAX_AUDIT_FILES: usize = 1000;
@@ -161,7 +165,8 @@ impl Resolver<'_, '_> {
         let placement_files = placement_files.unwrap_or_default();
         let tenant_files = tenant_files.unwrap_or_default();
 
-        let servers = self.servers(&server_files);
+        let tcp_keepalives = self.tcp_keepalives(&file.tcp_keepalives);
+        let servers = self.servers(&server_files, tcp_keepalives);
         let plans = self.placements(&placement_files, &server_files, &tenant_files);
         let tenants = self.tenants(&tenant_files, &plans, &servers, &identify, console);
         Some(Config {
@@ -175,6 +180,7 @@ impl Resolver<'_, '_> {
             identify,
             max_clients: max_clients?,
             timeouts: timeouts(&file.timeouts),
+            tcp_keepalives,
             doctor: doctor?,
             servers,
             placements: plans
@@ -329,6 +335,29 @@ impl Resolver<'_, '_> {
         match workers {
             Some(count) => self.count(&At::ROOT.key("workers"), count, MAX_WORKERS),
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
+        }
+    }
+
+    fn tcp_keepalives(&mut self, file: &TcpKeepalivesFile) -> TcpKeepalives {
+        let section = At::ROOT.key("tcp_keepalives");
+        let mut seconds = |name, period: Option<Period>| {
+            let Period(time) = period?;
+            if time.subsec_nanos() != 0 || time.as_secs() > MAX_KEEPALIVE_SECONDS {
+                let message = format!("must be whole seconds, at most {MAX_KEEPALIVE_SECONDS}s");
+                self.mistakes.add(&section.key(name), message);
+            }
+            Some(time)
+        };
+        let idle = seconds("idle", file.idle);
+        let interval = seconds("interval", file.interval);
+        let count = file.count.and_then(|count| {
+            let count = self.count(&section.key("count"), count, MAX_KEEPALIVE_COUNT)?;
+            u32::try_from(count).ok()
+        });
+        TcpKeepalives {
+            idle,
+            interval,
+            count,
         }
     }
 

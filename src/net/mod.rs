@@ -7,8 +7,32 @@
 //!
 //! Sockets that hardly ever have anything to read are left to one [`watch`].
 
+use std::os::fd::AsFd;
+
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::config::TcpKeepalives;
+
 pub mod batch;
 mod ring;
 pub mod socket;
 pub mod stream;
 pub mod watch;
+
+/// Has TCP find out when the other end is gone without a word, as PostgreSQL and its clients do.
+///
+/// # Errors
+/// The operating system's.
+pub fn keep_alive(tcp: &impl AsFd, times: &TcpKeepalives) -> std::io::Result<()> {
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(idle) = times.idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = times.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(count) = times.count {
+        keepalive = keepalive.with_retries(count);
+    }
+    SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+}

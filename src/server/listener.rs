@@ -12,9 +12,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::admin::console;
 use crate::app::{App, CountedConnection};
+use crate::config::TcpKeepalives;
 use crate::frontend::login::{Admitted, admit};
 use crate::frontend::session::{self, Session};
 use crate::frontend::welcome;
+use crate::net::keep_alive;
 use crate::timer;
 use crate::workers::WorkerId;
 
@@ -47,8 +49,9 @@ fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     )?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    // What it accepts inherits this.
+    // What it accepts inherits these.
     socket.set_tcp_nodelay(true)?;
+    socket.set_keepalive(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -107,6 +110,12 @@ async fn log_in(
     counted: CountedConnection,
 ) -> Option<Box<Session>> {
     let door = app.door(position)?;
+    let keepalives = app.config().tcp_keepalives;
+    if keepalives != TcpKeepalives::default()
+        && let Err(error) = keep_alive(&tcp, &keepalives)
+    {
+        tracing::warn!(%peer, %error, "cannot set the TCP keepalives of a connection");
+    }
     match admit(&app, &door, tcp, peer, counted).await {
         Admitted::Tenant(login) => welcome::start(login).await,
         Admitted::Admin(admin) => {
@@ -122,6 +131,8 @@ mod tests {
     use std::net::TcpStream;
     use std::path::Path;
 
+    use socket2::SockRef;
+
     use super::*;
     use crate::admin::testing::CONFIG;
     use crate::config;
@@ -130,11 +141,13 @@ mod tests {
     const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
     #[test]
-    fn what_is_accepted_sends_at_once() {
+    fn what_is_accepted_sends_at_once_and_finds_out_when_its_peer_is_gone() {
         let listener = listen(ANY).unwrap();
         listener.set_nonblocking(false).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(listener.accept().unwrap().0.nodelay().unwrap());
+        let (accepted, _) = listener.accept().unwrap();
+        assert!(accepted.nodelay().unwrap());
+        assert!(SockRef::from(&accepted).keepalive().unwrap());
     }
 
     #[test]

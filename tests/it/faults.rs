@@ -600,3 +600,56 @@ fn resident() -> usize {
         .and_then(|n| n.parse::<usize>().ok());
     pages.expect("a number") * 4096
 }
+
+/// In how many centiseconds TCP asks whether the other end is there, of each connection of this machine between two ports that
+/// are `wanted` (Linux: the timer 02 of `/proc/net/tcp`).
+fn keepalives(wanted: impl Fn(u16, u16) -> bool) -> Vec<u64> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+    let hex = |text: &str| u64::from_str_radix(text, 16).expect("a hexadecimal number");
+    let port = |address: &str| u16::try_from(hex(&address[address.len() - 4..])).expect("a port");
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let is_wanted = wanted(port(fields[1]), port(fields[2]));
+            let when = fields[5].strip_prefix("02:").filter(|_| is_wanted)?;
+            Some(hex(when))
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_gone_without_a_word_is_looked_for() {
+    let setup = |sections: &str| Setup {
+        sections: sections.to_owned(),
+        ..Setup::default()
+    };
+    let acme = tenant("acme");
+    let server = world().await.home(&acme).port();
+    for (sections, soon) in [
+        ("", false),
+        (
+            "tcp_keepalives: { idle: 40s, interval: 2s, count: 3 }\n",
+            true,
+        ),
+    ] {
+        let proxy = Running::start(&setup(sections).yaml(world().await));
+        let mut wire = proxy.raw(&acme).await;
+        assert_eq!(wire.column("SELECT 1").await, ["1"]);
+        let port = proxy.address.port();
+        // While what was sent is not acknowledged, another timer is shown.
+        let is_soon = |when: &u64| *when <= 4000;
+        eventually("the client's connection is looked after", async || {
+            let times = keepalives(|own, _| own == port);
+            !times.is_empty() && times.iter().all(|when| is_soon(when) == soon)
+        })
+        .await;
+        // Other tests' are among them.
+        eventually("the server's connection is, too", async || {
+            let times = keepalives(|_, peer| peer == server);
+            times.iter().any(|when| is_soon(when) == soon)
+        })
+        .await;
+    }
+}

@@ -109,6 +109,15 @@ fn globals(config: &Config) -> Vec<Setting> {
     ] {
         settings.push(setting(format!("timeouts.{name}"), period(time)));
     }
+    let keepalives = &config.tcp_keepalives;
+    for (name, value) in [
+        ("idle", keepalives.idle.map(period)),
+        ("interval", keepalives.interval.map(period)),
+        ("count", keepalives.count.map(|count| count.to_string())),
+    ] {
+        let value = value.unwrap_or_default();
+        settings.push(setting(format!("tcp_keepalives.{name}"), value));
+    }
     let doctor = &config.doctor;
     settings.push(setting("doctor.enabled", doctor.enabled));
     settings.push(setting("doctor.interval", period(doctor.interval)));

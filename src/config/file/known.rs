@@ -7,7 +7,8 @@ use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use super::{
     AdminConsoleFile, AuditFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile,
     ListenFile, ListenTlsFile, LogFile, LoginFile, PlacementFile, PlacementLimitsFile, PoolFile,
-    SealFile, ServerAdminFile, ServerFile, TenantFile, TenantLimitsFile, TimeoutsFile,
+    SealFile, ServerAdminFile, ServerFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile,
+    TimeoutsFile,
 };
 
 /// What to say of a setting that is none of the `known` ones.
@@ -32,6 +33,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["identify"] => fields::<IdentifyFile>(),
         ["limits"] => fields::<LimitsFile>(),
         ["timeouts"] => fields::<TimeoutsFile>(),
+        ["tcp_keepalives"] => fields::<TcpKeepalivesFile>(),
         ["doctor"] => fields::<DoctorFile>(),
         ["servers", _] => fields::<ServerFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),

@@ -76,6 +76,7 @@ impl ConfigFile {
             identify: root.section("identify").unwrap_or_default(),
             limits: root.section("limits").unwrap_or_default(),
             timeouts: root.section("timeouts").unwrap_or_default(),
+            tcp_keepalives: root.section("tcp_keepalives").unwrap_or_default(),
             doctor: root.section("doctor").unwrap_or_default(),
             servers: root.entries("servers"),
             placements: root.entries("placements"),

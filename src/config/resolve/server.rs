@@ -10,7 +10,9 @@ use indexmap::IndexMap;
 use super::{MAX_CONNECTIONS, Resolver, name_mistake};
 use crate::config::file::{SealFile, ServerAdminFile, ServerFile};
 use crate::config::outline::At;
-use crate::config::{Login, Secret, Server, ServerAddress, ServerSeal, ServerTls, SslMode};
+use crate::config::{
+    Login, Secret, Server, ServerAddress, ServerSeal, ServerTls, SslMode, TcpKeepalives,
+};
 use crate::id::ServerName;
 
 /// Longest path of a Unix socket (`sun_path`, with its final NUL).
@@ -26,6 +28,7 @@ impl Resolver<'_, '_> {
     pub(super) fn servers(
         &mut self,
         files: &IndexMap<String, Option<ServerFile>>,
+        tcp_keepalives: TcpKeepalives,
     ) -> IndexMap<ServerName, Arc<Server>> {
         let at = At::ROOT.key("servers");
         let mut servers = IndexMap::with_capacity(files.len());
@@ -34,7 +37,7 @@ impl Resolver<'_, '_> {
             let server_name = self.name(&at, ServerName::new(name));
             let server = file
                 .as_ref()
-                .and_then(|file| self.server(&at, server_name?, file));
+                .and_then(|file| self.server(&at, server_name?, file, tcp_keepalives));
             if let Some(server) = server {
                 servers.insert(server.name.clone(), Arc::new(server));
             }
@@ -42,7 +45,13 @@ impl Resolver<'_, '_> {
         servers
     }
 
-    fn server(&mut self, at: &At<'_>, name: ServerName, file: &ServerFile) -> Option<Server> {
+    fn server(
+        &mut self,
+        at: &At<'_>,
+        name: ServerName,
+        file: &ServerFile,
+        tcp_keepalives: TcpKeepalives,
+    ) -> Option<Server> {
         let port = self.count(&at.key("port"), file.port, usize::from(u16::MAX));
         let port = port.and_then(|port| u16::try_from(port).ok());
         let host = self.required(at, "host", file.host.as_deref());
@@ -82,6 +91,7 @@ impl Resolver<'_, '_> {
         Some(Server {
             name,
             address: address?,
+            tcp_keepalives,
             tls: tls?,
             max_connections: max_connections?,
             admin,

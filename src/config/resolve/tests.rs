@@ -919,6 +919,19 @@ fn the_minimal_file_is_minimal() {
 }
 
 #[test]
+fn keepalives_are_what_tcp_can_keep() {
+    let wrong = "tcp_keepalives: { idle: 500ms, interval: 10h, count: 0 }\n";
+    assert_eq!(
+        resolve(&format!("{wrong}{BASE}")).unwrap_err(),
+        [
+            "line 1: tcp_keepalives.idle: must be whole seconds, at most 32767s",
+            "line 1: tcp_keepalives.interval: must be whole seconds, at most 32767s",
+            "line 1: tcp_keepalives.count: must be at least 1",
+        ]
+    );
+}
+
+#[test]
 fn the_defaults_are_those_that_the_reference_file_shows() {
     let text = reference();
     let load = |text: &str| load_text(text, &config_dir(), &|_| None).unwrap();
@@ -992,7 +1005,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 14);
+    assert_eq!(settings, 17);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
@@ -1003,7 +1016,14 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
     assert_eq!(config.identify.by_sni.as_deref(), Some(".db.example.com"));
     assert!(config.listen[0].tls.is_some());
     assert_eq!(config.audit.file, Some(dir.path().join("audit.jsonl")));
+    let keepalives = TcpKeepalives {
+        idle: Some(Duration::from_secs(60)),
+        interval: Some(Duration::from_secs(10)),
+        count: Some(6),
+    };
+    assert_eq!(config.tcp_keepalives, keepalives);
     let shared = &config.servers["shared"];
+    assert_eq!(shared.tcp_keepalives, keepalives);
     assert!(shared.admin.is_some() && shared.seal.is_some() && shared.tls.root_cert_pem.is_some());
 }
 
