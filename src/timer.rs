@@ -19,6 +19,11 @@ pub fn kept_by(keeper: Handle) {
     KEEPER.set(Some(keeper));
 }
 
+/// Runs `task` where its timers are: for one that does hardly anything but wait for a time, so that no worker is woken for it.
+pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    with_keeper(|| drop(tokio::spawn(task)));
+}
+
 /// Ready after `period`.
 ///
 /// Cancel safe.

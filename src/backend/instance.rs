@@ -31,9 +31,6 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// A tenant that holds no connection waits this long for one to come back to its pool before it may have one of the reserve.
 const RESERVE_AFTER: Duration = Duration::from_millis(250);
 
-/// How often is looked for connections that are kept for clients that do not come: as often as tokio's timers can.
-const LINGER_POLL: Duration = Duration::from_millis(1);
-
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -244,22 +241,25 @@ impl Instance {
         });
     }
 
-    /// Sees to it, on `worker`, that no connection is kept for a client that does not come.
-    pub(super) fn watch_lingering(self: &Arc<Self>, pool: u64, worker: WorkerId) {
+    /// Sees to it that no connection is kept for a client that does not come.
+    pub(super) fn watch_lingering(self: &Arc<Self>, pool: u64) {
         let instance = Arc::downgrade(self);
-        self.workers.spawn(worker, async move {
-            loop {
-                timer::sleep(LINGER_POLL).await;
-                let Some(instance) = instance.upgrade() else {
-                    return;
-                };
-                let mut queue = instance.queue();
-                if !queue.end_lingering(pool, Instant::now()) {
-                    queue.unwatch(pool);
-                    return;
-                }
+        timer::spawn(async move {
+            let look = |instance: Arc<Self>| instance.end_lingering(pool);
+            while let Some(left) = instance.upgrade().and_then(look) {
+                timer::sleep(left).await;
             }
         });
+    }
+
+    /// How long something is kept at most. None: nothing is, and nobody watches any more.
+    fn end_lingering(&self, pool: u64) -> Option<Duration> {
+        let mut queue = self.queue();
+        let left = queue.end_lingering(pool, Instant::now());
+        if left.is_none() {
+            queue.unwatch(pool);
+        }
+        left
     }
 
     /// Serves who waits, after limits were raised.

@@ -255,12 +255,11 @@ impl Lease {
             drop(queue);
             instance.close(self.pool.id, connection, false);
         } else {
-            let worker = connection.worker;
             let surplus = queue.put_back(self.pool.id, &self.tenant, connection, now);
             let watch = queue.must_be_watched(self.pool.id);
             drop(queue);
             if watch {
-                instance.watch_lingering(self.pool.id, worker);
+                instance.watch_lingering(self.pool.id);
             }
             if let Some(connection) = surplus {
                 instance.close(self.pool.id, connection, false);

@@ -485,26 +485,28 @@ impl Queue {
         }
     }
 
-    /// Gives what was kept for nobody to who waits. False: nothing is kept any more.
-    pub fn end_lingering(&mut self, pool: u64, now: Instant) -> bool {
-        let Some(state) = self.pools.get_mut(&pool) else {
-            return false;
-        };
+    /// Gives what was kept for nobody to who waits. Returns how long something is still kept at most before this is to be called again.
+    pub fn end_lingering(&mut self, pool: u64, now: Instant) -> Option<Duration> {
+        let state = self.pools.get_mut(&pool)?;
         let mut ended = Vec::new();
-        for connection in &mut state.idle {
-            if connection.lingers && now.saturating_duration_since(connection.idle_since) > LINGER {
-                connection.lingers = false;
-                ended.push(connection.worker);
+        let mut next = None;
+        for connection in state.idle.iter_mut().filter(|idle| idle.lingers) {
+            let kept = now.saturating_duration_since(connection.idle_since);
+            match LINGER.checked_sub(kept) {
+                Some(left) => next = Some(next.map_or(left, |next| left.min(next))),
+                None => {
+                    connection.lingers = false;
+                    ended.push(connection.worker);
+                }
             }
         }
         for _ in &ended {
             state.note_lingering(false);
         }
-        let lingers = state.is_lingering();
         for near in ended {
             self.dispatch(Some(near));
         }
-        lingers
+        next
     }
 
     /// Whether the caller is to call [`end_lingering`](Self::end_lingering) from now on until nothing is kept.

@@ -1,5 +1,6 @@
 //! Threads, each a runtime of its own: a client and the server connection it holds share one reactor, and tasks are not handed
-//! from one to another. One more thread, `control`, does what is not on the way of a query, and keeps all [timers](crate::timer).
+//! from one to another. One more thread, `control`, does what is not on the way of a query, and one keeps the [timers](crate::timer) of
+//! the workers: it does nothing that takes long.
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -33,11 +34,12 @@ impl Threads {
     /// A thread or a reactor that the operating system refuses.
     pub fn start(count: usize, batches: bool) -> std::io::Result<Self> {
         let mut running = Vec::new();
+        let (timers, _) = start("timers".to_owned(), None, false, &mut running)?;
         let (control, _) = start("control".to_owned(), None, false, &mut running)?;
         let mut workers = Vec::new();
         let mut said = false;
         for number in 0..count {
-            let (name, timers) = (format!("worker-{number}"), Some(control.handle.clone()));
+            let (name, timers) = (format!("worker-{number}"), Some(timers.handle.clone()));
             let (worker, batched) = start(name, timers, batches, &mut running)?;
             if let Err(error) = batched
                 && !std::mem::replace(&mut said, true)
@@ -61,7 +63,7 @@ impl Threads {
         self.control.clone()
     }
 
-    /// Ends every task and thread: control last, since it has the timers of all.
+    /// Ends every task and thread: last the one whose timers the others use.
     pub fn stop(self) {
         for (stop, thread) in self.running.into_iter().rev() {
             drop(stop);
