@@ -16,7 +16,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use pgtenant::backend::connection::ServerConnection;
 use pgtenant::backend::context::{Adopted, Binding, Context, Settings, adopt};
 use pgtenant::backend::instance::{Instance, Pool};
-use pgtenant::backend::prepared::{Interner, Parsed, frame};
+use pgtenant::backend::prepared::{Interner, Parsed};
 use pgtenant::cluster::Dir;
 use pgtenant::config::{Config, ServerAddress, Tenant, load_text};
 use pgtenant::frontend::ledger::Ledger;
@@ -25,7 +25,7 @@ use pgtenant::frontend::statements::{Rewritten, Statements, Target, Undo};
 use pgtenant::id::TenantId;
 use pgtenant::net::stream::Stream;
 use pgtenant::protocol::buffer::Buffer;
-use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
+use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header, frame};
 use pgtenant::protocol::startup::{self, Packet, Startup};
 use pgtenant::sql::effects::Effects;
 use pgtenant::sql::guard::Guard;

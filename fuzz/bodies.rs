@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
-use pgtenant::backend::prepared::{Interner, Parsed, frame};
+use pgtenant::backend::prepared::{Interner, Parsed};
 use pgtenant::frontend::ledger::{Ledger, Reply};
 use pgtenant::frontend::owed::Owed;
 use pgtenant::frontend::statements::{Rewritten, Statements, Target, translate};
 use pgtenant::protocol::buffer::Buffer;
-use pgtenant::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
+use pgtenant::protocol::frame::{
+    BackendTag, FrontendTag, HEADER, Header, frame, split_cstr, split_pair,
+};
 use pgtenant::protocol::startup::{self, Packet};
 use pgtenant::sql::effects::Effects;
 

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use crate::backend::connect;
 use crate::backend::connection::ServerConnection;
-use crate::backend::prepared::frame;
 use crate::config::{
     Login, PoolKey, Secret, Server, ServerAddress, ServerTls, SslMode, TcpKeepalives,
 };
 use crate::error::Error;
 use crate::id::ServerName;
-use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, frame};
 use crate::protocol::reply::ErrorFields;
 use crate::timer;
 

@@ -18,13 +18,12 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::backend::channel_binding::tls_server_end_point;
 use crate::backend::connection::{Frame, ServerConnection};
-use crate::backend::prepared::frame;
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
 use crate::error::{Error, Kind, Result};
 use crate::net::keep_alive;
 use crate::net::socket::Socket;
 use crate::net::stream::Stream;
-use crate::protocol::frame::{BackendTag, FrontendTag, split_cstr};
+use crate::protocol::frame::{BackendTag, FrontendTag, frame, split_cstr};
 use crate::protocol::reply::ErrorFields;
 use crate::protocol::startup::{CancelKey, MAX_CANCEL_KEY, NEWEST, Version};
 use crate::timer;

@@ -304,8 +304,8 @@ mod tests {
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
-    use crate::backend::prepared::frame;
     use crate::config::load_text;
+    use crate::protocol::frame::frame;
 
     const CONFIG: &str = "\
 listen: [{ address: \"127.0.0.1:0\" }]

@@ -26,14 +26,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::connection::{Frame, Parameters, ServerConnection};
-use crate::backend::prepared::frame;
 use crate::backend::seal::{self, Credential};
 use crate::backend::switch::{self, Batch, Setting};
 use crate::config::Route;
 use crate::error::{Error, Kind, Result};
 use crate::id::TenantId;
 use crate::protocol::buffer::Buffer;
-use crate::protocol::frame::{BackendTag, FrontendTag};
+use crate::protocol::frame::{BackendTag, FrontendTag, frame};
 use crate::protocol::reply::ErrorFields;
 use crate::timer;
 

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::backend::context::Settings;
-use crate::protocol::frame::{HEADER, put, split_cstr};
+use crate::protocol::frame::{frame, split_cstr};
 use crate::sql::effects::Effects;
 
 /// A statement as Parse defines it, shared by all clients of a pool that prepare the same.
@@ -85,18 +85,6 @@ impl Statement {
         let name = self.server_name();
         frame(b'C', &[b"S", name.as_bytes(), b"\0"])
     }
-}
-
-/// A frame of `tag` around the given parts.
-pub fn frame(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let body: usize = parts.iter().map(|part| part.len()).sum();
-    let mut frame = Vec::with_capacity(HEADER + body);
-    put(&mut frame, tag, |frame| {
-        for part in parts {
-            frame.extend_from_slice(part);
-        }
-    });
-    frame
 }
 
 /// The statements of one pool. A statement lives as long as a client or a server connection knows

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use crate::backend::connection::{Frame, ServerConnection};
-use crate::backend::prepared::frame;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
-use crate::protocol::frame::{BackendTag, FrontendTag};
+use crate::protocol::frame::{BackendTag, FrontendTag, frame};
 
 bitflags! {
     /// State that ties a client to its server connection.

@@ -231,8 +231,7 @@ fn failed(fields: &ErrorFields) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::prepared::frame;
-    use crate::protocol::frame::{HEADER, Header};
+    use crate::protocol::frame::{HEADER, Header, frame};
 
     #[test]
     fn a_batch_has_no_sync_and_no_value_in_its_text() {

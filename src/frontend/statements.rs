@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::backend::context::Settings;
-use crate::backend::prepared::{Has, Interner, Parsed, Statement, frame};
+use crate::backend::prepared::{Has, Interner, Parsed, Statement};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Failed, Ledger};
 use crate::frontend::owed::Owed;
 use crate::protocol::buffer::Buffer;
-use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
+use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::sql::effects::{Effects, What};
 
 /// Longest unnamed Parse that is remembered for a Bind in a later transaction, in bytes.

@@ -14,6 +14,18 @@ pub fn put<B: BufMut + AsRef<[u8]> + AsMut<[u8]>>(out: &mut B, tag: u8, body: im
     out.as_mut()[at..at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
+/// A frame of `tag` around the given parts.
+pub fn frame(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let body: usize = parts.iter().map(|part| part.len()).sum();
+    let mut frame = Vec::with_capacity(HEADER + body);
+    put(&mut frame, tag, |frame| {
+        for part in parts {
+            frame.extend_from_slice(part);
+        }
+    });
+    frame
+}
+
 /// PostgreSQL's PQ_LARGE_MESSAGE_LIMIT (libpq.h): MaxAllocSize - 1.
 const LARGE_LIMIT: usize = 0x3fff_fffe;
 /// PostgreSQL's PQ_SMALL_MESSAGE_LIMIT (libpq.h), for messages that hold no data of the user's.

@@ -6,10 +6,9 @@ mod scram;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use pgtenant::backend::prepared::frame;
 use pgtenant::cluster::{Error, Result};
 use pgtenant::net::stream::Stream;
-use pgtenant::protocol::frame::{BackendTag, FrontendTag, HEADER, Header};
+use pgtenant::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, frame};
 use pgtenant::protocol::reply::{ErrorFields, TERMINATE};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

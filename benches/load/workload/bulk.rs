@@ -2,9 +2,8 @@
 
 use std::time::Instant;
 
-use pgtenant::backend::prepared::frame;
 use pgtenant::cluster::Result;
-use pgtenant::protocol::frame::FrontendTag;
+use pgtenant::protocol::frame::{FrontendTag, frame};
 
 use super::{Ground, Name, Workload, rounds};
 use crate::client::{Client, query};

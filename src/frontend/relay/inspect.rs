@@ -1,13 +1,12 @@
 //! Looking at the texts of Query and Parse, and at what a FunctionCall calls: what they may do to the session, and whether they may.
 
 use crate::audit::{self, Event};
-use crate::backend::prepared::frame;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::owed::Owed;
 use crate::frontend::statements::asks_for_foreign_sequence;
-use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, split_cstr};
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
 use crate::sql::effects::{Effects, What};
 

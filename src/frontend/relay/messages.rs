@@ -5,11 +5,10 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
 use crate::backend::connection::ServerConnection;
-use crate::backend::prepared::frame;
 use crate::error::{Error, Result};
 use crate::frontend::owed::Owed;
 use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
-use crate::protocol::frame::{FrontendTag, HEADER, Header};
+use crate::protocol::frame::{FrontendTag, HEADER, Header, frame};
 use crate::protocol::reply;
 use crate::sql::effects::{Effects, What};
 

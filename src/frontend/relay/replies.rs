@@ -7,13 +7,14 @@ use std::time::Instant;
 use crate::audit::Event;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, follows_client};
-use crate::backend::prepared::frame;
 use crate::backend::switch::{self, Progress};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::ledger::{Current, Reply};
 use crate::frontend::statements::translate;
-use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, Header, split_cstr, split_pair};
+use crate::protocol::frame::{
+    BackendTag, FrontendTag, HEADER, Header, frame, split_cstr, split_pair,
+};
 use crate::protocol::reply::Replies;
 
 use super::{ClientSide, End, Relay, frame_size};

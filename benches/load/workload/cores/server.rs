@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
-use pgtenant::backend::prepared::frame;
 use pgtenant::cluster::{Error, Result};
-use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header};
+use pgtenant::protocol::frame::{BackendTag, FrontendTag, Header, frame};
 use pgtenant::protocol::reply::SYNC;
 
 use super::TICK;
