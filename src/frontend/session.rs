@@ -696,7 +696,7 @@ impl Session {
     /// Answers the message that could not be served, and leaves the client as it was: a Query or
     /// FunctionCall with an error, an extended batch with an error up to its Sync.
     async fn refuse_batch(&mut self, error: &Error) -> Result<ControlFlow<()>> {
-        if self.standing.registered.is_killed() || self.standing.app().is_draining() {
+        if self.standing.must_go() {
             return Err(error.clone());
         }
         log_refusal(&self.standing.registered, error);
@@ -727,6 +727,9 @@ impl Session {
     }
 
     /// Reads a message and throws it away. None: the client has left.
+    ///
+    /// # Errors
+    /// 57P01 if it must go, 08P01 for what is no message.
     async fn skip_message(&mut self) -> Result<Option<FrontendTag>> {
         let stray = std::mem::take(&mut self.stray);
         // Of no tag: the end of a message.
@@ -754,18 +757,18 @@ impl Session {
                     inbox.consume(inbox.len());
                 }
             }
-            let registered = &self.standing.registered;
+            let standing = &self.standing;
             let filled = poll_fn(|cx| {
-                registered.calls(cx.waker());
-                if registered.is_killed() {
-                    return Poll::Ready(Ok(0));
+                standing.registered.calls(cx.waker());
+                if standing.must_go() {
+                    return Poll::Ready(Err(stopped()));
                 }
                 if !outbox.is_drained() {
                     let _ = outbox.poll_drain(cx, stream);
                 }
-                inbox.poll_fill(cx, stream)
+                inbox.poll_fill(cx, stream).map(|filled| Ok(filled.unwrap_or(0)))
             });
-            if !matches!(filled.await, Ok(n) if n > 0) {
+            if filled.await? == 0 {
                 return Ok(None);
             }
         }

@@ -184,15 +184,17 @@ async fn who_is_refused_in_the_middle_of_a_batch_can_be_ended() {
         sections: "timeouts: { checkout: 100ms }".into(),
         ..Setup::default()
     };
-    let proxy = start(&setup).await;
-    let mut other = proxy.raw(&tenant("t00")).await;
-    other.query("BEGIN").await;
-    let mut wire = proxy.raw(&tenant("t00")).await;
-    wire.send(&[parse("", ALL), bind("", "", &[])].concat())
-        .await;
-    assert_eq!(errors(&[wire.expect().await]), ["53300"]);
-    proxy.proxy.app().kill_clients();
-    in_time("its end", wire.rest()).await;
+    for ends in [App::kill_clients, App::drain] {
+        let proxy = start(&setup).await;
+        let mut other = proxy.raw(&tenant("t00")).await;
+        other.query("BEGIN").await;
+        let mut wire = proxy.raw(&tenant("t00")).await;
+        wire.send(&[parse("", ALL), bind("", "", &[])].concat())
+            .await;
+        assert_eq!(errors(&[wire.expect().await]), ["53300"]);
+        ends(proxy.proxy.app());
+        is_stopped(&mut wire).await;
+    }
     assert_no_panics();
 }
 
