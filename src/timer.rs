@@ -14,7 +14,8 @@ thread_local! {
     static KEEPER: RefCell<Option<Handle>> = const { RefCell::new(None) };
 }
 
-/// From now on `keeper` keeps the timers of what runs on the calling thread. It has to run for as long as they are used.
+/// From now on `keeper` keeps the timers of what runs on the calling thread, and not on other threads of its runtime (those that block). It has
+/// to run for as long as they are used.
 pub fn kept_by(keeper: Handle) {
     KEEPER.set(Some(keeper));
 }

@@ -428,7 +428,9 @@ impl Queue {
             }
             Found::Elsewhere(from) => {
                 let victim = self.pools.get_mut(&from)?;
-                let connection = victim.idle.pop_front()?;
+                let mut connection = victim.idle.pop_front()?;
+                // Nobody may be watching any more when it comes back.
+                connection.lingers = false;
                 victim.total -= 1;
                 victim.pool.metrics().evictions.add(1);
                 self.pools.get_mut(&pool)?.total += 1;

@@ -766,7 +766,9 @@ impl Session {
                 if !outbox.is_drained() {
                     let _ = outbox.poll_drain(cx, stream);
                 }
-                inbox.poll_fill(cx, stream).map(|filled| Ok(filled.unwrap_or(0)))
+                inbox
+                    .poll_fill(cx, stream)
+                    .map(|filled| Ok(filled.unwrap_or(0)))
             });
             if filled.await? == 0 {
                 return Ok(None);

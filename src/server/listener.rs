@@ -194,6 +194,5 @@ mod tests {
         drop((a, b, c));
         eventually([0, 0]);
         app.drain();
-        threads.stop();
     }
 }

@@ -109,9 +109,7 @@ impl Proxy {
             }
         }
         self.app.close_servers().await;
-        if let Some(threads) = self.threads.take() {
-            threads.stop();
-        }
+        drop(self.threads.take());
         self.app.audit.close();
         left == 0
     }
@@ -119,9 +117,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        if let Some(threads) = self.threads.take() {
-            threads.stop();
-        }
+        drop(self.threads.take());
         self.app.abandon();
         self.app.audit.close();
     }

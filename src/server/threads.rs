@@ -13,10 +13,27 @@ use tokio::sync::oneshot;
 use crate::net::batch;
 use crate::timer;
 
+/// Dropped, they end, with every task of theirs.
 pub struct Threads {
     workers: Vec<Thread>,
     control: Handle,
-    running: Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+    _running: Running,
+}
+
+/// In the order in which they were started.
+#[derive(Default)]
+struct Running(Vec<(oneshot::Sender<()>, JoinHandle<()>)>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // The one whose timers others use is last.
+        while let Some((stop, thread)) = self.0.pop() {
+            drop(stop);
+            if thread.join().is_err() {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
 }
 
 /// One that runs.
@@ -33,7 +50,7 @@ impl Threads {
     /// # Errors
     /// A thread or a reactor that the operating system refuses.
     pub fn start(count: usize, batches: bool) -> std::io::Result<Self> {
-        let mut running = Vec::new();
+        let mut running = Running::default();
         let (timers, _) = start("timers".to_owned(), None, false, &mut running)?;
         let (control, _) = start("control".to_owned(), None, false, &mut running)?;
         let mut workers = Vec::new();
@@ -51,7 +68,7 @@ impl Threads {
         Ok(Self {
             workers,
             control: control.handle,
-            running,
+            _running: running,
         })
     }
 
@@ -61,16 +78,6 @@ impl Threads {
 
     pub fn control(&self) -> Handle {
         self.control.clone()
-    }
-
-    /// Ends every task and thread: last the one whose timers the others use.
-    pub fn stop(self) {
-        for (stop, thread) in self.running.into_iter().rev() {
-            drop(stop);
-            if thread.join().is_err() {
-                tracing::error!("a worker thread panicked");
-            }
-        }
     }
 }
 
@@ -105,7 +112,7 @@ fn start(
     name: String,
     timers: Option<Handle>,
     batches: bool,
-    running: &mut Vec<(oneshot::Sender<()>, JoinHandle<()>)>,
+    running: &mut Running,
 ) -> std::io::Result<(Thread, std::io::Result<()>)> {
     let mut builder = Builder::new_current_thread();
     if timers.is_none() {
@@ -137,7 +144,7 @@ fn start(
         });
         runtime.shutdown_background();
     })?;
-    running.push((stop, thread));
+    running.0.push((stop, thread));
     let (clock, batched) = told.recv().map_err(std::io::Error::other)?;
     let clock = clock.filter(|clock| clock.exists());
     Ok((Thread { handle, clock }, batched))
@@ -164,6 +171,5 @@ mod tests {
         });
         is_done.recv().unwrap();
         assert!(worker.times().ran > before);
-        threads.stop();
     }
 }

@@ -7,7 +7,7 @@ use pgtenant::server::Proxy;
 
 use crate::harness::{
     POOLINGS, Running, SECRET, Setup, assert_no_panics, backends, connect, eventually, in_time,
-    parse as parse_config, server_line, tenant, world,
+    parse as parse_config, server_line, tenant, watch_for_panics, world,
 };
 use crate::wire::{
     Frame, Wire, bind, column, copy_data, errors, execute, flush, message, parse, query, rows, sync,
@@ -652,4 +652,27 @@ async fn who_is_gone_without_a_word_is_looked_for() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_says_why_and_ends_what_it_had_begun() {
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("its address");
+    let setup = Setup {
+        sections: format!("http: {{ address: \"{taken}\" }}"),
+        ..Setup::default()
+    };
+    let yaml = setup.yaml(world().await);
+    watch_for_panics();
+    for _ in 0..30 {
+        let started = Proxy::start(parse_config(&yaml), None);
+        let error = started.err().expect("the port is taken");
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("http: cannot bind {taken}")),
+            "{error}"
+        );
+    }
+    assert_no_panics();
 }

@@ -668,14 +668,14 @@ pub async fn backends(client: &Client, role: &str) -> i64 {
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Notes panics in the threads of proxies, which tokio confines to their task.
-fn watch_for_panics() {
+pub fn watch_for_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
             let thread = std::thread::current();
             let name = thread.name().unwrap_or_default();
-            if name.starts_with("worker-") || name == "control" {
+            if name.starts_with("worker-") || ["control", "timers"].contains(&name) {
                 PANICS
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
