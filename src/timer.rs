@@ -5,7 +5,7 @@
 //! another thread, which wakes the worker when it is time.
 
 use std::cell::RefCell;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::time::{Sleep, Timeout};
@@ -39,6 +39,12 @@ pub fn timeout<F: Future>(period: Duration, future: F) -> Timeout<F> {
     with_keeper(|| tokio::time::timeout(period, future))
 }
 
+/// The same, until `deadline`.
+pub fn timeout_at<F: Future>(deadline: Instant, future: F) -> Timeout<F> {
+    #[expect(clippy::disallowed_methods, reason = "with its keeper")]
+    with_keeper(|| tokio::time::timeout_at(deadline.into(), future))
+}
+
 /// A timer belongs to the runtime in which it is made.
 fn with_keeper<T>(makes: impl FnOnce() -> T) -> T {
     KEEPER.with_borrow(|keeper| {
@@ -49,8 +55,6 @@ fn with_keeper<T>(makes: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use tokio::runtime::Builder;
 
     use super::*;

@@ -486,20 +486,21 @@ impl Line<'_> {
     /// # Errors
     /// 53300 after the deadline, counted from `since`.
     async fn granted(&mut self, since: Instant, deadline: Duration) -> Result<Granted> {
+        let end = since + deadline;
+        let mut now = since;
         loop {
-            let left = deadline.saturating_sub(since.elapsed());
-            if left.is_zero() {
+            if now >= end {
                 return Err(Error::new(
                     Kind::TooManyConnections,
                     format!("no server connection became free within {deadline:?}"),
                 ));
             }
             // One timer for both: to set and take back one costs as much as the rest of a hand-over.
-            let patience = match self.pool.limits().reserve {
-                0 => left,
-                _ => RESERVE_AFTER.min(left),
+            let next = match self.pool.limits().reserve {
+                0 => end,
+                _ => end.min(now + RESERVE_AFTER),
             };
-            match timer::timeout(patience, &mut self.receiver).await {
+            match timer::timeout_at(next, &mut self.receiver).await {
                 Ok(granted) => {
                     let broke =
                         |_| Error::new(Kind::Internal, "the line for server connections broke");
@@ -515,6 +516,7 @@ impl Line<'_> {
                     if let Some(granted) = granted {
                         return Ok(granted);
                     }
+                    now = next;
                 }
             }
         }
