@@ -484,6 +484,11 @@ impl Registered {
     pub fn app(&self) -> &Arc<App> {
         &self.app
     }
+
+    /// Whether the client is to be ended, as soon as it is at a clean point.
+    pub fn must_go(&self) -> bool {
+        self.app.is_draining() || self.is_killed()
+    }
 }
 
 impl std::ops::Deref for Registered {

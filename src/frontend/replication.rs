@@ -177,7 +177,7 @@ impl Client {
         };
         let ends = poll_fn(|cx| {
             self.registered.calls(cx.waker());
-            match self.must_stop() {
+            match self.registered.must_go() {
                 true => Poll::Ready(()),
                 false => Poll::Pending,
             }
@@ -188,10 +188,6 @@ impl Client {
             () = ends => return Err(stopped()),
         };
         Ok((pool, lease))
-    }
-
-    fn must_stop(&self) -> bool {
-        self.app.is_draining() || self.registered.is_killed()
     }
 
     /// Relays until the client or the server leaves, or it must end, and tells the client so if it can be told.

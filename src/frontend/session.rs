@@ -696,7 +696,7 @@ impl Session {
     /// Answers the message that could not be served, and leaves the client as it was: a Query or
     /// FunctionCall with an error, an extended batch with an error up to its Sync.
     async fn refuse_batch(&mut self, error: &Error) -> Result<ControlFlow<()>> {
-        if self.standing.must_go() {
+        if self.standing.registered.must_go() {
             return Err(error.clone());
         }
         log_refusal(&self.standing.registered, error);
@@ -757,10 +757,10 @@ impl Session {
                     inbox.consume(inbox.len());
                 }
             }
-            let standing = &self.standing;
+            let registered = &self.standing.registered;
             let filled = poll_fn(|cx| {
-                standing.registered.calls(cx.waker());
-                if standing.must_go() {
+                registered.calls(cx.waker());
+                if registered.must_go() {
                     return Poll::Ready(Err(stopped()));
                 }
                 if !outbox.is_drained() {

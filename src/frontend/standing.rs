@@ -45,18 +45,13 @@ impl Standing {
         self.registered.app()
     }
 
-    /// Whether this client is to be ended, as soon as it is at a clean point.
-    pub fn must_go(&self) -> bool {
-        self.app().is_draining() || self.registered.is_killed()
-    }
-
     /// Answers a call: may this client go on, and where? True: at another worker.
     ///
     /// # Errors
     /// 57P01 if the proxy stops, or if the tenant, the user or its credential is gone.
     pub fn look_around(&mut self, statements: Option<&mut Statements>) -> Result<bool> {
         self.answered = self.registered.called();
-        if self.must_go() {
+        if self.registered.must_go() {
             return Err(stopped());
         }
         let config = self.app().config();

@@ -30,7 +30,7 @@ impl Drop for Running {
         while let Some((stop, thread)) = self.0.pop() {
             drop(stop);
             if thread.join().is_err() {
-                tracing::error!("a worker thread panicked");
+                tracing::error!("a thread panicked");
             }
         }
     }
