@@ -130,6 +130,8 @@ pub const ATTACKS: &[Attack] = &[
         Trick(&["SET ROLE NONE"]),
         Trick(&["RESET SESSION AUTHORIZATION"]),
         Trick(&["SET SESSION AUTHORIZATION DEFAULT"]),
+        Trick(&["SET SESSION SESSION AUTHORIZATION {b_role}"]),
+        Trick(&["SET SESSION ROLE {b_role}"]),
     ]),
     direct("search_path", "B's tables by their schema", &[
         Trick(&["SET search_path = {b_schema}", "SELECT secret FROM {name}"]),
@@ -245,6 +247,9 @@ pub const ATTACKS: &[Attack] = &[
         Trick(&["DO $$ BEGIN PERFORM set_config('{variable}', '{b}', false); END $$"]),
         Trick(&["DO $$ BEGIN EXECUTE 'S' || 'ET {head}' || '{tail} = ''{b}'''; END $$"]),
         Trick(&["DO 'BEGIN PERFORM set_config(''{variable}'', ''{b}'', false); END'"]),
+        Trick(&["DO $$ BEGIN NULL; END -- $$; SELECT set_config('{variable}', '{b}', false) --\n"]),
+        Trick(&["DO $$ BEGIN PERFORM CASE WHEN true THEN set_config('{variable}', '{b}', false) END; END $$"]),
+        Trick(&["DO $$ DECLARE f text := 'set_con'; BEGIN EXECUTE 'SELECT ' || f || 'fig($1, $2, false)' USING '{variable}', '{b}'; END $$"]),
     ]),
     hidden("temporary function", "acting as B by a function or an aggregate in pg_temp", &[
         Trick(&[
@@ -312,6 +317,20 @@ pub const ATTACKS: &[Attack] = &[
         ]),
         Scene(&[
             Query(A, "SET client_encoding = 'SJIS'"),
+            Query(A, "BEGIN"),
+            Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false)"),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
+            Query(A, "SET client_encoding = $$SJIS$$"),
+            Query(A, "BEGIN"),
+            Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false)"),
+            Query(A, "{loot}"),
+            Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
+            Query(A, "SET NAMES E'\\x53JIS'"),
             Query(A, "BEGIN"),
             Query(A, "SELECT E'{sjis}', set_config('{variable}', '{b}', false)"),
             Query(A, "{loot}"),

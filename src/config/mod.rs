@@ -323,8 +323,12 @@ impl fmt::Display for Posture {
 #[serde(rename_all = "kebab-case")]
 pub enum Shared {
     AdvisoryLocks,
+    /// ANALYZE, COMMENT, and literals in definitions: all tenants that are one role read them in catalogs.
+    Catalogs,
     /// LISTEN and NOTIFY.
     Channels,
+    /// DO and CALL: what code does is not read, so it may act as any tenant where there is no seal.
+    Code,
     LargeObjects,
     /// PREPARE TRANSACTION: whoever is the same role may end it.
     PreparedTransactions,
@@ -336,7 +340,9 @@ impl fmt::Display for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AdvisoryLocks => "advisory-locks",
+            Self::Catalogs => "catalogs",
             Self::Channels => "channels",
+            Self::Code => "code",
             Self::LargeObjects => "large-objects",
             Self::PreparedTransactions => "prepared-transactions",
             Self::TableLocks => "table-locks",
@@ -369,6 +375,8 @@ pub struct Placement {
     pub guard: bool,
     /// What of the database's the guard lets tenants use nevertheless.
     pub allow: BTreeSet<Shared>,
+    /// Its tenants' server connections log in as one role.
+    pub shares_role: bool,
     pub pool: PoolLimits,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
     pub reuse: bool,

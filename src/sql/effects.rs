@@ -11,6 +11,7 @@ use thin_vec::ThinVec;
 
 use super::builtin::is_builtin;
 use super::lexer::{Lexer, Sink, Token};
+use super::naming::{Naming, Told};
 
 bitflags! {
     /// Kinds of things a text may do to its session.
@@ -72,11 +73,18 @@ bitflags! {
         const ROLE_WIDE = 1 << 28;
         /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
         const TWO_PHASE = 1 << 29;
+        /// Code in a language: DO, or CALL of a procedure.
+        const CODE = 1 << 30;
+        /// It leaves values or texts in catalogs that every role reads: ANALYZE, COMMENT, views, and the
+        /// expressions of defaults, checks and indexes.
+        const SHOWS = 1 << 31;
         /// What only the guard asks for: it leaves nothing that is not told by others of these.
         const FOR_GUARD = Self::NOTIFIES.bits() | Self::ANY_ADVISORY.bits() | Self::LOCKS_TABLE.bits()
             | Self::LARGE_OBJECT.bits()
             | Self::ROLE_WIDE.bits()
-            | Self::TWO_PHASE.bits();
+            | Self::TWO_PHASE.bits()
+            | Self::CODE.bits()
+            | Self::SHOWS.bits();
     }
 }
 
@@ -109,6 +117,8 @@ thread_local! {
 const MAX_FUNCTIONS: usize = 16;
 /// Most parameters of one text that are named; with more of them some are unknown.
 const MAX_SETTINGS: usize = 64;
+/// So many texts within texts are read: code in a string of code, and so on.
+const MAX_DEPTH: u8 = 4;
 
 impl Effects {
     /// The effects of a whole text. `backslashes`: `standard_conforming_strings` is off.
@@ -127,11 +137,22 @@ impl Effects {
 
     /// The effects of the source of a function in an SQL or PL/pgSQL body.
     pub fn of_body(source: &[u8]) -> Self {
+        Self::nested(source, 0, true)
+    }
+
+    /// The effects of a text within so many others, or of code.
+    fn nested(text: &[u8], depth: u8, is_code: bool) -> Self {
+        if depth > MAX_DEPTH {
+            return Self {
+                what: What::OPAQUE | What::SETS_UNKNOWN | What::RUNS_STRINGS | What::CONTROL,
+                ..Self::default()
+            };
+        }
         let mut scanner = Scanner::default();
         scanner.begin(false);
-        scanner.lexer.read_code();
-        scanner.reader.in_code = true;
-        scanner.feed(source);
+        scanner.reader.depth = depth;
+        scanner.reader.in_code = is_code;
+        scanner.feed(text);
         scanner.finish()
     }
 
@@ -237,6 +258,7 @@ enum Command {
     #[default]
     None,
     Other,
+    Vacuum,
     Set,
     Reset,
     Create,
@@ -269,19 +291,6 @@ enum Last {
     Temporary,
 }
 
-/// Where in SET or RESET the reader is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-enum Naming {
-    #[default]
-    No,
-    /// Behind the command's word, or SESSION.
-    Begins { session: bool },
-    /// In a name of several parts, so far this; more follows after a dot.
-    Name(String),
-    /// Behind `=` or TO.
-    Value(String),
-}
-
 /// A call of `set_config` that is being read.
 #[derive(Debug, Default)]
 struct SetConfig {
@@ -311,6 +320,14 @@ struct Reader {
     is_local: bool,
     /// In the body of DO or of a function.
     in_code: bool,
+    /// How many texts this one is within.
+    depth: u8,
+    /// Parentheses that are open.
+    parentheses: u32,
+    /// A literal that comes here stays in a catalog.
+    keeps_literals: bool,
+    /// It is CREATE VIEW.
+    makes_view: bool,
     /// UPDATE was read in this statement.
     updates: bool,
     mode: LockMode,
@@ -355,50 +372,33 @@ impl Sink for Reader {
                 _ => self.mode.other(),
             }
         }
+        if self.keeps_literals && is_literal(token) {
+            self.effects.what |= What::SHOWS;
+        }
+        if self.naming != Naming::No && self.name_setting(token) {
+            return;
+        }
         match token {
             Token::Word(word) => self.word(word),
-            Token::Quoted(name) => {
-                self.name_of_setting(name);
-                self.identifier(name);
-            }
+            Token::Quoted(name) => self.identifier(name),
             Token::Unicode => {
                 // It may spell any name.
                 self.effects.what |= What::OPAQUE | What::HIDDEN;
                 self.last = Last::Closed;
             }
-            Token::Text(text) => {
-                if let (Naming::Value(_), Some(text)) = (&self.naming, text) {
-                    self.name_of_setting(text);
-                }
-                match text {
-                    Some(text) if self.in_code => self.effects.add(&Effects::of(text, false)),
-                    None if self.in_code => self.effects.what |= What::OPAQUE,
-                    _ => {}
-                }
-                if self.command == Command::Do {
-                    // The code of DO as a plain string.
-                    self.effects.what |= What::SETS_UNKNOWN;
-                }
-                self.last = Last::Closed;
-            }
+            Token::Text(text) => self.string(text),
             Token::Number | Token::Parameter => self.last = Last::Closed,
             Token::Symbol(symbol) => self.symbol(symbol),
         }
     }
 
-    fn enters_body(&mut self) -> bool {
-        if self.command == Command::Do {
-            self.in_code = true;
-            self.command = Command::None;
-        }
-        self.in_code
+    fn reads_code(&self) -> bool {
+        self.in_code || self.command == Command::Do
     }
+}
 
-    fn leaves_body(&mut self) {
-        self.end_statement();
-        self.in_code = false;
-        self.command = Command::Other;
-    }
+fn is_literal(token: Token<'_>) -> bool {
+    matches!(token, Token::Text(_) | Token::Number | Token::Unicode)
 }
 
 impl Reader {
@@ -406,17 +406,11 @@ impl Reader {
         match symbol {
             b';' => return self.end_statement(),
             b'(' if self.last == Last::Closed && !self.name.is_empty() => self.call(),
-            b'.' if matches!(self.naming, Naming::Name(_)) => {
-                if let Naming::Name(name) = &mut self.naming {
-                    name.push('.');
-                }
-            }
-            b'=' => self.begin_value(),
-            // No name stands here: the code around puts one in.
-            _ if matches!(self.naming, Naming::Begins { .. }) => {
-                self.effects.what |= What::SETS_UNKNOWN;
-                self.naming = Naming::No;
-            }
+            _ => {}
+        }
+        match symbol {
+            b'(' => self.parentheses += 1,
+            b')' => self.parentheses = self.parentheses.saturating_sub(1),
             _ => {}
         }
         let was_name = !self.name.is_empty();
@@ -438,18 +432,17 @@ impl Reader {
         if self.last == Last::Open && self.name.is_empty() {
             self.second_word(word);
         }
-        match self.naming {
-            Naming::No => {}
-            _ => {
-                if self.name_of_setting(word) {
-                    self.identifier(word);
-                    return;
-                }
-            }
-        }
         if self.in_code && matches!(word, b"begin" | b"then" | b"else" | b"loop") {
             self.end_statement();
             return;
+        }
+        match self.command {
+            Command::Do if !self.in_code && self.name == b"language" => self.language(word),
+            Command::Vacuum if matches!(word, b"analyze" | b"analyse") => {
+                self.effects.what |= What::SHOWS;
+            }
+            Command::Create | Command::Alter => self.note_definition(word),
+            _ => {}
         }
         let last = match Short::of(word) {
             Short::TEMP | Short::TEMPORARY
@@ -495,6 +488,38 @@ impl Reader {
         self.last = last;
     }
 
+    /// A string, which may be code. None: it could not be kept.
+    fn string(&mut self, text: Option<&[u8]>) {
+        self.last = Last::Closed;
+        let is_language = self.name == b"language";
+        match (self.command, text) {
+            // The language of DO, which may be in quotes as well.
+            (Command::Do, Some(language)) if !self.in_code && is_language => {
+                self.language(language);
+            }
+            (Command::Do, Some(code)) if !self.in_code => {
+                let effects = Effects::nested(code, self.depth + 1, true);
+                self.effects.add(&effects);
+            }
+            (Command::Do, None) if !self.in_code => {
+                self.effects.what |= What::SETS_UNKNOWN | What::STUCK;
+            }
+            (_, Some(text)) if self.in_code => {
+                let effects = Effects::nested(text, self.depth + 1, false);
+                self.effects.add(&effects);
+            }
+            (_, None) if self.in_code => self.effects.what |= What::OPAQUE,
+            _ => {}
+        }
+    }
+
+    /// The language of DO. What code in others than PL/pgSQL keeps is seen by nobody, and stays.
+    fn language(&mut self, language: &[u8]) {
+        if language != b"plpgsql" {
+            self.effects.what |= What::SETS_UNKNOWN | What::STUCK;
+        }
+    }
+
     /// Commands of two words. (It may be a later word that stands where a name can begin: then nothing of these does.)
     fn second_word(&mut self, word: &[u8]) {
         self.effects.what |= match (self.command, word) {
@@ -502,6 +527,18 @@ impl Reader {
             (Command::Prepare, b"transaction") | (Command::End, b"prepared") => What::TWO_PHASE,
             _ => return,
         };
+    }
+
+    /// Takes note of whether literals behind `word` stay in a catalog. What a query fills a table with does not.
+    fn note_definition(&mut self, word: &[u8]) {
+        match word {
+            b"view" | b"default" | b"check" | b"where" | b"generated" => self.keeps_literals = true,
+            // A schema may be made with what is in it.
+            b"create" => self.last = Last::Create,
+            b"as" if self.parentheses == 0 && !self.makes_view => self.command = Command::Other,
+            _ => {}
+        }
+        self.makes_view |= word == b"view";
     }
 
     /// Takes note of the kind of object behind CREATE or ALTER.
@@ -617,11 +654,13 @@ impl Reader {
             | "pg_copy_logical_replication_slot"
             | "pg_copy_physical_replication_slot"
             | "pg_replication_origin_session_setup" => What::STUCK,
-            "query_to_xml"
-            | "query_to_xmlschema"
-            | "query_to_xml_and_xmlschema"
-            | "ts_stat"
-            | "ts_rewrite" => What::OPAQUE | What::RUNS_STRINGS,
+            name if runs_strings(name) => {
+                // It is looked up, too: an extension's may keep connections of its own.
+                if !is_builtin(name) {
+                    self.effects.add_function(name);
+                }
+                What::OPAQUE | What::RUNS_STRINGS
+            }
             _ if is_builtin(name) || self.before_name == Last::Relation => What::empty(),
             _ => {
                 self.effects.add_function(name);
@@ -635,11 +674,11 @@ impl Reader {
         self.last = Last::Open;
         let (command, what) = match word {
             b"set" => {
-                self.naming = Naming::Begins { session: false };
+                self.naming = Naming::set();
                 (Command::Set, What::CONTROL)
             }
             b"reset" => {
-                self.naming = Naming::Begins { session: false };
+                self.naming = Naming::reset();
                 (Command::Reset, What::CONTROL)
             }
             b"create" => {
@@ -666,7 +705,10 @@ impl Reader {
             b"execute" => (Command::Told, What::OPAQUE),
             b"discard" => (Command::Told, What::CONTROL | What::DROPS),
             b"load" => (Command::Told, What::STUCK | What::DEFINES),
-            b"do" => (Command::Do, What::OPAQUE),
+            b"do" => (Command::Do, What::OPAQUE | What::CODE),
+            b"call" => (Command::Other, What::OPAQUE | What::CODE),
+            b"analyze" | b"analyse" | b"comment" => (Command::Told, What::SHOWS),
+            b"vacuum" => (Command::Vacuum, What::empty()),
             b"insert" | b"merge" | b"copy" => {
                 (Command::Other, What::WRITES | What::ADVANCES_SEQUENCE)
             }
@@ -686,20 +728,15 @@ impl Reader {
         if command == Command::Other && word == b"with" {
             self.last = Last::With;
         }
+        // Code goes on with an expression behind words that begin a statement elsewhere: THEN f(x).
+        if self.in_code && command == Command::Other && !is_keyword(word) {
+            self.identifier(word);
+        }
     }
 
     fn end_statement(&mut self) {
-        match std::mem::take(&mut self.naming) {
-            Naming::Name(name) | Naming::Value(name) => {
-                let reset = self.command == Command::Reset;
-                self.set(&name, reset);
-            }
-            // A string of code that goes on with a name from elsewhere.
-            Naming::Begins { .. } if self.command == Command::Set => {
-                self.effects.what |= What::SETS_UNKNOWN;
-            }
-            Naming::No | Naming::Begins { .. } => {}
-        }
+        let told = self.naming.finish();
+        self.note_setting(told);
         if self.command == Command::Lock && !self.mode.is_weak {
             self.effects.what |= What::LOCKS_TABLE;
         }
@@ -709,69 +746,53 @@ impl Reader {
         self.updates = false;
         self.name.clear();
         self.calls.clear();
+        self.parentheses = 0;
+        self.keeps_literals = false;
+        self.makes_view = false;
     }
 
-    /// A word or name in SET or RESET; false if it is no part of the parameter's name.
-    fn name_of_setting(&mut self, word: &[u8]) -> bool {
-        if self.naming == Naming::No {
+    /// A token of SET or RESET. False: it is to be looked at like any other, too.
+    fn name_setting(&mut self, token: Token<'_>) -> bool {
+        if token == Token::Symbol(b';') {
             return false;
         }
-        let text = String::from_utf8_lossy(word).to_lowercase();
-        match &mut self.naming {
-            Naming::No => return false,
-            Naming::Begins { session } => {
-                let session = *session;
-                if text == "local" {
-                    self.naming = Naming::Begins { session: false };
-                    self.is_local = true;
-                    return true;
-                }
-                self.naming = match &*text {
-                    "all" if self.command == Command::Reset => {
-                        self.effects.what |= What::RESETS_ALL;
-                        Naming::No
-                    }
-                    "session" if !session => Naming::Begins { session: true },
-                    "transaction" | "constraints" => Naming::No,
-                    "authorization" if session => {
-                        self.set("role", self.command == Command::Reset);
-                        Naming::Value("session_authorization".to_owned())
-                    }
-                    "characteristics" if session => {
-                        for name in ["isolation", "read_only", "deferrable"] {
-                            self.set(&format!("default_transaction_{name}"), false);
-                        }
-                        Naming::No
-                    }
-                    "time" => Naming::Value("timezone".to_owned()),
-                    "schema" => Naming::Value("search_path".to_owned()),
-                    "names" => Naming::Value("client_encoding".to_owned()),
-                    "xml" => Naming::Value("xmloption".to_owned()),
-                    "role" => Naming::Value("role".to_owned()),
-                    _ => Naming::Name(text),
-                };
-            }
-            Naming::Name(name) if name.ends_with('.') => name.push_str(&text),
-            Naming::Name(_) if text == "to" => self.begin_value(),
-            Naming::Name(_) => return false,
-            Naming::Value(name) => {
-                if name == "client_encoding" && !is_safe_encoding(&text) {
-                    self.effects.what |= What::ENCODING;
-                }
-                if text == "default" || (text == "local" && name == "timezone") {
-                    let name = std::mem::take(name);
-                    self.naming = Naming::No;
-                    self.set(&name, true);
-                }
-                return false;
-            }
-        }
-        true
+        let in_value = matches!(self.naming, Naming::Value(_));
+        let told = self.naming.take(token);
+        self.note_setting(told);
+        // Code may go on with an expression, and Unicode escapes are hidden wherever they are.
+        !in_value && token != Token::Unicode && self.naming != Naming::No
     }
 
-    fn begin_value(&mut self) {
-        if let Naming::Name(name) = &mut self.naming {
-            self.naming = Naming::Value(std::mem::take(name));
+    fn note_setting(&mut self, told: Told) {
+        let resets = self.command == Command::Reset;
+        match told {
+            Told::Nothing => {}
+            Told::Local => self.is_local = true,
+            Told::All => self.effects.what |= What::RESETS_ALL,
+            Told::NoName => self.effects.what |= What::SETS_UNKNOWN,
+            Told::Default(name) => self.set(&name, true),
+            Told::Named(name) => self.set(&name, resets),
+            Told::Characteristics => {
+                for name in ["isolation", "read_only", "deferrable"] {
+                    self.set(&format!("default_transaction_{name}"), false);
+                }
+            }
+            Told::Authorization => {
+                self.set("role", resets);
+                self.set("session_authorization", resets);
+            }
+            Told::Unread(name) => {
+                if name == "client_encoding" {
+                    self.effects.what |= What::ENCODING;
+                }
+                self.set(&name, false);
+            }
+            Told::Value(name, value) => {
+                if name == "client_encoding" && !is_safe_encoding(&value) {
+                    self.effects.what |= What::ENCODING;
+                }
+                self.set(&name, false);
+            }
         }
     }
 
@@ -871,33 +892,83 @@ impl Short {
     }
 }
 
-/// Whether all bytes of a character are beyond ASCII in this encoding, so that none of them looks like SQL. As
-/// `clean_encoding_name` in encnames.c, case and punctuation do not count.
+/// Functions that run SQL which they are given as a string: PostgreSQL's own, and those of extensions that are
+/// in wide use (tablefunc, xml2, dblink, citus, pg_background, pgtap, pgrouting, pg_cron).
+fn runs_strings(name: &str) -> bool {
+    matches!(
+        name,
+        "query_to_xml"
+            | "query_to_xmlschema"
+            | "query_to_xml_and_xmlschema"
+            | "cursor_to_xml"
+            | "ts_stat"
+            | "ts_rewrite"
+            | "connectby"
+            | "xpath_table"
+    ) || [
+        "dblink",
+        "crosstab",
+        "run_command_on_",
+        "pg_background_",
+        "pgr_",
+        "throws_",
+        "lives_ok",
+        "results_",
+        "schedule",
+    ]
+    .iter()
+    .any(|prefix| name.starts_with(prefix))
+}
+
+/// Whether all bytes of a character that is not ASCII are beyond ASCII in this encoding, so that none of them looks
+/// like SQL. Only names that encnames.c knows are understood; as in its `clean_encoding_name`, case and punctuation
+/// do not count.
 pub fn is_safe_encoding(name: &str) -> bool {
     let clean: String = name
         .chars()
         .filter(char::is_ascii_alphanumeric)
         .map(|c| c.to_ascii_lowercase())
         .collect();
-    !matches!(
+    let is_number = |text: &str, known: &[&str]| known.contains(&text);
+    if let Some(number) = clean.strip_prefix("latin") {
+        return is_number(number, &["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]);
+    }
+    if let Some(number) = clean.strip_prefix("iso8859") {
+        return is_number(
+            number,
+            &[
+                "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "13", "14", "15", "16",
+            ],
+        );
+    }
+    if let Some(number) = clean.strip_prefix("windows").or(clean.strip_prefix("win")) {
+        return is_number(
+            number,
+            &[
+                "", "866", "874", "1250", "1251", "1252", "1253", "1254", "1255", "1256", "1257",
+                "1258",
+            ],
+        );
+    }
+    matches!(
         &*clean,
-        "sjis"
-            | "shiftjis"
-            | "mskanji"
-            | "win932"
-            | "windows932"
-            | "shiftjis2004"
-            | "big5"
-            | "win950"
-            | "windows950"
-            | "gbk"
-            | "win936"
-            | "windows936"
-            | "uhc"
-            | "win949"
-            | "windows949"
-            | "gb18030"
-            | "johab"
+        "utf8"
+            | "unicode"
+            | "sqlascii"
+            | "abc"
+            | "alt"
+            | "tcvn"
+            | "tcvn5712"
+            | "vscii"
+            | "koi8"
+            | "koi8r"
+            | "koi8u"
+            | "euccn"
+            | "eucjp"
+            | "euckr"
+            | "euctw"
+            | "eucjis2004"
+            | "muleinternal"
     )
 }
 
@@ -1202,7 +1273,13 @@ mod tests {
                 "DO $$ BEGIN EXECUTE 'CREATE TEMP TABLE ' || x; END $$",
                 What::TEMPORARY,
             ),
-            ("DO 'BEGIN NULL; END'", What::SETS_UNKNOWN),
+            ("DO 'BEGIN LISTEN a; END'", What::LISTEN),
+            ("DO LANGUAGE plperl $$ 1 $$", What::STUCK),
+            ("DO $$ BEGIN NULL; END -- $$; LISTEN a; --\n", What::LISTEN),
+            (
+                "DO $$ BEGIN PERFORM CASE WHEN true THEN pg_notify('a', '') END; END $$",
+                What::NOTIFIES,
+            ),
             ("DO $$ BEGIN NULL; END $$", What::OPAQUE),
             ("EXECUTE a", What::OPAQUE),
             ("EXPLAIN ANALYZE EXECUTE a", What::OPAQUE),

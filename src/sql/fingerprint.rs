@@ -144,11 +144,9 @@ impl Sink for Normal {
         }
     }
 
-    fn enters_body(&mut self) -> bool {
+    fn reads_code(&self) -> bool {
         false
     }
-
-    fn leaves_body(&mut self) {}
 }
 
 impl Normal {

@@ -57,9 +57,12 @@ impl Guard {
         let names = route.context.iter().map(|(name, _)| name.as_str());
         let names = names.chain([SEALED_VARIABLE]);
         let placement = &route.placement;
-        placement
-            .guard
-            .then(|| Self::new(names, placement.allow.clone()))
+        let mut allow = placement.allow.clone();
+        if !placement.shares_role {
+            // What such a role leaves in catalogs is its own.
+            allow.insert(Shared::Catalogs);
+        }
+        placement.guard.then(|| Self::new(names, allow))
     }
 
     /// `context`: names of the variables that only the proxy sets.
@@ -86,18 +89,26 @@ impl Guard {
             let message = "permission denied for a statement that cannot be read";
             return Err(offence("hidden", message, BE_PLAIN));
         }
+        if what.contains(What::CODE) && !self.allows(Shared::Code) {
+            let message = "permission denied to run code: DO and CALL";
+            let hint = "pgtenant does not read code; the operator may allow it.";
+            return Err(offence("code", message, hint));
+        }
+        // Who may run code may have it set whatever it likes.
+        let runs_code =
+            what.intersects(What::CODE | What::RUNS_STRINGS) && self.allows(Shared::Code);
         let settings = effects.settings.iter().map(|setting| &*setting.name);
         for name in settings.chain(effects.local.iter().map(|name| &**name)) {
             self.check_name(name)?;
         }
-        if what.intersects(What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY) {
+        if what.intersects(What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY) && !runs_code {
             let message = "permission denied to set a parameter that is not named in the statement";
             return Err(offence("set", message, BE_PLAIN));
         }
         if what.contains(What::ENCODING) {
             return Err(unsafe_encoding());
         }
-        if what.contains(What::RUNS_STRINGS) {
+        if what.contains(What::RUNS_STRINGS) && !runs_code {
             let message = "permission denied to run SQL from a string";
             return Err(offence("string", message, BE_PLAIN));
         }
@@ -165,6 +176,12 @@ impl Guard {
                 Shared::PreparedTransactions,
                 "prepared_transaction",
                 "permission denied for prepared transactions",
+            ),
+            (
+                What::SHOWS,
+                Shared::Catalogs,
+                "catalog",
+                "permission denied to leave values in catalogs: ANALYZE, COMMENT, views, and literals in defaults, checks and indexes",
             ),
             (
                 What::LARGE_OBJECT,
@@ -287,14 +304,9 @@ mod tests {
                 "LOCK TABLE \"in\" IN ROW SHARE MODE; LOCK TABLE a",
                 "table_lock",
             ),
-            (
-                "DO $$ BEGIN IF true THEN LOCK TABLE a; END IF; END $$",
-                "table_lock",
-            ),
             ("SELECT lo_from_bytea(0, 'x')", "large_object"),
             ("DROP OWNED BY CURRENT_USER", "role"),
             ("SELECT 1; drop/**/owned by app CASCADE", "role"),
-            ("DO $$ BEGIN DROP OWNED BY app; END $$", "role"),
             ("REASSIGN OWNED BY app TO other", "role"),
             ("PREPARE TRANSACTION 'x'", "prepared_transaction"),
             (
@@ -308,15 +320,35 @@ mod tests {
                 "string",
             ),
             ("SELECT * FROM ts_stat('SELECT 1')", "string"),
+            ("DO $$ BEGIN PERFORM 1; END $$", "code"),
+            ("do language plpgsql 'BEGIN NULL; END'", "code"),
+            ("/* x */ DO $x$ BEGIN NULL; END -- $x$", "code"),
+            ("SELECT 1; DO LANGUAGE plpython3u $$ pass $$", "code"),
+            ("CALL p(1)", "code"),
+            ("SELECT * FROM crosstab('SELECT 1')", "string"),
+            ("SELECT dblink_exec('c', 'SELECT 1')", "string"),
+            ("SET client_encoding = $$SJIS$$", "encoding"),
+            ("SET client_encoding = E'\\x53JIS'", "encoding"),
+            ("SET NAMES $a$SJIS$a$", "encoding"),
+            ("SET NAMES whatever", "encoding"),
+            ("SET client_encoding = \"Big5\"", "encoding"),
             (
-                "DO $$ BEGIN EXECUTE 'SET app.tenant' || '_id = ''b'''; END $$",
-                "string",
+                "SELECT set_config('client_encoding', $1, false)",
+                "encoding",
             ),
-            (
-                "DO $$ BEGIN PERFORM set_config('app.tenant_id', 'b', false); END $$",
-                "set",
-            ),
-            ("DO 'BEGIN NULL; END'", "set"),
+            ("SET SESSION SESSION AUTHORIZATION b", "set"),
+            ("SET LOCAL SESSION AUTHORIZATION DEFAULT", "set"),
+            ("SET SESSION ROLE b", "set"),
+            ("SET role TO b", "set"),
+            ("SET app.tenant_id FROM CURRENT", "set"),
+            ("ANALYZE report", "catalog"),
+            ("VACUUM (ANALYZE) report", "catalog"),
+            ("COMMENT ON TABLE t IS 'x'", "catalog"),
+            ("CREATE TEMP VIEW v AS SELECT 'x'", "catalog"),
+            ("CREATE TEMP TABLE t (a text DEFAULT 'x')", "catalog"),
+            ("CREATE TEMP TABLE t (a int CHECK (a > 5))", "catalog"),
+            ("CREATE INDEX ON t (a) WHERE b = 'x'", "catalog"),
+            ("ALTER TABLE t ALTER a SET DEFAULT 5", "catalog"),
             (
                 "CREATE FUNCTION pg_temp.f() RETURNS text LANGUAGE sql AS 'SELECT 1'",
                 "define",
@@ -360,7 +392,10 @@ mod tests {
             "CREATE TEMP TABLE t (a int)",
             "CREATE INDEX ON t (a)",
             "ALTER TABLE t ADD b int",
-            "DO $$ BEGIN PERFORM 1; END $$",
+            "SET NAMES UTF8; SET NAMES; SET client_encoding = $$LATIN1$$; SET NAMES DEFAULT",
+            "CREATE TEMP TABLE t AS SELECT a, 'x' AS b, 5 FROM u WHERE c = 'y'",
+            "CREATE TEMP TABLE t (a numeric(10, 2), b varchar(5))",
+            "VACUUM t; EXPLAIN ANALYZE SELECT 1",
             "EXECUTE p (1)",
             "DROP TABLE owned; DROP VIEW IF EXISTS owned",
             "PREPARE prepared AS SELECT transaction FROM t; COMMIT; ROLLBACK AND CHAIN",
@@ -374,6 +409,73 @@ mod tests {
             assert_eq!(kind(sql), None, "{sql}");
         }
     }
+
+    /// Each word that the grammar allows as a name behind SET stands for itself there, and the context is
+    /// found behind every production of SET and RESET.
+    #[test]
+    fn the_context_is_found_whatever_words_its_name_is_made_of() {
+        let words = [
+            "app",
+            "local",
+            "session",
+            "time",
+            "zone",
+            "schema",
+            "catalog",
+            "names",
+            "role",
+            "xml",
+            "transaction",
+            "constraints",
+            "option",
+            "characteristics",
+            "reset",
+            "set",
+            "temp",
+            "begin",
+            "document",
+            "current",
+            "no",
+            "\"all\"",
+            "\"Session\"",
+            "\"to\"",
+        ];
+        let plain = |word: &str| word.trim_matches('"').to_lowercase();
+        for first in words {
+            for second in words {
+                let name = format!("{first}.{second}");
+                let context = format!("{}.{}", plain(first), plain(second));
+                let guard = Guard::new([&*context].into_iter(), BTreeSet::new());
+                for statement in [
+                    "SET {} = 'b'",
+                    "SET {} TO b",
+                    "SET {}=b",
+                    "SET SESSION {} = 'b'",
+                    "SET LOCAL {} TO 'b'",
+                    "SET {} TO DEFAULT",
+                    "SET {} FROM CURRENT",
+                    "RESET {}",
+                    "/**/SET/**/{}/**/TO/**/'b'",
+                    "BEGIN; SET LOCAL {} = 1, 2; COMMIT",
+                    "SELECT set_config('{}', 'b', true)",
+                ] {
+                    let written = match statement.contains("set_config") {
+                        true => &context,
+                        false => &name,
+                    };
+                    let sql = statement.replace("{}", written);
+                    let offence = guard.check(&Effects::of(sql.as_bytes(), false)).err();
+                    assert_eq!(offence.map(|o| o.kind), Some("set"), "{sql}");
+                    // Another name is none of the guard's business.
+                    let other = statement.replace("{}", &format!("{written}_"));
+                    let other = other.replace("\"_", "_\"");
+                    let offence = guard.check(&Effects::of(other.as_bytes(), false)).err();
+                    assert_eq!(offence.map(|o| o.kind), None, "{other}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn what_tenants_have_in_common_is_for_the_operator_to_allow() {
         let allow = [Shared::Channels, Shared::TableLocks];

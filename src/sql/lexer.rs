@@ -1,7 +1,12 @@
 //! Cuts SQL into tokens as PostgreSQL's scan.l does, in pieces of any size as they arrive.
 //!
 //! Comments are passed over, words are folded to lower case and cut at 63 bytes as names are. What
-//! a string holds is told up to [`MAX_TEXT`] bytes; in code up to [`MAX_COMMAND`], and with simple escapes.
+//! a string holds is told up to [`MAX_TEXT`] bytes; where the sink reads code, up to [`MAX_COMMAND`],
+//! and with simple escapes.
+//!
+//! A dollar-quoted string ends at its own tag and nowhere else, whatever stands in it: comments, quotes
+//! and other tags mean nothing there. So it is told as one string, also where it holds code, and whoever
+//! reads the code reads it as a text of its own.
 //!
 //! Deliberately absent: operators of several characters (each is a symbol of its own), the kinds of
 //! numbers, and Unicode escapes, which are told as [`Token::Unicode`] without being decoded.
@@ -33,11 +38,8 @@ pub enum Token<'a> {
 pub trait Sink {
     fn token(&mut self, token: Token<'_>);
 
-    /// A dollar-quoted string begins. True: it is code, whose tokens are to be told too.
-    fn enters_body(&mut self) -> bool;
-
-    /// The code is at its end.
-    fn leaves_body(&mut self);
+    /// Whether the string that begins here may be code, and is to be told up to [`MAX_COMMAND`] bytes.
+    fn reads_code(&self) -> bool;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,9 +104,7 @@ pub struct Lexer {
     unicode: bool,
     /// The tag of the dollar-quoted string that is being read, with both its `$`.
     tag: Vec<u8>,
-    /// Tags of dollar-quoted strings that are read as code.
-    bodies: Vec<Vec<u8>>,
-    /// All of the text is code.
+    /// The string that is being read may be code.
     is_code: bool,
 }
 
@@ -184,26 +184,14 @@ impl Lexer {
             opaque: false,
             unicode: false,
             tag: Vec::new(),
-            bodies: Vec::new(),
             is_code: false,
         }
-    }
-
-    /// The text that begins is code.
-    pub fn read_code(&mut self) {
-        self.is_code = true;
-    }
-
-    fn is_in_code(&self) -> bool {
-        self.is_code || !self.bodies.is_empty()
     }
 
     /// Begins another text.
     pub fn restart(&mut self, backslashes: bool) {
         self.state = State::Between;
         self.backslashes = backslashes;
-        self.bodies.clear();
-        self.is_code = false;
     }
 
     /// Reads the next bytes of the text.
@@ -245,7 +233,7 @@ impl Lexer {
 
     /// The text is at its end. False: in the middle of a string, a quoted name or a comment.
     pub fn finish(&mut self, sink: &mut impl Sink) -> bool {
-        let complete = match std::mem::replace(&mut self.state, State::Between) {
+        match std::mem::replace(&mut self.state, State::Between) {
             State::Word => {
                 sink.token(Token::Word(&self.text));
                 true
@@ -294,11 +282,11 @@ impl Lexer {
             | State::Name
             | State::Comment { .. }
             | State::Body { .. } => false,
-        };
-        complete && self.bodies.is_empty()
+        }
     }
 
-    fn begin_text(&mut self, escapes: bool, unicode: bool) {
+    fn begin_text(&mut self, escapes: bool, unicode: bool, sink: &impl Sink) {
+        self.is_code = sink.reads_code();
         self.text.clear();
         self.opaque = false;
         self.unicode = unicode;
@@ -306,7 +294,7 @@ impl Lexer {
     }
 
     fn keep_text(&mut self, bytes: &[u8]) {
-        let most = match self.is_in_code() {
+        let most = match self.is_code {
             true => MAX_COMMAND,
             false => MAX_TEXT,
         };
@@ -388,8 +376,8 @@ impl Lexer {
             }
             State::Escaped => {
                 match byte {
-                    b'b' | b'f' | b'n' | b'r' | b't' if self.is_in_code() => self.keep_text(b" "),
-                    b'\\' | b'\'' if self.is_in_code() => self.keep_text(&[byte]),
+                    b'b' | b'f' | b'n' | b'r' | b't' if self.is_code => self.keep_text(b" "),
+                    b'\\' | b'\'' if self.is_code => self.keep_text(&[byte]),
                     _ => self.opaque = true,
                 }
                 self.state = State::Text { escapes: true };
@@ -501,7 +489,7 @@ impl Lexer {
                 self.opaque = false;
                 self.unicode = true;
                 match byte {
-                    b'\'' => self.begin_text(false, true),
+                    b'\'' => self.begin_text(false, true, sink),
                     b'"' => self.state = State::Name,
                     _ => {
                         self.state = State::Between;
@@ -519,7 +507,7 @@ impl Lexer {
     fn begin(&mut self, bytes: &[u8], sink: &mut impl Sink) -> usize {
         let byte = bytes[0];
         match byte {
-            b'\'' => self.begin_text(self.backslashes, false),
+            b'\'' => self.begin_text(self.backslashes, false, sink),
             b'"' => {
                 self.text.clear();
                 self.opaque = false;
@@ -542,9 +530,9 @@ impl Lexer {
     /// A word is at its end before `next`; returns how many bytes of what follows belong to it.
     fn end_word(&mut self, next: u8, sink: &mut impl Sink) -> usize {
         match (&self.text[..], next) {
-            (b"e", b'\'') => self.begin_text(true, false),
-            (b"b" | b"x", b'\'') => self.begin_text(false, false),
-            (b"n", b'\'') => self.begin_text(self.backslashes, false),
+            (b"e", b'\'') => self.begin_text(true, false, sink),
+            (b"b" | b"x", b'\'') => self.begin_text(false, false, sink),
+            (b"n", b'\'') => self.begin_text(self.backslashes, false, sink),
             (b"u", b'&') => self.state = State::UnicodePrefix,
             _ => {
                 self.state = State::Between;
@@ -589,18 +577,8 @@ impl Lexer {
             }
             b'$' => {
                 self.tag.push(b'$');
-                if self.bodies.last() == Some(&self.tag) {
-                    self.bodies.pop();
-                    if self.bodies.is_empty() {
-                        sink.leaves_body();
-                    }
-                    self.state = State::Between;
-                } else if sink.enters_body() {
-                    self.bodies.push(self.tag.clone());
-                    self.state = State::Between;
-                } else {
-                    self.state = State::Body { matched: 0 };
-                }
+                self.begin_text(false, false, sink);
+                self.state = State::Body { matched: 0 };
             }
             _ if continues_word(byte) => self.tag.push(byte),
             _ => {
@@ -626,6 +604,7 @@ impl Lexer {
     fn body(&mut self, bytes: &[u8], matched: usize, sink: &mut impl Sink) -> usize {
         if matched == 0 {
             let run = run_to(bytes, b'$');
+            self.keep_text(&bytes[..run]);
             if run < bytes.len() {
                 self.state = State::Body { matched: 1 };
                 return run + 1;
@@ -634,9 +613,13 @@ impl Lexer {
         }
         let byte = bytes[0];
         if byte != self.tag[matched] {
-            // The `$` that ends a wrong tag may begin the right one.
+            // The start of a tag that is not the right one belongs to the string. The `$` that ends a wrong
+            // tag may begin the right one.
+            let tag = std::mem::take(&mut self.tag);
+            self.keep_text(&tag[..matched]);
+            self.tag = tag;
             self.state = State::Body { matched: 0 };
-            return usize::from(byte != b'$');
+            return 0;
         }
         if matched + 1 < self.tag.len() {
             self.state = State::Body {
@@ -644,7 +627,7 @@ impl Lexer {
             };
         } else {
             self.state = State::Between;
-            sink.token(Token::Text(None));
+            self.tell_text(sink);
         }
         1
     }
@@ -657,7 +640,7 @@ mod tests {
     #[derive(Default)]
     struct Told {
         tokens: Vec<String>,
-        bodies: bool,
+        code: bool,
     }
 
     impl Sink for Told {
@@ -675,18 +658,16 @@ mod tests {
             });
         }
 
-        fn enters_body(&mut self) -> bool {
-            self.bodies
+        fn reads_code(&self) -> bool {
+            self.code
         }
-
-        fn leaves_body(&mut self) {}
     }
 
     /// The tokens, and whether the text was complete; the same in one piece and byte by byte.
-    fn tokens(sql: &str, backslashes: bool, bodies: bool) -> (String, bool) {
+    fn tokens(sql: &str, backslashes: bool, code: bool) -> (String, bool) {
         let read = |piece: usize| {
             let mut told = Told {
-                bodies,
+                code,
                 ..Told::default()
             };
             let mut lexer = Lexer::new(backslashes);
@@ -726,8 +707,12 @@ mod tests {
             ("a -- b 'c\nd", "a d"),
             ("1-1", "0 - 0"),
             ("a/b", "a / b"),
-            ("$$ a ' b $$ c", "'' c"),
-            ("$x$ $$ $y$ $x $x$ c", "'' c"),
+            ("$$ a ' b $$ c", "' a ' b ' c"),
+            ("$x$ $$ $y$ $x $x$ c", "' $$ $y$ $x ' c"),
+            ("$x$$xx$x$ c", "'$xx' c"),
+            ("$x$a$$x$ c", "'a$' c"),
+            ("$$ a -- $$ c", "' a -- ' c"),
+            ("$$ /* $$ c $$ */ $$", "' /* ' c ' */ '"),
             ("a$b$c d", "a$b$c d"),
             ("$ x", "$ x"),
             ("$abc x", "$ abc x"),
@@ -770,10 +755,10 @@ mod tests {
     }
 
     #[test]
-    fn bodies_are_read_as_code_where_they_are_code() {
+    fn a_dollar_quoted_string_is_one_string_also_where_it_is_code() {
         assert_eq!(
-            tokens("DO $$ BEGIN x $y$ z $y$; END $$ ;", false, true).0,
-            "do begin x z ; end ;"
+            tokens("DO $$ BEGIN x -- $y$ z ' $$ ;", false, true).0,
+            "do ' BEGIN x -- $y$ z ' ' ;"
         );
         assert!(!tokens("DO $$ BEGIN", false, true).1);
     }
@@ -782,14 +767,14 @@ mod tests {
     fn a_tag_of_a_dollar_quote_may_have_any_length() {
         let tag = format!("${}$", "x".repeat(300));
         let sql = format!("a {tag} ' {tag} b");
-        assert_eq!(tokens(&sql, false, false), ("a '' b".to_owned(), true));
+        assert_eq!(tokens(&sql, false, false), ("a ' ' ' b".to_owned(), true));
     }
 
     #[test]
     fn in_code_a_string_is_told_whole_and_without_simple_escapes() {
         let long = "x".repeat(130);
-        let sql = format!(r"$$ '{long}' E'a\tb\'' E'\x41' $$ E'a\tb'");
-        let expected = format!("'{long}' 'a b'' '' ''");
+        let sql = format!(r"'{long}' E'a\tb\'' E'\x41' $${long}$$");
+        let expected = format!("'{long}' 'a b'' '' '{long}'");
         assert_eq!(tokens(&sql, false, true).0, expected);
     }
 

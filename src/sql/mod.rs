@@ -6,3 +6,4 @@ pub mod effects;
 pub mod fingerprint;
 pub mod guard;
 pub mod lexer;
+pub mod naming;

@@ -41,7 +41,7 @@ fn hint(frames: &[Frame]) -> String {
 }
 
 /// Each shows that it takes effect in posture plain, or could.
-const ATTACKS: [&str; 15] = [
+const ATTACKS: [&str; 17] = [
     "SET app.tenant_id = 'other'",
     "SELECT 1; SET LOCAL \"app\".tenant_id TO 'other'",
     "SELECT set_config('app.tenant_id', 'other', false)",
@@ -49,6 +49,8 @@ const ATTACKS: [&str; 15] = [
     "SELECT U&\"set\\005fconfig\"('app.tenant_id', 'other', false)",
     "COPY (SELECT set_config('app.tenant_id', 'other', false)) TO STDOUT",
     "PREPARE x AS SELECT set_config('app.tenant_id', 'other', false)",
+    "DO $$ BEGIN NULL; END -- $$; SELECT set_config('app.tenant_id', 'other', false) --\n",
+    "SET NAMES $$SJIS$$",
     "DO $$ BEGIN EXECUTE 'SET app.tenant' || '_id = ''other'''; END $$",
     "SELECT query_to_xml('SELECT set_config(''app.tenant_id'', ''other'', false)', true, true, '')",
     "CREATE FUNCTION pg_temp.f() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant_id', 'other', false) $$",
@@ -177,10 +179,7 @@ const SHARED: [(&str, &str); 10] = [
     ("channels", "NOTIFY orders, 'x'"),
     ("channels", "SELECT pg_notify('orders', 'x')"),
     ("table-locks", "BEGIN; LOCK TABLE items; COMMIT"),
-    (
-        "table-locks",
-        "DO $$ BEGIN LOCK TABLE items IN SHARE MODE; END $$",
-    ),
+    ("table-locks",),
     ("advisory-locks", "SELECT pg_try_advisory_xact_lock(1)"),
     ("advisory-locks", "SELECT pg_try_advisory_lock(1)"),
     // Outside of a transaction the answer is a warning.
@@ -278,10 +277,63 @@ async fn drivers_resets_and_settings_of_their_own_go_through() {
             "SET application_name = 'x'; SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'",
             "SELECT set_config('my_app.user', 'me', false)",
             "SELECT 'SET app.tenant_id = 1'",
-            "DO $$ BEGIN PERFORM 1; END $$",
+            "SET client_encoding = $$UTF8$$; SET NAMES 'LATIN1'; RESET client_encoding",
         ] {
             column(&wire.query(sql).await);
             assert_eq!(wire.column(OWN).await, ["g0"], "{pooling}: {sql}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_is_refused_unless_the_operator_allows_it() {
+    let code = [
+        "DO $$ BEGIN PERFORM 1; END $$",
+        "DO LANGUAGE 'plpgsql' 'BEGIN EXECUTE ''SELECT 1''; END'",
+        "CALL nothing()",
+        "SELECT query_to_xml('SELECT 1', true, true, '')",
+    ];
+    for (yaml, may) in [(GUARDED, false), ("posture: guarded, allow: [code]", true)] {
+        let proxy = proxy("transaction", yaml).await;
+        let mut wire = client(&proxy).await;
+        for sql in code {
+            let refused =
+                wire.query(sql).await.iter().any(|frame| {
+                    frame.tag == b'E' && frame.field(b'C').as_deref() == Some("42501")
+                });
+            assert_eq!(refused, !may, "{sql}");
+        }
+        assert_eq!(wire.column(OWN).await, ["g0"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stays_in_catalogs_is_refused_where_tenants_are_one_role() {
+    for (yaml, may) in [
+        (GUARDED, false),
+        ("posture: guarded, allow: [catalogs]", true),
+    ] {
+        let proxy = proxy("session", yaml).await;
+        let mut wire = client(&proxy).await;
+        column(
+            &wire
+                .query("CREATE TEMP TABLE report AS SELECT 'secret' AS a")
+                .await,
+        );
+        for sql in [
+            "ANALYZE report",
+            "VACUUM (ANALYZE) report",
+            "COMMENT ON TABLE report IS 'secret'",
+            "CREATE TEMP VIEW v AS SELECT 'secret' AS a",
+            "CREATE TEMP TABLE t (a text DEFAULT 'secret')",
+            "CREATE INDEX ON report (a) WHERE a = 'secret'",
+            "ALTER TABLE report ADD CHECK (a = 'secret')",
+        ] {
+            let refused =
+                wire.query(sql).await.iter().any(|frame| {
+                    frame.tag == b'E' && frame.field(b'C').as_deref() == Some("42501")
+                });
+            assert_eq!(refused, !may, "{sql}");
         }
     }
 }

@@ -240,6 +240,8 @@ impl Resolver<'_, '_> {
             posture,
             guard,
             allow: self.allow(at, file, guard),
+            // Nothing of a tenant is in its name.
+            shares_role: user.fill(|_| None).is_ok(),
             pool: PoolLimits {
                 size: pool_size?,
                 reserve: pool_reserve?,
