@@ -64,8 +64,14 @@ impl Relay<'_> {
 
     /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.
     fn is_deaf(&mut self) -> bool {
-        if self.ledger.is_empty() && self.hold == Hold::Now {
-            self.hold = Hold::No;
+        if self.hold == Hold::Now {
+            self.hold = match (self.ledger.is_empty(), self.ledger.has_sent_end()) {
+                (true, _) => Hold::No,
+                (false, true) => Hold::Now,
+                // A COPY has swallowed the Sync: the implicit transaction is still open, and without another Sync the
+                // server may keep its answers to itself for ever.
+                (false, false) => Hold::AtSync,
+            };
         }
         self.name_is_open = self.name_is_open && self.ledger.owes_ready();
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
