@@ -6,6 +6,7 @@
 mod attacks;
 mod audit;
 mod bad_input;
+mod batches;
 mod cancel;
 mod differential;
 mod doctor;
