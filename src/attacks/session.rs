@@ -61,6 +61,7 @@ impl Way {
             database,
             login: Arc::new(login),
             startup: Vec::new(),
+            has_own: false,
         };
         Self {
             server: Arc::new(server),

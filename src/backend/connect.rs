@@ -280,19 +280,25 @@ fn startup_message(key: &PoolKey) -> Vec<u8> {
 async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> {
     let mut scram = None;
     let mut older = None;
+    let mut authenticated = false;
     loop {
         let Frame { tag, body } = connection.receive().await?;
         match tag {
             BackendTag::NEGOTIATE_PROTOCOL_VERSION if older.is_none() => {
                 older = Some(negotiated(&body)?);
             }
-            BackendTag::AUTHENTICATION => authenticate(connection, key, &body, &mut scram).await?,
+            BackendTag::AUTHENTICATION => {
+                authenticate(connection, key, &body, &mut scram).await?;
+                authenticated = body == [0; 4];
+            }
             BackendTag::BACKEND_KEY_DATA => {
                 connection.set_key(cancel_key(&body, older.unwrap_or(NEWEST))?);
             }
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
             BackendTag::NOTICE_RESPONSE => {}
-            BackendTag::ERROR_RESPONSE => return Err(refused(&ErrorFields::read(&body), key)),
+            BackendTag::ERROR_RESPONSE => {
+                return Err(refused(&ErrorFields::read(&body), key, authenticated));
+            }
             BackendTag::READY_FOR_QUERY => return Ok(()),
             tag => {
                 return Err(failed(format_args!(
@@ -338,7 +344,7 @@ fn cancel_key(body: &[u8], version: Version) -> Result<CancelKey> {
 
 /// What a client may know of a refusal: that the server is full, starting or stopping, that the database is
 /// not there, or what is wrong with a parameter of its own. Roles and passwords are the operator's.
-fn refused(fields: &ErrorFields, key: &PoolKey) -> Error {
+fn refused(fields: &ErrorFields, key: &PoolKey, authenticated: bool) -> Error {
     let error = match fields.sqlstate.as_str() {
         _ if names_a_parameter(fields, key) => {
             fields.clone().into_error(Kind::FeatureNotSupported)
@@ -354,6 +360,9 @@ fn refused(fields: &ErrorFields, key: &PoolKey) -> Error {
             "On the server, pgtenant's role needs the REPLICATION attribute, and pg_hba.conf a line that lets it in: \
              for \"replication\", or with replication=database for the database.",
         ),
+        _ if authenticated && key.has_own && is_of_own_parameters(fields) => {
+            fields.clone().into_error(Kind::FeatureNotSupported)
+        }
         "57P03" | "57P01" | "57P02" => Error::new(Kind::CannotConnectNow, fields.message.clone()),
         "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()),
         "3D000" => Error::new(
@@ -385,6 +394,20 @@ fn names_a_parameter(fields: &ErrorFields, key: &PoolKey) -> bool {
         fields.sqlstate.as_str(),
         "22023" | "42501" | "42602" | "42704" | "55P02"
     ) && key.startup.iter().any(|(name, _)| is_about(name))
+}
+
+/// Whether a login that was authenticated can have been refused only for what the StartupMessage sets: the server reads
+/// those parameters then, and loads the libraries that they name (process_startup_options and process_session_preload_libraries
+/// in postinit.c). What it looks at before is the login's.
+fn is_of_own_parameters(fields: &ErrorFields) -> bool {
+    let is_of_login = matches!(&*fields.routine, "InitPostgres" | "CheckMyDatabase");
+    let class = fields.sqlstate.get(..2);
+    match &*fields.sqlstate {
+        // Undefined file: a library.
+        "58P01" => fields.message.contains("plugins"),
+        "55P02" => true,
+        _ => !is_of_login && matches!(class, Some("0A" | "22" | "42")),
+    }
 }
 
 async fn authenticate(

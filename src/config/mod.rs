@@ -485,6 +485,8 @@ pub struct PoolKey {
     pub login: Arc<Login>,
     /// Run-time parameters of the StartupMessage, which are what RESET and DISCARD ALL return to.
     pub startup: Vec<(String, String)>,
+    /// Whether some of them are a client's own, who may read what the server says of them.
+    pub has_own: bool,
 }
 
 /// The parameter of a StartupMessage that asks for a replication connection.
@@ -495,14 +497,22 @@ impl PoolKey {
     pub fn replicating(&self, parameters: &[(String, String)], how: &str) -> Self {
         let mut key = self.clone();
         key.startup.extend_from_slice(parameters);
+        key.has_own = !parameters.is_empty();
         key.startup.push((REPLICATION.to_owned(), how.to_owned()));
         key
     }
 
-    /// The same place for a client that has its connection to itself, with these parameters of its own.
-    pub fn with_own(&self, parameters: impl IntoIterator<Item = (String, String)>) -> Self {
+    /// The same place for a client that has its connection to itself: with parameters of its own, and the variables of its
+    /// tenant's context.
+    pub fn with_own(
+        &self,
+        own: impl IntoIterator<Item = (String, String)>,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
         let mut key = self.clone();
-        key.startup.extend(parameters);
+        key.startup.extend(own);
+        key.has_own = key.startup.len() > self.startup.len();
+        key.startup.extend(variables);
         key
     }
 

@@ -209,9 +209,7 @@ async fn profile(
     if route.has_connections_of_their_own() {
         // It begins with what the client asks for, as the tenant, and RESET returns to that: also in a transaction,
         // where nothing else could set the variables again.
-        let key = route
-            .pool
-            .with_own(settings.into_iter().chain(variables(route)));
+        let key = route.pool.with_own(settings, variables(route));
         let grant = pool.checkout(tenant, worker).await?;
         let mut lease = grant.connect(&key).await?;
         let settings: Arc<Settings> = Arc::default();

@@ -155,6 +155,7 @@ impl Resolver<'_, '_> {
                 password,
             }),
             startup,
+            has_own: false,
         };
         Some(Route {
             placement: Arc::clone(&plan.placement),
