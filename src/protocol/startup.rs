@@ -230,32 +230,39 @@ fn parse_startup(version: Version, mut rest: &[u8]) -> Result<Startup> {
     let mut own = Vec::new();
     let mut extensions = Vec::new();
     loop {
-        let (name, after) = text(rest).ok_or_else(bad_layout)??;
+        let (name, after) = split_cstr(rest).ok_or_else(bad_layout)?;
         if name.is_empty() {
             if !after.is_empty() {
                 return Err(bad_layout());
             }
             break;
         }
-        let (value, after) = text(after).ok_or_else(bad_layout)??;
+        let (value, after) = split_cstr(after).ok_or_else(bad_layout)?;
         rest = after;
-        let once = |slot: &mut Option<String>| {
-            if slot.replace(value.to_owned()).is_some() {
-                // PostgreSQL takes the last; a proxy that decides by one and is read by the other
-                // would let two tenants be named at once.
-                return Err(violation(&format!(
-                    "startup packet gives \"{name}\" more than once"
-                )));
-            }
-            Ok(())
+        let twice = |name: &str| {
+            // PostgreSQL takes the last; a proxy that decides by one and is read by the other
+            // would let two tenants be named at once.
+            violation(&format!("startup packet gives \"{name}\" more than once"))
+        };
+        let once = |what: &str, slot: &mut Option<String>, name: &str| match slot
+            .replace(text(what, value)?.to_owned())
+        {
+            Some(_) => Err(twice(name)),
+            None => Ok(()),
         };
         match name {
-            "user" => once(&mut user)?,
-            "database" => once(&mut database)?,
-            "options" => once(&mut options)?,
-            "replication" => once(&mut replication)?,
-            _ if name.starts_with("_pq_.") => extensions.push(name.to_owned()),
-            _ => own.push((name.to_owned(), value.to_owned())),
+            b"user" => once("user name", &mut user, "user")?,
+            b"database" => once("database name", &mut database, "database")?,
+            b"options" => {
+                if options.replace(value).is_some() {
+                    return Err(twice("options"));
+                }
+            }
+            b"replication" => once("parameter \"replication\"", &mut replication, "replication")?,
+            _ if name.starts_with(b"_pq_.") => {
+                extensions.push(text("name of an extension", name)?.to_owned());
+            }
+            _ => own.push(parameter(name, value)?),
         }
     }
     let user = user.filter(|user| !user.is_empty()).ok_or_else(|| {
@@ -264,7 +271,7 @@ fn parse_startup(version: Version, mut rest: &[u8]) -> Result<Startup> {
             "no PostgreSQL user name specified in startup packet",
         )
     })?;
-    let mut parameters = parse_options(options.as_deref().unwrap_or(""))?;
+    let mut parameters = parse_options(options.unwrap_or_default())?;
     parameters.extend(own);
     Ok(Startup {
         version,
@@ -279,13 +286,45 @@ fn parse_startup(version: Version, mut rest: &[u8]) -> Result<Startup> {
     })
 }
 
-/// The string at the start of `bytes` and what follows it; none without its NUL.
-fn text(bytes: &[u8]) -> Option<Result<(&str, &[u8])>> {
-    let (text, rest) = split_cstr(bytes)?;
-    Some(match std::str::from_utf8(text) {
-        Ok(text) => Ok((text, rest)),
-        Err(_) => Err(violation("startup packet is not valid UTF-8")),
+/// A text of the packet that decides who logs in to what, or names a parameter.
+fn text<'b>(what: &str, bytes: &'b [u8]) -> Result<&'b str> {
+    std::str::from_utf8(bytes).map_err(|_| {
+        violation(&format!(
+            "{what} in startup packet is not valid UTF-8: \"{}\"",
+            bytes.escape_ascii()
+        ))
     })
+}
+
+/// A run-time parameter. A client's encoding is not known before it is logged in, and PostgreSQL takes any bytes: of an
+/// `application_name` it makes printable ASCII, as `pg_clean_ascii` does before PostgreSQL 16.
+///
+/// # Errors
+/// 42704 for a name that no parameter can have, 22021 for another value that is not UTF-8.
+fn parameter(name: &[u8], value: &[u8]) -> Result<(String, String)> {
+    let Ok(name) = std::str::from_utf8(name) else {
+        let message = format!(
+            "unrecognized configuration parameter \"{}\"",
+            name.escape_ascii()
+        );
+        return Err(Error::new(Kind::UndefinedObject, message));
+    };
+    let value = match std::str::from_utf8(value) {
+        Ok(value) => value.to_owned(),
+        Err(_) if name.eq_ignore_ascii_case("application_name") => {
+            let clean = |&byte: &u8| match byte {
+                b' '..=b'~' => char::from(byte),
+                _ => '?',
+            };
+            value.iter().map(clean).collect()
+        }
+        Err(_) => {
+            let message =
+                format!("value of parameter \"{name}\" in startup packet is not valid UTF-8");
+            return Err(Error::new(Kind::InvalidParameterValue, message).with_sqlstate("22021"));
+        }
+    };
+    Ok((name.to_owned(), value))
 }
 
 /// Reads the `options` parameter as PostgreSQL's `pg_split_opts` and `process_postgres_switches`
@@ -293,32 +332,35 @@ fn text(bytes: &[u8]) -> Option<Result<(&str, &[u8])>> {
 ///
 /// # Errors
 /// 42601, with PostgreSQL's words, for any other switch.
-fn parse_options(options: &str) -> Result<Vec<(String, String)>> {
+fn parse_options(options: &[u8]) -> Result<Vec<(String, String)>> {
     let mut parameters = Vec::new();
     let mut arguments = split_options(options).into_iter();
     while let Some(argument) = arguments.next() {
-        let (flag, setting) = if let Some(long) = argument.strip_prefix("--") {
-            ("--", long.to_owned())
-        } else if argument == "-c" {
+        let (flag, setting) = if let Some(long) = argument.strip_prefix(b"--") {
+            ("--", long.to_vec())
+        } else if argument == b"-c" {
             let next = arguments.next();
             ("-c ", next.ok_or_else(|| invalid_switch(&argument))?)
-        } else if let Some(short) = argument.strip_prefix("-c") {
-            ("-c ", short.to_owned())
+        } else if let Some(short) = argument.strip_prefix(b"-c") {
+            ("-c ", short.to_vec())
         } else {
             return Err(invalid_switch(&argument));
         };
-        let Some((name, value)) = setting.split_once('=') else {
+        let Some(equals) = memchr::memchr(b'=', &setting) else {
+            let setting = String::from_utf8_lossy(&setting);
             return Err(Error::new(
                 Kind::SyntaxError,
                 format!("{flag}{setting} requires a value"),
             ));
         };
-        parameters.push((name.replace('-', "_"), value.to_owned()));
+        let (name, value) = parameter(&setting[..equals], &setting[equals + 1..])?;
+        parameters.push((name.replace('-', "_"), value));
     }
     Ok(parameters)
 }
 
-fn invalid_switch(argument: &str) -> Error {
+fn invalid_switch(argument: &[u8]) -> Error {
+    let argument = String::from_utf8_lossy(argument);
     Error::new(
         Kind::SyntaxError,
         format!("invalid command-line argument for server process: {argument}"),
@@ -326,16 +368,19 @@ fn invalid_switch(argument: &str) -> Error {
 }
 
 /// Splits at white space; a backslash takes the next character as it is.
-fn split_options(options: &str) -> Vec<String> {
+fn split_options(options: &[u8]) -> Vec<Vec<u8>> {
     let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = options.chars();
-    while let Some(c) = chars.next() {
-        if c.is_ascii_whitespace() || c == '\x0b' {
+    let mut word: Option<Vec<u8>> = None;
+    let mut bytes = options.iter().copied();
+    while let Some(byte) = bytes.next() {
+        if byte.is_ascii_whitespace() || byte == b'\x0b' {
             words.extend(word.take());
         } else {
-            let c = if c == '\\' { chars.next() } else { Some(c) };
-            word.get_or_insert_default().extend(c);
+            let byte = match byte {
+                b'\\' => bytes.next(),
+                _ => Some(byte),
+            };
+            word.get_or_insert_default().extend(byte);
         }
     }
     words.extend(word);
@@ -431,6 +476,37 @@ mod tests {
             b"\x04\xd2\x16\x2fextra",
         ] {
             assert_eq!(parse(body).unwrap_err().sqlstate(), "08P01", "{body:?}");
+        }
+    }
+
+    #[test]
+    fn texts_in_any_encoding_are_read_where_nothing_hangs_on_them() {
+        let startup = |parts: &[&[u8]]| match parse(
+            &[b"\0\x03\0\0user\0a\0", &parts.concat()[..], b"\0"].concat(),
+        ) {
+            Ok(Packet::Startup(startup)) => Ok(startup.parameters),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => Err((error.sqlstate().to_owned(), error.message().to_owned())),
+        };
+        let named = |value: &str| Ok(vec![("application_name".to_owned(), value.to_owned())]);
+        let cleaned: &[&[u8]] = &[b"application_name\0caf\xe9 \x07\0"];
+        assert_eq!(startup(cleaned), named("caf? ?"));
+        let option: &[&[u8]] = &[b"options\0-c application_name=\\ \xe9\xfc\0"];
+        assert_eq!(startup(option), named(" ??"));
+        // What is UTF-8 is the server's to clean.
+        assert_eq!(
+            startup(&["application_name\0caf\u{e9}\0".as_bytes()]),
+            named("caf\u{e9}")
+        );
+        for (parts, sqlstate, named) in [
+            (&b"search_path\0caf\xe9\0"[..], "22021", "\"search_path\""),
+            (b"options\0-csearch_path=\xe9\0", "22021", "\"search_path\""),
+            (b"caf\xe9\0on\0", "42704", "\"caf\\xe9\""),
+            (b"database\0caf\xe9\0", "08P01", "database name"),
+        ] {
+            let (code, message) = startup(&[parts]).unwrap_err();
+            assert_eq!(code, sqlstate);
+            assert!(message.contains(named), "{message}");
         }
     }
 
