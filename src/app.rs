@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::instance::{Instance, Pool};
-use crate::client::ClientHandle;
+use crate::client::{ClientHandle, FIRST_PID};
 use crate::config::{self, Config, Mistake, Route};
 use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
@@ -365,7 +365,7 @@ impl App {
             rand::fill(&mut secret[..]);
             if !self.clients.contains(&secret[..]) {
                 return CancelKey {
-                    pid: rand::random_range(1..i32::MAX),
+                    pid: rand::random_range(FIRST_PID..=i32::MAX),
                     secret,
                 };
             }

@@ -25,6 +25,10 @@ pub enum Activity {
     Active,
 }
 
+/// The least process id that no operating system gives a server's process (Linux' PID_MAX_LIMIT is 2^22): what a client takes
+/// for its server's must not be another's.
+pub const FIRST_PID: i32 = 4_194_305;
+
 /// Of [`ClientHandle::heard`]: there is no waker.
 const NEVER: u32 = u32::MAX;
 
