@@ -11,7 +11,7 @@ use crate::backend::context::{self, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
 use crate::config::{Credential, Pooling, Route};
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Session, live, log_refusal, say_last, write};
@@ -195,11 +195,10 @@ async fn profile(
     pool: &Arc<Pool>,
     tenant: &Arc<TenantState>,
     route: &Arc<Route>,
-    settings: Settings,
+    mut settings: Settings,
     worker: WorkerId,
 ) -> Result<Profile> {
     let in_transactions = route.pooling == Pooling::Transaction;
-    let known = pool.profile(&settings);
     let wanted = |settings| Binding {
         tenant: tenant.id.clone(),
         route: route.clone(),
@@ -230,12 +229,27 @@ async fn profile(
             lease: Some(lease),
         });
     }
+    if AT_START.iter().any(|&name| settings.contains_key(name)) {
+        Box::pin(try_login(pool, tenant, route, &settings, worker)).await?;
+        settings.remove(SESSION_AUTHORIZATION);
+    }
+    let known = pool.profile(&settings);
     let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
     let wanted = wanted(settings.clone());
     let lease = loop {
         let grant = pool.checkout(tenant, worker).await?;
-        if let Some(lease) = grant.lease(&wanted).await? {
-            break lease;
+        match grant.lease(&wanted).await {
+            Ok(Some(lease)) => break lease,
+            Ok(None) => {}
+            Err(error) => {
+                // PostgreSQL has other words for an encoding that it cannot convert at login than later.
+                if error.sqlstate() == Kind::FeatureNotSupported.sqlstate()
+                    && settings.contains_key("client_encoding")
+                {
+                    Box::pin(try_login(pool, tenant, route, &settings, worker)).await?;
+                }
+                return Err(error);
+            }
         }
     };
     let reported = lease.parameters.clone();
@@ -252,6 +266,32 @@ async fn profile(
         reported,
         lease,
     })
+}
+
+/// The parameter that a StartupMessage may give and that the login's user overwrites.
+const SESSION_AUTHORIZATION: &str = "session_authorization";
+
+/// Parameters that mean another thing in a StartupMessage than in a session: the libraries are loaded then.
+const AT_START: [&str; 2] = ["local_preload_libraries", SESSION_AUTHORIZATION];
+
+/// Asks the server whether it takes `settings` in a StartupMessage, by a connection that is closed again.
+///
+/// # Errors
+/// What the server says of them, and those of a login.
+async fn try_login(
+    pool: &Arc<Pool>,
+    tenant: &Arc<TenantState>,
+    route: &Arc<Route>,
+    settings: &Settings,
+    worker: WorkerId,
+) -> Result<()> {
+    let own = settings
+        .iter()
+        .map(|(name, value)| (name.clone(), value.clone()));
+    let key = route.pool.with_own(own, []);
+    let grant = pool.checkout(tenant, worker).await?;
+    drop(grant.connect(&key).await?);
+    Ok(())
 }
 
 /// Of the tenant's context, the variables that no server knows before they are set: any may be set in a StartupMessage.
