@@ -37,6 +37,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often room in the budget is looked for.
 const ROOM_POLL: Duration = Duration::from_millis(50);
 
+/// What a server is known to report is asked for again after this long, if a connection is at hand.
+const PROFILE_LIFE: Duration = Duration::from_secs(1);
+
+/// Reported parameters that say what the server is, whoever asks.
+const OF_SERVER: [&str; 3] = ["in_hot_standby", "server_encoding", "server_version"];
+
 /// Most session settings of clients whose effect is remembered, per pool.
 const MAX_PROFILES: usize = 256;
 
@@ -69,7 +75,14 @@ pub struct Pool {
     pub functions: Functions,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
-    profiles: Mutex<HashMap<Arc<Settings>, Arc<Parameters>>>,
+    profiles: Mutex<HashMap<Arc<Settings>, Remembered>>,
+}
+
+/// What a server reported.
+struct Remembered {
+    reported: Arc<Parameters>,
+    /// When it was asked for last.
+    asked: Instant,
 }
 
 /// A place in an instance's budget, until dropped.
@@ -346,6 +359,7 @@ impl Pool {
             Ok(mut connection) => {
                 connection.worker = worker;
                 self.metrics().connects.add(1);
+                forget_other_servers(&mut lock(&self.profiles), &connection.parameters);
                 tracing::debug!(server = %server.name, pid = connection.fence().pid(), "connected");
                 Ok(Box::new(connection))
             }
@@ -368,16 +382,35 @@ impl Pool {
     pub fn profile(&self, settings: &Settings) -> Option<(Arc<Settings>, Arc<Parameters>)> {
         lock(&self.profiles)
             .get_key_value(settings)
-            .map(|(settings, reported)| (settings.clone(), reported.clone()))
+            .map(|(settings, known)| (settings.clone(), known.reported.clone()))
+    }
+
+    /// Whether it is time to ask what the server reports to a client with `settings`, of which something is known. Who is told so
+    /// is to ask; nobody else need for a while.
+    pub fn is_profile_due(&self, settings: &Settings) -> bool {
+        let mut profiles = lock(&self.profiles);
+        let Some(known) = profiles.get_mut(settings) else {
+            return false;
+        };
+        let due = known.asked.elapsed() >= PROFILE_LIFE;
+        if due {
+            known.asked = Instant::now();
+        }
+        due
     }
 
     /// Remembers what the server reported.
     pub fn remember_profile(&self, settings: &Arc<Settings>, reported: &Arc<Parameters>) {
         let mut profiles = lock(&self.profiles);
+        forget_other_servers(&mut profiles, reported);
         if profiles.len() >= MAX_PROFILES {
             profiles.clear();
         }
-        profiles.insert(settings.clone(), reported.clone());
+        let known = Remembered {
+            reported: reported.clone(),
+            asked: Instant::now(),
+        };
+        profiles.insert(settings.clone(), known);
     }
 
     /// Puts the shared copy in place of equal parameters, so that telling them apart later is a
@@ -436,6 +469,18 @@ impl Pool {
             && connection.is_alive()
     }
 
+    /// The same, or room for a new one, whatever it carries: at once or never, and without closing another.
+    pub fn try_checkout(
+        self: &Arc<Self>,
+        tenant: &Arc<TenantState>,
+        worker: WorkerId,
+    ) -> Option<Grant> {
+        let granted = self.instance.queue().try_take(self.id, tenant, worker)?;
+        let closes_another = matches!(granted, Granted::Evict { .. });
+        let grant = Grant::new(self.clone(), tenant.clone(), worker, granted);
+        (!closes_another).then_some(grant)
+    }
+
     /// A server connection or room for one, when it is this tenant's turn, to be used on `worker`, which must be this one.
     ///
     /// Cancel safe: a grant that nobody takes goes back.
@@ -467,6 +512,19 @@ impl Pool {
         let granted = line.granted(since, deadline).await;
         tenant.metrics.waits.record(since.elapsed());
         granted.map(grant)
+    }
+}
+
+/// Forgets all that was reported before the server became what it now says that it is: promoted, upgraded, another one.
+fn forget_other_servers(profiles: &mut HashMap<Arc<Settings>, Remembered>, reported: &Parameters) {
+    let is_other = |known: &Remembered| {
+        OF_SERVER
+            .iter()
+            .any(|&name| known.reported.get(name) != reported.get(name))
+    };
+    // What is there is all of one server.
+    if profiles.values().next().is_some_and(is_other) {
+        profiles.clear();
     }
 }
 

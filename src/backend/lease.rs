@@ -8,13 +8,15 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::backend::connection::ServerConnection;
+use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::context::{self, Adopted, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::queue::Granted;
 use crate::config::{PoolKey, Route};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
+use crate::protocol::frame::BackendTag;
+use crate::protocol::reply::{ErrorFields, SYNC};
 use crate::tenant::state::TenantState;
 use crate::workers::WorkerId;
 
@@ -235,6 +237,32 @@ impl Lease {
             tenant,
             held: Held::Connection(connection),
             busy: true,
+        }
+    }
+
+    /// Has the server report what changed since it last said that it is ready: an idle session is not told of a promotion or
+    /// a reload before it is asked something (ReportChangedGUCOptions in guc.c). Only at a clean point.
+    ///
+    /// Not cancel safe: a lease that is left in the middle must be dropped.
+    ///
+    /// # Errors
+    /// 08006: it must be dropped.
+    pub async fn ask_what_changed(&mut self) -> Result<()> {
+        self.send(SYNC).await?;
+        loop {
+            let Frame { tag, body } = self.receive().await?;
+            match tag {
+                BackendTag::READY_FOR_QUERY => return Ok(()),
+                BackendTag::PARAMETER_STATUS => self.note_parameter(&body),
+                BackendTag::ERROR_RESPONSE => {
+                    let fields = ErrorFields::read(&body);
+                    let error =
+                        Error::new(Kind::ConnectionFailure, "the server connection was lost");
+                    return Err(error.caused_by(fields.message));
+                }
+                // Notices, and what the last client listened to.
+                _ => {}
+            }
         }
     }
 

@@ -86,6 +86,12 @@ async fn welcome(
         return None;
     }
     let settings = std::mem::take(&mut login.settings);
+    if login.route.pooling == Pooling::Transaction && pool.is_profile_due(&settings) {
+        let asking = ask_anew(&pool, &login.tenant, &login.route, &settings, worker);
+        let deadline = login.app.config().timeouts.login;
+        // With no answer, what is known stands: whether the server is there is not a login's to find out.
+        let _ = Box::pin(timer::timeout(deadline, asking)).await;
+    }
     let profile = match known_profile(&pool, &login.route, &settings) {
         Some(profile) => profile,
         None => {
@@ -187,6 +193,39 @@ fn known_profile(pool: &Pool, route: &Route, settings: &Settings) -> Option<Prof
         reported,
         lease: None,
     })
+}
+
+/// Asks a server what it reports now to a client with `settings`, if a connection can be had without waiting for it.
+async fn ask_anew(
+    pool: &Arc<Pool>,
+    tenant: &Arc<TenantState>,
+    route: &Arc<Route>,
+    settings: &Settings,
+    worker: WorkerId,
+) {
+    let Some((settings, _)) = pool.profile(settings) else {
+        return;
+    };
+    let wanted = Binding {
+        tenant: tenant.id.clone(),
+        route: route.clone(),
+        settings,
+        stale: false,
+    };
+    while let Some(grant) = pool.try_checkout(tenant, worker) {
+        match grant.lease(&wanted).await {
+            Ok(Some(mut lease)) => {
+                if lease.ask_what_changed().await.is_ok() {
+                    pool.remember_profile(&wanted.settings, &lease.parameters);
+                    lease.checkin();
+                }
+                return;
+            }
+            // It had died.
+            Ok(None) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 /// What a server reports to a client with `settings`; asks one unless it is known. In session pooling the client
