@@ -676,3 +676,84 @@ async fn a_start_that_fails_says_why_and_ends_what_it_had_begun() {
     }
     assert_no_panics();
 }
+
+/// A login as `alone`, or as its role direct, with one more parameter; in the end what it was refused for.
+async fn log_in_with(mut wire: Wire, user: &str, password: &str, own: (&str, &str)) -> Wire {
+    let pairs = [("user", user), ("database", "postgres"), own];
+    let _ = wire.log_in(&pairs, password).await;
+    wire
+}
+
+/// SQLSTATE and message of the login's refusal.
+fn refusal(wire: &Wire) -> Option<(String, Option<String>)> {
+    let refused = wire.greeting.iter().find(|frame| frame.tag == b'E')?;
+    Some((refused.sqlstate(), refused.field(b'M')))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_parameter_that_the_server_refuses_is_refused_as_direct_and_harms_nobody_else() {
+    let own = own_server("login-parameters").await;
+    for pooling in POOLINGS {
+        let proxy = with_own(&own, pooling, "").await;
+        for parameter in [
+            ("TimeZone", "JST"),
+            ("DateStyle", "foo"),
+            ("client_encoding", "mule_internal"),
+            ("no_such_parameter", "1"),
+            ("options", "-c role=nosuch"),
+            ("options", "-c session_authorization=postgres"),
+            ("options", "-c local_preload_libraries=nosuch"),
+            ("options", "-c shared_buffers=1"),
+        ] {
+            let direct = log_in_with(Wire::unix(&own).await, "own", SECRET, parameter).await;
+            let expected = refusal(&direct);
+            assert!(expected.is_some(), "{parameter:?} is refused direct");
+            let tcp = Wire::tcp(proxy.address).await;
+            let refused = log_in_with(tcp, "app.alone", "alone-secret", parameter).await;
+            assert_eq!(refusal(&refused), expected, "{pooling} {parameter:?}");
+            let mut other = alone(&proxy).await;
+            assert_eq!(other.column("SELECT 'served'").await, ["served"]);
+        }
+    }
+    // Who may be anybody is still who logged in.
+    own.run("postgres", "ALTER ROLE own SUPERUSER")
+        .await
+        .expect("a superuser");
+    for pooling in POOLINGS {
+        let proxy = with_own(&own, pooling, "").await;
+        let tcp = Wire::tcp(proxy.address).await;
+        let parameter = ("options", "-c session_authorization=postgres");
+        let mut wire = log_in_with(tcp, "app.alone", "alone-secret", parameter).await;
+        assert_eq!(wire.column("SELECT session_user").await, ["own"]);
+    }
+    assert_no_panics();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_login_is_told_of_its_server_is_not_stale() {
+    let own = own_server("reported").await;
+    let proxy = with_own(&own, "transaction", "").await;
+    let told = |wire: &Wire| {
+        let named = |frame: &&Frame| {
+            frame.tag == b'S' && frame.body.starts_with(b"default_transaction_read_only\0")
+        };
+        wire.greeting
+            .iter()
+            .find(named)
+            .map(|frame| frame.body.clone())
+    };
+    let on = || Some(b"default_transaction_read_only\0on\0".to_vec());
+    let before = told(&alone(&proxy).await);
+    assert_ne!(before, on());
+    for sql in [
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "SELECT pg_reload_conf()",
+    ] {
+        own.run("postgres", sql).await.expect("is changed");
+    }
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(told(&alone(&proxy).await), on());
+    // The next is told the same without asking.
+    assert_eq!(told(&alone(&proxy).await), on());
+    assert_no_panics();
+}
