@@ -15,13 +15,34 @@ use tokio_postgres::{Client, Config, NoTls};
 use crate::backend::connect;
 use crate::config::{Login, Server};
 
+/// Names mean those of the server from the first statement on: a tenant that may create in a schema
+/// on the path of an administrator could have its operators and functions run by that administrator.
+pub const SEARCH_PATH: &str = "-c search_path=pg_catalog,pg_temp";
+
+/// For a script that is printed and run by somebody else: the same, and a server on which it would
+/// not help is refused. Each operator has the exact types of the server's own, which nothing else
+/// in its schema can have.
+pub const SCRIPT_HEAD: &str = "\
+SET search_path = pg_catalog, pg_temp;
+DO $pgtenant$ BEGIN
+    PERFORM FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
+        WHERE n.nspname OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.name
+            AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'::pg_catalog.text
+            AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner;
+    IF FOUND THEN
+        RAISE 'others than its owner can create objects in schema \"pg_catalog\"' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END $pgtenant$;
+";
+
 /// The session of a login that is described so.
 pub fn config(login: &Login, database: &str, application_name: &str) -> Config {
     let mut config = Config::new();
     config
         .user(&login.user)
         .dbname(database)
-        .application_name(application_name);
+        .application_name(application_name)
+        .options(SEARCH_PATH);
     if let Some(password) = &login.password {
         config.password(password.expose());
     }

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use clap::ValueEnum;
 
 use crate::config::Config;
+use crate::control::door::SCRIPT_HEAD;
 
 /// Rights that some applications need. They are printed as comments unless asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -110,6 +111,8 @@ pub fn harden(
         list(&databases, Clone::clone),
         list(&servers, Clone::clone),
     );
+    sql += SCRIPT_HEAD;
+    sql.push('\n');
     sql += &printing.roles(&owner, &roles);
     sql += &printing.schemas(&databases, &schemas);
     sql += &printing.functions();
@@ -236,9 +239,15 @@ impl Printing<'_> {
         let mut sql =
             "-- 3. Functions that show, stop or reach other sessions, in whatever versions this server has them.\n".to_owned();
         sql += &revoke(WATCHING, "pg_monitor, pgtenant_monitor");
-        sql += "DO $$ BEGIN\n    IF to_regclass('pg_stat_statements') IS NOT NULL THEN\n        \
-                REVOKE SELECT ON pg_stat_statements FROM PUBLIC;\n        \
-                GRANT SELECT ON pg_stat_statements TO pg_monitor, pgtenant_monitor;\n    END IF;\nEND $$;\n";
+        // In whatever schema the extension is.
+        sql += "DO $$ DECLARE v regclass; BEGIN\n    \
+                FOR v IN SELECT c.oid FROM pg_class c JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid\n            \
+                AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'\n            \
+                JOIN pg_extension e ON e.oid = d.refobjid\n            \
+                WHERE e.extname = 'pg_stat_statements' AND c.relkind = 'v' LOOP\n        \
+                EXECUTE format('REVOKE SELECT ON %s FROM PUBLIC', v);\n        \
+                EXECUTE format('GRANT SELECT ON %s TO pg_monitor, pgtenant_monitor', v);\n    \
+                END LOOP;\nEND $$;\n";
         for (group, names) in [
             (Group::Notify, NOTIFY),
             (Group::AdvisoryLocks, ADVISORY_LOCKS),

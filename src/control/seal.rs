@@ -71,7 +71,8 @@ pub fn key_sql(key: &SealKey, retire_after: Duration) -> String {
     });
     let (id, seconds) = (key.id(), retire_after.as_secs());
     format!(
-        "SELECT pgtenant.put_key('{id}', pg_catalog.decode('{inner}', 'hex'), pg_catalog.decode('{outer}', 'hex'));
+        "SET search_path = pg_catalog, pg_temp;
+SELECT pgtenant.put_key('{id}', pg_catalog.decode('{inner}', 'hex'), pg_catalog.decode('{outer}', 'hex'));
 SELECT pgtenant.retire_keys('{id}', '{seconds}s');
 "
     )

@@ -45,8 +45,8 @@ pub use watch::watch;
 /// Most places of a placement that are inspected unless asked otherwise.
 pub const SAMPLE: usize = 50;
 
-/// What a session of the doctor has: names mean those of the server, nothing is written, nothing waits for long.
-const OPTIONS: &str = "-c search_path=pg_catalog,pg_temp -c default_transaction_read_only=on \
+/// What a session of the doctor has beside [`door::SEARCH_PATH`]: nothing is written, nothing waits for long.
+const OPTIONS: &str = "-c default_transaction_read_only=on \
     -c statement_timeout=60s -c lock_timeout=5s -c row_security=on -c standard_conforming_strings=on";
 
 /// Inspects every place of a plan; those of one server after one another. `connect`: how long a connection may take.
@@ -174,10 +174,17 @@ async fn log_in(target: &Target, deadline: Duration) -> Result<(Client, String),
 
 async fn log_in_as(target: &Target, login: &Login, deadline: Duration) -> Result<Client, Trouble> {
     let mut config = door::config(login, &target.place.database, "pgtenant doctor");
-    config.options(OPTIONS);
+    config.options(format!("{} {OPTIONS}", door::SEARCH_PATH));
     let door = Door(target.server.clone());
     match timer::timeout(deadline, door.connect(&config)).await {
-        Ok(Ok((client, _))) => Ok(client),
+        Ok(Ok((client, _))) => {
+            let checked = timer::timeout(deadline, client.batch_execute(door::SCRIPT_HEAD)).await;
+            let checked = checked.map_err(|_| {
+                Trouble::Refused(format!("the first question had no answer within {deadline:?}"))
+            })?;
+            checked.map_err(|error| Trouble::Refused(words(&error)))?;
+            Ok(client)
+        }
         Ok(Err(error)) => {
             let problem = words(&error);
             Err(match error.as_db_error() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::case::{literal, quoted};
+use crate::control::door::SCRIPT_HEAD;
 use crate::findings::{Finding, Report, Step};
 
 /// The script for psql, run by a superuser or whoever owns what is changed.
@@ -66,7 +67,8 @@ fn part(database: &str, findings: &[&Finding]) -> String {
         }
     }
     let outside = steps.remove(&Step::Indexes).unwrap_or_default();
-    let mut out = String::new();
+    // After each \connect, since it is the session's.
+    let mut out = SCRIPT_HEAD.to_owned();
     let mut run = std::collections::HashSet::new();
     let mut say = |out: &mut String, fixes: Vec<(String, &[String])>| {
         for (about, sql) in fixes {

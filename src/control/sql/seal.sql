@@ -9,6 +9,9 @@
 -- always in a sub-select, so that it is called once a query and not once a row.
 
 BEGIN;
+-- Ahead of all else: this runs as an administrator, and an operator or function that a tenant made in another
+-- schema would be taken for the server's where its types fit better.
+SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL client_min_messages = warning;
 SELECT pg_catalog.pg_advisory_xact_lock(7309741246873632);
 
@@ -17,8 +20,17 @@ CREATE SCHEMA IF NOT EXISTS pgtenant;
 -- A schema that somebody else made, or can make things in, may hold anything.
 DO $check$
 BEGIN
+    -- Each operator here has the exact types of the server's own, which nothing else in its schema can have.
+    PERFORM FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
+        WHERE n.nspname OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.name
+            AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'::pg_catalog.text
+            AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner;
+    IF FOUND THEN
+        RAISE 'others than its owner can create objects in schema "pg_catalog"' USING ERRCODE = 'insufficient_privilege';
+    END IF;
     PERFORM FROM pg_catalog.pg_namespace n
-        WHERE n.nspname = 'pgtenant' AND n.nspowner = current_user::pg_catalog.regrole;
+        WHERE n.nspname = 'pgtenant'
+            AND n.nspowner OPERATOR(pg_catalog.=) current_user::pg_catalog.regrole::pg_catalog.oid;
     IF NOT FOUND THEN
         RAISE 'schema "pgtenant" exists and belongs to another role' USING ERRCODE = 'insufficient_privilege';
     END IF;
@@ -89,8 +101,8 @@ $bound$;
 -- whenever its session has changed tenants. But expressions of domains are kept as they are, and never looked up
 -- again: so all checks are domains', and functions have no more than one expression, or none. Names are all qualified, and types,
 -- which are looked for among temporary objects first; functions are in the place of operators, so that no search_path need be
--- set, which would cost as much as all the rest. Do not add IN, BETWEEN, IS DISTINCT FROM or a bare operator: they are looked up
--- in the search_path of who runs this script. Times are compared as the bytes that they are sent as, whose order is that of
+-- set, which would cost as much as all the rest. Do not add IN, BETWEEN, IS DISTINCT FROM or a bare operator: in a function
+-- they are looked up in the search_path of who calls it. Times are compared as the bytes that they are sent as, whose order is that of
 -- times since 2000.
 
 CREATE OR REPLACE FUNCTION pgtenant.refuse() RETURNS text
