@@ -240,6 +240,15 @@ impl Printing<'_> {
             "-- 3. Functions that show, stop or reach other sessions, in whatever versions this server has them.\n".to_owned();
         sql += &revoke(WATCHING, "pg_monitor, pgtenant_monitor");
         // In whatever schema the extension is.
+        // Not every version has all of them.
+        sql += "-- What ANALYZE keeps of a table, its most common values among them, is shown to whoever may read the table: a\n\
+                -- temporary table of one tenant is its role's, so every tenant's of that role.\n\
+                DO $$ DECLARE v regclass; BEGIN\n    \
+                FOR v IN SELECT c.oid FROM pg_class c WHERE c.relnamespace = 'pg_catalog'::regnamespace\n            \
+                AND c.relname IN ('pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs') LOOP\n        \
+                EXECUTE format('REVOKE SELECT ON %s FROM PUBLIC', v);\n        \
+                EXECUTE format('GRANT SELECT ON %s TO pg_monitor, pgtenant_monitor', v);\n    \
+                END LOOP;\nEND $$;\n";
         sql += "DO $$ DECLARE v regclass; BEGIN\n    \
                 FOR v IN SELECT c.oid FROM pg_class c JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid\n            \
                 AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'\n            \

@@ -520,6 +520,7 @@ async fn each_mistake_is_found_and_mended_and_nothing_is_found_without_one() {
         "notice side-channel-notify",
         "warning side-channel-activity",
         "warning side-channel-signal",
+        "warning side-channel-statistics",
     ];
     assert_eq!(fresh.checks(), expected.map(str::to_owned).into());
     assert_eq!(fresh.code, 1);
@@ -616,6 +617,7 @@ async fn the_databases_of_the_other_tests_are_as_they_should_be() {
         "warning shared-writable table public.plain",
         "warning side-channel-activity",
         "warning side-channel-signal",
+        "warning side-channel-statistics",
     ];
     assert_eq!(loud, expected.map(str::to_owned).into());
     let of_pools = |place: &Value| ["pool", "instance"].contains(&place["tier"].as_str().unwrap());

@@ -69,6 +69,8 @@ pub struct Database {
     pub creatable: Vec<String>,
     pub wrappers: Vec<String>,
     pub foreign_servers: Vec<String>,
+    /// Catalogs and views by which the roles can read what ANALYZE keeps of tables.
+    pub statistics: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -322,6 +322,25 @@ fn making(case: &Case<'_>, findings: &mut Vec<Finding>) {
             ),
         );
     }
+    if !database.statistics.is_empty() {
+        let views = database.statistics.iter();
+        let views: Vec<_> = views
+            .map(|name| format!("pg_catalog.{}", quoted(name)))
+            .collect();
+        findings.push(
+            finding(
+                Warning,
+                "side-channel-statistics",
+                format!("view {}", some(&database.statistics)),
+                "the application's role may read it",
+                "all tenants are that role: it shows each one the values of temporary tables that others have analyzed",
+            )
+            .fix(
+                Step::Grants,
+                [format!("REVOKE SELECT ON {} FROM {}", views.join(", "), case.grantees())],
+            ),
+        );
+    }
     if database.lo_compat {
         findings.push(
             finding(

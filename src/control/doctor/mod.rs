@@ -180,7 +180,9 @@ async fn log_in_as(target: &Target, login: &Login, deadline: Duration) -> Result
         Ok(Ok((client, _))) => {
             let checked = timer::timeout(deadline, client.batch_execute(door::SCRIPT_HEAD)).await;
             let checked = checked.map_err(|_| {
-                Trouble::Refused(format!("the first question had no answer within {deadline:?}"))
+                Trouble::Refused(format!(
+                    "the first question had no answer within {deadline:?}"
+                ))
             })?;
             checked.map_err(|error| Trouble::Refused(words(&error)))?;
             Ok(client)

@@ -27,5 +27,11 @@ SELECT current_setting('server_version_num')::int4 AS version_num, current_setti
         ORDER BY 1) AS wrappers,
     ARRAY(SELECT s.srvname FROM pg_foreign_server s
         WHERE EXISTS (SELECT FROM unnest($1::oid[]) r(id) WHERE has_server_privilege(r.id, s.oid, 'USAGE'))
-        ORDER BY 1) AS foreign_servers
+        ORDER BY 1) AS foreign_servers,
+    -- What shows values of tables that were analyzed, those of temporary ones too.
+    ARRAY(SELECT k.relname FROM pg_class k WHERE k.relnamespace = 'pg_catalog'::regnamespace
+        AND k.relname IN ('pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs', 'pg_statistic', 'pg_statistic_ext_data')
+        AND EXISTS (SELECT FROM unnest($1::oid[]) r(id)
+            WHERE has_table_privilege(r.id, k.oid, 'SELECT') OR has_any_column_privilege(r.id, k.oid, 'SELECT'))
+        ORDER BY 1) AS statistics
 FROM pg_database d WHERE d.datname = current_database()
