@@ -35,6 +35,13 @@ DO $pgtenant$ BEGIN
 END $pgtenant$;
 ";
 
+/// The same question for a session that may not run DO: a row for each right that others have.
+pub const FOREIGN_CREATE: &str =
+    "SELECT FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
+    WHERE n.nspname OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.name
+        AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'::pg_catalog.text
+        AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner";
+
 /// The session of a login that is described so.
 pub fn config(login: &Login, database: &str, application_name: &str) -> Config {
     let mut config = Config::new();

@@ -1,5 +1,6 @@
 //! Posture sealed: tenants who may run any SQL, in one database with one role, and cannot become each other.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use pgtenant::cluster::{Cluster, Options};
@@ -1156,4 +1157,151 @@ async fn a_type_of_the_tenants_own_does_not_get_to_see_the_key() {
         let seen = a.column("SELECT current_setting('app.seen', true)").await;
         assert_eq!(seen, [""], "{sql}");
     }
+}
+
+/// Every name that is called and every operator in a text, however it is quoted: what is none of the
+/// server's is left out when it is planted.
+fn callables(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut functions, mut operators) = (BTreeSet::new(), BTreeSet::new());
+    let (mut word, mut symbol) = (String::new(), String::new());
+    for c in text.chars() {
+        if c.is_ascii_alphanumeric() || c == '_' {
+            word.push(c.to_ascii_lowercase());
+        } else {
+            let name = std::mem::take(&mut word);
+            if c == '(' && !name.is_empty() {
+                functions.insert(name);
+            }
+        }
+        if "+-*/<>=~!@#%^&|`?".contains(c) {
+            symbol.push(c);
+        } else if !symbol.is_empty() {
+            operators.insert(std::mem::take(&mut symbol));
+        }
+    }
+    // What the server makes of LIKE, IN, BETWEEN and the like.
+    operators.extend(["~~", "!~~", "=", "<>", "<", "<=", ">", ">="].map(str::to_owned));
+    (functions, operators)
+}
+
+/// What a tenant that may create in public makes for the operator to run.
+async fn plant(cluster: &Cluster, text: &str) -> i64 {
+    let (functions, operators) = callables(text);
+    let array = |names: BTreeSet<String>| {
+        let names: Vec<_> = names.into_iter().map(|name| format!("'{name}'")).collect();
+        names.join(", ")
+    };
+    let sql = format!(
+        "SET search_path = pg_catalog; SET check_function_bodies = off; SET ROLE app;
+        DO $plant$
+        DECLARE
+            types text[] := ARRAY['oid', 'regrole', 'regclass', 'regnamespace', 'regprocedure', 'name', 'text', 'bool', 'int4',
+                'int8', '\"char\"', 'anyelement', 'anyarray', 'oid[]', 'text[]', 'aclitem[]', 'bytea', 'timestamptz'];
+            r record;
+            body text := 'LANGUAGE plpgsql AS $f$ BEGIN RAISE EXCEPTION ''planted ran as %'', session_user; END $f$';
+        BEGIN
+            FOR r IN SELECT o.oprname AS name, a, b FROM (SELECT DISTINCT oprname FROM pg_operator) o, unnest(types) a, unnest(types) b
+                WHERE o.oprname IN ({operators})
+            LOOP
+                BEGIN
+                    EXECUTE format('CREATE OR REPLACE FUNCTION public.planted(%s, %s) RETURNS bool %s', r.a, r.b, body);
+                    EXECUTE format('CREATE OPERATOR public.%s (LEFTARG = %s, RIGHTARG = %s, FUNCTION = public.planted)', r.name, r.a, r.b);
+                EXCEPTION WHEN OTHERS THEN NULL;
+                END;
+            END LOOP;
+            FOR r IN SELECT DISTINCT p.proname AS name, pg_get_function_identity_arguments(p.oid) AS arguments
+                    FROM pg_proc p WHERE p.proname IN ({functions}) AND p.pronamespace = 'pg_catalog'::regnamespace
+                UNION SELECT DISTINCT p.proname, t FROM pg_proc p, unnest(types) t
+                    WHERE p.proname IN ({functions}) AND p.pronamespace = 'pg_catalog'::regnamespace
+            LOOP
+                BEGIN
+                    EXECUTE format('CREATE FUNCTION public.%I(%s) RETURNS bool %s', r.name, r.arguments, body);
+                EXCEPTION WHEN OTHERS THEN NULL;
+                END;
+            END LOOP;
+        END
+        $plant$",
+        operators = array(operators),
+        functions = array(functions),
+    );
+    cluster.run("app", &sql).await.unwrap();
+    let client = cluster.connect("app").await.unwrap();
+    let count = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_operator o \
+        WHERE o.oprnamespace OPERATOR(pg_catalog.=) 'public'::pg_catalog.regnamespace::pg_catalog.oid";
+    client.query_one(count, &[]).await.unwrap().get(0)
+}
+
+/// Their types may fit better than the server's own, so that they would run with the administrator's
+/// rights.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_runs_no_operator_or_function_of_a_tenant() {
+    let cluster = unsealed("planted").await;
+    let setup = "GRANT CREATE ON SCHEMA public TO app; CREATE TABLE bare (tenant_id text, body text); GRANT SELECT ON bare TO app";
+    cluster.run("app", setup).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pgtenant.yaml");
+    let yaml = USUAL.yaml(&cluster);
+    std::fs::write(&file, &yaml).unwrap();
+    let config = file.to_str().unwrap();
+    let doctor = |more: &[&str]| run(&[&["doctor", "--config", config], more].concat());
+    let harden = harden::harden(&parse(&yaml), "free", None, &[harden::Group::All]).unwrap();
+    let fix = doctor(&["--fix"]).1;
+
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/control");
+    let mut text = [seal::SQL, &harden, &fix].join("\n");
+    text += &std::fs::read_to_string(source.join("seal.rs")).unwrap();
+    text += &std::fs::read_to_string(source.join("health.rs")).unwrap();
+    for entry in std::fs::read_dir(source.join("doctor/sql")).unwrap() {
+        text += &std::fs::read_to_string(entry.unwrap().path()).unwrap();
+    }
+    let planted = plant(&cluster, &text).await;
+    assert!(planted > 1000, "{planted}");
+    let bait = cluster.connect("app").await.unwrap();
+    let error = bait.query("SELECT 10::oid = 10::regrole", &[]).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("db error"), "{error}");
+
+    for path in ["\"$user\", public", "public, pg_catalog"] {
+        let set = format!("ALTER DATABASE app SET search_path = {path}");
+        cluster.run("postgres", &set).await.unwrap();
+        USUAL.install(&cluster).await.unwrap();
+        let (_, out, err) = doctor(&[]);
+        assert!(
+            out.contains("public.bare") && !out.contains("planted ran"),
+            "{out}{err}"
+        );
+        let (_, fix, err) = doctor(&["--fix"]);
+        assert!(
+            fix.contains("CREATE POLICY") || path.starts_with("public"),
+            "{fix}{err}"
+        );
+        // Rights stay as they are, for the next turn.
+        let undone = fix
+            .replace("COMMIT;", "ROLLBACK;")
+            .replace("CONCURRENTLY ", "");
+        cluster.run("app", &undone).await.unwrap();
+        cluster
+            .run("app", &harden.replace("REVOKE CREATE ON SCHEMA", "-- "))
+            .await
+            .unwrap();
+    }
+
+    // On the path there is only the server's schema: who may create there is not served.
+    cluster
+        .run(
+            "app",
+            "SET search_path = pg_catalog; GRANT CREATE ON SCHEMA pg_catalog TO app",
+        )
+        .await
+        .unwrap();
+    let refusal = "others than its owner can create objects in schema \"pg_catalog\"";
+    let error = USUAL.install(&cluster).await.unwrap_err();
+    assert!(error.contains(refusal), "{error}");
+    let (done, out, err) = doctor(&[]);
+    assert!(
+        !done && format!("{out}{err}").contains(refusal),
+        "{out}{err}"
+    );
+    assert!(cluster.run("app", &harden).await.is_err());
+    cluster.stop().await.unwrap();
 }

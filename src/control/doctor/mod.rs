@@ -178,13 +178,14 @@ async fn log_in_as(target: &Target, login: &Login, deadline: Duration) -> Result
     let door = Door(target.server.clone());
     match timer::timeout(deadline, door.connect(&config)).await {
         Ok(Ok((client, _))) => {
-            let checked = timer::timeout(deadline, client.batch_execute(door::SCRIPT_HEAD)).await;
-            let checked = checked.map_err(|_| {
-                Trouble::Refused(format!(
-                    "the first question had no answer within {deadline:?}"
-                ))
-            })?;
-            checked.map_err(|error| Trouble::Refused(words(&error)))?;
+            let asked = timer::timeout(deadline, client.query(door::FOREIGN_CREATE, &[])).await;
+            let others = asked
+                .map_err(|_| Trouble::Refused(format!("no answer within {deadline:?}")))?
+                .map_err(|error| Trouble::Refused(words(&error)))?;
+            if !others.is_empty() {
+                let problem = "others than its owner can create objects in schema \"pg_catalog\"";
+                return Err(Trouble::Refused(problem.to_owned()));
+            }
             Ok(client)
         }
         Ok(Err(error)) => {
