@@ -58,6 +58,8 @@ pub struct SessionState {
     discarded: bool,
     /// The server may not have reported what the client set, since the last tenant had it so.
     reports_doubted: bool,
+    /// Since the last clean point something failed or was rolled back, so that what texts set may not be set.
+    failed: bool,
     pins: Pins,
 }
 
@@ -86,6 +88,7 @@ impl SessionState {
             reads_sequences: false,
             discarded: false,
             reports_doubted: false,
+            failed: false,
             pins: Pins::empty(),
         }
     }
@@ -112,6 +115,11 @@ impl SessionState {
     /// reported, and between the last tenant's end and the client's first message it did not.
     pub fn doubt_reports(&mut self, doubted: bool) {
         self.reports_doubted = doubted;
+    }
+
+    /// A statement failed, or a transaction was rolled back. What was set in it has not happened.
+    pub fn note_failure(&mut self) {
+        self.failed = true;
     }
 
     /// A statement was prepared that only the connection at hand has.
@@ -156,6 +164,7 @@ impl SessionState {
     pub fn give_up(&mut self) {
         self.suspected = Effects::default();
         self.discarded = false;
+        self.failed = false;
         self.pins = Pins::empty();
     }
 
@@ -257,9 +266,11 @@ impl SessionState {
             question.all_settings = true;
         }
         let all = what.contains(What::RESETS_ALL);
+        // Code may have caught an error of its own.
+        let doubted = self.failed || everything;
         let resets = question.settings.iter();
         question.resets = resets
-            .filter(|name| all || self.resets(name))
+            .filter(|name| all || doubted || self.resets(name))
             .cloned()
             .collect();
         question
@@ -350,6 +361,12 @@ impl SessionState {
         let all = self.suspected.what.contains(What::RESETS_ALL);
         let mut now = (**settings).clone();
         for (name, value) in &answer.settings {
+            if answer.resets.contains(name) && !(all || self.resets(name)) {
+                // It has the value that a session begins with: setting it failed, or was taken back. It is not
+                // carried to other connections, where setting what the role may not set would fail again.
+                applied.remove(name);
+                continue;
+            }
             let value = value
                 .as_ref()
                 .filter(|value| !is_nobody(name, value, login));
@@ -396,6 +413,7 @@ impl SessionState {
 
     fn settled(&mut self) {
         self.suspected = Effects::default();
+        self.failed = false;
         if self.watch != Watch::Everything {
             self.pins = Pins::empty();
         }

@@ -179,7 +179,10 @@ const SHARED: [(&str, &str); 10] = [
     ("channels", "NOTIFY orders, 'x'"),
     ("channels", "SELECT pg_notify('orders', 'x')"),
     ("table-locks", "BEGIN; LOCK TABLE items; COMMIT"),
-    ("table-locks", "LOCK TABLE items IN SHARE MODE"),
+    (
+        "table-locks",
+        "BEGIN; LOCK TABLE items IN SHARE MODE; COMMIT",
+    ),
     ("advisory-locks", "SELECT pg_try_advisory_xact_lock(1)"),
     ("advisory-locks", "SELECT pg_try_advisory_lock(1)"),
     // Outside of a transaction the answer is a warning.

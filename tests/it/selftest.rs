@@ -64,7 +64,7 @@ async fn it_tells_what_escapes_and_which_tables_show_rows_to_whoever_has_none() 
     assert_eq!(code, Some(1), "{report:#}");
     assert_eq!(verdict(&report, "set"), "\"escaped\"");
     assert_eq!(verdict(&report, "read"), "\"held\"");
-    assert_eq!(report["leaking_tables"], serde_json::json!(["bad"]));
+    assert_eq!(report["leaking_tables"], serde_json::json!(["public.bad"]));
     let notices = report["notices"].to_string();
     assert!(
         notices.contains("open") && !notices.contains("hidden"),
@@ -79,7 +79,7 @@ async fn it_tells_what_escapes_and_which_tables_show_rows_to_whoever_has_none() 
         "{text}"
     );
     assert!(
-        text.contains("escaped: a tenant that has no rows sees some in bad"),
+        text.contains("escaped: a tenant that has no rows sees some in public.bad"),
         "{text}"
     );
 }

@@ -434,6 +434,39 @@ async fn a_role_follows_its_client_and_stays_with_it() {
     assert_eq!(mine.column("SELECT current_user").await, ["db_d1"]);
 }
 
+/// What PostgreSQL refused, or took back, is not carried: neither this client nor another hears of it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_that_failed_or_was_rolled_back_has_not_happened() {
+    let a = tenant("d3");
+    let proxy = proxy("transaction", 3).await;
+    let mut others = Others::of(&proxy, &a).await;
+    let mut mine = proxy.raw(&a).await;
+    mine.query("SET work_mem = '5MB'").await;
+    for failing in [
+        "SET session_replication_role = replica",
+        "SET deadlock_timeout = '2s'",
+        "SET autovacuum = off",
+        "SELECT set_config('log_lock_waits', 'on', false)",
+        "BEGIN; SET work_mem = '6MB'; SET lc_messages = 'C'",
+        "SET work_mem = 'nonsense'",
+        "BEGIN; SET work_mem = '7MB'; ROLLBACK; SELECT 1 / 0",
+        "BEGIN; SET deadlock_timeout = '2s'",
+    ] {
+        let frames = mine.query(failing).await;
+        assert!(frames.iter().any(|frame| frame.tag == b'E'), "{failing}");
+        mine.query("ROLLBACK").await;
+        for _ in 0..2 {
+            others.move_on().await;
+            let met = others.ask("SELECT current_setting('work_mem')").await;
+            assert_eq!(met, [["4MB"], ["4MB"]], "{failing}");
+            let seen = mine
+                .column("SELECT current_setting('work_mem') || current_setting('deadlock_timeout')")
+                .await;
+            assert_eq!(seen, ["5MB1s"], "{failing}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn reset_returns_to_what_the_client_began_with() {
     for pooling in POOLINGS {

@@ -254,6 +254,7 @@ impl Relay<'_> {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
                 match command {
                     b"SET" | b"RESET" => context.make_stale(),
+                    b"ROLLBACK" => self.client.state.note_failure(),
                     b"DISCARD ALL" | b"DEALLOCATE ALL" => {
                         // Behind it, and the Sync of its batch, others may have been prepared.
                         match self.ledger.len() <= 2 {
@@ -294,6 +295,7 @@ impl Relay<'_> {
             }
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
+                self.client.state.note_failure();
                 let body = &bytes[HEADER..size.min(bytes.len())];
                 self.fatal_seen |= is_fatal(body);
                 if sealed.may_be_refused_by(body) {
