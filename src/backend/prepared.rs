@@ -94,6 +94,8 @@ pub struct Interner {
     interned: Mutex<Interned>,
     /// Counts changes of the schema that passed.
     epoch: AtomicU64,
+    /// Counts meanings that are one client's alone.
+    private: AtomicU64,
     hasher: RandomState,
 }
 
@@ -102,6 +104,7 @@ impl Default for Interner {
         Self {
             interned: Mutex::default(),
             epoch: AtomicU64::new(1),
+            private: AtomicU64::new(0),
             hasher: RandomState::new(),
         }
     }
@@ -117,8 +120,9 @@ struct Interned {
     sweep_at: usize,
 }
 
-/// Parameters that change no statement's meaning, though clients often have them differ.
-fn is_meaningless(name: &str) -> bool {
+/// Whether a parameter of this name, in lower case, changes no statement's meaning, though clients often have it
+/// differ.
+pub fn is_meaningless(name: &str) -> bool {
     matches!(
         name,
         "application_name" | "client_min_messages" | "extra_float_digits"
@@ -133,6 +137,12 @@ impl Interner {
             .filter(|(name, _)| !is_meaningless(name))
             .collect();
         self.hasher.hash_one(meaningful)
+    }
+
+    /// A meaning that nothing else has: of what is prepared while it is not known what is set.
+    pub fn private_meaning(&self) -> u64 {
+        let number = self.private.fetch_add(1, Relaxed);
+        self.hasher.hash_one(("private", number))
     }
 
     /// How often the schema has changed: a statement parsed before that may mean something else now.
@@ -315,6 +325,19 @@ mod tests {
             id,
             "names are never used twice"
         );
+    }
+
+    #[test]
+    fn a_private_meaning_is_shared_by_no_other_statement() {
+        let interner = Interner::default();
+        let private = |_| {
+            let meaning = interner.private_meaning();
+            interner.intern(b"SELECT 1\0\0\0", meaning, false)
+        };
+        let [a, b] = [(), ()].map(private);
+        let shared = interner.meaning(&Settings::new());
+        let c = interner.intern(b"SELECT 1\0\0\0", shared, false);
+        assert!(a.id != b.id && b.id != c.id && a.id != c.id);
     }
 
     #[test]

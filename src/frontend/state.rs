@@ -16,6 +16,7 @@ use thin_vec::ThinVec;
 
 use crate::backend::context::{Settings, is_reported};
 use crate::backend::functions::Functions;
+use crate::backend::prepared::is_meaningless;
 use crate::backend::residue::{Answer, Pins, Question, can_ask};
 use crate::config::{Pooling, Route};
 use crate::sql::effects::{Effects, What};
@@ -146,6 +147,26 @@ impl SessionState {
     pub fn note_prepared(&mut self, effects: &Effects) {
         self.note(effects);
         self.context_in_doubt |= may_change_context(effects);
+    }
+
+    /// Whether parameters that change what a statement means may be other than is known: texts since the last clean
+    /// point, of the batch at hand too, have set or reset some, or may have.
+    pub fn may_have_changed_meaning(&self) -> bool {
+        const ANY: What = What::RESETS_ALL
+            .union(What::SETS_UNKNOWN)
+            .union(What::SETS_UNKNOWN_LOCALLY)
+            .union(What::OPAQUE);
+        // Those of the application's own, with a dot, are read when a statement runs.
+        let is_meaningful = |name: &str| !is_meaningless(name) && !name.contains('.');
+        let Effects {
+            what,
+            settings,
+            local,
+            ..
+        } = &self.suspected;
+        what.intersects(ANY)
+            || settings.iter().any(|setting| is_meaningful(&setting.name))
+            || local.iter().any(|name| is_meaningful(name))
     }
 
     /// Whether the tenant context may be another since the last clean point.

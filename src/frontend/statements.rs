@@ -155,6 +155,8 @@ pub struct Target<'a> {
     pub ledger: &'a mut Ledger,
     pub interner: &'a Interner,
     pub settings: &'a Arc<Settings>,
+    /// Of these some that change what a statement means may be other by now.
+    pub is_meaning_open: bool,
     /// `standard_conforming_strings` is off.
     pub backslashes: bool,
     /// Whether sequence values on this connection are the client's own.
@@ -526,6 +528,9 @@ impl Statements {
     }
 
     fn meaning(&mut self, target: &Target<'_>) -> u64 {
+        if target.is_meaning_open {
+            return target.interner.private_meaning();
+        }
         match &self.meaning {
             Some((settings, meaning)) if Arc::ptr_eq(settings, target.settings) => *meaning,
             _ => {
@@ -783,6 +788,7 @@ mod tests {
                 ledger: &mut self.ledger,
                 interner: &self.interner,
                 settings: &Arc::default(),
+                is_meaning_open: false,
                 backslashes: false,
                 owns_sequences: true,
                 effects: Effects::default(),

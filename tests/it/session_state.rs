@@ -806,6 +806,69 @@ async fn a_statement_is_not_shared_with_whom_it_means_something_else() {
     }
 }
 
+/// What a transaction, or the batch itself, has set counts as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_is_not_shared_while_it_is_open_what_it_means() {
+    let proxy = proxy("transaction", 1).await;
+    let a = tenant("d4");
+    let (mut first, mut second) = (proxy.raw(&a).await, proxy.raw(&a).await);
+    let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
+    for (set, text, usual, other) in [
+        (
+            "array_nulls = off",
+            "SELECT ('{NULL}'::text[])[1] IS NULL",
+            "t",
+            "f",
+        ),
+        (
+            "datestyle = 'ISO, DMY'",
+            "SELECT date '01/02/2020'",
+            "2020-01-02",
+            "2020-02-01",
+        ),
+        (
+            "intervalstyle = sql_standard",
+            "SELECT interval '-1 2:03:04' = interval '-1 day -2:03:04'",
+            "f",
+            "t",
+        ),
+    ] {
+        let prepared = [parse("s", text), bind("", "s", &[]), execute("", 0)].concat();
+        first.send(&[&prepared[..], &sync()].concat()).await;
+        assert_eq!(rows(&first.until_ready().await), [usual], "{set}");
+        for scope in ["SET LOCAL", "SET"] {
+            // In an open transaction,
+            second.query("BEGIN").await;
+            second.query(&format!("{scope} {set}")).await;
+            second.send(&[&prepared[..], &sync()].concat()).await;
+            assert_eq!(rows(&second.until_ready().await), [other], "{scope} {set}");
+            second.query("ROLLBACK; DEALLOCATE ALL").await;
+            // and in the same batch, where a transaction is open or not.
+            let set = run(&format!("{scope} {set}"));
+            for begin in ["BEGIN", "SELECT 1 WHERE false"] {
+                if scope == "SET LOCAL" && begin != "BEGIN" {
+                    continue;
+                }
+                second
+                    .send(&[&run(begin)[..], &set, &prepared, &sync()].concat())
+                    .await;
+                assert_eq!(
+                    rows(&second.until_ready().await),
+                    [other],
+                    "{scope}, {begin}"
+                );
+                second.query("ROLLBACK").await;
+                second.query("DISCARD ALL").await;
+            }
+            first
+                .send(&[bind("", "s", &[]), execute("", 0), sync()].concat())
+                .await;
+            assert_eq!(rows(&first.until_ready().await), [usual], "{scope}");
+        }
+        first.query("DEALLOCATE s").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_taken_back_ends_the_connection_with_its_client() {
     let proxy = proxy("transaction", 1).await;

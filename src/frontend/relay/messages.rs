@@ -229,6 +229,7 @@ impl Relay<'_> {
             ledger: &mut self.ledger,
             interner: &self.pool.statements,
             settings: &self.client.settings,
+            is_meaning_open: self.client.state.may_have_changed_meaning(),
             backslashes,
             owns_sequences,
             effects: Effects::default(),
