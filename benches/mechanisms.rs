@@ -288,6 +288,7 @@ fn statements(criterion: &mut Criterion) {
             ledger: &mut ledger,
             interner: &interner,
             settings: &settings,
+            is_meaning_open: false,
             backslashes: false,
             owns_sequences: true,
             effects: Effects::default(),
