@@ -19,28 +19,45 @@ use crate::config::{Login, Server};
 /// on the path of an administrator could have its operators and functions run by that administrator.
 pub const SEARCH_PATH: &str = "-c search_path=pg_catalog,pg_temp";
 
-/// For a script that is printed and run by somebody else: the same, and a server on which it would
-/// not help is refused. Each operator has the exact types of the server's own, which nothing else
-/// in its schema can have.
-pub const SCRIPT_HEAD: &str = "\
-SET search_path = pg_catalog, pg_temp;
-DO $pgtenant$ BEGIN
-    PERFORM FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
+/// Who else than its owner may create in the server's own schema. Each operator has the exact types
+/// of the server's own, which nothing else in that schema can have.
+macro_rules! foreign_create {
+    () => {
+        "FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
         WHERE n.nspname OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.name
             AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'::pg_catalog.text
-            AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner;
+            AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner"
+    };
+}
+
+/// Why such a server is refused.
+macro_rules! foreign_create_problem {
+    () => {
+        "others than its owner can create objects in schema \"pg_catalog\""
+    };
+}
+
+/// For a script that is printed and run by somebody else: it begins with the same path, and refuses
+/// a server on which that would not help.
+pub const SCRIPT_HEAD: &str = concat!(
+    "SET search_path = pg_catalog, pg_temp;
+DO $pgtenant$ BEGIN
+    PERFORM ",
+    foreign_create!(),
+    ";
     IF FOUND THEN
-        RAISE 'others than its owner can create objects in schema \"pg_catalog\"' USING ERRCODE = 'insufficient_privilege';
+        RAISE '",
+    foreign_create_problem!(),
+    "' USING ERRCODE = 'insufficient_privilege';
     END IF;
 END $pgtenant$;
-";
+"
+);
 
 /// The same question for a session that may not run DO: a row for each right that others have.
-pub const FOREIGN_CREATE: &str =
-    "SELECT FROM pg_catalog.pg_namespace n, LATERAL pg_catalog.aclexplode(n.nspacl) a
-    WHERE n.nspname OPERATOR(pg_catalog.=) 'pg_catalog'::pg_catalog.name
-        AND a.privilege_type OPERATOR(pg_catalog.=) 'CREATE'::pg_catalog.text
-        AND a.grantee OPERATOR(pg_catalog.<>) n.nspowner";
+pub const FOREIGN_CREATE: &str = concat!("SELECT ", foreign_create!());
+/// What it means if there are some.
+pub const FOREIGN_CREATE_PROBLEM: &str = foreign_create_problem!();
 
 /// The session of a login that is described so.
 pub fn config(login: &Login, database: &str, application_name: &str) -> Config {

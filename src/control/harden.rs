@@ -239,8 +239,7 @@ impl Printing<'_> {
         let mut sql =
             "-- 3. Functions that show, stop or reach other sessions, in whatever versions this server has them.\n".to_owned();
         sql += &revoke(WATCHING, "pg_monitor, pgtenant_monitor");
-        // In whatever schema the extension is.
-        // Not every version has all of them.
+        // Not every version has all of these views.
         sql += "-- What ANALYZE keeps of a table, its most common values among them, is shown to whoever may read the table: a\n\
                 -- temporary table of one tenant is its role's, so every tenant's of that role.\n\
                 DO $$ DECLARE v regclass; BEGIN\n    \
@@ -249,6 +248,7 @@ impl Printing<'_> {
                 EXECUTE format('REVOKE SELECT ON %s FROM PUBLIC', v);\n        \
                 EXECUTE format('GRANT SELECT ON %s TO pg_monitor, pgtenant_monitor', v);\n    \
                 END LOOP;\nEND $$;\n";
+        // The extension may be in any schema.
         sql += "DO $$ DECLARE v regclass; BEGIN\n    \
                 FOR v IN SELECT c.oid FROM pg_class c JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid\n            \
                 AND d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'\n            \

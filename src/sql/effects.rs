@@ -654,14 +654,19 @@ impl Reader {
             | "pg_copy_logical_replication_slot"
             | "pg_copy_physical_replication_slot"
             | "pg_replication_origin_session_setup" => What::STUCK,
-            name if runs_strings(name) => {
-                // It is looked up, too: an extension's may keep connections of its own.
-                if !is_builtin(name) {
-                    self.effects.add_function(name);
-                }
+            "query_to_xml"
+            | "query_to_xmlschema"
+            | "query_to_xml_and_xmlschema"
+            | "cursor_to_xml"
+            | "ts_stat"
+            | "ts_rewrite" => What::OPAQUE | What::RUNS_STRINGS,
+            _ if is_builtin(name) => What::empty(),
+            _ if is_known_to_run_strings(name) => {
+                // It is looked up, too, since it may keep connections of its own.
+                self.effects.add_function(name);
                 What::OPAQUE | What::RUNS_STRINGS
             }
-            _ if is_builtin(name) || self.before_name == Last::Relation => What::empty(),
+            _ if self.before_name == Last::Relation => What::empty(),
             _ => {
                 self.effects.add_function(name);
                 What::empty()
@@ -892,32 +897,23 @@ impl Short {
     }
 }
 
-/// Functions that run SQL which they are given as a string: PostgreSQL's own, and those of extensions that are
-/// in wide use (tablefunc, xml2, dblink, citus, pg_background, pgtap, pgrouting, pg_cron).
-fn runs_strings(name: &str) -> bool {
-    matches!(
-        name,
-        "query_to_xml"
-            | "query_to_xmlschema"
-            | "query_to_xml_and_xmlschema"
-            | "cursor_to_xml"
-            | "ts_stat"
-            | "ts_rewrite"
-            | "connectby"
-            | "xpath_table"
-    ) || [
-        "dblink",
-        "crosstab",
-        "run_command_on_",
-        "pg_background_",
-        "pgr_",
-        "throws_",
-        "lives_ok",
-        "results_",
-        "schedule",
-    ]
-    .iter()
-    .any(|prefix| name.starts_with(prefix))
+/// Whether a function runs SQL that it is given as a string: of extensions in wide use (tablefunc, xml2, dblink,
+/// citus, pg_background, pgtap, pgrouting, pg_cron).
+fn is_known_to_run_strings(name: &str) -> bool {
+    matches!(name, "connectby" | "xpath_table")
+        || [
+            "dblink",
+            "crosstab",
+            "run_command_on_",
+            "pg_background_",
+            "pgr_",
+            "throws_",
+            "lives_ok",
+            "results_",
+            "schedule",
+        ]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 /// Whether all bytes of a character that is not ASCII are beyond ASCII in this encoding, so that none of them looks
@@ -929,26 +925,21 @@ pub fn is_safe_encoding(name: &str) -> bool {
         .filter(char::is_ascii_alphanumeric)
         .map(|c| c.to_ascii_lowercase())
         .collect();
-    let is_number = |text: &str, known: &[&str]| known.contains(&text);
     if let Some(number) = clean.strip_prefix("latin") {
-        return is_number(number, &["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]);
+        return ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"].contains(&number);
     }
     if let Some(number) = clean.strip_prefix("iso8859") {
-        return is_number(
-            number,
-            &[
-                "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "13", "14", "15", "16",
-            ],
-        );
+        return [
+            "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "13", "14", "15", "16",
+        ]
+        .contains(&number);
     }
     if let Some(number) = clean.strip_prefix("windows").or(clean.strip_prefix("win")) {
-        return is_number(
-            number,
-            &[
-                "", "866", "874", "1250", "1251", "1252", "1253", "1254", "1255", "1256", "1257",
-                "1258",
-            ],
-        );
+        return [
+            "", "866", "874", "1250", "1251", "1252", "1253", "1254", "1255", "1256", "1257",
+            "1258",
+        ]
+        .contains(&number);
     }
     matches!(
         &*clean,

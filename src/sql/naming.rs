@@ -101,7 +101,7 @@ impl Naming {
                     Told::Nothing
                 }
                 Token::Word(b"from") => Told::Named(name),
-                // PostgreSQL reads it no more than this does.
+                // PostgreSQL's grammar has nothing here either: the statement fails.
                 _ => {
                     *self = Self::Name(name);
                     Told::Nothing
@@ -149,7 +149,7 @@ impl Naming {
             Token::Word(word) => {
                 let word = text(word);
                 *self = match &*word {
-                    // Behind SESSION alone.
+                    // It is a keyword only behind SESSION.
                     "characteristics" if !modified => Self::Name(word),
                     "local" | "characteristics" | "session" | "time" | "schema" | "catalog"
                     | "names" | "role" | "xml" | "transaction" | "constraints" | "all" => {
@@ -188,7 +188,7 @@ impl Naming {
                     "local" => Told::Local,
                     _ => Told::Nothing,
                 };
-                // What is behind it begins a name, and tells nothing before that is at its end.
+                // What follows begins a name, and nothing is told of that before its end.
                 match self.begin(next, resets, true) {
                     Told::Nothing => told,
                     other => other,

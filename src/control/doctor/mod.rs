@@ -183,8 +183,7 @@ async fn log_in_as(target: &Target, login: &Login, deadline: Duration) -> Result
                 .map_err(|_| Trouble::Refused(format!("no answer within {deadline:?}")))?
                 .map_err(|error| Trouble::Refused(words(&error)))?;
             if !others.is_empty() {
-                let problem = "others than its owner can create objects in schema \"pg_catalog\"";
-                return Err(Trouble::Refused(problem.to_owned()));
+                return Err(Trouble::Refused(door::FOREIGN_CREATE_PROBLEM.to_owned()));
             }
             Ok(client)
         }
