@@ -20,7 +20,7 @@ use pgtenant::backend::prepared::{Interner, Parsed};
 use pgtenant::cluster::Dir;
 use pgtenant::config::{Config, ServerAddress, Tenant, load_text};
 use pgtenant::frontend::ledger::Ledger;
-use pgtenant::frontend::owed::Owed;
+use pgtenant::frontend::owed::{Owed, Portal};
 use pgtenant::frontend::statements::{Rewritten, Statements, Target, Undo};
 use pgtenant::id::TenantId;
 use pgtenant::net::stream::Stream;
@@ -231,7 +231,7 @@ fn ledger(criterion: &mut Criterion) {
             let mut waits = false;
             for _ in 0..500 {
                 waits |= ledger.may_change(black_box(b"s1"), None);
-                ledger.push(Owed::Bind(None));
+                ledger.push(Owed::Bind(Portal::Unnamed, None));
                 ledger.push(Owed::Execute);
             }
             ledger.push(Owed::Sync);
@@ -250,7 +250,7 @@ fn ledger(criterion: &mut Criterion) {
                 let mut ledger = Ledger::default();
                 for owed in [
                     Owed::Parse(None, Undo::Nothing),
-                    Owed::Bind(None),
+                    Owed::Bind(Portal::Unnamed, None),
                     Owed::Describe(None),
                     Owed::Execute,
                     Owed::Sync,

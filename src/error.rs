@@ -34,6 +34,8 @@ pub enum Kind {
     InvalidParameterValue,
     /// A startup parameter that does not exist.
     UndefinedObject,
+    /// A portal that does not exist.
+    UndefinedCursor,
     /// A user cancelled a wait.
     QueryCanceled,
     /// More than the proxy is willing to hold in memory.
@@ -68,6 +70,7 @@ impl Kind {
             Self::SyntaxError => "42601",
             Self::InvalidParameterValue => "22023",
             Self::UndefinedObject => "42704",
+            Self::UndefinedCursor => "34000",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
             Self::Internal => "XX000",
@@ -85,6 +88,7 @@ impl Kind {
             | Self::SyntaxError
             | Self::InvalidParameterValue
             | Self::UndefinedObject
+            | Self::UndefinedCursor
             | Self::QueryCanceled
             | Self::ProgramLimitExceeded => Blame::Client,
             Self::ConnectionFailure | Self::CannotConnectNow => Blame::Server,

@@ -14,7 +14,7 @@
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
-use crate::frontend::owed::{Owed, OwedQueue};
+use crate::frontend::owed::{Owed, OwedQueue, Portal};
 use crate::frontend::statements::{Undo, Unnamed};
 use crate::protocol::frame::BackendTag;
 
@@ -52,6 +52,17 @@ enum Bound {
     Named(Arc<Statement>),
 }
 
+/// What a message that names the portal without a name finds at the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnnamedPortal {
+    /// One of this client's Bind, or none.
+    Bound,
+    /// It depends on answers that the server owes.
+    Open,
+    /// What a Query that failed in a transaction has left there, whose memory is freed.
+    Stale,
+}
+
 /// What the message to be answered next runs or prepares.
 #[derive(Debug)]
 pub enum Current<'a> {
@@ -84,6 +95,10 @@ pub struct Ledger {
     /// Messages about statements that took no effect.
     failed: Vec<Failed>,
     bound: Bound,
+    /// The portal without a name was bound since the last message that ends with a ReadyForQuery.
+    binds_unnamed: bool,
+    /// The server's portal without a name may be the one of a Query that failed.
+    portal_is_stale: bool,
 }
 
 impl Ledger {
@@ -100,7 +115,10 @@ impl Ledger {
                 self.copy.get_or_insert_default().swallowed += 1;
                 return;
             }
-            Owed::Sync => self.skipping = false,
+            Owed::Sync => {
+                self.skipping = false;
+                self.binds_unnamed = false;
+            }
             Owed::CopyEnd if self.copy_is_open() => {
                 self.copy.get_or_insert_default().ended = true;
                 return;
@@ -113,11 +131,14 @@ impl Ledger {
                 self.note_failed(message, true);
                 return;
             }
-            Owed::Query(_)
-            | Owed::FunctionCall
-            | Owed::CopyEnd
-            | Owed::Refused { ready: true, .. } => {}
-            _ => self.unsynced = true,
+            Owed::Query(_) | Owed::FunctionCall | Owed::Refused { ready: true, .. } => {
+                self.binds_unnamed = false
+            }
+            Owed::CopyEnd => {}
+            _ => {
+                self.unsynced = true;
+                self.binds_unnamed |= matches!(message, Owed::Bind(Portal::Unnamed, _));
+            }
         }
         self.owed.push_back(message);
     }
@@ -128,7 +149,10 @@ impl Ledger {
             BackendTag::READY_FOR_QUERY => {
                 self.in_transaction = status != b'I';
                 self.failed_transaction = status == b'E';
-                self.ready(status == b'I');
+                // Leaving a failed transaction, or the savepoint that it returns to, drops the portals made in it.
+                self.portal_is_stale &= status == b'E';
+                let ended = self.ready(status == b'I');
+                self.portal_is_stale |= status == b'E' && matches!(ended, Some(Owed::Query(_)));
             }
             BackendTag::ERROR_RESPONSE => self.error(),
             BackendTag::PARSE_COMPLETE => {
@@ -144,7 +168,7 @@ impl Ledger {
                     .complete(|owed| matches!(owed, Owed::Close(_) | Owed::SwallowedClose(_)));
             }
             BackendTag::BIND_COMPLETE => {
-                return self.complete(|owed| matches!(owed, Owed::Bind(_)));
+                return self.complete(|owed| matches!(owed, Owed::Bind(..)));
             }
             BackendTag::ROW_DESCRIPTION | BackendTag::NO_DATA => {
                 if let Some(Owed::Describe(_)) = self.front() {
@@ -176,7 +200,7 @@ impl Ledger {
     /// of it.
     pub fn renamed(&mut self) -> Option<(&[u8], &Statement)> {
         match self.front()? {
-            Owed::Bind(Some((name, statement)))
+            Owed::Bind(_, Some((name, statement)))
             | Owed::Describe(Some((name, statement)))
             | Owed::Redefine(name, statement)
             | Owed::Parse(Some(statement), Undo::Name(name, _)) => Some((name, statement)),
@@ -203,16 +227,16 @@ impl Ledger {
         });
         match front {
             Some(Owed::Query(_)) if self.owed.len() == 1 => Current::Query,
-            Some(Owed::Execute | Owed::Bind(None)) if obscure => Current::Unknown,
+            Some(Owed::Execute | Owed::Bind(_, None)) if obscure => Current::Unknown,
             Some(
                 Owed::Parse(Some(statement), _)
                 | Owed::SwallowedParse(Some(statement))
-                | Owed::Bind(Some((_, statement))),
+                | Owed::Bind(_, Some((_, statement))),
             ) => Current::Statement(statement),
             Some(
                 Owed::Parse(None, Undo::Unnamed(..))
                 | Owed::SwallowedParse(None)
-                | Owed::Bind(None),
+                | Owed::Bind(_, None),
             ) => Current::Unnamed(before),
             Some(Owed::Execute) => match &self.bound {
                 Bound::Unknown => Current::Unknown,
@@ -264,6 +288,26 @@ impl Ledger {
                     owed.changes(name) || statement.is_some_and(|statement| owed.parses(statement))
                 }),
             }
+    }
+
+    /// What an Execute or Describe of the portal without a name would find if it were sent now.
+    ///
+    /// A Query makes that portal, too, and if it fails in a transaction block, PostgreSQL keeps the portal, but not the
+    /// statement that it points to: up to 18 its use reads freed memory (exec_simple_query and AtAbort_Portals), and may
+    /// end all sessions of the server.
+    pub fn unnamed_portal(&self) -> UnnamedPortal {
+        if self.binds_unnamed || (self.skipping && self.doubtful == 0) {
+            return UnnamedPortal::Bound;
+        }
+        let owes_query =
+            || self.owed.ends() > 0 && self.owed.iter().any(|owed| matches!(owed, Owed::Query(_)));
+        if self.is_certain() && !self.portal_is_stale && !owes_query() {
+            return UnnamedPortal::Bound;
+        }
+        match self.owes_ready() {
+            true => UnnamedPortal::Open,
+            false => UnnamedPortal::Stale,
+        }
     }
 
     /// The first message owed that has changed the same as `undo` takes back.
@@ -357,9 +401,11 @@ impl Ledger {
             Owed::SwallowedParse(_) | Owed::SwallowedClose(_) => Reply::Swallow,
             _ => Reply::Forward,
         };
-        match self.owed.pop_front() {
-            Some(Owed::Bind(Some((_, statement)))) => self.bound = Bound::Named(statement),
-            Some(Owed::Bind(None)) => self.bound = Bound::Unnamed,
+        let completed = self.owed.pop_front();
+        self.portal_is_stale &= !matches!(completed, Some(Owed::Bind(Portal::Unnamed, _)));
+        match completed {
+            Some(Owed::Bind(_, Some((_, statement)))) => self.bound = Bound::Named(statement),
+            Some(Owed::Bind(_, None)) => self.bound = Bound::Unnamed,
             // What is bound is of the one before it.
             Some(Owed::Parse(None, _)) if matches!(self.bound, Bound::Unnamed) => {
                 self.bound = Bound::Unknown;
@@ -369,25 +415,26 @@ impl Ledger {
         reply
     }
 
-    fn ready(&mut self, idle: bool) {
+    /// Returns what the ReadyForQuery answers, if that is known.
+    fn ready(&mut self, idle: bool) -> Option<Owed> {
         self.copy = None;
         if self.doubtful > 0 && self.owed.ends() == 0 {
             // It is the answer to a Sync that was not swallowed.
             self.doubtful -= 1;
             self.skipping = false;
             self.idle = idle && self.owed.is_empty();
-            return;
+            return None;
         }
-        loop {
+        let ended = loop {
             match self.owed.pop_front() {
-                Some(owed) if owed.ends_with_ready() => break,
+                Some(owed) if owed.ends_with_ready() => break Some(owed),
                 Some(_) => {}
                 None => {
                     self.uncertain = true;
-                    break;
+                    break None;
                 }
             }
-        }
+        };
         self.front();
         // While it is not set, no such message is owed: a pipeline of many Queries is not looked through for each.
         self.unsynced = self.unsynced
@@ -396,6 +443,7 @@ impl Ledger {
                 .iter()
                 .any(|owed| !owed.ends_with_ready() && !matches!(owed, Owed::CopyEnd));
         self.idle = idle && self.owed.is_empty();
+        ended
     }
 
     fn error(&mut self) {
@@ -469,7 +517,7 @@ mod tests {
     use crate::sql::effects::Effects;
 
     /// Plays a conversation: capital words are what the client sends, the tags after `>` what the
-    /// server answers; `Z` is idle, `T` as `z` in a transaction.
+    /// server answers; `Z` is idle, `z` in a transaction, `f` in one that has failed.
     fn play(script: &str) -> Ledger {
         let mut ledger = Ledger::default();
         let mut replies = false;
@@ -481,13 +529,16 @@ mod tests {
                 ("F", false) => ledger.push(Owed::FunctionCall),
                 ("S", false) => ledger.push(Owed::Sync),
                 ("P", false) => ledger.push(Owed::Parse(None, Undo::Nothing)),
-                ("B", false) => ledger.push(Owed::Bind(None)),
+                ("B", false) => ledger.push(Owed::Bind(Portal::Unnamed, None)),
                 ("D", false) => ledger.push(Owed::Describe(None)),
                 ("E", false) => ledger.push(Owed::Execute),
                 ("C", false) => ledger.push(Owed::Close(Undo::Nothing)),
                 ("c", false) => ledger.push(Owed::CopyEnd),
                 ("z", true) => {
                     ledger.reply(BackendTag::READY_FOR_QUERY, b'T');
+                }
+                ("f", true) => {
+                    ledger.reply(BackendTag::READY_FOR_QUERY, b'E');
                 }
                 (tag, true) => {
                     let status = if tag == "Z" { b'I' } else { 0 };
@@ -575,13 +626,45 @@ mod tests {
     }
 
     #[test]
+    fn the_portal_of_a_failed_query_is_told_from_one_that_was_bound() {
+        use UnnamedPortal::{Bound, Open, Stale};
+        for (script, found) in [
+            ("", Bound),
+            ("Q > C z", Bound),
+            ("Q > E Z", Bound),
+            ("Q > E f", Stale),
+            ("P B E S > 1 2 E f", Bound),
+            ("Q S > E f f", Stale),
+            ("Q > E f < Q > C z", Bound),
+            ("Q > E f < Q > C Z", Bound),
+            // It depends on the Query that was sent.
+            ("Q", Open),
+            ("Q S", Open),
+            ("P B E S", Bound),
+            ("P B S Q", Open),
+            // Of its own batch, it is there or the Execute is skipped.
+            ("Q P B", Bound),
+            ("Q > E f < B", Bound),
+            ("Q > E f < B S", Open),
+            ("Q > E f < B S > 2 f", Bound),
+            ("Q > E f < B S > E f", Stale),
+            ("Q > E f < B > E", Bound),
+            ("Q > E f < B > E < S > f", Stale),
+            // What a failed COPY has swallowed is not known.
+            ("P B E S > 1 2 G E", Stale),
+        ] {
+            assert_eq!(play(script).unnamed_portal(), found, "{script}");
+        }
+    }
+
+    #[test]
     fn the_proxy_answers_in_its_place_of_the_order() {
         let mut ledger = Ledger::default();
         ledger.push(Owed::Sync);
         ledger.push(Owed::FakeParse(Undo::Nothing));
         ledger.push(Owed::FakeClose(Undo::Nothing));
         ledger.push(Owed::SwallowedParse(None));
-        ledger.push(Owed::Bind(None));
+        ledger.push(Owed::Bind(Portal::Unnamed, None));
         assert_eq!(ledger.take_fake(), None);
         ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
         assert_eq!(ledger.take_fake(), Some(PARSE_COMPLETE));
@@ -596,7 +679,7 @@ mod tests {
         let statement = crate::backend::prepared::Interner::default().intern(b"x\0\0\0", 0, false);
         let mut ledger = Ledger::default();
         ledger.push(Owed::Parse(None, Undo::Nothing));
-        ledger.push(Owed::Bind(None));
+        ledger.push(Owed::Bind(Portal::Unnamed, None));
         ledger.push(Owed::Parse(Some(statement.clone()), Undo::Nothing));
         ledger.reply(BackendTag::ERROR_RESPONSE, 0);
         ledger.push(Owed::SwallowedParse(Some(statement)));
@@ -643,7 +726,7 @@ mod tests {
         ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
         ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
 
-        ledger.push(Owed::Bind(named()));
+        ledger.push(Owed::Bind(Portal::Unnamed, named()));
         ledger.push(Owed::Execute);
         assert_eq!(told(&ledger), "x");
         ledger.reply(BackendTag::BIND_COMPLETE, 0);
@@ -651,7 +734,7 @@ mod tests {
         ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
 
         ledger.push(parse(b"zero"));
-        ledger.push(Owed::Bind(None));
+        ledger.push(Owed::Bind(Portal::Unnamed, None));
         ledger.push(Owed::Execute);
         for reply in [BackendTag::PARSE_COMPLETE, BackendTag::BIND_COMPLETE] {
             assert_eq!(told(&ledger), "unnamed");

@@ -22,7 +22,7 @@ pub enum Owed {
     /// A Parse of a name that the client has given before: the server refuses it.
     Redefine(Name, Arc<Statement>),
     /// And the statement that it names, if the proxy has sent another name in its place.
-    Bind(Option<(Name, Arc<Statement>)>),
+    Bind(Portal, Option<(Name, Arc<Statement>)>),
     Describe(Option<(Name, Arc<Statement>)>),
     Execute,
     Close(Undo),
@@ -40,6 +40,23 @@ pub enum Owed {
     },
     /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
     CopyEnd,
+}
+
+/// Which portal a Bind makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Portal {
+    Unnamed,
+    Named,
+}
+
+impl Portal {
+    /// `name`: what a message calls the portal, up to its end or further.
+    pub fn named(name: &[u8]) -> Self {
+        match name.first() {
+            None | Some(0) => Self::Unnamed,
+            Some(_) => Self::Named,
+        }
+    }
 }
 
 impl Owed {

@@ -12,7 +12,7 @@ use crate::backend::context::Settings;
 use crate::backend::prepared::{Has, Interner, Parsed, Statement};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Failed, Ledger};
-use crate::frontend::owed::Owed;
+use crate::frontend::owed::{Owed, Portal};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::sql::effects::{Effects, What};
@@ -589,7 +589,7 @@ impl Statements {
             split_cstr(rest).map(|(statement, values)| (portal, statement, values))
         }) else {
             if bytes.len() >= size {
-                target.ledger.push(Owed::Bind(None));
+                target.ledger.push(Owed::Bind(Portal::Named, None));
                 return Ok(Rewritten::Consumed(0));
             }
             return match body.len() > MAX_COLLECTED {
@@ -612,7 +612,8 @@ impl Statements {
         self.unnamed_awaits &= !statement.is_empty();
         let known = self.provide(statement, known, target);
         target.obscure = !portal.is_empty() || (known.is_none() && !statement.is_empty());
-        target.ledger.push(Owed::Bind(known.clone()));
+        let bound = Portal::named(portal);
+        target.ledger.push(Owed::Bind(bound, known.clone()));
         let Some((_, known)) = known else {
             return Ok(Rewritten::Consumed(0));
         };

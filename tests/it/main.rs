@@ -24,6 +24,7 @@ mod limits;
 mod memory;
 mod negative;
 mod parking;
+mod portals;
 mod replication;
 mod seal;
 mod selftest;

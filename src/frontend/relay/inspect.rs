@@ -4,6 +4,7 @@ use crate::audit::{self, Event};
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
+use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::Owed;
 use crate::frontend::statements::asks_for_foreign_sequence;
 use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, frame, split_cstr};
@@ -121,6 +122,48 @@ impl Relay<'_> {
         Ok(Looked::Passes)
     }
 
+    /// Looks at the portal that an Execute or Describe of `size` bytes at `at` in the client's inbox names, of which
+    /// `here` are there. One that a failed Query has left is not for any client (see [`Ledger::unnamed_portal`]).
+    ///
+    /// [`Ledger::unnamed_portal`]: crate::frontend::ledger::Ledger::unnamed_portal
+    pub(super) fn look_at_portal(
+        &mut self,
+        tag: FrontendTag,
+        at: usize,
+        here: usize,
+        size: usize,
+    ) -> Result<Looked> {
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        let portal = match (tag, body.split_first()) {
+            (FrontendTag::EXECUTE, _) => body,
+            (_, Some((b'P', name))) => name,
+            (_, None) if here < size => return Ok(Looked::NeedMore),
+            _ => return Ok(Looked::Passes),
+        };
+        match portal.first() {
+            None if here < size => return Ok(Looked::NeedMore),
+            Some(0) => {}
+            _ => return Ok(Looked::Passes),
+        }
+        match self.ledger.unnamed_portal() {
+            UnnamedPortal::Bound => return Ok(Looked::Passes),
+            UnnamedPortal::Open => {
+                self.name_is_open = true;
+                return Ok(Looked::NeedMore);
+            }
+            UnnamedPortal::Stale => {}
+        }
+        let error = Error::new(Kind::UndefinedCursor, "portal \"\" does not exist");
+        match (here < size, size <= LOOKED_AT_WHOLE) {
+            (true, true) => return Ok(Looked::NeedMore),
+            (true, false) => return Err(error),
+            (false, _) => {}
+        }
+        // There is nothing of this kind to describe.
+        self.send_in_place(&frame(FrontendTag::DESCRIBE.0, &[b"\0\0"]), false, &error);
+        Ok(Looked::Answered)
+    }
+
     /// Reads on in a text that passes: `n` bytes at `at` in the client's inbox.
     pub(super) fn read_text(&mut self, at: usize, n: usize) -> Result<()> {
         let Some(reader) = self.text.as_mut().filter(|reader| reader.is_reading()) else {
@@ -191,11 +234,17 @@ impl Relay<'_> {
         {
             statements.query();
         }
+        self.send_in_place(&sent, !parses, error);
+    }
+
+    /// Sends a message at which the server fails in place of the client's, who is told `error` in its turn. `ready`: it
+    /// is answered up to a ReadyForQuery.
+    fn send_in_place(&mut self, sent: &[u8], ready: bool, error: &Error) {
         self.refused_frames.extend(sent);
         let mut replies = Replies::new();
         replies.error(error);
         self.ledger.push(Owed::Refused {
-            ready: !parses,
+            ready,
             error: replies.bytes()[HEADER..].into(),
         });
         self.undo_failed();

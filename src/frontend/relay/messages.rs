@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::backend::connection::ServerConnection;
 use crate::error::{Error, Result};
-use crate::frontend::owed::Owed;
+use crate::frontend::owed::{Owed, Portal};
 use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
 use crate::protocol::frame::{FrontendTag, HEADER, Header, frame};
 use crate::protocol::reply;
@@ -141,6 +141,11 @@ impl Relay<'_> {
                 break false;
             }
             let looked = match tag {
+                FrontendTag::EXECUTE | FrontendTag::DESCRIBE => {
+                    self.look_at_portal(tag, run, here, size)
+                }
+                // Which portal it makes must be known.
+                FrontendTag::BIND if here == HEADER && size > HEADER => Ok(Looked::NeedMore),
                 _ if !self.client.state.is_watched() => Ok(Looked::Passes),
                 FrontendTag::FUNCTION_CALL => self.look_at_call(run, here, size),
                 _ if has_text(tag) => self.look_at_text(tag, run, here, size),
@@ -284,7 +289,10 @@ impl Relay<'_> {
             FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
             FrontendTag::SYNC => Owed::Sync,
             FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
-            FrontendTag::BIND => Owed::Bind(None),
+            FrontendTag::BIND => {
+                let portal = self.client.inbox.bytes()[at..].get(HEADER..)?;
+                Owed::Bind(Portal::named(portal), None)
+            }
             FrontendTag::DESCRIBE => Owed::Describe(None),
             FrontendTag::EXECUTE => {
                 let portal = self.client.inbox.bytes()[at..].get(HEADER);
