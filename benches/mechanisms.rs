@@ -18,8 +18,9 @@ use pgtenant::backend::context::{Adopted, Binding, Context, Settings, adopt};
 use pgtenant::backend::instance::{Instance, Pool};
 use pgtenant::backend::prepared::{Interner, Parsed};
 use pgtenant::cluster::Dir;
-use pgtenant::config::{Config, ServerAddress, Tenant, load_text};
+use pgtenant::config::{Config, ServerAddress, Tenant, TransactionLimits, load_text};
 use pgtenant::frontend::ledger::Ledger;
+use pgtenant::frontend::locks::Locks;
 use pgtenant::frontend::owed::{Owed, Portal};
 use pgtenant::frontend::statements::{Rewritten, Statements, Target, Undo};
 use pgtenant::id::TenantId;
@@ -291,6 +292,7 @@ fn statements(criterion: &mut Criterion) {
             is_meaning_open: false,
             backslashes: false,
             owns_sequences: true,
+            locks: (&Locks::default(), &TransactionLimits::NONE),
             effects: Effects::default(),
             pins: false,
             obscure: false,

@@ -6,7 +6,9 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use pgtenant::backend::prepared::{Interner, Parsed};
+use pgtenant::config::TransactionLimits;
 use pgtenant::frontend::ledger::{Ledger, Reply};
+use pgtenant::frontend::locks::Locks;
 use pgtenant::frontend::owed::Owed;
 use pgtenant::frontend::statements::{Rewritten, Statements, Target, translate};
 use pgtenant::protocol::buffer::Buffer;
@@ -210,6 +212,7 @@ impl Lease<'_> {
                     is_meaning_open: false,
                     backslashes: false,
                     owns_sequences: true,
+                    locks: (&Locks::default(), &TransactionLimits::NONE),
                     effects: Effects::default(),
                     pins: false,
                     obscure: false,

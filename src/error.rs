@@ -40,6 +40,10 @@ pub enum Kind {
     QueryCanceled,
     /// More than the proxy is willing to hold in memory.
     ProgramLimitExceeded,
+    /// More than the config lets one transaction take of what all share.
+    ConfigurationLimitExceeded,
+    /// The server has no memory left for what all its sessions share.
+    OutOfMemory,
     /// A bug of ours.
     Internal,
 }
@@ -73,6 +77,8 @@ impl Kind {
             Self::UndefinedCursor => "34000",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
+            Self::ConfigurationLimitExceeded => "53400",
+            Self::OutOfMemory => "53200",
             Self::Internal => "XX000",
         }
     }
@@ -90,8 +96,9 @@ impl Kind {
             | Self::UndefinedObject
             | Self::UndefinedCursor
             | Self::QueryCanceled
-            | Self::ProgramLimitExceeded => Blame::Client,
-            Self::ConnectionFailure | Self::CannotConnectNow => Blame::Server,
+            | Self::ProgramLimitExceeded
+            | Self::ConfigurationLimitExceeded => Blame::Client,
+            Self::ConnectionFailure | Self::CannotConnectNow | Self::OutOfMemory => Blame::Server,
             Self::TooManyConnections | Self::AdminShutdown => Blame::Operator,
             Self::Internal => Blame::Us,
         }

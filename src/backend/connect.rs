@@ -365,6 +365,7 @@ fn refused(fields: &ErrorFields, key: &PoolKey, authenticated: bool) -> Error {
         }
         "57P03" | "57P01" | "57P02" => Error::new(Kind::CannotConnectNow, fields.message.clone()),
         "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()),
+        "53200" => Error::new(Kind::OutOfMemory, fields.message.clone()),
         "3D000" => Error::new(
             Kind::UnknownDatabase,
             "the tenant's database does not exist",

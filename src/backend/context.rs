@@ -40,6 +40,9 @@ use crate::timer;
 /// as the server reported the client's changes.
 pub type Settings = BTreeMap<String, String>;
 
+/// What PostgreSQL raises when its lock table is full ("out of shared memory").
+const OUT_OF_MEMORY: &str = "53200";
+
 /// Reported parameters that no client can set (guc_tables.c: PGC_INTERNAL, or a fact about the server);
 /// the others follow their client.
 const FIXED: [&str; 6] = [
@@ -479,10 +482,7 @@ async fn exchange(
             }
             BackendTag::ERROR_RESPONSE if answered < plan.required => {
                 let fields = ErrorFields::read(&body);
-                return Err(Refusal::Broken(not_set(format_args!(
-                    "{}: {}",
-                    fields.sqlstate, fields.message
-                ))));
+                return Err(Refusal::Broken(not_set_for(&fields)));
             }
             BackendTag::ERROR_RESPONSE => {
                 refused.get_or_insert_with(|| ErrorFields::read(&body));
@@ -508,6 +508,20 @@ fn first_column(body: &[u8]) -> Option<String> {
     String::from_utf8(rest.get(..length)?.to_vec()).ok()
 }
 
+/// Of what the server says. That its lock table is full concerns everybody, and is told.
+pub(super) fn not_set_for(fields: &ErrorFields) -> Error {
+    let cause = format_args!("{}: {}", fields.sqlstate, fields.message);
+    match fields.sqlstate.as_str() {
+        OUT_OF_MEMORY => Error::new(
+            Kind::OutOfMemory,
+            "could not set the tenant context: the server is out of shared memory",
+        )
+        .with_hint("Try again. For the operator: max_locks_per_transaction may be too low for what transactions lock.")
+        .caused_by(cause),
+        _ => not_set(cause),
+    }
+}
+
 pub(super) fn not_set(cause: impl std::fmt::Display) -> Error {
     Error::new(Kind::ConnectionFailure, "could not set the tenant context").caused_by(cause)
 }
@@ -518,6 +532,18 @@ mod tests {
 
     use super::*;
     use crate::protocol::frame::{HEADER, Header};
+
+    #[test]
+    fn a_lock_table_that_is_full_is_told_as_such() {
+        let told = |sqlstate: &str| {
+            not_set_for(&ErrorFields {
+                sqlstate: sqlstate.to_owned(),
+                ..ErrorFields::default()
+            })
+        };
+        assert_eq!(told("53200").sqlstate(), "53200");
+        assert_eq!(told("42P01").sqlstate(), "08006");
+    }
 
     fn route() -> Arc<Route> {
         let text = "servers: { s: { host: localhost, max_connections: 10 } }

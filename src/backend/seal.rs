@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 use sha2::{Digest, Sha256};
 
+use crate::backend::context::not_set_for;
 use crate::config::Seal;
 use crate::error::{Error, Kind};
 use crate::protocol::reply::ErrorFields;
@@ -217,8 +218,7 @@ pub fn refused(fields: &ErrorFields) -> Error {
             "{}: {}: a sealed placement needs a primary server",
             fields.sqlstate, fields.message
         )),
-        _ => Error::new(Kind::ConnectionFailure, "could not set the tenant context")
-            .caused_by(format_args!("{}: {}", fields.sqlstate, fields.message)),
+        _ => not_set_for(fields),
     }
 }
 

@@ -17,7 +17,7 @@
 use std::sync::Arc;
 
 use crate::backend::connection::{Parameters, ServerConnection};
-use crate::backend::context::{Binding, Context, follows_client, not_set};
+use crate::backend::context::{Binding, Context, follows_client, not_set, not_set_for};
 use crate::backend::seal::Credential;
 use crate::config::Pooling;
 use crate::error::Error;
@@ -224,7 +224,7 @@ pub fn canceled(body: &[u8]) -> Option<Error> {
 fn failed(fields: &ErrorFields) -> Error {
     match fields.sqlstate.as_str() {
         CANCELED => fields.clone().into_error(crate::error::Kind::QueryCanceled),
-        sqlstate => not_set(format_args!("{sqlstate}: {}", fields.message)),
+        _ => not_set_for(fields),
     }
 }
 

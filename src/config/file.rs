@@ -438,6 +438,11 @@ impl Default for PoolFile {
 pub struct PlacementLimitsFile {
     /// Clients of all its tenants together. Default: no limit.
     pub clients: Option<Count>,
+    /// Savepoints that one transaction may have at once; 0: no limit. Default: 1000, and none in tier instance.
+    pub savepoints: Option<Count>,
+    /// Objects that one transaction may make, change, drop or lock by name; 0: no limit. Default: 1000, and none in
+    /// tier instance.
+    pub objects: Option<Count>,
 }
 
 /// An entry of `tenants`.

@@ -382,7 +382,28 @@ pub struct Placement {
     pub reuse: bool,
     /// Most clients of all tenants of this placement together.
     pub max_clients: Option<usize>,
+    pub transaction: TransactionLimits,
     pub tenants: usize,
+}
+
+/// What one transaction may take of the lock table that all sessions of a server share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransactionLimits {
+    /// Most savepoints at once. None: no limit.
+    pub savepoints: Option<u32>,
+    /// Most objects that it makes, changes, drops or locks by name. None: no limit.
+    pub objects: Option<u32>,
+}
+
+impl TransactionLimits {
+    pub const NONE: Self = Self {
+        savepoints: None,
+        objects: None,
+    };
+
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
 }
 
 /// A tenant: who may log in, how much it may use, where it lives.

@@ -16,6 +16,7 @@
 pub mod attempts;
 pub mod handshake;
 pub mod ledger;
+pub mod locks;
 pub mod login;
 pub mod owed;
 pub mod parking;

@@ -24,8 +24,10 @@ use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::Settings;
 use crate::backend::instance::Pool;
 use crate::client::ClientHandle;
+use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::Ledger;
+use crate::frontend::locks::Locks;
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::text::TextReader;
@@ -60,6 +62,7 @@ pub struct ClientSide {
     pub state: SessionState,
     /// In posture guarded and up.
     pub guard: Option<Arc<Guard>>,
+    pub limits: TransactionLimits,
     pub audit: Audit,
 }
 
@@ -153,6 +156,7 @@ pub struct Relay<'a> {
     query_size: usize,
     /// A portal was used of which it is not known what it runs.
     obscure: bool,
+    locks: Locks,
 }
 
 /// After a statement that may change the session, the client is not heard until it is answered: what it
@@ -211,6 +215,7 @@ impl<'a> Relay<'a> {
             flush_asked: false,
             query_size: 0,
             obscure: false,
+            locks: Locks::default(),
         }
     }
 

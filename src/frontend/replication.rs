@@ -19,7 +19,7 @@ use crate::backend::context::{Binding, Context};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
 use crate::client::Activity;
-use crate::config::{Config, Credential, Route, Server, Tenant, Tier};
+use crate::config::{Config, Credential, Route, Server, Tenant, Tier, TransactionLimits};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::relay::{ClientSide, End, Relay};
 use crate::frontend::session::{log_refusal, say_last, write};
@@ -140,6 +140,7 @@ pub async fn serve(login: LoggedIn) {
         statements: None,
         state: SessionState::unwatched(),
         guard: None,
+        limits: TransactionLimits::NONE,
         audit: client.app.audit.clone(),
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),

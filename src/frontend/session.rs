@@ -188,6 +188,7 @@ impl Session {
             statements: Some(statements.map_or_else(Statements::default, |boxed| *boxed)),
             state,
             guard: Guard::of(&standing.route).map(Arc::new),
+            limits: standing.route.placement.transaction,
             audit: standing.app().audit.clone(),
             settings,
             reported,
@@ -351,6 +352,7 @@ impl Session {
         let moves = self.standing.look_around(self.side.statements.as_mut())?;
         if !Arc::ptr_eq(&route, &self.standing.route) {
             self.side.guard = Guard::of(&self.standing.route).map(Arc::new);
+            self.side.limits = self.standing.route.placement.transaction;
         }
         Ok(moves)
     }

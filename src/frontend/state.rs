@@ -69,7 +69,11 @@ impl SessionState {
         Self {
             watch: match route.pooling {
                 Pooling::Transaction => Watch::Everything,
-                Pooling::Session if route.context.is_empty() && startup.is_empty() => {
+                Pooling::Session
+                    if route.context.is_empty()
+                        && startup.is_empty()
+                        && route.placement.transaction.is_none() =>
+                {
                     Watch::Nothing
                 }
                 Pooling::Session => Watch::Resets,

@@ -10,8 +10,10 @@ use std::sync::Arc;
 
 use crate::backend::context::Settings;
 use crate::backend::prepared::{Has, Interner, Parsed, Statement};
+use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Failed, Ledger};
+use crate::frontend::locks::Locks;
 use crate::frontend::owed::{Owed, Portal};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
@@ -161,6 +163,8 @@ pub struct Target<'a> {
     pub backslashes: bool,
     /// Whether sequence values on this connection are the client's own.
     pub owns_sequences: bool,
+    /// What the transaction has locked, and may lock.
+    pub locks: (&'a Locks, &'a TransactionLimits),
     /// What is run by the message may do this.
     pub effects: Effects,
     /// It prepares what only this connection will have.
@@ -170,7 +174,7 @@ pub struct Target<'a> {
 }
 
 /// What became of a message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Rewritten {
     /// More bytes of it are needed.
     NeedMore,
@@ -178,6 +182,8 @@ pub enum Rewritten {
     Consumed(usize),
     /// It asks for sequence values, and those of the connection are another client's.
     ForeignSequence,
+    /// It would run what the client may not run now. Nothing of it was sent.
+    Refused(Error),
 }
 
 fn too_long_names() -> Error {
@@ -607,6 +613,10 @@ impl Statements {
             if !target.owns_sequences && asks_for_foreign_sequence(effects) {
                 return Ok(Rewritten::ForeignSequence);
             }
+            let (locks, limits) = target.locks;
+            if let Err(error) = locks.check(effects, limits) {
+                return Ok(Rewritten::Refused(error));
+            }
             target.effects.add(effects);
         }
         self.unnamed_awaits &= !statement.is_empty();
@@ -792,6 +802,7 @@ mod tests {
                 is_meaning_open: false,
                 backslashes: false,
                 owns_sequences: true,
+                locks: (&Locks::default(), &TransactionLimits::NONE),
                 effects: Effects::default(),
                 pins: false,
                 obscure: false,

@@ -155,6 +155,7 @@ fn begin_session(
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
         guard: Guard::of(&route).map(Arc::new),
+        limits: route.placement.transaction,
         audit: app.audit.clone(),
         settings,
         reported,

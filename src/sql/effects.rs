@@ -106,6 +106,11 @@ pub struct Effects {
     pub local: ThinVec<Box<str>>,
     /// Functions it calls that not every PostgreSQL has, in lower case, without their schemas.
     pub functions: ThinVec<Box<str>>,
+    /// Savepoints that it makes.
+    pub savepoints: u16,
+    /// Objects that it makes, changes, drops or locks by name, each of which is locked until the transaction ends: a
+    /// table, and what comes with its definition.
+    pub objects: u16,
 }
 
 thread_local! {
@@ -166,6 +171,8 @@ impl Effects {
     /// Adds what comes after.
     pub fn add(&mut self, other: &Self) {
         self.what |= other.what;
+        self.savepoints = self.savepoints.saturating_add(other.savepoints);
+        self.objects = self.objects.saturating_add(other.objects);
         for setting in &other.settings {
             self.add_setting(&setting.name, setting.reset);
         }
@@ -449,6 +456,9 @@ impl Reader {
                 if matches!(self.last, Last::Create | Last::Relation) =>
             {
                 self.effects.what |= What::TEMPORARY;
+                if self.last == Last::Relation {
+                    self.locks_object();
+                }
                 Last::Temporary
             }
             Short::HOLD if self.last == Last::With && self.command == Command::Declare => {
@@ -532,13 +542,26 @@ impl Reader {
     /// Takes note of whether literals behind `word` stay in a catalog. What a query fills a table with does not.
     fn note_definition(&mut self, word: &[u8]) {
         match word {
-            b"view" | b"default" | b"check" | b"where" | b"generated" => self.keeps_literals = true,
+            b"unique" | b"primary" | b"exclude" => self.locks_object(),
+            // Of an identity, which has a sequence.
+            b"generated" => {
+                self.locks_object();
+                self.keeps_literals = true;
+            }
+            b"view" | b"default" | b"check" | b"where" => self.keeps_literals = true,
             // A schema may be made with what is in it.
             b"create" => self.last = Last::Create,
             b"as" if self.parentheses == 0 && !self.makes_view => self.command = Command::Other,
             _ => {}
         }
+        if word.ends_with(b"serial") || word.starts_with(b"serial") {
+            self.locks_object();
+        }
         self.makes_view |= word == b"view";
+    }
+
+    fn locks_object(&mut self) {
+        self.effects.objects = self.effects.objects.saturating_add(1);
     }
 
     /// Takes note of the kind of object behind CREATE or ALTER.
@@ -672,6 +695,9 @@ impl Reader {
                 What::empty()
             }
         };
+        if what.contains(What::ANY_ADVISORY) {
+            self.locks_object();
+        }
         self.effects.what |= what;
     }
 
@@ -726,8 +752,18 @@ impl Reader {
             b"begin" | b"then" | b"else" | b"loop" if self.in_code => {
                 (Command::None, What::empty())
             }
+            b"savepoint" => {
+                self.effects.savepoints = self.effects.savepoints.saturating_add(1);
+                (Command::Told, What::empty())
+            }
             _ => (Command::Other, What::empty()),
         };
+        if matches!(
+            command,
+            Command::Create | Command::Alter | Command::Drop | Command::Lock
+        ) {
+            self.locks_object();
+        }
         self.command = command;
         self.effects.what |= what;
         if command == Command::Other && word == b"with" {
@@ -1143,6 +1179,7 @@ mod tests {
             let mut told = effects(sql);
             told.what.remove(What::CONTROL | What::FOR_GUARD);
             told.local.clear();
+            told.objects = 0;
             assert_eq!(told, Effects::default(), "{sql}");
         }
     }

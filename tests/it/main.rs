@@ -21,6 +21,7 @@ mod harness;
 mod isolation;
 mod layers;
 mod limits;
+mod locks;
 mod memory;
 mod negative;
 mod parking;

@@ -219,6 +219,14 @@ fn placements(config: &Config) -> Vec<Setting> {
                     key("limits.clients"),
                     clients.map_or_else(String::new, |clients| clients.to_string()),
                 ),
+                setting(
+                    key("limits.savepoints"),
+                    placement.transaction.savepoints.unwrap_or_default(),
+                ),
+                setting(
+                    key("limits.objects"),
+                    placement.transaction.objects.unwrap_or_default(),
+                ),
             ]
         })
         .collect()

@@ -10,8 +10,10 @@ use indexmap::IndexMap;
 use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
 use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
 use crate::config::outline::At;
+use crate::config::units::Count;
 use crate::config::{
-    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Shared, Template, Tier, template,
+    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Shared, Template, Tier,
+    TransactionLimits, template,
 };
 use crate::id::{PlacementName, ServerName};
 
@@ -20,6 +22,13 @@ const MAX_PASSWORD_FILE: u64 = 4096;
 
 /// Enough that several tenants at once are not kept out by others, and little beside the 20 connections of a pool.
 const DEFAULT_RESERVE: usize = 5;
+
+/// Most locks of one transaction where a server is shared. PostgreSQL's own lock table has room for 6400 by default
+/// (`max_locks_per_transaction` × `max_connections`).
+const DEFAULT_LOCKS: u32 = 1000;
+
+/// Largest limit of locks: as many as a lock table may have for each connection.
+const MAX_LOCKS: usize = i32::MAX as usize;
 
 /// Run-time parameters of every StartupMessage. A role may have others by `ALTER ROLE … SET`; the
 /// startup packet beats that, and is what RESET and DISCARD ALL return to.
@@ -229,6 +238,10 @@ impl Resolver<'_, '_> {
         let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
+        let transaction = TransactionLimits {
+            savepoints: self.locks(&limits.key("savepoints"), file.limits.savepoints, file.tier),
+            objects: self.locks(&limits.key("objects"), file.limits.objects, file.tier),
+        };
 
         let (user, password) = login?;
         let context = context?;
@@ -248,6 +261,7 @@ impl Resolver<'_, '_> {
             },
             reuse: file.pool.reuse,
             max_clients,
+            transaction,
             tenants: known.tenants,
         };
         Some(Plan {
@@ -264,6 +278,17 @@ impl Resolver<'_, '_> {
             context,
             seal_tenant,
         })
+    }
+
+    /// A limit of what one transaction locks. Without one in the file it is for those that share a server.
+    fn locks(&mut self, at: &At<'_>, count: Option<Count>, tier: Option<Tier>) -> Option<u32> {
+        match count {
+            Some(Count(0)) => None,
+            Some(count) => self
+                .count(at, count, MAX_LOCKS)
+                .and_then(|count| u32::try_from(count).ok()),
+            None => (tier != Some(Tier::Instance)).then_some(DEFAULT_LOCKS),
+        }
     }
 
     fn guard(&mut self, at: &At<'_>, file: &PlacementFile, posture: Posture) -> bool {

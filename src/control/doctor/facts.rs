@@ -65,6 +65,10 @@ pub struct Database {
     /// One of the roles can read the keys that contexts are sealed with, bind sessions without one, or become who can.
     pub reads_keys: bool,
     pub lo_compat: bool,
+    /// `max_locks_per_transaction`.
+    pub locks_per_transaction: u64,
+    /// How many sessions and prepared transactions the lock table is made for.
+    pub lockers: u64,
     pub large_objects: i64,
     pub creatable: Vec<String>,
     pub wrappers: Vec<String>,

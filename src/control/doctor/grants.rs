@@ -125,6 +125,7 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     needs(case, &mut findings);
     settings(case, &mut findings);
+    findings.extend(lock_table(case));
     if case.is_superuser() {
         return findings;
     }
@@ -371,6 +372,46 @@ fn making(case: &Case<'_>, findings: &mut Vec<Finding>) {
             .advice("Keep such data in a bytea column of a table with a policy."),
         );
     }
+}
+
+/// One tenant that holds all locks there are keeps everybody from reading.
+fn lock_table(case: &Case<'_>) -> Option<Finding> {
+    let database = &case.facts.database;
+    if !case.target.has_company() || database.lockers == 0 {
+        return None;
+    }
+    let capacity = database
+        .locks_per_transaction
+        .saturating_mul(database.lockers);
+    // Half of the table is for others.
+    let (object, problem) = match case.target.tenant_locks {
+        Some(locks) if locks <= capacity / 2 => return None,
+        Some(locks) => {
+            let needed = (2 * locks).div_ceil(database.lockers).next_multiple_of(64);
+            (
+                format!("setting max_locks_per_transaction = {needed}"),
+                format!(
+                    "it is {}: the lock table has room for {capacity}, of which one tenant may take {locks}",
+                    database.locks_per_transaction
+                ),
+            )
+        }
+        None => (
+            "setting max_locks_per_transaction".to_owned(),
+            format!("the lock table has room for {capacity}, of which one tenant may take all"),
+        ),
+    };
+    let finding = finding(
+        Notice,
+        "lock-table",
+        object,
+        problem,
+        "when it is full, statements of all tenants fail with 53200 (out of shared memory)",
+    );
+    Some(finding.advice(
+        "Set max_locks_per_transaction in postgresql.conf as it is written here, which needs a restart and about 270 bytes of \
+         shared memory for each lock; or lower the placement's pool.size, limits.savepoints or limits.objects.",
+    ))
 }
 
 fn settings(case: &Case<'_>, findings: &mut Vec<Finding>) {

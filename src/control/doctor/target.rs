@@ -21,6 +21,8 @@ pub struct Target {
     pub tenant_variables: Vec<String>,
     /// Other variables that the proxy sets.
     pub other_variables: Vec<String>,
+    /// Most locks that the limits of the config let one tenant hold at once. None: they let it hold any number.
+    pub tenant_locks: Option<u64>,
     /// How many schemas or databases the same login is for.
     pub login_places: usize,
     neighbourhood: Arc<Neighbourhood>,
@@ -189,6 +191,7 @@ fn target(
         login: route.pool.login.clone(),
         tenant_variables,
         other_variables,
+        tenant_locks: tenant_locks(tenant),
         login_places: neighbourhood
             .logins
             .get(&place.login)
@@ -196,6 +199,18 @@ fn target(
         neighbourhood,
         place,
     }
+}
+
+/// A tenant alone may have all connections of its pool in use.
+fn tenant_locks(tenant: &Tenant) -> Option<u64> {
+    let placement = &tenant.route.placement;
+    let limits = placement.transaction;
+    let connections = placement
+        .pool
+        .size
+        .min(tenant.limits.active.unwrap_or(usize::MAX));
+    let each = u64::from(limits.savepoints?) + u64::from(limits.objects?);
+    Some(each.saturating_mul(connections as u64))
 }
 
 /// At most `most` of them, evenly spread.

@@ -52,7 +52,13 @@ impl Relay<'_> {
         let is_named = !name.is_empty();
         let text = split_cstr(text).map_or(text, |(text, _)| text);
         let effects = Effects::of(text, backslashes);
-        if let Err(error) = self.permit(&effects, Some(text)) {
+        let permitted = self.permit(&effects, Some(text));
+        // What is prepared takes nothing before it is run.
+        let permitted = permitted.and_then(|()| match prepares {
+            true => Ok(()),
+            false => self.locks.check(&effects, &self.client.limits),
+        });
+        if let Err(error) = permitted {
             self.send_refused(tag, is_named, &error);
             return Ok(Looked::Answered);
         }
@@ -154,6 +160,19 @@ impl Relay<'_> {
             UnnamedPortal::Stale => {}
         }
         let error = Error::new(Kind::UndefinedCursor, "portal \"\" does not exist");
+        self.refuse_message(here, size, error)
+    }
+
+    /// Has the server fail in place of an extended message of `size` bytes, of which `here` are there.
+    ///
+    /// # Errors
+    /// The same error, for a message that is too long to be thrown away whole: the client goes with it.
+    pub(super) fn refuse_message(
+        &mut self,
+        here: usize,
+        size: usize,
+        error: Error,
+    ) -> Result<Looked> {
         match (here < size, size <= LOOKED_AT_WHOLE) {
             (true, true) => return Ok(Looked::NeedMore),
             (true, false) => return Err(error),
@@ -178,6 +197,9 @@ impl Relay<'_> {
             return Ok(());
         };
         self.permit(&effects, None)?;
+        if tag == FrontendTag::QUERY || self.client.statements.is_none() {
+            self.locks.check(&effects, &self.client.limits)?;
+        }
         if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
             return Err(foreign_sequence());
         }
@@ -267,6 +289,9 @@ impl Relay<'_> {
     /// The text of a Query or Parse was read. What may change the session holds back what is sent behind it.
     fn note_text(&mut self, tag: FrontendTag, effects: &Effects) {
         let holds = effects.what.contains(What::CONTROL);
+        if tag == FrontendTag::QUERY || self.client.statements.is_none() {
+            self.locks.note(effects);
+        }
         match tag {
             FrontendTag::QUERY => {
                 self.note_effects(effects);

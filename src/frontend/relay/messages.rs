@@ -20,6 +20,9 @@ const MAX_OWED: usize = 4096;
 
 impl Relay<'_> {
     pub(super) fn poll_client(&mut self, cx: &mut TaskContext<'_>) -> Step {
+        if self.refused.is_some() {
+            return Step::Gone;
+        }
         if self.is_deaf() {
             return Step::Still;
         }
@@ -157,11 +160,8 @@ impl Relay<'_> {
                 Err(error) => break self.refuse(error),
                 Ok(Looked::Answered) => {
                     self.client.inbox.move_to(&mut self.server.outbox, run);
-                    self.server
-                        .outbox
-                        .extend(&std::mem::take(&mut self.refused_frames));
-                    self.client.inbox.consume(size);
                     run = 0;
+                    self.pass_refused(size);
                     continue;
                 }
             }
@@ -183,6 +183,14 @@ impl Relay<'_> {
                     Ok(Rewritten::NeedMore) => break false,
                     Ok(Rewritten::ForeignSequence) => match self.refuse_sequence() {
                         Ok(()) => break false,
+                        Err(error) => break self.refuse(error),
+                    },
+                    Ok(Rewritten::Refused(error)) => match self.refuse_message(here, size, error) {
+                        Ok(Looked::Answered) => {
+                            self.pass_refused(size);
+                            continue;
+                        }
+                        Ok(_) => break false,
                         Err(error) => break self.refuse(error),
                     },
                     Ok(Rewritten::Consumed(n)) => {
@@ -220,6 +228,13 @@ impl Relay<'_> {
         leaves
     }
 
+    /// Sends what goes in the place of a message of `size` bytes, at the front of the client's inbox.
+    fn pass_refused(&mut self, size: usize) {
+        let sent = std::mem::take(&mut self.refused_frames);
+        self.server.outbox.extend(&sent);
+        self.client.inbox.consume(size);
+    }
+
     /// Deals with a message that names a prepared statement, at the front of the client's inbox.
     fn rewrite(&mut self, tag: FrontendTag, size: usize) -> Result<Rewritten> {
         let owned = (self.backslashes(), self.owns_sequences() || self.keep);
@@ -237,6 +252,7 @@ impl Relay<'_> {
             is_meaning_open: self.client.state.may_have_changed_meaning(),
             backslashes,
             owns_sequences,
+            locks: (&self.locks, &self.client.limits),
             effects: Effects::default(),
             pins: false,
             obscure: false,
@@ -255,6 +271,7 @@ impl Relay<'_> {
         }
         self.client.state.pin_unbound(awaits);
         self.undo_failed();
+        self.locks.note(&effects);
         if !effects.is_empty() {
             if effects.what.contains(What::CONTROL) {
                 self.hold = Hold::AtSync;

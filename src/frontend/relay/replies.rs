@@ -243,6 +243,9 @@ impl Relay<'_> {
                     self.metrics.transactions.record(time);
                 }
                 let reply = self.ledger.reply(tag, status);
+                if status == b'I' {
+                    self.locks.end(self.ledger.is_empty());
+                }
                 if self.ledger.is_empty() {
                     // Nothing that was sent can fail any more, and outside of a transaction there are no portals.
                     outbox.trim();
@@ -252,6 +255,9 @@ impl Relay<'_> {
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
+                if let Err(error) = self.locks.complete(command, &self.client.limits) {
+                    self.refused.get_or_insert(error);
+                }
                 match command {
                     b"SET" | b"RESET" => context.make_stale(),
                     b"ROLLBACK" => self.client.state.note_failure(),

@@ -18,6 +18,8 @@ SELECT current_setting('server_version_num')::int4 AS version_num, current_setti
             OR k.relkind = 'S' AND has_sequence_privilege(r.id, k.oid, 'SELECT, UPDATE, USAGE')
             OR k.relkind = 'r' AND has_any_column_privilege(r.id, k.oid, 'SELECT'))) AS reads_keys,
     current_setting('lo_compat_privileges')::bool AS lo_compat,
+    current_setting('max_locks_per_transaction')::int8 AS locks_per_transaction,
+    current_setting('max_connections')::int8 + current_setting('max_prepared_transactions')::int8 AS lockers,
     (SELECT count(*) FROM pg_largeobject_metadata WHERE lomowner = ANY ($1::oid[])) AS large_objects,
     ARRAY(SELECT n.nspname FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
         AND EXISTS (SELECT FROM unnest($1::oid[]) r(id) WHERE has_schema_privilege(r.id, n.oid, 'CREATE')) ORDER BY 1)
