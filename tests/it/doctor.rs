@@ -185,6 +185,11 @@ const RIGHT: &str = "
     ALTER TABLE parts ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
     CREATE POLICY tenant ON parts USING ((SELECT current_setting('app.tenant_id', true)) = tenant);
     GRANT SELECT ON parts TO app;
+    CREATE TABLE tickets (tenant_id uuid NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, body text,
+        PRIMARY KEY (tenant_id, id));
+    ALTER TABLE tickets ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+    CREATE POLICY own ON tickets USING (tenant_id = (SELECT me()));
+    GRANT SELECT, INSERT ON tickets TO app;
     CREATE TABLE private (secret text);
     CREATE SEQUENCE numbers; GRANT USAGE ON SEQUENCE numbers TO app;";
 
@@ -406,6 +411,25 @@ const MISTAKES: &[Mistake] = &[
     mistake(
         "notice tenant-index-missing",
         "ALTER TABLE items DROP CONSTRAINT items_pkey",
+    ),
+    to_decide(
+        "warning key-from-shared-sequence",
+        "DROP TABLE tickets; CREATE TABLE tickets (tenant_id uuid NOT NULL, id serial PRIMARY KEY, body text);
+            ALTER TABLE tickets ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+            CREATE POLICY own ON tickets USING (tenant_id = (SELECT me()));
+            GRANT SELECT, INSERT ON tickets TO app",
+    ),
+    to_decide(
+        "warning key-from-shared-sequence",
+        "ALTER TABLE tickets ADD UNIQUE (id)",
+    ),
+    to_decide(
+        "warning key-from-shared-sequence",
+        "ALTER TABLE projects ADD UNIQUE (id), ALTER id SET DEFAULT nextval('numbers'); GRANT UPDATE (id) ON projects TO app",
+    ),
+    to_decide(
+        "notice unique-without-tenant",
+        "ALTER TABLE tickets ADD UNIQUE (id); REVOKE INSERT ON tickets FROM app; GRANT INSERT (tenant_id, body) ON tickets TO app",
     ),
     to_decide(
         "notice unique-without-tenant",
@@ -964,8 +988,8 @@ async fn what_is_wrong_depends_on_the_posture() {
         .await
         .unwrap();
     let unsealed = sealed.ask().await;
-    let tables = ["items", "parts", "projects", "projects"];
-    let policies = ["tenant", "tenant", "own", "own_new"];
+    let tables = ["items", "parts", "projects", "projects", "tickets"];
+    let policies = ["tenant", "tenant", "own", "own_new", "own"];
     let expected = policies.iter().zip(tables).map(|(policy, table)| {
         (
             "warning".to_owned(),

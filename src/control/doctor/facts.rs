@@ -140,6 +140,8 @@ pub struct Index {
     pub valid: bool,
     /// Key columns; `None` is an expression.
     pub columns: Vec<Option<String>>,
+    /// The first of them that is drawn from a sequence, in a unique index, and that a role may also write itself.
+    pub drawn: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -267,7 +269,7 @@ async fn ask(client: &Client, target: &Target) -> Result<Facts, Failure> {
         facts.policies = rows(client, include_str!("sql/policies.sql"), &[&ids]).await?;
         facts.policy_functions =
             rows(client, include_str!("sql/policy_functions.sql"), &[&ids]).await?;
-        facts.indexes = rows(client, include_str!("sql/indexes.sql"), &[]).await?;
+        facts.indexes = rows(client, include_str!("sql/indexes.sql"), &[&ids]).await?;
         facts.foreign_keys = rows(client, include_str!("sql/foreign_keys.sql"), &[]).await?;
         facts.views = rows(client, include_str!("sql/views.sql"), &[]).await?;
         facts.sequences = rows(client, include_str!("sql/sequences.sql"), &[&ids]).await?;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::case::{Case, Mend, finding, literal, name, quoted};
-use super::facts::{Policy, Relation};
+use super::facts::{Index, Policy, Relation};
 use super::policy::{self, Judgement, TenantFunction, Verdict, Vocabulary};
 use crate::findings::Severity::{Critical, Notice, Warning};
 use crate::findings::{Finding, Step};
@@ -648,8 +648,7 @@ fn keys(
         .collect();
     let leads =
         |columns: &[Option<String>]| columns.first().and_then(Option::as_deref) == Some(column);
-    let serves =
-        |index: &&&super::facts::Index| index.valid && !index.partial && leads(&index.columns);
+    let serves = |index: &&&Index| index.valid && !index.partial && leads(&index.columns);
     if !indexes.iter().any(|index| serves(&index)) {
         let method = match &*table.kind {
             // Not CONCURRENTLY: partitioned tables cannot.
@@ -670,22 +669,7 @@ fn keys(
             ),
         );
     }
-    let has = |columns: &[Option<String>]| columns.iter().flatten().any(|c| c == column);
-    for index in indexes
-        .iter()
-        .filter(|index| index.unique && !has(&index.columns))
-    {
-        findings.push(
-            finding(
-                Notice,
-                "unique-without-tenant",
-                table.title(),
-                format!("unique index \"{}\" does not have \"{column}\"", index.name),
-                "it holds over all tenants: a duplicate tells that another tenant has the value",
-            )
-            .advice("Harmless for generated keys that nobody can guess; else put the tenant's column in."),
-        );
-    }
+    unique_keys(table, column, &indexes, findings);
     let keys = case.facts.foreign_keys.iter();
     for key in keys.filter(|key| key.relation == table.oid) {
         let target = case.relation(key.target);
@@ -702,5 +686,41 @@ fn keys(
                 .advice("Reference (tenant, key), with a unique constraint over both."),
             );
         }
+    }
+}
+
+/// What holds over the rows of all tenants.
+fn unique_keys(table: &Relation, column: &str, indexes: &[&Index], findings: &mut Vec<Finding>) {
+    let has = |columns: &[Option<String>]| columns.iter().flatten().any(|c| c == column);
+    for index in indexes
+        .iter()
+        .filter(|index| index.unique && !has(&index.columns))
+    {
+        if let Some(drawn) = &index.drawn {
+            findings.push(
+                finding(
+                    Warning,
+                    "key-from-shared-sequence",
+                    table.title(),
+                    format!(
+                        "unique index \"{}\" does not have \"{column}\", and \"{drawn}\" is drawn from a sequence of all tenants",
+                        index.name
+                    ),
+                    "a tenant that inserts the numbers that come next makes the INSERTs of others fail (23505), or wait for its transaction",
+                )
+                .advice("Begin the key with the tenant's column, take keys that nobody foresees (gen_random_uuid()), or grant INSERT and UPDATE by column, without this one."),
+            );
+            continue;
+        }
+        findings.push(
+            finding(
+                Notice,
+                "unique-without-tenant",
+                table.title(),
+                format!("unique index \"{}\" does not have \"{column}\"", index.name),
+                "it holds over all tenants: a duplicate tells that another tenant has the value",
+            )
+            .advice("Right for keys that nobody can foresee, such as gen_random_uuid(); else put the tenant's column in."),
+        );
     }
 }
