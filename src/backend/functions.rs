@@ -1,11 +1,14 @@
 //! What the functions of a database do to a session, as far as their sources tell: looked up when a client first
 //! calls one, and again after a while.
+//!
+//! What is remembered is shared by all tenants of a pool, so it is only of objects that every session of the pool's login can
+//! reach. What is in a temporary schema is of one session: [`Own`] is kept with it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::residue::{Answer, Question, Source, can_ask};
+use crate::backend::residue::{Answer, MAX_OWN, Question, Source, can_ask};
 use crate::sql::effects::{Effects, What};
 
 /// For how long a source is taken to be what it was. A change that passes through the proxy is noticed at once.
@@ -23,6 +26,35 @@ struct Known {
     triggers: Option<(Effects, Instant)>,
 }
 
+/// Functions in a session's own temporary schema, and those of the triggers of its temporary tables: nobody else has them.
+#[derive(Debug, Default)]
+pub struct Own {
+    functions: Vec<(Box<str>, Effects)>,
+    triggers: Effects,
+    /// It was asked for at the clean point at hand.
+    pub is_new: bool,
+}
+
+impl Own {
+    pub fn new(answer: &Answer) -> Self {
+        let functions = answer.own_functions.iter();
+        let mut triggers = Effects::default();
+        for source in &answer.own_triggers {
+            triggers.add(&effects_of(source));
+        }
+        if answer.own_functions.len().max(answer.own_triggers.len()) > MAX_OWN {
+            triggers.what |= What::OPAQUE;
+        }
+        Self {
+            functions: functions
+                .map(|source| (source.name.as_str().into(), effects_of(source)))
+                .collect(),
+            triggers,
+            is_new: true,
+        }
+    }
+}
+
 /// What is known of some functions together.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -38,17 +70,26 @@ impl Functions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the functions that `effects` names do, and the triggers where it writes.
-    pub fn judge(&self, effects: &Effects, now: Instant) -> Verdict {
-        let mut verdict = Verdict::default();
+    /// What the functions that `effects` names do, and the triggers where it writes. `own`: of the session, as far as it was
+    /// asked for.
+    pub fn judge(&self, effects: &Effects, own: Option<&Own>, now: Instant) -> Verdict {
         let known = self.known();
-        known.follow_functions(effects, now, &mut verdict);
+        let sources = Sources {
+            known: &known,
+            own,
+            now,
+        };
+        let mut verdict = Verdict::default();
+        sources.follow_functions(effects, &mut verdict);
         if (effects.what | verdict.effects.what).contains(What::WRITES) {
             match &known.triggers {
                 Some((found, when)) if now - *when < FRESH => {
-                    known.follow(found, now, &mut verdict);
+                    sources.follow(found, &mut verdict);
                 }
                 _ => verdict.triggers_unknown = true,
+            }
+            if let Some(own) = own {
+                sources.follow(&own.triggers, &mut verdict);
             }
         }
         verdict
@@ -83,15 +124,22 @@ impl Functions {
     }
 }
 
-impl Known {
-    fn follow(&self, found: &Effects, now: Instant, verdict: &mut Verdict) {
+/// Where what functions do is looked up.
+struct Sources<'s> {
+    known: &'s Known,
+    own: Option<&'s Own>,
+    now: Instant,
+}
+
+impl Sources<'_> {
+    fn follow(&self, found: &Effects, verdict: &mut Verdict) {
         let mut own = found.clone();
         own.functions.clear();
         verdict.effects.add(&own);
-        self.follow_functions(found, now, verdict);
+        self.follow_functions(found, verdict);
     }
 
-    fn follow_functions(&self, effects: &Effects, now: Instant, verdict: &mut Verdict) {
+    fn follow_functions(&self, effects: &Effects, verdict: &mut Verdict) {
         for name in &effects.functions {
             // `effects.functions` holds those that were followed.
             if verdict.effects.functions.contains(name) {
@@ -102,8 +150,12 @@ impl Known {
                 return;
             }
             verdict.effects.functions.push(name.clone());
-            match self.functions.get(name) {
-                Some((found, when)) if now - *when < FRESH => self.follow(found, now, verdict),
+            let own = self.own.iter().flat_map(|own| &own.functions);
+            for (_, found) in own.filter(|(known, _)| known == name) {
+                self.follow(found, verdict);
+            }
+            match self.known.functions.get(name) {
+                Some((found, when)) if self.now - *when < FRESH => self.follow(found, verdict),
                 _ => verdict.unknown.push(name.to_string()),
             }
         }
@@ -163,17 +215,17 @@ mod tests {
         let functions = Functions::default();
         let now = Instant::now();
         let call = Effects::of(b"SELECT f(1)", false);
-        assert_eq!(functions.judge(&call, now).unknown, ["f"]);
+        assert_eq!(functions.judge(&call, None, now).unknown, ["f"]);
         learn(&functions, "f", "BEGIN PERFORM g(); RETURN f(2); END", now);
-        assert_eq!(functions.judge(&call, now).unknown, ["g"]);
+        assert_eq!(functions.judge(&call, None, now).unknown, ["g"]);
         let sets = "BEGIN PERFORM set_config('app.x', '1', false); END";
         learn(&functions, "g", sets, now);
-        let verdict = functions.judge(&call, now);
+        let verdict = functions.judge(&call, None, now);
         assert!(verdict.unknown.is_empty());
         assert_eq!(&*verdict.effects.settings[0].name, "app.x");
-        assert_eq!(functions.judge(&call, now + FRESH).unknown, ["f"]);
+        assert_eq!(functions.judge(&call, None, now + FRESH).unknown, ["f"]);
         functions.forget();
-        assert_eq!(functions.judge(&call, now).unknown, ["f"]);
+        assert_eq!(functions.judge(&call, None, now).unknown, ["f"]);
     }
 
     #[test]
@@ -182,7 +234,7 @@ mod tests {
         let now = Instant::now();
         let call = Effects::of(b"SELECT f(1)", false);
         learn(&functions, "f", "BEGIN RETURN $1 + 1; END", now);
-        let mut verdict = functions.judge(&call, now);
+        let mut verdict = functions.judge(&call, None, now);
         verdict.effects.functions.clear();
         assert_eq!(verdict, Verdict::default());
     }
@@ -192,7 +244,7 @@ mod tests {
         let functions = Functions::default();
         let now = Instant::now();
         let write = Effects::of(b"INSERT INTO t VALUES (1)", false);
-        assert!(functions.judge(&write, now).triggers_unknown);
+        assert!(functions.judge(&write, None, now).triggers_unknown);
         let question = Question {
             triggers: true,
             ..Question::default()
@@ -204,10 +256,38 @@ mod tests {
         functions.learn(&question, &answer, now);
         assert!(
             functions
-                .judge(&write, now)
+                .judge(&write, None, now)
                 .effects
                 .what
                 .contains(What::LISTEN)
         );
+    }
+
+    #[test]
+    fn what_is_a_session_s_own_is_known_to_that_session_alone() {
+        let functions = Functions::default();
+        let now = Instant::now();
+        let answer = Answer {
+            own_functions: vec![source("f", "BEGIN PERFORM setseed(1); END")],
+            own_triggers: vec![source("t", "BEGIN LISTEN x; RETURN NEW; END")],
+            ..Answer::default()
+        };
+        let own = Own::new(&answer);
+        let question = Question {
+            triggers: true,
+            functions: vec!["f".to_owned()],
+            ..Question::default()
+        };
+        functions.learn(&question, &answer, now);
+        for (text, found) in [
+            ("SELECT f()", What::STUCK),
+            ("INSERT INTO t VALUES (1)", What::LISTEN),
+        ] {
+            let effects = Effects::of(text.as_bytes(), false);
+            let with = functions.judge(&effects, Some(&own), now);
+            assert!(with.effects.what.contains(found), "{text}");
+            let without = functions.judge(&effects, None, now);
+            assert!(!without.effects.what.contains(found), "{text}");
+        }
     }
 }

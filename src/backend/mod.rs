@@ -12,6 +12,7 @@ pub mod instance;
 pub mod lease;
 pub mod prepared;
 mod queue;
+mod reach;
 pub mod residue;
 pub mod seal;
 pub mod switch;

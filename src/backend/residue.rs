@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::reach;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, frame};
@@ -82,10 +83,12 @@ pub struct Question {
     pub resets: Vec<String>,
     /// All parameters that were set in this session; those of extensions and of no one are not listed by the server.
     pub all_settings: bool,
-    /// Functions whose sources are wanted.
+    /// Functions whose sources are wanted: of those that sessions of this login may reach, whoever has the connection.
     pub functions: Vec<String>,
-    /// The sources of all trigger functions.
+    /// The sources of the functions of all triggers that sessions of this login may set off.
     pub triggers: bool,
+    /// The sources of functions in the session's own temporary schema, and of its temporary tables' triggers.
+    pub own: bool,
 }
 
 /// The source of a function.
@@ -107,6 +110,9 @@ pub struct Answer {
     pub all_settings: Vec<(String, String)>,
     pub functions: Vec<Source>,
     pub triggers: Vec<Source>,
+    /// At most one more of each than [`MAX_OWN`].
+    pub own_functions: Vec<Source>,
+    pub own_triggers: Vec<Source>,
     /// A value was no UTF-8, or too long, and is left out.
     pub unreadable: bool,
 }
@@ -138,6 +144,9 @@ pub fn can_ask(name: &str) -> bool {
 
 /// Longest value of a parameter that is carried, in bytes.
 const MAX_VALUE: usize = 16 * 1024;
+
+/// So many functions of a session's own are looked up, and the functions of so many triggers; what more of them do is not known.
+pub const MAX_OWN: usize = 64;
 
 /// For each pin: what it is called in the answer, and the condition under which it holds.
 const CONDITIONS: [(Pins, &str, &str); 5] = [
@@ -224,28 +233,24 @@ impl Question {
                     .to_owned(),
             );
         }
-        let source = "p.proname::pg_catalog.text OPERATOR(pg_catalog.||) ' ' OPERATOR(pg_catalog.||) l.lanname, \
-                      pg_catalog.substr(p.prosrc, 1, 100000) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l \
-                      ON l.oid OPERATOR(pg_catalog.=) p.prolang";
         if !self.functions.is_empty() {
             let names: Vec<_> = self
                 .functions
                 .iter()
                 .map(|name| format!("'{name}'"))
                 .collect();
-            parts.push(format!(
-                "SELECT 'function ' OPERATOR(pg_catalog.||) {source} \
-                 WHERE p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[{}]::pg_catalog.name[])",
-                names.join(", ")
-            ));
+            let names = names.join(", ");
+            parts.push(reach::functions(&names));
         }
         if self.triggers {
-            parts.push(format!(
-                "SELECT 'trigger ' OPERATOR(pg_catalog.||) {source} WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t \
-                 WHERE t.tgfoid OPERATOR(pg_catalog.=) p.oid AND NOT t.tgisinternal)"
-            ));
+            parts.push(reach::triggers());
         }
-        parts.join(" UNION ALL ")
+        if self.own {
+            parts.extend(reach::own());
+        }
+        let asks_for_sources = !self.functions.is_empty() || self.triggers;
+        let with = if asks_for_sources { reach::WITH } else { "" };
+        format!("{with}{}", parts.join(" UNION ALL "))
     }
 }
 
@@ -283,6 +288,8 @@ impl Answer {
             "long" => self.unreadable = true,
             "function" => self.functions.push(source()),
             "trigger" => self.triggers.push(source()),
+            "own-function" => self.own_functions.push(source()),
+            "own-trigger" => self.own_triggers.push(source()),
             _ => {
                 let known = CONDITIONS.iter().find(|(_, word, _)| *word == kind);
                 self.pins |= known.map_or(Pins::empty(), |(pin, ..)| *pin);

@@ -611,7 +611,7 @@ impl Session {
                     self.standing.pool.hide_locks();
                 }
             }
-            if question.functions.is_empty() && !question.triggers {
+            if question.functions.is_empty() && !question.triggers && !question.own {
                 return Ok((question, answer));
             }
             match answer {
@@ -619,6 +619,9 @@ impl Session {
                 Some(answer) => {
                     let functions = &self.standing.pool.functions;
                     functions.learn(&question, &answer, Instant::now());
+                    if question.own {
+                        self.side.state.learn_own(&answer);
+                    }
                 }
             }
         }

@@ -15,7 +15,7 @@ use std::time::Instant;
 use thin_vec::ThinVec;
 
 use crate::backend::context::{Settings, is_reported};
-use crate::backend::functions::Functions;
+use crate::backend::functions::{Functions, Own};
 use crate::backend::prepared::is_meaningless;
 use crate::backend::residue::{Answer, Pins, Question, can_ask};
 use crate::config::{Pooling, Route};
@@ -61,6 +61,8 @@ pub struct SessionState {
     reports_doubted: bool,
     /// Since the last clean point something failed or was rolled back, so that what texts set may not be set.
     failed: bool,
+    /// What of its temporary objects was asked of the server, while it has any.
+    own: Option<Box<Own>>,
     pins: Pins,
 }
 
@@ -94,6 +96,7 @@ impl SessionState {
             discarded: false,
             reports_doubted: false,
             failed: false,
+            own: None,
             pins: Pins::empty(),
         }
     }
@@ -190,6 +193,7 @@ impl SessionState {
         self.suspected = Effects::default();
         self.discarded = false;
         self.failed = false;
+        self.own = None;
         self.pins = Pins::empty();
     }
 
@@ -233,11 +237,13 @@ impl SessionState {
         if self.watch != Watch::Everything {
             return self.question_of_resets();
         }
-        let verdict = functions.judge(&self.suspected, Instant::now());
-        if !verdict.unknown.is_empty() || verdict.triggers_unknown {
+        let verdict = functions.judge(&self.suspected, self.own.as_deref(), Instant::now());
+        let own = self.must_ask_for_own(self.suspected.what | verdict.effects.what, settings);
+        if !verdict.unknown.is_empty() || verdict.triggers_unknown || own {
             return Question {
                 functions: verdict.unknown,
                 triggers: verdict.triggers_unknown,
+                own,
                 ..Question::default()
             };
         }
@@ -262,11 +268,7 @@ impl SessionState {
                 question.pins |= pin;
             }
         }
-        if what.contains(What::CREATES)
-            && settings
-                .get("search_path")
-                .is_some_and(|path| path.contains("pg_temp"))
-        {
+        if makes_temporary_by_path(what, settings) {
             question.pins |= Pins::TEMPORARY;
         }
         let mut ask_setting = |name: &str| {
@@ -299,6 +301,25 @@ impl SessionState {
             .cloned()
             .collect();
         question
+    }
+
+    /// Whether to look up what the session may have called, or set off, of its own temporary objects. `what`: all that it did
+    /// since the last clean point.
+    fn must_ask_for_own(&mut self, what: What, settings: &Settings) -> bool {
+        if what.intersects(What::CREATES | What::DROPS | What::TEMPORARY) {
+            // What was known of them may be true no more.
+            self.own.take_if(|own| !own.is_new);
+        }
+        let has_any = self.pins.contains(Pins::TEMPORARY)
+            || what.contains(What::TEMPORARY)
+            || makes_temporary_by_path(what, settings);
+        let uses = what.contains(What::WRITES) || !self.suspected.functions.is_empty();
+        self.own.is_none() && has_any && uses
+    }
+
+    /// Takes over what the server says of the session's own temporary objects.
+    pub fn learn_own(&mut self, answer: &Answer) {
+        self.own = Some(Box::new(Own::new(answer)));
     }
 
     /// In session pooling: what may have returned to other than the client gave at startup.
@@ -341,6 +362,7 @@ impl SessionState {
     ) {
         if std::mem::take(&mut self.discarded) {
             self.pins &= Pins::STUCK;
+            self.own = None;
             *settings = self.startup.clone();
             self.settled();
             return;
@@ -439,6 +461,11 @@ impl SessionState {
     fn settled(&mut self) {
         self.suspected = Effects::default();
         self.failed = false;
+        let keeps = self.pins.contains(Pins::TEMPORARY);
+        self.own = self.own.take().filter(|_| keeps);
+        if let Some(own) = &mut self.own {
+            own.is_new = false;
+        }
         if self.watch != Watch::Everything {
             self.pins = Pins::empty();
         }
@@ -450,6 +477,14 @@ fn may_change_context(effects: &Effects) -> bool {
         .what
         .intersects(What::CONTROL | What::OPAQUE | What::SETS_UNKNOWN | What::RESETS_ALL)
         || !effects.functions.is_empty()
+}
+
+/// Whether an object may have been made in the temporary schema because that is where `search_path` begins.
+fn makes_temporary_by_path(what: What, settings: &Settings) -> bool {
+    what.contains(What::CREATES)
+        && settings
+            .get("search_path")
+            .is_some_and(|path| path.contains("pg_temp"))
 }
 
 /// Whether a role is the one the connection has by itself.
