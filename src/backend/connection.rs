@@ -15,6 +15,7 @@ use crate::backend::seal::Sealed;
 use crate::backend::switch::Switch;
 use crate::config::Server;
 use crate::error::{Error, Kind, Result};
+use crate::id::TenantId;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, HEADER, Header, split_pair};
@@ -74,6 +75,10 @@ pub struct ServerConnection {
     pub outbox: Buffer,
     /// Whose context it carries.
     pub context: Context,
+    /// The tenant that had it last, whatever it carries now.
+    pub had_by: Option<TenantId>,
+    /// The next change of context sets the state of `random()` anew.
+    pub reseed: bool,
     /// A change of it that goes ahead of the client's bytes and is not acknowledged.
     pub switch: Option<Switch>,
     /// What that context is sealed with, where it is.
@@ -110,6 +115,8 @@ impl ServerConnection {
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             context: Context::Clean,
+            had_by: None,
+            reseed: false,
             switch: None,
             sealed: Sealed::default(),
             parameters: Arc::default(),

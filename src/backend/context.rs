@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backend::connection::{Frame, Parameters, ServerConnection};
+use crate::backend::leftovers;
 use crate::backend::seal::{self, Credential};
 use crate::backend::switch::{self, Batch, Setting};
 use crate::config::Route;
@@ -75,6 +76,8 @@ pub fn follows_client(name: &str) -> bool {
 
 /// `pg_catalog.set_config(text, text, boolean)` (pg_proc.dat).
 const SET_CONFIG_OID: u32 = 2078;
+/// `pg_catalog.setseed(double precision)` (pg_proc.dat).
+const SETSEED_OID: u32 = 1599;
 
 /// What a server connection carries.
 #[derive(Debug, Default)]
@@ -156,6 +159,8 @@ struct Change<'c> {
     scrub: bool,
     /// The variables of the context are to be set.
     variables: bool,
+    /// Another tenant may have set the state of `random()`, which DISCARD ALL leaves.
+    reseed: bool,
     /// The settings that are in force.
     applied: Option<&'c Arc<Settings>>,
 }
@@ -174,6 +179,7 @@ impl<'c> Change<'c> {
         Self {
             scrub,
             variables,
+            reseed: false,
             applied,
         }
     }
@@ -194,12 +200,15 @@ impl Plan {
 
     fn bind(&mut self, credential: &Credential) {
         let mut batch = Batch::default();
-        batch.set(Some(credential), &[]);
+        batch.set(Some(credential), None, &[]);
         batch.request.extend(frame(FrontendTag::SYNC.0, &[]));
         self.seal(&batch.request);
     }
 
     fn variables(&mut self, change: &Change<'_>, wanted: &Binding) {
+        if change.reseed {
+            self.call(SETSEED_OID, &[&leftovers::seed()]);
+        }
         if change.variables {
             for (name, value) in &wanted.route.context {
                 self.set_config(name, value);
@@ -400,7 +409,10 @@ async fn change(
 ) -> Result<bool, Refusal> {
     let ahead = ahead.filter(|reported| switch::may_go_ahead(connection, wanted, reported));
     let context = std::mem::replace(&mut connection.context, Context::Unknown);
-    let change = Change::new(wanted, &context);
+    let change = Change {
+        reseed: std::mem::take(&mut connection.reseed),
+        ..Change::new(wanted, &context)
+    };
     let mut plan = Plan::default();
     let mut scrub = change.scrub;
     if scrub {
@@ -425,9 +437,11 @@ async fn change(
     }
     let credential = credential.as_ref();
     if let Some(reported) = ahead {
+        let seed = change.reseed.then(leftovers::seed);
         let setting = Setting {
             scrub,
             credential,
+            seed: seed.as_deref(),
             variables: &variables(wanted),
         };
         switch::go_ahead(connection, wanted, &setting, reported);

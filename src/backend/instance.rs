@@ -14,6 +14,7 @@ use crate::backend::context::{self, Settings};
 use crate::backend::functions::Functions;
 use crate::backend::health::Health;
 use crate::backend::lease::{Grant, Lease};
+use crate::backend::leftovers::Leftovers;
 use crate::backend::prepared::Interner;
 use crate::backend::queue::{Granted, PoolCounts, Queue};
 use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
@@ -73,6 +74,7 @@ pub struct Pool {
     hides_locks: AtomicBool,
     pub statements: Interner,
     pub functions: Functions,
+    pub leftovers: Leftovers,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
     profiles: Mutex<HashMap<Arc<Settings>, Remembered>>,
@@ -183,6 +185,7 @@ impl Instance {
                 hides_locks: AtomicBool::new(false),
                 statements: Interner::default(),
                 functions: Functions::default(),
+                leftovers: Leftovers::default(),
                 last_failure: Mutex::default(),
                 profiles: Mutex::default(),
             });

@@ -6,18 +6,21 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::context::{self, Adopted, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
+use crate::backend::leftovers::Handover;
 use crate::backend::queue::Granted;
+use crate::backend::residue::{self, Answer, Question};
 use crate::config::{PoolKey, Route};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::BackendTag;
 use crate::protocol::reply::{ErrorFields, SYNC};
 use crate::tenant::state::TenantState;
+use crate::timer;
 use crate::workers::WorkerId;
 
 /// A connection that may or may not be good, or room for a new one. Dropped unused, it goes back.
@@ -115,14 +118,7 @@ impl Grant {
             None => return Ok(None),
         }
         if let Held::Connection(connection) = &mut lease.held {
-            if connection.worker != self.worker {
-                self.pool.metrics().moves.add(1);
-                if let Err(error) = connection.come_to(self.worker).await {
-                    tracing::debug!(%error, "a server connection could not be moved");
-                    return Ok(None);
-                }
-            }
-            if !connection.is_alive() || !instance.is_current(connection) {
+            if !self.is_good(connection).await {
                 return Ok(None);
             }
         } else {
@@ -131,6 +127,17 @@ impl Grant {
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
+        if lease.is_of_another(&self.tenant) {
+            match self.may_be_handed_over(&mut lease, wanted, deadline).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    lease.connect_anew(self.worker).await?;
+                    reused = false;
+                }
+                Err(error) => return Ok(self.give_up(&error)),
+            }
+        }
+        lease.had_by = Some(self.tenant.id.clone());
         // It goes ahead only where a failure would be this client's: what the last one left fails a change that is waited for.
         let ahead = reused
             && when == When::WithTheMessage
@@ -153,16 +160,65 @@ impl Grant {
                 Ok(Some(lease))
             }
             // What the last one left undone is not this client's fault; nothing of it was sent.
-            Err(Refusal::Broken(error)) if reused => {
-                tracing::warn!(tenant = %self.tenant.id, %error, "a server connection could not change hands");
-                Ok(None)
-            }
+            Err(Refusal::Broken(error)) if reused => Ok(self.give_up(&error)),
             Err(Refusal::Broken(error)) => Err(error),
             Err(Refusal::Setting(error)) => {
                 lease.checkin();
                 Err(error)
             }
         }
+    }
+
+    /// Whether an idle connection is of use, where the client is. If not, it is to be closed.
+    async fn is_good(&self, connection: &mut ServerConnection) -> bool {
+        if connection.worker != self.worker {
+            self.pool.metrics().moves.add(1);
+            if let Err(error) = connection.come_to(self.worker).await {
+                tracing::debug!(%error, "a server connection could not be moved");
+                return false;
+            }
+        }
+        connection.is_alive() && self.pool.instance.is_current(connection)
+    }
+
+    /// A connection is closed that another client had, and cannot be this one's.
+    fn give_up(&self, error: &Error) -> Option<Lease> {
+        tracing::warn!(tenant = %self.tenant.id, %error, "a server connection could not change hands");
+        None
+    }
+
+    /// Whether a connection that another tenant had may be this one's. Where it is not known what stays in it, the server is asked.
+    ///
+    /// Not cancel safe: the connection must be closed.
+    ///
+    /// # Errors
+    /// 08006: it must be closed.
+    async fn may_be_handed_over(
+        &self,
+        connection: &mut ServerConnection,
+        wanted: &Binding,
+        deadline: Duration,
+    ) -> Result<bool> {
+        let leftovers = &self.pool.leftovers;
+        let tolerated = &wanted.route.placement.tolerate;
+        let now = Instant::now();
+        let mut handover = leftovers.judge(tolerated, now);
+        if handover == Handover::Unknown {
+            context::scrub(connection, deadline).await?;
+            self.tenant.metrics.switches.add(1);
+            let answer = ask_for_libraries(connection, deadline).await?;
+            if let Some(found) = leftovers.learn(answer.as_ref(), now) {
+                let database = &self.pool.key.database;
+                let user = &self.pool.key.login.user;
+                tracing::warn!(%database, %user, libraries = found.join(", "),
+                    "what these libraries keep stays in server connections: they are ended instead of changing tenants");
+            }
+            handover = leftovers.judge(tolerated, now);
+        }
+        if let Handover::Allowed { reseed } = handover {
+            connection.reseed = reseed;
+        }
+        Ok(matches!(handover, Handover::Allowed { .. }))
     }
 
     /// Makes it a lease of a new connection, on which nothing is set after login: to be had alone, and never given
@@ -196,6 +252,27 @@ enum When {
     Now,
     /// Before its next message is run.
     WithTheMessage,
+}
+
+/// None: the server would not say.
+async fn ask_for_libraries(
+    connection: &mut ServerConnection,
+    deadline: Duration,
+) -> Result<Option<Answer>> {
+    let question = Question {
+        libraries: true,
+        ..Question::default()
+    };
+    // A statement_timeout of the last client's, which is discarded, may still end the first.
+    for _ in 0..2 {
+        let nobodys = &mut Buffer::new();
+        let asked = timer::timeout(deadline, residue::ask(connection, &question, nobodys)).await;
+        let answer = asked.unwrap_or_else(|_| Err(context::not_set("no answer in time")))?;
+        if answer.is_some() {
+            return Ok(answer);
+        }
+    }
+    Ok(None)
 }
 
 impl Drop for Grant {
@@ -264,6 +341,27 @@ impl Lease {
                 _ => {}
             }
         }
+    }
+
+    /// Whether the connection that it holds was last used by another than `tenant`.
+    fn is_of_another(&self, tenant: &TenantState) -> bool {
+        let had_by = self.had_by.as_ref();
+        had_by.is_some_and(|had| *had != tenant.id)
+    }
+
+    /// Puts a new connection in the place of the one that it holds.
+    ///
+    /// Not cancel safe: what was begun is closed.
+    ///
+    /// # Errors
+    /// 08006 and what the server gave as it refused.
+    async fn connect_anew(&mut self, worker: WorkerId) -> Result<()> {
+        if let Held::Connection(old) = std::mem::replace(&mut self.held, Held::Slot) {
+            old.close(false).await;
+        }
+        let connection = self.pool.connect(&self.pool.key, worker).await?;
+        self.held = Held::Connection(connection);
+        Ok(())
     }
 
     /// Gives the connection back. Only at a clean point: nothing owed in either direction, outside

@@ -10,6 +10,7 @@ pub mod functions;
 pub mod health;
 pub mod instance;
 pub mod lease;
+pub mod leftovers;
 pub mod prepared;
 mod queue;
 mod reach;

@@ -89,6 +89,8 @@ pub struct Question {
     pub triggers: bool,
     /// The sources of functions in the session's own temporary schema, and of its temporary tables' triggers.
     pub own: bool,
+    /// What [`crate::backend::leftovers`] must know of the database.
+    pub libraries: bool,
 }
 
 /// The source of a function.
@@ -113,6 +115,10 @@ pub struct Answer {
     /// At most one more of each than [`MAX_OWN`].
     pub own_functions: Vec<Source>,
     pub own_triggers: Vec<Source>,
+    /// Files of the functions that did not come with the server.
+    pub libraries: Vec<String>,
+    /// `setseed()` may be called.
+    pub may_seed: bool,
     /// A value was no UTF-8, or too long, and is left out.
     pub unreadable: bool,
 }
@@ -182,6 +188,13 @@ const CONDITIONS: [(Pins, &str, &str); 5] = [
     ),
 ];
 
+/// 16384 is the first number of what is made after initdb (`FirstNormalObjectId`), 13 the language C (`ClanguageId`),
+/// 1599 `setseed(double precision)`.
+const LIBRARIES: &str = "\
+    SELECT DISTINCT 'library', probin FROM pg_catalog.pg_proc \
+    WHERE oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND prolang OPERATOR(pg_catalog.=) 13::pg_catalog.oid \
+    UNION ALL SELECT 'may-seed', NULL WHERE pg_catalog.has_function_privilege(1599::pg_catalog.oid, 'EXECUTE'::pg_catalog.text)";
+
 impl Question {
     pub fn is_empty(&self) -> bool {
         let nothing = Self {
@@ -248,6 +261,9 @@ impl Question {
         if self.own {
             parts.extend(reach::own());
         }
+        if self.libraries {
+            parts.push(LIBRARIES.to_owned());
+        }
         let asks_for_sources = !self.functions.is_empty() || self.triggers;
         let with = if asks_for_sources { reach::WITH } else { "" };
         format!("{with}{}", parts.join(" UNION ALL "))
@@ -290,6 +306,8 @@ impl Answer {
             "trigger" => self.triggers.push(source()),
             "own-function" => self.own_functions.push(source()),
             "own-trigger" => self.own_triggers.push(source()),
+            "library" => self.libraries.extend(text.map(str::to_owned)),
+            "may-seed" => self.may_seed = true,
             _ => {
                 let known = CONDITIONS.iter().find(|(_, word, _)| *word == kind);
                 self.pins |= known.map_or(Pins::empty(), |(pin, ..)| *pin);

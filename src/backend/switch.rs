@@ -79,6 +79,8 @@ pub struct Setting<'s> {
     pub scrub: bool,
     /// What binds the session to its tenant, in posture sealed.
     pub credential: Option<&'s Credential>,
+    /// A new state for `random()`.
+    pub seed: Option<&'s str>,
     pub variables: &'s [(&'s str, &'s str)],
 }
 
@@ -93,7 +95,7 @@ pub fn go_ahead(
     if setting.scrub {
         batch.statement("DISCARD ALL", &[]);
     }
-    batch.set(setting.credential, setting.variables);
+    batch.set(setting.credential, setting.seed, setting.variables);
     connection.context = Context::Unknown;
     connection.parameters = reported;
     connection.outbox.extend(&batch.request);
@@ -152,8 +154,13 @@ impl Batch {
 
     /// One statement for all, in this order, in a transaction of its own. The values are parameters: one text for all tenants, and
     /// none in `pg_stat_activity`.
-    pub fn set(&mut self, credential: Option<&Credential>, variables: &[(&str, &str)]) {
-        let mut arguments = Vec::with_capacity(2 * variables.len() + 1);
+    pub fn set(
+        &mut self,
+        credential: Option<&Credential>,
+        seed: Option<&str>,
+        variables: &[(&str, &str)],
+    ) {
+        let mut arguments = Vec::with_capacity(2 * variables.len() + 2);
         let mut numbers = itoa::Buffer::new();
         let mut next = |sql: &mut String, value| {
             arguments.push(value);
@@ -172,6 +179,12 @@ impl Batch {
             next(&mut sql, sealed.as_str());
             sql += ") IS NOT NULL";
             before = ", ";
+        }
+        if let Some(seed) = seed {
+            sql += std::mem::replace(&mut before, ", ");
+            sql += "pg_catalog.setseed(";
+            next(&mut sql, seed);
+            sql += ")";
         }
         for &(name, value) in variables {
             sql += std::mem::replace(&mut before, ", ");
@@ -240,7 +253,11 @@ mod tests {
             function: "bind_0".to_owned(),
             sealed: "a'b".to_owned(),
         };
-        batch.set(Some(&credential), &[("app.tenant", "a'b"), ("x", "y")]);
+        batch.set(
+            Some(&credential),
+            Some("0.5"),
+            &[("app.tenant", "a'b"), ("x", "y")],
+        );
         let mut tags = String::new();
         let mut rest = &batch.request[..];
         while let Some(header) = Header::read(rest) {
@@ -259,7 +276,7 @@ mod tests {
     #[test]
     fn what_sets_nothing_is_a_statement_too() {
         let mut batch = Batch::default();
-        batch.set(None, &[]);
+        batch.set(None, None, &[]);
         let parse = frame(FrontendTag::PARSE.0, &[b"\0SELECT \0\0\0"]);
         assert!(memchr::memmem::find(&batch.request, &parse).is_some());
     }

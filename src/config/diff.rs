@@ -124,6 +124,7 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
         };
         if before.pool != placement.pool
             || before.reuse != placement.reuse
+            || before.tolerate != placement.tolerate
             || before.max_clients != placement.max_clients
         {
             diff.placements_resized.push(name.clone());

@@ -420,6 +420,10 @@ pub struct PoolFile {
     /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
     /// for each client. Default: false.
     pub reuse: bool,
+    /// Libraries of extensions and languages (`dblink`, `plperl`) that may keep something of a session in the server process,
+    /// where DISCARD ALL does not reach it, and with which connections go from one tenant to another nevertheless.
+    /// Default: none. A connection to a database that has others is ended when another tenant would get it.
+    pub tolerate: Vec<String>,
 }
 
 impl Default for PoolFile {
@@ -428,6 +432,7 @@ impl Default for PoolFile {
             size: Count(20),
             reserve: None,
             reuse: false,
+            tolerate: Vec::new(),
         }
     }
 }

@@ -380,6 +380,8 @@ pub struct Placement {
     pub pool: PoolLimits,
     /// In session pooling: a server connection is handed on, scrubbed, when its client leaves.
     pub reuse: bool,
+    /// Libraries that may keep something of a session past DISCARD ALL, and do not matter.
+    pub tolerate: BTreeSet<String>,
     /// Most clients of all tenants of this placement together.
     pub max_clients: Option<usize>,
     pub transaction: TransactionLimits,

@@ -470,10 +470,12 @@ impl Session {
             }
         };
         self.standing.registered.set_activity(Activity::Idle);
-        let pins = self.side.state.pins();
+        if self.side.state.may_have_made_code() {
+            self.standing.pool.leftovers.forget();
+        }
         self.standing.registered.set_pins(Pins::empty());
         if clean
-            && !pins.contains(Pins::STUCK)
+            && !self.side.state.is_stuck()
             && !self.standing.route.has_connections_of_their_own()
         {
             match self.is_settled() {
@@ -533,6 +535,9 @@ impl Session {
         if self.side.state.may_have_changed_schema() {
             self.standing.pool.statements.begin_epoch();
             self.standing.pool.functions.forget();
+        }
+        if self.side.state.may_have_made_code() {
+            self.standing.pool.leftovers.forget();
         }
         let (question, answer) = self.ask(lease).await?;
         if answer

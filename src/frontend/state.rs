@@ -71,10 +71,12 @@ impl SessionState {
         Self {
             watch: match route.pooling {
                 Pooling::Transaction => Watch::Everything,
+                // What cannot be discarded ends a connection that another client would get.
                 Pooling::Session
                     if route.context.is_empty()
                         && startup.is_empty()
-                        && route.placement.transaction.is_none() =>
+                        && route.placement.transaction.is_none()
+                        && !route.placement.reuse =>
                 {
                     Watch::Nothing
                 }
@@ -108,6 +110,16 @@ impl SessionState {
 
     pub fn pins(&self) -> Pins {
         self.pins
+    }
+
+    /// Whether the client may have left what no DISCARD ALL takes away; also by what it sent last.
+    pub fn is_stuck(&self) -> bool {
+        self.pins.contains(Pins::STUCK) || self.suspected.what.contains(What::STUCK)
+    }
+
+    /// Whether code, and with it an extension or a language, may have been made since the last clean point.
+    pub fn may_have_made_code(&self) -> bool {
+        self.suspected.what.contains(What::DEFINES)
     }
 
     /// Takes note of what may be done by a statement that is run now.
@@ -467,7 +479,7 @@ impl SessionState {
             own.is_new = false;
         }
         if self.watch != Watch::Everything {
-            self.pins = Pins::empty();
+            self.pins &= Pins::STUCK;
         }
     }
 }

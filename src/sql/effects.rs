@@ -676,7 +676,8 @@ impl Reader {
             | "pg_create_physical_replication_slot"
             | "pg_copy_logical_replication_slot"
             | "pg_copy_physical_replication_slot"
-            | "pg_replication_origin_session_setup" => What::STUCK,
+            | "pg_replication_origin_session_setup"
+            | "pg_backup_start" => What::STUCK,
             "query_to_xml"
             | "query_to_xmlschema"
             | "query_to_xml_and_xmlschema"

@@ -432,6 +432,11 @@ const MISTAKES: &[Mistake] = &[
         "ALTER TABLE tickets ADD UNIQUE (id); REVOKE INSERT ON tickets FROM app; GRANT INSERT (tenant_id, body) ON tickets TO app",
     ),
     to_decide(
+        "warning library-keeps-state",
+        "CREATE FUNCTION f() RETURNS language_handler LANGUAGE c AS '$libdir/plpgsql', 'plpgsql_call_handler';
+            UPDATE pg_proc SET probin = '$libdir/mine' WHERE proname = 'f'",
+    ),
+    to_decide(
         "notice unique-without-tenant",
         "CREATE UNIQUE INDEX ON items (body)",
     ),

@@ -20,6 +20,7 @@ mod handover;
 mod harness;
 mod isolation;
 mod layers;
+mod leftovers;
 mod limits;
 mod locks;
 mod memory;

@@ -1,6 +1,6 @@
 //! `SHOW CONFIG`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
@@ -203,18 +203,11 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("pooling"), placement.pooling),
                 setting(key("posture"), placement.posture),
                 setting(key("guard"), placement.guard),
-                setting(
-                    key("allow"),
-                    placement
-                        .allow
-                        .iter()
-                        .map(ToString::to_string)
-                        .collect::<Vec<_>>()
-                        .join(", "),
-                ),
+                setting(key("allow"), joined(&placement.allow)),
                 setting(key("pool.size"), placement.pool.size),
                 setting(key("pool.reserve"), placement.pool.reserve),
                 setting(key("pool.reuse"), placement.reuse),
+                setting(key("pool.tolerate"), joined(&placement.tolerate)),
                 setting(
                     key("limits.clients"),
                     clients.map_or_else(String::new, |clients| clients.to_string()),
@@ -230,6 +223,11 @@ fn placements(config: &Config) -> Vec<Setting> {
             ]
         })
         .collect()
+}
+
+fn joined(items: &BTreeSet<impl ToString>) -> String {
+    let items: Vec<_> = items.iter().map(ToString::to_string).collect();
+    items.join(", ")
 }
 
 /// As it can be written in the file.

@@ -260,6 +260,7 @@ impl Resolver<'_, '_> {
                 reserve: pool_reserve?,
             },
             reuse: file.pool.reuse,
+            tolerate: file.pool.tolerate.iter().cloned().collect(),
             max_clients,
             transaction,
             tenants: known.tenants,

@@ -75,6 +75,8 @@ pub struct Database {
     pub foreign_servers: Vec<String>,
     /// Catalogs and views by which the roles can read what ANALYZE keeps of tables.
     pub statistics: Vec<String>,
+    /// Files of the functions that did not come with the server.
+    pub libraries: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -10,6 +10,7 @@
 //! | `objects` | views, functions and others that read with other rights |
 //! | `seal` | what sealed contexts need, and who could forge them |
 //! | `grants` | functions that show or hinder neighbours, files, languages, settings |
+//! | `leftovers` | libraries that keep something of a session which cannot be discarded |
 //! | `neighbours` | schemas and databases of other tenants |
 //!
 //! What it cannot see: what functions do inside, what clients of the server other than the proxy do, `pg_hba.conf`.
@@ -17,6 +18,7 @@
 mod case;
 mod facts;
 mod grants;
+mod leftovers;
 mod neighbours;
 mod objects;
 mod policy;
@@ -129,6 +131,7 @@ fn judge(target: &Target, facts: &Facts) -> Vec<Finding> {
     }
     findings.extend(seal::judge(&case));
     findings.extend(grants::judge(&case));
+    findings.extend(leftovers::judge(&case));
     findings.extend(neighbours::judge(&case));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings

@@ -25,6 +25,10 @@ pub struct Target {
     pub tenant_locks: Option<u64>,
     /// How many schemas or databases the same login is for.
     pub login_places: usize,
+    /// Server connections go from one tenant to another.
+    pub shares_connections: bool,
+    /// Libraries with which they do so whatever they keep.
+    pub tolerated: BTreeSet<String>,
     neighbourhood: Arc<Neighbourhood>,
 }
 
@@ -134,6 +138,8 @@ impl Plan {
                 && known.posture == target.posture
                 && known.tenant_variables == target.tenant_variables
                 && known.other_variables == target.other_variables
+                && known.shares_connections == target.shares_connections
+                && known.tolerated == target.tolerated
         });
         match same {
             Some(known) => {
@@ -196,6 +202,8 @@ fn target(
             .logins
             .get(&place.login)
             .map_or(1, BTreeSet::len),
+        shares_connections: route.placement.shares_role && !route.has_connections_of_their_own(),
+        tolerated: route.placement.tolerate.clone(),
         neighbourhood,
         place,
     }

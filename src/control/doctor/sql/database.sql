@@ -35,5 +35,8 @@ SELECT current_setting('server_version_num')::int4 AS version_num, current_setti
         AND k.relname IN ('pg_stats', 'pg_stats_ext', 'pg_stats_ext_exprs', 'pg_statistic', 'pg_statistic_ext_data')
         AND EXISTS (SELECT FROM unnest($1::oid[]) r(id)
             WHERE has_table_privilege(r.id, k.oid, 'SELECT') OR has_any_column_privilege(r.id, k.oid, 'SELECT'))
-        ORDER BY 1) AS statistics
+        ORDER BY 1) AS statistics,
+    -- 16384: what is made after initdb; 13: the language C.
+    ARRAY(SELECT DISTINCT p.probin FROM pg_proc p WHERE p.oid >= 16384 AND p.prolang = 13 AND p.probin IS NOT NULL ORDER BY 1)
+        AS libraries
 FROM pg_database d WHERE d.datname = current_database()
