@@ -8,6 +8,7 @@ mod audit;
 mod bad_input;
 mod batches;
 mod cancel;
+mod catalogs;
 mod differential;
 mod doctor;
 mod drivers;
