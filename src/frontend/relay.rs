@@ -1,14 +1,16 @@
 //! Passing frames between a client and the server connection it holds, until a clean point.
 //!
 //! Frames pass as bytes. Looked at are their tags, for the [`Ledger`]; of what the server says,
-//! ReadyForQuery, ParameterStatus, ErrorResponse, NotificationResponse and CommandComplete; and, in transaction pooling,
-//! the names in Parse, Bind, Describe and Close. Bodies stream: no message is collected but those.
+//! ReadyForQuery, ParameterStatus, ErrorResponse, NoticeResponse, NotificationResponse and
+//! CommandComplete; and, in transaction pooling, the names in Parse, Bind, Describe and Close.
+//! Bodies stream: no message is collected but those.
 //!
 //! One task polls both sockets; nothing is handed from task to task. Each side is read only while
 //! the other takes what was read before, so memory is bounded.
 
 mod inspect;
 mod messages;
+mod notices;
 mod replies;
 
 use std::future::poll_fn;
@@ -123,6 +125,8 @@ pub struct Relay<'a> {
     /// Bytes of a frame that is passing, still to come from the client and from the server.
     client_rest: usize,
     server_rest: usize,
+    /// What is still to come from the server of a frame is not for the client.
+    swallows_rest: bool,
     transaction_began: Option<Instant>,
     /// Once it was asked for: the clock is read once for all that one read has brought.
     now: Option<Instant>,
@@ -197,6 +201,7 @@ impl<'a> Relay<'a> {
             refused: None,
             client_rest: 0,
             server_rest: 0,
+            swallows_rest: false,
             transaction_began: None,
             now: None,
             queries: 0,

@@ -47,6 +47,8 @@ const KINDS: [(Pins, What, What); 5] = [
 #[derive(Debug)]
 pub struct SessionState {
     watch: Watch,
+    /// Its server connections were, or may have been, other clients' before.
+    shares_connections: bool,
     /// What the client asked for at its start: what RESET returns to.
     startup: Arc<Settings>,
     /// What its texts may have done since.
@@ -82,6 +84,7 @@ impl SessionState {
                 }
                 Pooling::Session => Watch::Resets,
             },
+            shares_connections: !route.has_connections_of_their_own(),
             startup: startup.clone(),
             ..Self::unwatched()
         }
@@ -91,6 +94,7 @@ impl SessionState {
     pub fn unwatched() -> Self {
         Self {
             watch: Watch::Nothing,
+            shares_connections: false,
             startup: Arc::default(),
             suspected: Effects::default(),
             context_in_doubt: false,
@@ -106,6 +110,26 @@ impl SessionState {
     /// Whether texts must be looked at.
     pub fn is_watched(&self) -> bool {
         self.watch != Watch::Nothing
+    }
+
+    pub fn shares_connections(&self) -> bool {
+        self.shares_connections
+    }
+
+    #[cfg(test)]
+    pub fn share_connections(&mut self) {
+        self.shares_connections = true;
+    }
+
+    /// Whether the client gave a parameter, named in lower case, at its start, or has named it to
+    /// set since the last clean point.
+    pub fn has_named(&self, name: &str) -> bool {
+        let Effects {
+            settings, local, ..
+        } = &self.suspected;
+        self.startup.contains_key(name)
+            || settings.iter().any(|setting| *setting.name == *name)
+            || local.iter().any(|known| **known == *name)
     }
 
     pub fn pins(&self) -> Pins {

@@ -26,6 +26,7 @@ mod limits;
 mod locks;
 mod memory;
 mod negative;
+mod notices;
 mod parking;
 mod portals;
 mod replication;

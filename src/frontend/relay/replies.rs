@@ -17,11 +17,13 @@ use crate::protocol::frame::{
 };
 use crate::protocol::reply::Replies;
 
+use super::notices::names_anothers_parameter;
 use super::{ClientSide, End, Relay, frame_size};
 
 /// Longest message of a server that is collected to be looked at, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
-/// The severity of an ErrorResponse, which comes first, is within this many bytes of its frame.
+/// The severity and the SQLSTATE of an ErrorResponse or NoticeResponse, which come first, are
+/// within this many bytes of its frame.
 const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
@@ -54,8 +56,11 @@ impl Relay<'_> {
             let inbox = &self.server.inbox;
             if self.server_rest > 0 {
                 let n = self.server_rest.min(inbox.len() - run);
-                run += n;
                 self.server_rest -= n;
+                match self.swallows_rest {
+                    true => self.server.inbox.consume(n),
+                    false => run += n,
+                }
             }
             if self.server_rest > 0 {
                 break;
@@ -85,12 +90,16 @@ impl Relay<'_> {
                 | BackendTag::COMMAND_COMPLETE
                 | BackendTag::PARSE_COMPLETE
                 | BackendTag::CLOSE_COMPLETE => size,
-                BackendTag::ERROR_RESPONSE | BackendTag::NOTIFICATION_RESPONSE
+                BackendTag::ERROR_RESPONSE
+                | BackendTag::NOTICE_RESPONSE
+                | BackendTag::NOTIFICATION_RESPONSE
                     if size <= MAX_TRANSLATED =>
                 {
                     size
                 }
-                BackendTag::ERROR_RESPONSE => size.min(SEVERITY_WITHIN),
+                BackendTag::ERROR_RESPONSE | BackendTag::NOTICE_RESPONSE => {
+                    size.min(SEVERITY_WITHIN)
+                }
                 _ => HEADER,
             };
             if bytes.len() < needed {
@@ -133,6 +142,7 @@ impl Relay<'_> {
             }
             let reply = match tag {
                 BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
+                BackendTag::NOTICE_RESPONSE => self.pass_notice(run, size),
                 _ => self.note_reply(tag, run, size),
             };
             if let Some(body) = translated {
@@ -147,11 +157,15 @@ impl Relay<'_> {
                     let whole = size.min(self.server.inbox.len() - run);
                     run += whole;
                     self.server_rest = size - whole;
+                    self.swallows_rest = false;
                 }
                 Reply::Swallow => {
                     self.server.inbox.move_to(&mut self.client.outbox, run);
-                    self.server.inbox.consume(size);
                     run = 0;
+                    let whole = size.min(self.server.inbox.len());
+                    self.server.inbox.consume(whole);
+                    self.server_rest = size - whole;
+                    self.swallows_rest = true;
                 }
             }
         }
@@ -216,6 +230,19 @@ impl Relay<'_> {
         let (sender, rest) = notification.split_first_chunk::<4>()?;
         let is_own = i32::from_be_bytes(*sender) == self.server.fence().pid();
         is_own.then(|| [&self.handle.key().pid.to_be_bytes(), rest].concat())
+    }
+
+    /// Whether a NoticeResponse whose frame starts at `at` in the server's inbox is for the client.
+    fn pass_notice(&self, at: usize, size: usize) -> Reply {
+        let bytes = &self.server.inbox.bytes()[at..];
+        let body = &bytes[HEADER..size.min(bytes.len())];
+        let ClientSide {
+            settings, state, ..
+        } = &*self.client;
+        match names_anothers_parameter(body, settings, state) {
+            true => Reply::Swallow,
+            false => Reply::Forward,
+        }
     }
 
     /// Takes note of a reply whose frame starts at `at` in the server's inbox.
