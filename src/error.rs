@@ -161,6 +161,20 @@ impl Error {
         self
     }
 
+    /// With parameters named as a client spells them, where the message has them in lower case.
+    /// `spelled`: those that are not.
+    #[must_use]
+    pub fn spelling(mut self, spelled: &[String]) -> Self {
+        for name in spelled {
+            let quoted = format!("\"{name}\"");
+            let message = &mut self.0.message;
+            if !message.contains(&quoted) {
+                *message = message.replacen(&quoted.to_ascii_lowercase(), &quoted, 1);
+            }
+        }
+        self
+    }
+
     pub fn kind(&self) -> Kind {
         self.0.kind
     }

@@ -402,12 +402,15 @@ fn names_a_parameter(fields: &ErrorFields, key: &PoolKey) -> bool {
 /// in postinit.c). What it looks at before is the login's.
 fn is_of_own_parameters(fields: &ErrorFields) -> bool {
     let is_of_login = matches!(&*fields.routine, "InitPostgres" | "CheckMyDatabase");
-    let class = fields.sqlstate.get(..2);
+    let is_of_server = matches!(
+        fields.sqlstate.get(..2),
+        None | Some("08" | "28" | "3D" | "53" | "57" | "58" | "XX")
+    );
     match &*fields.sqlstate {
         // Undefined file: a library.
         "58P01" => fields.message.contains("plugins"),
         "55P02" => true,
-        _ => !is_of_login && matches!(class, Some("0A" | "22" | "42")),
+        _ => !is_of_login && !is_of_server,
     }
 }
 

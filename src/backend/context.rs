@@ -237,6 +237,9 @@ impl Plan {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
         for (name, value) in to_set(applied, binding) {
+            if name == "datestyle" && applied.contains_key(name) && !is_whole_date_style(value) {
+                self.query("RESET \"datestyle\"");
+            }
             self.set_config(name, value);
         }
     }
@@ -283,6 +286,13 @@ fn to_set<'b>(applied: &Settings, binding: &'b Binding) -> Vec<(&'b str, &'b str
         .collect();
     changed.sort_by_key(|(name, _)| rank(name));
     changed
+}
+
+/// Whether a DateStyle gives both the style and the order of day and month, as a server reports it.
+/// What it does not give is kept of the one that is in force.
+fn is_whole_date_style(value: &str) -> bool {
+    let order = value.split_once(", ").map(|(_, order)| order);
+    matches!(order, Some("MDY" | "DMY" | "YMD"))
 }
 
 /// The order in which parameters are set: last what would hinder setting others, by ending it early or by making
@@ -664,6 +674,29 @@ tenants:
         assert_eq!(
             plan(&binding("a", &[]), &Context::Bound(binding("a", &limits))),
             "| Q(RESET \"statement_timeout\") Q(RESET \"timezone\")"
+        );
+    }
+
+    #[test]
+    fn half_a_date_style_says_nothing_of_the_last_clients() {
+        let other = Context::Bound(binding("a", &[("datestyle", "SQL, DMY")]));
+        for (value, expected) in [
+            ("ISO", "| Q(RESET \"datestyle\") F(datestyle=ISO)"),
+            ("dmy", "| Q(RESET \"datestyle\") F(datestyle=dmy)"),
+            ("ISO, ISO", "| Q(RESET \"datestyle\") F(datestyle=ISO, ISO)"),
+            ("ISO, YMD", "| F(datestyle=ISO, YMD)"),
+        ] {
+            assert_eq!(
+                plan(&binding("a", &[("datestyle", value)]), &other),
+                expected
+            );
+        }
+        assert_eq!(
+            plan(
+                &binding("a", &[("datestyle", "ISO")]),
+                &Context::Bound(binding("a", &[]))
+            ),
+            "| F(datestyle=ISO)"
         );
     }
 

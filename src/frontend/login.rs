@@ -165,6 +165,7 @@ struct Prepared {
     user: String,
     credential: Arc<Credential>,
     settings: Settings,
+    spelled: Vec<String>,
     greeting: Replies,
     replication: Option<Wanted>,
     database: String,
@@ -189,6 +190,7 @@ impl Prepared {
             user,
             credential,
             settings,
+            spelled,
             greeting,
             replication,
             database,
@@ -224,6 +226,7 @@ impl Prepared {
             route: tenant.route.clone(),
             credential,
             settings,
+            spelled,
             greeting,
             replication,
             guards: Guards {
@@ -316,6 +319,7 @@ async fn log_in(
                 user: user.clone(),
                 credential: credential.clone(),
                 settings: settings(&startup),
+                spelled: spelled(&startup),
                 greeting,
                 replication,
                 database,
@@ -514,6 +518,14 @@ fn settings(startup: &Startup) -> Settings {
         .iter()
         .map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
         .collect()
+}
+
+/// Their names as the client spells them, where that is not in lower case: PostgreSQL's errors have
+/// them so.
+fn spelled(startup: &Startup) -> Vec<String> {
+    let names = startup.parameters.iter().map(|(name, _)| name);
+    let spelled = names.filter(|name| name.bytes().any(|byte| byte.is_ascii_uppercase()));
+    spelled.cloned().collect()
 }
 
 /// A cancel key nobody has: 4 random bytes, or 32 since protocol 3.2.

@@ -26,5 +26,6 @@ pub mod session;
 pub mod standing;
 pub mod state;
 pub mod statements;
+pub mod tablespaces;
 pub mod text;
 pub mod welcome;

@@ -95,6 +95,7 @@ pub async fn serve(login: LoggedIn) {
         route,
         credential,
         settings,
+        spelled,
         mut greeting,
         replication,
         guards,
@@ -115,6 +116,7 @@ pub async fn serve(login: LoggedIn) {
     let (pool, mut lease) = match client.connect(&wanted).await {
         Ok(made) => made,
         Err(error) => {
+            let error = error.spelling(&spelled);
             log_refusal(&client.registered, &error);
             client.tenant.metrics.refused.add(1);
             let _ = write(&mut stream, greeting.fatal(&error).bytes()).await;

@@ -18,6 +18,7 @@ use crate::frontend::session::{Session, live, log_refusal, say_last, write};
 use crate::frontend::standing::{Guards, Standing};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
+use crate::frontend::tablespaces;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::reply::Replies;
@@ -39,6 +40,8 @@ pub struct LoggedIn {
     pub route: Arc<Route>,
     pub credential: Arc<Credential>,
     pub settings: Settings,
+    /// Names of these as the client spells them, where that is not in lower case.
+    pub spelled: Vec<String>,
     /// What the client is to be told before it is ready: the end of authentication.
     pub greeting: Replies,
     /// It asks for a replication connection.
@@ -100,6 +103,7 @@ async fn welcome(
             match Box::pin(timer::timeout(deadline, profile)).await {
                 Ok(Ok(profile)) => profile,
                 Ok(Err(error)) => {
+                    let error = error.spelling(&login.spelled);
                     log_refusal(&login.registered, &error);
                     let last = login.greeting.fatal(&error).bytes();
                     let _ = write(&mut login.stream, last).await;
@@ -246,52 +250,41 @@ async fn profile(
         stale: false,
     };
     if route.has_connections_of_their_own() {
-        // It begins with what the client asks for, as the tenant, and RESET returns to that: also in a transaction,
-        // where nothing else could set the variables again.
-        let key = route.pool.with_own(settings, variables(route));
-        let grant = pool.checkout(tenant, worker).await?;
-        let mut lease = grant.connect(&key).await?;
-        let settings: Arc<Settings> = Arc::default();
-        let deadline = pool.instance.timeouts().connect;
-        let nobody = &mut Buffer::new();
-        context::adopt(
-            &mut lease,
-            &wanted(settings.clone()),
-            deadline,
-            None,
-            nobody,
-        )
-        .await
-        .map_err(Refusal::into_error)?;
-        return Ok(Profile {
-            settings,
-            reported: lease.parameters.clone(),
-            lease: Some(lease),
-        });
+        let wanted = wanted(Arc::default());
+        return own_connection(pool, tenant, &wanted, settings, worker).await;
     }
-    if AT_START.iter().any(|&name| settings.contains_key(name)) {
+    let is_given = |name: &&str| settings.contains_key(*name);
+    if is_given(&LIBRARIES) || OF_LOGIN.iter().any(is_given) {
         Box::pin(try_login(pool, tenant, route, &settings, worker)).await?;
-        settings.remove(SESSION_AUTHORIZATION);
+        settings.retain(|name, _| !OF_LOGIN.contains(&&**name));
     }
     let known = pool.profile(&settings);
     let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
-    let wanted = wanted(settings.clone());
+    let mut wanted = wanted(settings);
     let lease = loop {
         let grant = pool.checkout(tenant, worker).await?;
         match grant.lease(&wanted).await {
             Ok(Some(lease)) => break lease,
             Ok(None) => {}
             Err(error) => {
-                // PostgreSQL has other words for an encoding that it cannot convert at login than later.
-                if error.sqlstate() == Kind::FeatureNotSupported.sqlstate()
-                    && settings.contains_key("client_encoding")
-                {
-                    Box::pin(try_login(pool, tenant, route, &settings, worker)).await?;
+                let narrowed = tablespaces::narrowed(pool, tenant, &wanted, &error, worker);
+                if let Some(settings) = Box::pin(narrowed).await? {
+                    wanted.settings = Arc::new(settings);
+                    continue;
+                }
+                let settings = &wanted.settings;
+                // PostgreSQL has other words at login than later for an encoding that it cannot
+                // convert, and for what can only be set at login.
+                let is_of_encoding = error.sqlstate() == Kind::FeatureNotSupported.sqlstate()
+                    && settings.contains_key("client_encoding");
+                if is_of_encoding || error.sqlstate() == CANNOT_CHANGE {
+                    Box::pin(try_login(pool, tenant, route, settings, worker)).await?;
                 }
                 return Err(error);
             }
         }
     };
+    let settings = wanted.settings;
     let reported = lease.parameters.clone();
     pool.remember_profile(&settings, &reported);
     let lease = match in_transactions {
@@ -308,11 +301,51 @@ async fn profile(
     })
 }
 
-/// The parameter that a StartupMessage may give and that the login's user overwrites.
-const SESSION_AUTHORIZATION: &str = "session_authorization";
+/// A connection that is made for the client: it begins with the `settings` that the client asks
+/// for, as the tenant of `wanted`, and RESET returns to that, also in a transaction, where nothing
+/// else could set the variables again.
+async fn own_connection(
+    pool: &Arc<Pool>,
+    tenant: &Arc<TenantState>,
+    wanted: &Binding,
+    settings: Settings,
+    worker: WorkerId,
+) -> Result<Profile> {
+    let key = wanted
+        .route
+        .pool
+        .with_own(settings, variables(&wanted.route));
+    let grant = pool.checkout(tenant, worker).await?;
+    let mut lease = grant.connect(&key).await?;
+    let deadline = pool.instance.timeouts().connect;
+    let nobody = &mut Buffer::new();
+    context::adopt(&mut lease, wanted, deadline, None, nobody)
+        .await
+        .map_err(Refusal::into_error)?;
+    Ok(Profile {
+        settings: wanted.settings.clone(),
+        reported: lease.parameters.clone(),
+        lease: Some(lease),
+    })
+}
 
-/// Parameters that mean another thing in a StartupMessage than in a session: the libraries are loaded then.
-const AT_START: [&str; 2] = ["local_preload_libraries", SESSION_AUTHORIZATION];
+/// cant_change_runtime_param.
+const CANNOT_CHANGE: &str = "55P02";
+
+/// The parameter that means another thing in a StartupMessage than in a session: the libraries are
+/// loaded then.
+const LIBRARIES: &str = "local_preload_libraries";
+
+/// Parameters of a StartupMessage that PostgreSQL checks, and that are over with the login: its
+/// user overwrites the first, the others are of its transaction, and `seed`, which is of the
+/// session, cannot be taken back from a server connection.
+const OF_LOGIN: [&str; 5] = [
+    "session_authorization",
+    "seed",
+    "transaction_deferrable",
+    "transaction_isolation",
+    "transaction_read_only",
+];
 
 /// Asks the server whether it takes `settings` in a StartupMessage, by a connection that is closed again.
 ///

@@ -24,6 +24,7 @@ mod layers;
 mod leftovers;
 mod limits;
 mod locks;
+mod login_parameters;
 mod memory;
 mod negative;
 mod notices;
