@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use pgtenant::backend::connection::ServerConnection;
 use pgtenant::backend::context::{Adopted, Binding, Context, Settings, adopt};
+use pgtenant::backend::dns::Resolver;
 use pgtenant::backend::instance::{Instance, Pool};
 use pgtenant::backend::prepared::{Interner, Parsed};
 use pgtenant::cluster::Dir;
@@ -386,6 +387,7 @@ fn injection(criterion: &mut Criterion) {
         ServerConnection::new(
             Stream::Plain(stream.into()),
             config.servers["shared"].clone(),
+            None,
         )
     });
     let deadline = Duration::from_secs(1);
@@ -485,6 +487,7 @@ fn instance(runtime: &Runtime, config: &Config, dir: &Dir) -> Arc<Instance> {
         config.timeouts.clone(),
         Workers::new(vec![runtime.handle().clone()]),
         WorkerId::default(),
+        Resolver::default(),
     )
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::audit::Audit;
 use crate::auth::Verifiers;
+use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::{ClientHandle, FIRST_PID};
 use crate::config::{self, Config, Mistake, Route};
@@ -33,6 +34,8 @@ use crate::workers::{WorkerId, Workers};
 pub struct App {
     config: ArcSwap<Config>,
     workers: Arc<Workers>,
+    /// Finds the addresses of servers whose hosts are names.
+    resolver: Resolver,
     next_home: AtomicUsize,
     instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
     tenants: DashMap<TenantId, Arc<TenantState>, FxBuildHasher>,
@@ -82,11 +85,13 @@ impl App {
         config: Config,
         config_path: Option<PathBuf>,
         workers: Vec<Handle>,
+        resolver: Resolver,
     ) -> Result<Arc<Self>> {
         let audit = Audit::start(config.audit.clone())
             .map_err(|e| Error::new(Kind::Internal, "could not start the audit").caused_by(e))?;
         let app = Arc::new(Self {
             workers: Workers::new(workers),
+            resolver,
             next_home: AtomicUsize::new(0),
             instances: ArcSwap::default(),
             tenants: DashMap::default(),
@@ -160,7 +165,8 @@ impl App {
                         let count = self.next_home.fetch_add(1, Ordering::Relaxed);
                         let home = self.workers.in_turn(count);
                         let timeouts = config.timeouts.clone();
-                        Instance::new(server.clone(), timeouts, self.workers.clone(), home)
+                        let (workers, resolver) = (self.workers.clone(), self.resolver.clone());
+                        Instance::new(server.clone(), timeouts, workers, home, resolver)
                     }
                 };
                 (name.clone(), instance)

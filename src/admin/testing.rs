@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 
 use crate::admin::console;
 use crate::app::App;
+use crate::backend::dns::Resolver;
 use crate::config;
 use crate::frontend::login::{Admitted, admit};
 
@@ -27,7 +28,7 @@ tenants:
 
 pub fn app(text: &str, file: Option<PathBuf>) -> Arc<App> {
     let config = config::load_text(text, Path::new(""), &|_| None).unwrap();
-    App::new(config, file, vec![Handle::current()]).unwrap()
+    App::new(config, file, vec![Handle::current()], Resolver::default()).unwrap()
 }
 
 /// Logs users of the console in and serves them.

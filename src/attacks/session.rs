@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::backend::connect;
 use crate::backend::connection::ServerConnection;
+use crate::backend::dns::{Names, Resolver};
 use crate::config::{
     Login, PoolKey, Secret, Server, ServerAddress, ServerTls, SslMode, TcpKeepalives,
 };
@@ -119,7 +120,8 @@ impl Session {
     /// The refusal.
     pub async fn open(way: &Way, parameters: &[(String, String)]) -> Result<Self, Error> {
         let key = way.with(parameters);
-        let connection = connect::connect(&way.server, &key, PATIENCE).await?;
+        let names = Names::new(Resolver::default());
+        let connection = connect::connect(&way.server, &names, &key, PATIENCE).await?;
         Ok(Self(connection))
     }
 

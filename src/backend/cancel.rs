@@ -11,6 +11,7 @@
 //!     └──────────────────────────┴──── wait until 0 in flight ◄───┘
 //! ```
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
@@ -33,6 +34,8 @@ use crate::timer;
 #[derive(Debug)]
 pub struct Fence {
     server: Arc<Server>,
+    /// Where the server connection goes, if its host is a name, which may mean another server now.
+    peer: Option<IpAddr>,
     key: CancelKey,
     /// When the server connection was made, and whether in TLS: for the admin console.
     born: SystemTime,
@@ -54,9 +57,10 @@ const NOBODY: u64 = 0;
 pub const PROXY: u64 = u64::MAX;
 
 impl Fence {
-    pub fn new(server: Arc<Server>, key: CancelKey, tls: bool) -> Self {
+    pub fn new(server: Arc<Server>, peer: Option<IpAddr>, key: CancelKey, tls: bool) -> Self {
         Self {
             server,
+            peer,
             key,
             born: SystemTime::now(),
             tls,
@@ -147,7 +151,7 @@ impl Fence {
 
     /// Sends the request and waits until the server has closed the connection.
     async fn send(&self) -> Result<()> {
-        let mut stream = connect::open(&self.server).await?;
+        let mut stream = connect::open(&self.server, self.peer.as_slice()).await?;
         stream
             .write_all(&self.key.request())
             .await

@@ -1,5 +1,6 @@
 //! Making a server connection: socket, TLS as libpq's `sslmode` says, login.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::backend::channel_binding::tls_server_end_point;
 use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::dns::{self, Names};
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
 use crate::error::{Error, Kind, Result};
 use crate::net::keep_alive;
@@ -53,11 +55,16 @@ fn failed(cause: impl std::fmt::Display) -> Error {
 /// 53300, 57P03 and 3D000 as the server gave them.
 pub async fn connect(
     server: &Arc<Server>,
+    names: &Names,
     key: &PoolKey,
     deadline: Duration,
 ) -> Result<ServerConnection> {
     let attempt = async {
-        let stream = open(server).await?;
+        let addresses = match dns::name_of(server) {
+            Some(name) => names.resolve(name).await.map_err(failed)?,
+            None => Vec::new(),
+        };
+        let stream = open(server, &addresses).await?;
         let in_tls = stream.is_tls();
         let refused = match log_in_on(stream, server, key).await {
             Ok(connection) => return Ok(connection),
@@ -68,7 +75,7 @@ pub async fn connect(
             ServerAddress::Tcp { host, port }
                 if in_tls && server.tls.mode == SslMode::Prefer && refused.kind() == BARRED =>
             {
-                let plain = Stream::Plain(dial(server, host, *port).await?);
+                let plain = Stream::Plain(dial(server, host, *port, &addresses).await?);
                 log_in_on(plain, server, key).await
             }
             _ => Err(refused),
@@ -87,23 +94,26 @@ async fn log_in_on(
     server: &Arc<Server>,
     key: &PoolKey,
 ) -> Result<ServerConnection> {
-    let mut connection = ServerConnection::new(stream, server.clone());
+    let peer = dns::name_of(server).and_then(|_| Some(stream.peer_addr()?.ip()));
+    let mut connection = ServerConnection::new(stream, server.clone(), peer);
     connection.send(&startup_message(key)).await?;
     log_in(&mut connection, key).await?;
     Ok(connection)
 }
 
 /// A socket to `server`, in TLS if its `sslmode` wants it, with nothing said on it yet.
+/// `addresses`: those of its name to try, in this order; with none the operating system resolves
+/// it.
 ///
 /// # Errors
 /// 08006.
-pub async fn open(server: &Server) -> Result<Stream> {
+pub async fn open(server: &Server, addresses: &[IpAddr]) -> Result<Stream> {
     let (host, mut socket) = match &server.address {
         ServerAddress::Unix { path } => {
             let unix = UnixStream::connect(path).await.map_err(failed)?;
             return Ok(Stream::Plain(unix.into()));
         }
-        ServerAddress::Tcp { host, port } => (host, dial(server, host, *port).await?),
+        ServerAddress::Tcp { host, port } => (host, dial(server, host, *port, addresses).await?),
     };
     if server.tls.mode == SslMode::Disable {
         return Ok(Stream::Plain(socket));
@@ -126,8 +136,18 @@ pub async fn open(server: &Server) -> Result<Stream> {
     Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
 }
 
-async fn dial(server: &Server, host: &str, port: u16) -> Result<Socket> {
-    let tcp = TcpStream::connect((host, port)).await.map_err(failed)?;
+async fn dial(server: &Server, host: &str, port: u16, addresses: &[IpAddr]) -> Result<Socket> {
+    let tcp = match addresses {
+        [] => TcpStream::connect((host, port)).await,
+        addresses => {
+            let addresses: Vec<_> = addresses
+                .iter()
+                .map(|&address| SocketAddr::new(address, port))
+                .collect();
+            TcpStream::connect(&addresses[..]).await
+        }
+    };
+    let tcp = tcp.map_err(failed)?;
     tcp.set_nodelay(true).map_err(failed)?;
     keep_alive(&tcp, &server.tcp_keepalives).map_err(failed)?;
     Ok(tcp.into())
@@ -536,7 +556,8 @@ tenants: {{ a: {{ placement: p, users: {{ app: {{ password: a }} }} }} }}",
         ];
         let server = tokio::spawn(server(listener, answer.concat()));
         let deadline = Duration::from_secs(10);
-        let connection = connect(&config.servers[0], place, deadline).await?;
+        let names = Names::new(dns::Resolver::default());
+        let connection = connect(&config.servers[0], &names, place, deadline).await?;
         let fence = connection.fence().clone();
         fence.open(1);
         assert!(fence.cancel(1, deadline).await.unwrap());

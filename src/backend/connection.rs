@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
@@ -90,6 +91,8 @@ pub struct ServerConnection {
     pub sequences_of: Option<u64>,
     fence: Arc<Fence>,
     server: Arc<Server>,
+    /// The address that it was made to, if the server's host is a name.
+    pub peer: Option<IpAddr>,
     pub born: Instant,
     pub idle_since: Instant,
     /// Leases in a row to the tenant it is bound to, while others waited.
@@ -102,13 +105,13 @@ pub struct ServerConnection {
 
 impl ServerConnection {
     /// A connection that has not logged in.
-    pub fn new(stream: Stream, server: Arc<Server>) -> Self {
+    pub fn new(stream: Stream, server: Arc<Server>, peer: Option<IpAddr>) -> Self {
         let key = CancelKey {
             pid: 0,
             secret: Secret::default(),
         };
         let now = Instant::now();
-        let fence = Arc::new(Fence::new(server.clone(), key, stream.is_tls()));
+        let fence = Arc::new(Fence::new(server.clone(), peer, key, stream.is_tls()));
         Self {
             stream,
             worker: WorkerId::default(),
@@ -124,6 +127,7 @@ impl ServerConnection {
             sequences_of: None,
             fence,
             server,
+            peer,
             born: now,
             idle_since: now,
             turn: 0,
@@ -133,7 +137,8 @@ impl ServerConnection {
     }
 
     pub fn set_key(&mut self, key: CancelKey) {
-        self.fence = Arc::new(Fence::new(self.server.clone(), key, self.stream.is_tls()));
+        let tls = self.stream.is_tls();
+        self.fence = Arc::new(Fence::new(self.server.clone(), self.peer, key, tls));
     }
 
     pub fn fence(&self) -> &Arc<Fence> {
@@ -335,7 +340,7 @@ tenants:
             let _reactor = runtimes[0].enter();
             UnixStream::from_std(near).unwrap()
         };
-        let mut connection = ServerConnection::new(Stream::Plain(stream.into()), server);
+        let mut connection = ServerConnection::new(Stream::Plain(stream.into()), server, None);
         let come = |runtime: &Runtime, connection: &mut ServerConnection| {
             runtime.block_on(async {
                 connection.come_to(WorkerId::from(1)).await.unwrap();

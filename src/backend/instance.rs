@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{self, Settings};
+use crate::backend::dns::{self, Names, Resolver};
 use crate::backend::functions::Functions;
 use crate::backend::health::Health;
 use crate::backend::lease::{Grant, Lease};
@@ -57,6 +58,8 @@ pub struct Instance {
     by_key: Mutex<HashMap<PoolKey, Weak<Pool>>>,
     next_pool: AtomicU64,
     pub metrics: InstanceMetrics,
+    /// The addresses of the server, if its host is a name.
+    pub names: Arc<Names>,
     /// What the last health check found.
     pub health: Health,
 }
@@ -112,6 +115,7 @@ impl Instance {
         timeouts: Timeouts,
         workers: Arc<Workers>,
         home: WorkerId,
+        resolver: Resolver,
     ) -> Arc<Self> {
         let instance = Arc::new(Self {
             queue: Mutex::new(Queue::new(budget(&server))),
@@ -122,10 +126,12 @@ impl Instance {
             by_key: Mutex::default(),
             next_pool: AtomicU64::new(1),
             metrics: InstanceMetrics::default(),
+            names: Arc::new(Names::new(resolver)),
             health: Health::default(),
         });
         let watched = Arc::downgrade(&instance);
-        instance.workers.spawn(home, sweep(watched));
+        instance.workers.spawn(home, sweep(watched.clone()));
+        instance.workers.spawn(home, watch_name(watched));
         instance
     }
 
@@ -165,10 +171,12 @@ impl Instance {
         self.queue().drop_unused_pools();
     }
 
-    /// Whether the connection was made with what the config says now (the budget aside).
+    /// Whether the connection was made with what the config says now (the budget aside), and to an
+    /// address that the server still has.
     pub(super) fn is_current(&self, connection: &ServerConnection) -> bool {
         let (now, then) = (self.server.load(), connection.server());
-        Arc::ptr_eq(&now, then) || (now.address == then.address && now.tls == then.tls)
+        (Arc::ptr_eq(&now, then) || (now.address == then.address && now.tls == then.tls))
+            && connection.peer.is_none_or(|peer| self.names.has(peer))
     }
 
     /// The pool for `key`; made when it is first asked for.
@@ -318,6 +326,28 @@ async fn sweep(instance: Weak<Instance>) {
     }
 }
 
+/// Sees to it that the server's name is resolved again in time, and closes what is idle and goes
+/// elsewhere.
+async fn watch_name(instance: Weak<Instance>) {
+    loop {
+        timer::sleep(SWEEP_INTERVAL).await;
+        let Some(here) = instance.upgrade() else {
+            return;
+        };
+        let (server, names) = (here.server(), here.names.clone());
+        let life = here.timeouts().dns_max_ttl;
+        drop(here);
+        let Some(name) = dns::name_of(&server).filter(|name| names.is_due(name, life)) else {
+            continue;
+        };
+        // What cannot be resolved keeps its addresses.
+        let _ = names.resolve(name).await;
+        if let Some(instance) = instance.upgrade() {
+            instance.close_idle(|_, connection| !instance.is_current(connection));
+        }
+    }
+}
+
 impl Pool {
     /// Most connections it may have.
     pub fn limits(&self) -> PoolLimits {
@@ -358,7 +388,7 @@ impl Pool {
         }
         let server = self.instance.server();
         let deadline = self.instance.timeouts().connect;
-        match connect::connect(&server, key, deadline).await {
+        match connect::connect(&server, &self.instance.names, key, deadline).await {
             Ok(mut connection) => {
                 connection.worker = worker;
                 self.metrics().connects.add(1);

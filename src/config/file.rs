@@ -210,6 +210,8 @@ pub struct TimeoutsFile {
     pub server_idle: Period,
     /// A server connection is replaced after this. Default: 1h.
     pub server_lifetime: Period,
+    /// A server's name is resolved again after this. Default: 15s.
+    pub dns_max_ttl: Period,
 }
 
 impl Default for TimeoutsFile {
@@ -222,6 +224,7 @@ impl Default for TimeoutsFile {
             shutdown: seconds(30),
             server_idle: seconds(10 * 60),
             server_lifetime: seconds(60 * 60),
+            dns_max_ttl: seconds(15),
         }
     }
 }

@@ -166,6 +166,8 @@ pub struct Timeouts {
     pub server_idle: Duration,
     /// A server connection is closed at its next clean point after this age.
     pub server_lifetime: Duration,
+    /// The addresses of a server whose host is a name are looked up again after this time.
+    pub dns_max_ttl: Duration,
 }
 
 /// How soon TCP notices that the other end is gone without a word. None: the operating system's.

@@ -545,6 +545,7 @@ fn timeouts(file: &TimeoutsFile) -> Timeouts {
         shutdown: file.shutdown.0,
         server_idle: file.server_idle.0,
         server_lifetime: file.server_lifetime.0,
+        dns_max_ttl: file.dns_max_ttl.0,
     }
 }
 

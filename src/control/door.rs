@@ -90,7 +90,7 @@ impl Connect for Door {
     fn connect(&self, config: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
         let config = config.clone();
         Box::pin(async move {
-            match connect::open(&self.0).await {
+            match connect::open(&self.0, &[]).await {
                 Ok(stream) => start(&config, stream).await,
                 Err(error) => start(&config, Broken(error.to_string())).await,
             }

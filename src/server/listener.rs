@@ -135,6 +135,7 @@ mod tests {
 
     use super::*;
     use crate::admin::testing::CONFIG;
+    use crate::backend::dns::Resolver;
     use crate::config;
     use crate::server::threads::Threads;
 
@@ -155,7 +156,13 @@ mod tests {
         let threads = Threads::start(2, true).unwrap();
         let [first, second] = [0, 1].map(|number| threads.workers()[number].handle.clone());
         let config = config::load_text(CONFIG, Path::new(""), &|_| None).unwrap();
-        let app = App::new(config, None, vec![first.clone(), second.clone()]).unwrap();
+        let app = App::new(
+            config,
+            None,
+            vec![first.clone(), second.clone()],
+            Resolver::default(),
+        )
+        .unwrap();
         let address = start(&app, 0, ANY).unwrap();
         let tasks = || [&first, &second].map(|worker| worker.metrics().num_alive_tasks());
         let idle = tasks();

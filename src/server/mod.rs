@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::app::App;
+use crate::backend::dns::Resolver;
 use crate::config::Config;
 use crate::frontend::parking;
 use crate::timer;
@@ -34,12 +35,24 @@ impl Proxy {
     /// # Errors
     /// A port that cannot be bound, a thread that cannot be started.
     pub fn start(config: Config, config_path: Option<PathBuf>) -> std::io::Result<Self> {
+        Self::start_with(config, config_path, Resolver::default())
+    }
+
+    /// The same, with addresses of servers by `resolver`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_with(
+        config: Config,
+        config_path: Option<PathBuf>,
+        resolver: Resolver,
+    ) -> std::io::Result<Self> {
         let threads = Threads::start(config.workers, config.io_uring)?;
         let workers = threads.workers().to_vec();
         let handles = workers.iter().map(|worker| worker.handle.clone()).collect();
         let listen = config.listen.clone();
         let http = config.http;
-        let app = App::new(config, config_path, handles)
+        let app = App::new(config, config_path, handles, resolver)
             .map_err(|e| std::io::Error::other(e.to_string()))?;
         for worker in app.workers().ids() {
             app.workers().spawn(worker, parking::keep());

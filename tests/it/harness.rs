@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use pgtenant::backend::dns::Resolver;
 use pgtenant::cluster::{Binaries, Cluster, Options};
 use pgtenant::config::{self, Config};
 use pgtenant::id::TenantId;
@@ -530,8 +531,13 @@ impl Running {
     }
 
     pub fn with(config: Config, path: Option<PathBuf>) -> Self {
+        Self::resolving(config, path, Resolver::default())
+    }
+
+    /// The same, with addresses of servers by `resolver`.
+    pub fn resolving(config: Config, path: Option<PathBuf>, resolver: Resolver) -> Self {
         watch_for_panics();
-        let proxy = Proxy::start(config, path).expect("the proxy starts");
+        let proxy = Proxy::start_with(config, path, resolver).expect("the proxy starts");
         let address = proxy.addresses()[0];
         Self { proxy, address }
     }

@@ -10,6 +10,7 @@ mod batches;
 mod cancel;
 mod catalogs;
 mod differential;
+mod dns;
 mod doctor;
 mod drivers;
 mod examples;

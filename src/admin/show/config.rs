@@ -106,6 +106,7 @@ fn globals(config: &Config) -> Vec<Setting> {
         ("shutdown", timeouts.shutdown),
         ("server_idle", timeouts.server_idle),
         ("server_lifetime", timeouts.server_lifetime),
+        ("dns_max_ttl", timeouts.dns_max_ttl),
     ] {
         settings.push(setting(format!("timeouts.{name}"), period(time)));
     }

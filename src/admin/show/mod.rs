@@ -5,6 +5,7 @@
 
 mod clients;
 mod config;
+mod dns;
 mod doctor;
 mod pools;
 mod servers;
@@ -129,7 +130,7 @@ pub struct View<'a> {
 }
 
 /// Every `SHOW`, in the order of the help.
-pub static SHOWS: [Show; 10] = [
+pub static SHOWS: [Show; 11] = [
     Show {
         name: "HELP",
         help: "this list",
@@ -171,6 +172,12 @@ pub static SHOWS: [Show; 10] = [
         help: "what keeps tenants from being kept apart, by the last inspection",
         columns: doctor::COLUMNS,
         rows: doctor::rows,
+    },
+    Show {
+        name: "DNS_HOSTS",
+        help: "the addresses of servers whose hosts are names, as they were resolved last",
+        columns: dns::COLUMNS,
+        rows: dns::rows,
     },
     Show {
         name: "CONFIG",

@@ -20,7 +20,7 @@ async fn every_row_has_the_columns_of_its_table_and_no_secret() {
     for show in &SHOWS {
         let rows = show.rows(&app);
         assert!(
-            !rows.is_empty() || show.name == "CLIENTS",
+            !rows.is_empty() || ["CLIENTS", "DNS_HOSTS"].contains(&show.name),
             "SHOW {}",
             show.name
         );

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 
 use super::*;
 use crate::backend::context::{Binding, Context};
+use crate::backend::dns::Resolver;
 use crate::backend::instance::Instance;
 use crate::config::{self, Config};
 use crate::net::stream::Stream;
@@ -51,6 +52,7 @@ impl World {
             config.timeouts.clone(),
             workers,
             WorkerId::default(),
+            Resolver::default(),
         );
         let route = &config.tenants["t0"].route;
         let pool = instance.pool(&route.pool, route.placement.pool);
@@ -74,7 +76,7 @@ impl World {
     fn connection(&self, tenant: Option<usize>, at: u16) -> Box<ServerConnection> {
         let (stream, _) = UnixStream::pair().unwrap();
         let server = self.config.servers.values().next().unwrap().clone();
-        let mut connection = ServerConnection::new(Stream::Plain(stream.into()), server);
+        let mut connection = ServerConnection::new(Stream::Plain(stream.into()), server, None);
         connection.worker = worker(at);
         self.bind(&mut connection, tenant);
         Box::new(connection)

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::backend::dns::Resolver;
 use crate::cluster::{Binaries, Cluster, Options, Shutdown};
 use crate::config;
 
@@ -49,7 +50,13 @@ async fn a_server_is_up_while_it_answers_and_down_while_it_does_not() {
         .unwrap();
 
     let right = config(&cluster, &admin("checker", "right", "postgres"));
-    let app = App::new(right, None, vec![tokio::runtime::Handle::current()]).unwrap();
+    let app = App::new(
+        right,
+        None,
+        vec![tokio::runtime::Handle::current()],
+        Resolver::default(),
+    )
+    .unwrap();
     let instances = app.instances();
     let instance = instances.values().next().unwrap();
     let server = instance.server();
@@ -100,6 +107,7 @@ async fn what_is_watched_follows_reloads() {
         without.clone(),
         None,
         vec![tokio::runtime::Handle::current()],
+        Resolver::default(),
     )
     .unwrap();
     let watching = tokio::spawn(watch(Arc::downgrade(&app)));
