@@ -6,12 +6,12 @@
 use dashmap::DashMap;
 use pgwire::api::auth::sasl::scram::{
     SCRAM_ITERATIONS, ScramSecret, ScramServerAuth, ScramServerAuthWaitingForClientFinal,
-    gen_salted_password,
 };
 use pgwire::error::PgWireError;
 use sha2::{Digest, Sha256};
 use std::num::NonZeroU32;
 
+use crate::auth::saslprep::salted_password;
 use crate::config::{Credential, ScramVerifier, Secret};
 use crate::error::{Error, Kind, Result};
 
@@ -182,7 +182,7 @@ impl Verifiers {
     fn mock(&self, tenant: &str, user: &str) -> ScramVerifier {
         let random: [u8; 32] = rand::random();
         ScramVerifier {
-            iterations: u32::try_from(SCRAM_ITERATIONS).unwrap_or(NonZeroU32::MIN.get()),
+            iterations: rounds(),
             salt: self.salt(tenant, user),
             stored_key: random.to_vec(),
             server_key: random.to_vec(),
@@ -190,10 +190,24 @@ impl Verifiers {
     }
 }
 
+/// Rounds of HMAC of the verifiers that are made here: PostgreSQL's default of `scram_iterations`.
+fn rounds() -> u32 {
+    u32::try_from(SCRAM_ITERATIONS).unwrap_or(NonZeroU32::MIN.get())
+}
+
 fn derive(password: &Secret, salt: &[u8]) -> ScramVerifier {
-    let salted = gen_salted_password(password.expose(), salt, SCRAM_ITERATIONS);
-    let secret =
-        ScramSecret::verifier_from_salted_password(salt.to_vec(), salted, SCRAM_ITERATIONS);
+    verifier(password.expose(), salt, rounds())
+}
+
+/// The verifier that PostgreSQL makes of a password.
+pub fn verifier(password: &str, salt: &[u8], iterations: u32) -> ScramVerifier {
+    let salted = salted_password(password, salt, iterations);
+    // A usize holds 32 bits wherever this runs.
+    let secret = ScramSecret::verifier_from_salted_password(
+        salt.to_vec(),
+        salted.to_vec(),
+        iterations as usize,
+    );
     let (stored_key, server_key) = match secret {
         ScramSecret::Verifier {
             stored_key,
@@ -204,7 +218,7 @@ fn derive(password: &Secret, salt: &[u8]) -> ScramVerifier {
         ScramSecret::SaltedPassword { .. } => Default::default(),
     };
     ScramVerifier {
-        iterations: u32::try_from(SCRAM_ITERATIONS).unwrap_or(NonZeroU32::MIN.get()),
+        iterations,
         salt: salt.to_vec(),
         stored_key,
         server_key,

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::{TlsConnector, TlsStream};
 
+use crate::auth::for_client;
 use crate::backend::channel_binding::tls_server_end_point;
 use crate::backend::connection::{Frame, ServerConnection};
 use crate::backend::dns::{self, Names};
@@ -443,12 +444,10 @@ async fn authenticate(
     let malformed = || failed("malformed authentication request");
     let (code, data) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
     let login = &key.login;
+    let no_password = || failed("the server wants a password and the config has none");
     let password = || {
-        login
-            .password
-            .as_ref()
-            .map(|password| password.expose().as_bytes())
-            .ok_or_else(|| failed("the server wants a password and the config has none"))
+        let password = login.password.as_ref().ok_or_else(no_password)?;
+        Ok(password.expose().as_bytes())
     };
     let answer = match u32::from_be_bytes(*code) {
         0 => return Ok(()),
@@ -460,7 +459,8 @@ async fn authenticate(
         }
         10 => {
             let (mechanism, binding) = choose(data, connection)?;
-            let exchange = ScramSha256::new(password()?, binding);
+            let password = login.password.as_ref().ok_or_else(no_password)?;
+            let exchange = ScramSha256::new(&for_client(password.expose()), binding);
             let first = exchange.message();
             let length = u32::try_from(first.len()).unwrap_or(u32::MAX).to_be_bytes();
             let answer = [mechanism, b"\0", &length, first].concat();

@@ -3,8 +3,6 @@
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
-use pgwire::api::auth::sasl::scram::{ScramSecret, gen_salted_password};
-
 use crate::config::{MAX_ITERATIONS, ScramVerifier};
 
 /// PostgreSQL's default of `scram_iterations`.
@@ -68,24 +66,7 @@ fn answer(
 
 /// The verifier of a password.
 pub fn verifier(password: &str, salt: [u8; SALT], iterations: u32) -> ScramVerifier {
-    // A usize holds 32 bits wherever this runs.
-    let cost = iterations as usize;
-    let salted = gen_salted_password(password, &salt, cost);
-    let secret = ScramSecret::verifier_from_salted_password(salt.to_vec(), salted, cost);
-    let (stored_key, server_key) = match secret {
-        ScramSecret::Verifier {
-            stored_key,
-            server_key,
-            ..
-        } => (stored_key, server_key),
-        ScramSecret::SaltedPassword { .. } => (Vec::new(), Vec::new()),
-    };
-    ScramVerifier {
-        iterations,
-        salt: salt.to_vec(),
-        stored_key,
-        server_key,
-    }
+    crate::auth::verifier(password, &salt, iterations)
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ mod memory;
 mod negative;
 mod notices;
 mod parking;
+mod passwords;
 mod portals;
 mod replication;
 mod seal;

@@ -17,8 +17,9 @@ use crate::config::{
 };
 use crate::id::{PlacementName, ServerName};
 
-/// Longest password file read. It is a password, not a text.
-const MAX_PASSWORD_FILE: u64 = 4096;
+/// Longest password file read, in bytes: with a newline, the longest password that PostgreSQL takes
+/// in clear text (PG_MAX_AUTH_TOKEN_LENGTH in auth.c).
+const MAX_PASSWORD_FILE: u64 = 65_537;
 
 /// Enough that several tenants at once are not kept out by others, and little beside the 20 connections of a pool.
 const DEFAULT_RESERVE: usize = 5;

@@ -823,7 +823,7 @@ fn passwords_come_from_files_without_their_last_newline() {
     write("f2", "two\r\n");
     write("all", "{all} \n\n");
     write("empty", "\n");
-    write("long", &"x".repeat(5000));
+    write("long", &"x".repeat(70_000));
     let password = |config: &Config, tenant| {
         route(config, tenant)
             .pool
