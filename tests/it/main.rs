@@ -32,6 +32,7 @@ mod notices;
 mod parking;
 mod passwords;
 mod portals;
+mod process_ids;
 mod promotion;
 mod replication;
 mod seal;
