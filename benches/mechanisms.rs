@@ -290,7 +290,7 @@ fn statements(criterion: &mut Criterion) {
             ledger: &mut ledger,
             interner: &interner,
             settings: &settings,
-            is_meaning_open: false,
+            is_meaning_open: &|| false,
             backslashes: false,
             owns_sequences: true,
             locks: (&Locks::default(), &TransactionLimits::NONE),

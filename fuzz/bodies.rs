@@ -209,7 +209,7 @@ impl Lease<'_> {
                     ledger: &mut self.ledger,
                     interner: self.interner,
                     settings: &Default::default(),
-                    is_meaning_open: false,
+                    is_meaning_open: &|| false,
                     backslashes: false,
                     owns_sequences: true,
                     locks: (&Locks::default(), &TransactionLimits::NONE),

@@ -55,18 +55,20 @@ const FIXED: [&str; 6] = [
     "session_authorization",
 ];
 
+/// Parameters that servers of every version report when they change (guc_tables.c: GUC_REPORT), and clients can set.
+pub const REPORTED: [&str; 7] = [
+    "application_name",
+    "client_encoding",
+    "datestyle",
+    "default_transaction_read_only",
+    "intervalstyle",
+    "standard_conforming_strings",
+    "timezone",
+];
+
 /// Whether servers of every version report this parameter, given in lower case, when it changes (guc_tables.c: GUC_REPORT).
 pub fn is_reported(name: &str) -> bool {
-    matches!(
-        name,
-        "application_name"
-            | "client_encoding"
-            | "datestyle"
-            | "default_transaction_read_only"
-            | "intervalstyle"
-            | "standard_conforming_strings"
-            | "timezone"
-    )
+    REPORTED.contains(&name)
 }
 
 /// Whether a reported parameter follows its client from one server connection to the next.

@@ -38,6 +38,9 @@ pub struct Statement {
     pub effects: Effects,
 }
 
+/// The bit of a meaning that says that it is one client's alone.
+const PRIVATE: u64 = 1;
+
 impl Statement {
     /// How names on servers begin.
     pub const NAME_PREFIX: &str = "pgtenant_";
@@ -72,6 +75,21 @@ impl Statement {
     /// The same statement in another pool.
     pub fn intern_in(&self, interner: &Interner) -> Arc<Statement> {
         interner.intern(&self.definition, self.meaning, self.backslashes)
+    }
+
+    /// Whether it is one client's alone, read as the server reads it now.
+    pub fn is_private(&self, backslashes: bool) -> bool {
+        self.meaning & PRIVATE != 0 && self.backslashes == backslashes
+    }
+
+    /// Whether it means the same to a client of this [meaning](Interner::meaning).
+    pub fn means(&self, meaning: u64, backslashes: bool) -> bool {
+        (self.meaning, self.backslashes) == (meaning, backslashes)
+    }
+
+    /// The statement of the same definition with another meaning.
+    pub fn intern_as(&self, interner: &Interner, meaning: u64, backslashes: bool) -> Arc<Self> {
+        interner.intern(&self.definition, meaning, backslashes)
     }
 
     /// The Parse frame that makes it on a server connection.
@@ -136,13 +154,13 @@ impl Interner {
             .iter()
             .filter(|(name, _)| !is_meaningless(name))
             .collect();
-        self.hasher.hash_one(meaningful)
+        self.hasher.hash_one(meaningful) & !PRIVATE
     }
 
     /// A meaning that nothing else has: of what is prepared while it is not known what is set.
     pub fn private_meaning(&self) -> u64 {
         let number = self.private.fetch_add(1, Relaxed);
-        self.hasher.hash_one(("private", number))
+        self.hasher.hash_one(("private", number)) | PRIVATE
     }
 
     /// How often the schema has changed: a statement parsed before that may mean something else now.

@@ -91,6 +91,8 @@ pub struct Question {
     pub own: bool,
     /// What [`crate::backend::leftovers`] must know of the database.
     pub libraries: bool,
+    /// Parameters that the role may not read are left out; asked for, they make the whole question fail.
+    pub is_careful: bool,
 }
 
 /// The source of a function.
@@ -199,6 +201,7 @@ impl Question {
     pub fn is_empty(&self) -> bool {
         let nothing = Self {
             locks_are_unlikely: self.locks_are_unlikely,
+            is_careful: self.is_careful,
             ..Self::default()
         };
         *self == nothing
@@ -211,6 +214,24 @@ impl Question {
         self.pins
             .set(Pins::ADVISORY, self.pins.contains(Pins::ADVISORY) && !asks);
         asks
+    }
+
+    /// Leaves out what the role may not read. False: that was done already, or no parameters are asked for.
+    pub fn be_careful(&mut self) -> bool {
+        !self.settings.is_empty() && !std::mem::replace(&mut self.is_careful, true)
+    }
+
+    /// A parameter that may be read: `pg_settings` lists no other. Those of nobody, and what it never lists, are asked for
+    /// anyway (guc_tables.c: GUC_SUPERUSER_ONLY, GUC_NO_SHOW_ALL).
+    fn readable(&self, name: &str) -> String {
+        let is_listed = !name.contains('.') && !matches!(name, "role" | "session_authorization");
+        match self.is_careful && is_listed {
+            true => format!(
+                "(SELECT pg_catalog.current_setting('{name}', true) WHERE EXISTS (SELECT FROM pg_catalog.pg_settings \
+                 WHERE pg_catalog.lower(name) OPERATOR(pg_catalog.=) '{name}'::pg_catalog.text))"
+            ),
+            false => format!("pg_catalog.current_setting('{name}', true)"),
+        }
     }
 
     /// Rows of a word and a text.
@@ -227,7 +248,8 @@ impl Question {
                 "SELECT CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} \
                  THEN 'long' ELSE 'setting {name}' END, \
                  CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} THEN NULL ELSE v END \
-                 FROM pg_catalog.current_setting('{name}', true) s(v)"
+                 FROM {} s(v)",
+                self.readable(name)
             ));
         }
         if !self.resets.is_empty() {

@@ -616,6 +616,9 @@ impl Session {
                     self.standing.pool.hide_locks();
                 }
             }
+            if answer.is_none() && question.be_careful() {
+                answer = ask(lease, &question, outbox).await?;
+            }
             if question.functions.is_empty() && !question.triggers && !question.own {
                 return Ok((question, answer));
             }

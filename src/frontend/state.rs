@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use thin_vec::ThinVec;
 
-use crate::backend::context::{Settings, is_reported};
+use crate::backend::context::{REPORTED, Settings, is_reported};
 use crate::backend::functions::{Functions, Own};
 use crate::backend::prepared::is_meaningless;
 use crate::backend::residue::{Answer, Pins, Question, can_ask};
@@ -193,23 +193,23 @@ impl SessionState {
     }
 
     /// Whether parameters that change what a statement means may be other than is known: texts since the last clean
-    /// point, of the batch at hand too, have set or reset some, or may have.
-    pub fn may_have_changed_meaning(&self) -> bool {
-        const ANY: What = What::RESETS_ALL
-            .union(What::SETS_UNKNOWN)
-            .union(What::SETS_UNKNOWN_LOCALLY)
-            .union(What::OPAQUE);
-        // Those of the application's own, with a dot, are read when a statement runs.
-        let is_meaningful = |name: &str| !is_meaningless(name) && !name.contains('.');
-        let Effects {
-            what,
-            settings,
-            local,
-            ..
-        } = &self.suspected;
-        what.intersects(ANY)
-            || settings.iter().any(|setting| is_meaningful(&setting.name))
-            || local.iter().any(|name| is_meaningful(name))
+    /// point, of the batch at hand too, or functions that they call, have set or reset some, or may have.
+    pub fn may_have_changed_meaning(&self, functions: &Functions) -> bool {
+        let suspected = &self.suspected;
+        if may_change_meaning(suspected) {
+            return true;
+        }
+        if suspected.functions.is_empty() && !suspected.what.contains(What::WRITES) {
+            return false;
+        }
+        let own = self.own.as_deref();
+        let verdict = functions.judge(suspected, own, Instant::now());
+        let has_own =
+            self.pins.contains(Pins::TEMPORARY) || suspected.what.contains(What::TEMPORARY);
+        (own.is_none() && has_own)
+            || !verdict.unknown.is_empty()
+            || verdict.triggers_unknown
+            || may_change_meaning(&verdict.effects)
     }
 
     /// Whether the tenant context may be another since the last clean point.
@@ -323,6 +323,9 @@ impl SessionState {
                 ask_setting(name);
             }
         }
+        if self.reports_doubted && (everything || what.contains(What::SETS_UNKNOWN)) {
+            REPORTED.into_iter().for_each(&mut ask_setting);
+        }
         if everything {
             ask_setting("role");
             ask_setting("session_authorization");
@@ -421,8 +424,12 @@ impl SessionState {
             self.pins |= Pins::STUCK;
         }
         let unaskable = |name: &str| !can_ask(name);
+        // What is no parameter was not set either, and what may not be read can hardly be set.
+        let is_told = |name: &String| answer.settings.iter().any(|(told, _)| told == name);
+        let untold = question.is_careful && !self.failed && !question.settings.iter().all(is_told);
         if what.contains(What::SETS_UNKNOWN)
             || answer.unreadable
+            || untold
             || self.suspected.settings.iter().any(|s| unaskable(&s.name))
         {
             self.pins |= Pins::SETTINGS;
@@ -444,9 +451,11 @@ impl SessionState {
         let all = self.suspected.what.contains(What::RESETS_ALL);
         let mut now = (**settings).clone();
         for (name, value) in &answer.settings {
-            if answer.resets.contains(name) && !(all || self.resets(name)) {
-                // It has the value that a session begins with: setting it failed, or was taken back. It is not
-                // carried to other connections, where setting what the role may not set would fail again.
+            // It has the value that a session begins with, and there is nothing to undo on the connection: the role may be
+            // one that may not even reset it.
+            let is_unset = answer.resets.contains(name);
+            if is_unset && !(all || self.resets(name)) {
+                // Setting it failed, or was taken back. It is not carried to other connections, where it would fail again.
                 applied.remove(name);
                 continue;
             }
@@ -454,8 +463,8 @@ impl SessionState {
                 .as_ref()
                 .filter(|value| !is_nobody(name, value, login));
             match value {
-                Some(value) => applied.insert(name.clone(), value.clone()),
-                None => applied.remove(name),
+                Some(value) if !is_unset => applied.insert(name.clone(), value.clone()),
+                _ => applied.remove(name),
             };
             // A RESET that failed, or was rolled back, has changed nothing. Parameters of the application's own are in no
             // catalog; reset, they are empty.
@@ -506,6 +515,24 @@ impl SessionState {
             self.pins &= Pins::STUCK;
         }
     }
+}
+
+fn may_change_meaning(effects: &Effects) -> bool {
+    const ANY: What = What::RESETS_ALL
+        .union(What::SETS_UNKNOWN)
+        .union(What::SETS_UNKNOWN_LOCALLY)
+        .union(What::OPAQUE);
+    // Those of the application's own, with a dot, are read when a statement runs.
+    let is_meaningful = |name: &str| !is_meaningless(name) && !name.contains('.');
+    let Effects {
+        what,
+        settings,
+        local,
+        ..
+    } = effects;
+    what.intersects(ANY)
+        || settings.iter().any(|setting| is_meaningful(&setting.name))
+        || local.iter().any(|name| is_meaningful(name))
 }
 
 fn may_change_context(effects: &Effects) -> bool {

@@ -158,7 +158,7 @@ pub struct Target<'a> {
     pub interner: &'a Interner,
     pub settings: &'a Arc<Settings>,
     /// Of these some that change what a statement means may be other by now.
-    pub is_meaning_open: bool,
+    pub is_meaning_open: &'a dyn Fn() -> bool,
     /// `standard_conforming_strings` is off.
     pub backslashes: bool,
     /// Whether sequence values on this connection are the client's own.
@@ -378,6 +378,7 @@ impl Statements {
         size: usize,
         target: &mut Target<'_>,
     ) -> Result<Rewritten> {
+        self.read_unnamed_again(target.backslashes);
         if tag == FrontendTag::BIND {
             return self.bind(bytes, size, target);
         }
@@ -399,8 +400,10 @@ impl Statements {
         match tag {
             FrontendTag::PARSE => return self.parse(&bytes[..size], body, target),
             FrontendTag::DESCRIBE => {
-                let known = statement_named(body)
-                    .and_then(|name| self.provide(name, self.known(name), target));
+                let known = statement_named(body).and_then(|name| {
+                    let known = self.known_on(name, target);
+                    self.provide(name, known, target)
+                });
                 let Some((name, known)) = known else {
                     target.ledger.push(Owed::Describe(None));
                     return Ok(Rewritten::Consumed(0));
@@ -477,7 +480,7 @@ impl Statements {
             target.ledger.push(Owed::Parse(None, undo));
             return done;
         }
-        if let Some((name, known)) = self.known(name) {
+        if let Some((name, known)) = self.known_on(name, target) {
             // The server says what is wrong with the definition; if nothing is, that the name is taken.
             let meaning = self.meaning(target);
             let other = Known {
@@ -534,7 +537,7 @@ impl Statements {
     }
 
     fn meaning(&mut self, target: &Target<'_>) -> u64 {
-        if target.is_meaning_open {
+        if (target.is_meaning_open)() {
             return target.interner.private_meaning();
         }
         match &self.meaning {
@@ -576,6 +579,21 @@ impl Statements {
         self.unnamed_awaits
     }
 
+    /// Where the unnamed statement has to be parsed anew, it is read as the server reads it now.
+    fn read_unnamed_again(&mut self, backslashes: bool) {
+        if let Unnamed::Known(parse) = &self.unnamed
+            && !self.unnamed_is_there
+            && parse.backslashes != backslashes
+        {
+            let text = self.unnamed_text(None).unwrap_or_default();
+            self.unnamed = Unnamed::Known(Arc::new(Parse {
+                frame: parse.frame.clone(),
+                effects: Effects::of(text, backslashes),
+                backslashes,
+            }));
+        }
+    }
+
     fn replace_unnamed(&mut self, with: Unnamed) -> Undo {
         self.unnamed_awaits = false;
         let was_there = std::mem::replace(&mut self.unnamed_is_there, true);
@@ -603,7 +621,7 @@ impl Statements {
                 false => Ok(Rewritten::NeedMore),
             };
         };
-        let known = self.known(statement);
+        let known = self.known_on(statement, target);
         let effects = match &known {
             Some((_, known)) => Some(&known.statement.effects),
             None if statement.is_empty() => self.unnamed.effects(),
@@ -686,6 +704,23 @@ impl Statements {
         };
         ensure_parsed(&known, target);
         Some((name, known.statement))
+    }
+
+    /// As [`known`](Self::known). A statement that has to be parsed on the connection means there what the client's
+    /// settings say now. If it meant something else before, it becomes another statement: those who share it
+    /// must find it as they know it, and what it does must be what is known of it.
+    fn known_on(&mut self, name: &[u8], target: &mut Target<'_>) -> Option<(Name, Known)> {
+        let (name, mut known) = self.known(name)?;
+        let has = target.parsed.touch(&known.statement, known.since);
+        if has != Has::Yes && !known.statement.is_private(target.backslashes) {
+            let meaning = self.meaning(target);
+            let statement = &known.statement;
+            if !statement.means(meaning, target.backslashes) {
+                known.statement = statement.intern_as(target.interner, meaning, target.backslashes);
+                self.named.insert(name.clone(), known.clone());
+            }
+        }
+        Some((name, known))
     }
 
     /// None for the unnamed one.
@@ -799,7 +834,7 @@ mod tests {
                 ledger: &mut self.ledger,
                 interner: &self.interner,
                 settings: &Arc::default(),
-                is_meaning_open: false,
+                is_meaning_open: &|| false,
                 backslashes: false,
                 owns_sequences: true,
                 locks: (&Locks::default(), &TransactionLimits::NONE),

@@ -441,6 +441,7 @@ async fn a_set_that_failed_or_was_rolled_back_has_not_happened() {
     let proxy = proxy("transaction", 3).await;
     let mut others = Others::of(&proxy, &a).await;
     let mut mine = proxy.raw(&a).await;
+    let handle = newest(&proxy);
     mine.query("SET work_mem = '5MB'").await;
     for failing in [
         "SET session_replication_role = replica",
@@ -451,6 +452,16 @@ async fn a_set_that_failed_or_was_rolled_back_has_not_happened() {
         "SET work_mem = 'nonsense'",
         "BEGIN; SET work_mem = '7MB'; ROLLBACK; SELECT 1 / 0",
         "BEGIN; SET deadlock_timeout = '2s'",
+        // What the role may not set it may not reset either: nobody must be made to.
+        "RESET log_statement",
+        "BEGIN; RESET session_replication_role",
+        "SELECT set_config('log_statement', 'all', false); SET log_statement TO DEFAULT",
+        "RESET work_mem; RESET log_lock_waits",
+        "SET no_such_parameter TO DEFAULT",
+        // Nor may it read these, which must not leave all else unknown.
+        "SET session_preload_libraries = 'x'",
+        "RESET dynamic_library_path",
+        "BEGIN; SET work_mem = '8MB'; SET dynamic_library_path = 'x'",
     ] {
         let frames = mine.query(failing).await;
         assert!(frames.iter().any(|frame| frame.tag == b'E'), "{failing}");
@@ -464,7 +475,38 @@ async fn a_set_that_failed_or_was_rolled_back_has_not_happened() {
                 .await;
             assert_eq!(seen, ["5MB1s"], "{failing}");
         }
+        assert!(is_held_by(&handle, NOTHING).await, "{failing}");
     }
+    proxy.raw(&a).await;
+}
+
+/// Where one part of an answer may not be read, the rest is told all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_set_beside_what_may_not_be_read_is_carried() {
+    let a = tenant("d3");
+    let proxy = proxy("transaction", 3).await;
+    let mut others = Others::of(&proxy, &a).await;
+    let mut mine = proxy.raw(&a).await;
+    let handle = newest(&proxy);
+    // A Query a batch each, and one clean point behind all.
+    let texts = [
+        "BEGIN",
+        "SET my_app.x = 'y'",
+        "SET work_mem = '5MB'",
+        "SAVEPOINT a",
+        "SET session_preload_libraries = 'x'",
+        "ROLLBACK TO a",
+        "COMMIT",
+    ];
+    for text in texts {
+        mine.query(text).await;
+    }
+    for _ in 0..3 {
+        others.move_on().await;
+        let ask = "SELECT current_setting('my_app.x'), current_setting('work_mem')";
+        assert_eq!(seen(&mine.query(ask).await), ["y,5MB"]);
+    }
+    assert!(is_held_by(&handle, NOTHING).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -806,6 +848,105 @@ async fn a_statement_is_not_shared_with_whom_it_means_something_else() {
     }
 }
 
+/// What functions and triggers set counts as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_is_not_shared_that_was_prepared_behind_a_function_that_sets() {
+    let world = world().await;
+    let a = tenant("d2");
+    let sql = "
+        CREATE FUNCTION d2_sets() RETURNS void LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM set_config('array_nulls', 'off', true); END $$;
+        CREATE FUNCTION d2_outer() RETURNS void LANGUAGE sql AS 'SELECT d2_sets()';
+        CREATE FUNCTION d2_trigger() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN PERFORM d2_sets(); RETURN NEW; END $$;
+        CREATE TABLE d2_written (a int);
+        CREATE TRIGGER t BEFORE INSERT ON d2_written FOR EACH ROW EXECUTE FUNCTION d2_trigger();
+        GRANT INSERT ON d2_written TO db_d2";
+    let cluster = world.home(&a);
+    cluster.run(&a.database, sql).await.expect("functions");
+    let proxy = proxy("transaction", 1).await;
+    let (mut first, mut second) = (proxy.raw(&a).await, proxy.raw(&a).await);
+    let text = "SELECT ('{NULL}'::text[])[1] IS NULL";
+    let prepared = [parse("s", text), bind("", "s", &[]), execute("", 0), sync()].concat();
+    // Before and after the sources are known.
+    for call in [
+        "SELECT d2_sets()",
+        "SELECT d2_sets()",
+        "SELECT d2_outer()",
+        "INSERT INTO d2_written VALUES (1)",
+        "INSERT INTO d2_written VALUES (1)",
+    ] {
+        second.query("BEGIN").await;
+        column(&second.query(call).await);
+        second.send(&prepared).await;
+        assert_eq!(rows(&second.until_ready().await), ["f"], "{call}");
+        second.query("COMMIT").await;
+        first.send(&prepared).await;
+        assert_eq!(rows(&first.until_ready().await), ["t"], "{call}");
+        first.query("DEALLOCATE s").await;
+        second.query("DEALLOCATE s").await;
+    }
+}
+
+/// A statement that has to be parsed on another connection, under settings that were changed since, is no other
+/// client's any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_is_parsed_anew_under_other_settings_is_not_shared_as_it_was() {
+    let a = tenant("d0");
+    let proxy = proxy("transaction", 2).await;
+    let mut others = Others::of(&proxy, &a).await;
+    let (mut first, mut second) = (proxy.raw(&a).await, proxy.raw(&a).await);
+    for wire in [&mut first, &mut second] {
+        wire.query("SET DateStyle = 'ISO, DMY'").await;
+    }
+    let define = parse("s", "SELECT date '01/02/2020'");
+    let run = [bind("", "s", &[]), execute("", 0), sync()].concat();
+    first.send(&[&define[..], &run].concat()).await;
+    assert_eq!(rows(&first.until_ready().await), ["2020-02-01"]);
+    first.query("SET DateStyle = 'ISO, MDY'").await;
+    others.move_on().await;
+    // On a connection that has it not.
+    first.send(&run).await;
+    assert!(errors(&first.until_ready().await).is_empty());
+    second.send(&[&define[..], &run].concat()).await;
+    assert_eq!(rows(&second.until_ready().await), ["2020-02-01"]);
+}
+
+/// A text that sets the tenant's variable only where backslashes are characters like others: whoever comes next
+/// finds its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_statement_does_is_read_again_where_backslashes_mean_something_else() {
+    let a = tenant("t07");
+    let proxy = proxy("transaction", 2).await;
+    let text = r"SELECT '\', set_config($$app.tenant_id$$, $$t08$$, false) --'";
+    let run = |name: &str| [bind("", name, &[]), execute("", 0), sync()].concat();
+    for name in ["s", ""] {
+        let mut others = Others::of(&proxy, &a).await;
+        let mut mine = proxy.raw(&a).await;
+        // Prepared under another name first, since a Query would end the unnamed statement.
+        mine.send(&[parse("on", "SET standard_conforming_strings = on"), sync()].concat())
+            .await;
+        mine.until_ready().await;
+        mine.query("SET standard_conforming_strings = off").await;
+        mine.send(&[parse(name, text), sync()].concat()).await;
+        assert!(errors(&mine.until_ready().await).is_empty(), "{name:?}");
+        mine.send(&run("on")).await;
+        assert!(errors(&mine.until_ready().await).is_empty(), "{name:?}");
+        others.move_on().await;
+        mine.send(&run(name)).await;
+        let frames = mine.until_ready().await;
+        assert_eq!(
+            frames
+                .iter()
+                .find(|f| f.tag == b'D')
+                .map(|f| f.values().len()),
+            Some(2)
+        );
+        let met = others.ask("SELECT current_setting('app.tenant_id')").await;
+        assert_eq!(met, [["t07"], ["t07"]], "{name:?}");
+    }
+}
+
 /// What a transaction, or the batch itself, has set counts as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_is_not_shared_while_it_is_open_what_it_means() {
@@ -992,13 +1133,26 @@ async fn a_client_that_sets_what_the_last_tenant_had_set_has_it_everywhere() {
         ("TimeZone", "Asia/Tokyo"),
         ("DateStyle", "SQL, DMY"),
     ] {
-        last.query(&format!("SET {name} = '{value}'")).await;
-        let mut frames = client.query(&format!("SET {name} = '{value}'")).await;
-        last.query("SELECT 1").await;
-        frames.extend(client.query(&format!("SHOW {name}")).await);
-        assert_eq!(rows(&frames), [value], "{name}");
-        let told = [name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat();
-        let is_told = |frame: &Frame| frame.tag == b'S' && frame.body == told;
-        assert!(frames.iter().any(is_told), "{name}: {frames:?}");
+        // Also where its name is not in the text.
+        for set in [
+            format!("SET {name} = '{value}'"),
+            format!("DO $$ BEGIN PERFORM set_config(lower('{name}'), '{value}', false); END $$"),
+            format!("DO $$ BEGIN EXECUTE concat('SE', 'T {name} = ''{value}'''); END $$"),
+            format!("SELECT set_config(lower('{name}'), '{value}', false)"),
+        ] {
+            last.query(&format!("SET {name} = '{value}'")).await;
+            let mut frames = client.query(&set).await;
+            frames.extend(client.query("SELECT 1").await);
+            if !newest(&proxy).pins().contains(Pins::SETTINGS) {
+                last.query("SELECT 1").await;
+            }
+            frames.extend(client.query(&format!("SHOW {name}")).await);
+            assert_eq!(rows(&frames).last().map(|v| &**v), Some(value), "{set}");
+            let told = [name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat();
+            let is_told = |frame: &Frame| frame.tag == b'S' && frame.body == told;
+            assert!(frames.iter().any(is_told), "{set}: {frames:?}");
+            client.query("DISCARD ALL").await;
+            last.query("DISCARD ALL").await;
+        }
     }
 }

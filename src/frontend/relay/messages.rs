@@ -243,13 +243,14 @@ impl Relay<'_> {
         };
         let (backslashes, owns_sequences) = owned;
         let ServerConnection { parsed, outbox, .. } = &mut *self.server;
+        let (state, functions) = (&self.client.state, &self.pool.functions);
         let mut target = Target {
             parsed,
             outbox,
             ledger: &mut self.ledger,
             interner: &self.pool.statements,
             settings: &self.client.settings,
-            is_meaning_open: self.client.state.may_have_changed_meaning(),
+            is_meaning_open: &|| state.may_have_changed_meaning(functions),
             backslashes,
             owns_sequences,
             locks: (&self.locks, &self.client.limits),
