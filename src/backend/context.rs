@@ -44,6 +44,9 @@ pub type Settings = BTreeMap<String, String>;
 /// What PostgreSQL raises when its lock table is full ("out of shared memory").
 const OUT_OF_MEMORY: &str = "53200";
 
+/// In what a client sends its texts, and is sent what is text.
+const ENCODING: &str = "client_encoding";
+
 /// Reported parameters that no client can set (guc_tables.c: PGC_INTERNAL, or a fact about the server);
 /// the others follow their client.
 const FIXED: [&str; 6] = [
@@ -185,6 +188,20 @@ impl<'c> Change<'c> {
             applied,
         }
     }
+
+    /// What is to be set.
+    fn sets<'s>(&self, wanted: &'s Binding) -> impl Iterator<Item = (&'s str, &'s str)> {
+        let variables = self.variables.then_some(&wanted.route.context);
+        let variables = variables.into_iter().flatten();
+        let settings = match self.applied {
+            Some(applied) if Arc::ptr_eq(applied, &wanted.settings) => Vec::new(),
+            Some(applied) => to_set(applied, wanted),
+            None => to_set(&Settings::new(), wanted),
+        };
+        variables
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .chain(settings)
+    }
 }
 
 impl Plan {
@@ -211,6 +228,11 @@ impl Plan {
         if change.reseed {
             self.call(SETSEED_OID, &[&leftovers::seed()]);
         }
+        let recodes = change.sets(wanted).any(|(_, value)| !value.is_ascii());
+        if recodes {
+            // What is sent is in UTF-8, and the server reads it in the encoding of the client who was there last.
+            self.set_config(ENCODING, "UTF8");
+        }
         if change.variables {
             for (name, value) in &wanted.route.context {
                 self.set_config(name, value);
@@ -218,6 +240,12 @@ impl Plan {
         }
         self.required = self.answers;
         self.settings(change.applied, wanted);
+        if recodes {
+            match wanted.settings.get(ENCODING) {
+                Some(encoding) => self.set_config(ENCODING, encoding),
+                None => self.query(&format!("RESET {ENCODING}")),
+            }
+        }
     }
 
     /// The client's settings; what the context sets is not the client's to set.

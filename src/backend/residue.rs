@@ -156,6 +156,24 @@ const MAX_VALUE: usize = 16 * 1024;
 /// So many functions of a session's own are looked up, and the functions of so many triggers; what more of them do is not known.
 pub const MAX_OWN: usize = 64;
 
+/// A value, in hexadecimal digits of its UTF-8: the client's encoding may be any. Of a database without an encoding
+/// it is the bytes that there are.
+fn coded(value: &str) -> String {
+    format!(
+        "pg_catalog.encode(pg_catalog.convert_to({value}, CASE WHEN pg_catalog.getdatabaseencoding() \
+         OPERATOR(pg_catalog.=) 'SQL_ASCII'::pg_catalog.name THEN 'SQL_ASCII'::pg_catalog.name \
+         ELSE 'UTF8'::pg_catalog.name END), 'hex')"
+    )
+}
+
+/// The value again. None: it is no UTF-8.
+fn decoded(digits: &str) -> Option<String> {
+    let pairs = digits.as_bytes().chunks(2);
+    let byte = |pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = pairs.map(byte).collect();
+    String::from_utf8(bytes?).ok()
+}
+
 /// For each pin: what it is called in the answer, and the condition under which it holds.
 const CONDITIONS: [(Pins, &str, &str); 5] = [
     (
@@ -247,8 +265,9 @@ impl Question {
             parts.push(format!(
                 "SELECT CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} \
                  THEN 'long' ELSE 'setting {name}' END, \
-                 CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} THEN NULL ELSE v END \
+                 CASE WHEN pg_catalog.octet_length(v) OPERATOR(pg_catalog.>) {MAX_VALUE} THEN NULL ELSE {} END \
                  FROM {} s(v)",
+                coded("v"),
                 self.readable(name)
             ));
         }
@@ -262,11 +281,11 @@ impl Question {
             ));
         }
         if self.all_settings {
-            parts.push(
-                "SELECT 'set ' OPERATOR(pg_catalog.||) name, pg_catalog.current_setting(name, true) \
-                 FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'::pg_catalog.text"
-                    .to_owned(),
-            );
+            parts.push(format!(
+                "SELECT 'set ' OPERATOR(pg_catalog.||) name, {} \
+                 FROM pg_catalog.pg_settings WHERE source OPERATOR(pg_catalog.=) 'session'::pg_catalog.text",
+                coded("pg_catalog.current_setting(name, true)")
+            ));
         }
         if !self.functions.is_empty() {
             let names: Vec<_> = self
@@ -315,14 +334,15 @@ impl Answer {
             }
         };
         match kind {
-            "setting" => self
-                .settings
-                .push((name.to_owned(), text.map(str::to_owned))),
+            "setting" => match text.map(decoded) {
+                Some(None) => self.unreadable = true,
+                value => self.settings.push((name.to_owned(), value.flatten())),
+            },
             "reset" => self.resets.push(name.to_ascii_lowercase()),
-            "set" => {
-                let value = text.unwrap_or_default().to_owned();
-                self.all_settings.push((name.to_ascii_lowercase(), value));
-            }
+            "set" => match decoded(text.unwrap_or_default()) {
+                Some(value) => self.all_settings.push((name.to_ascii_lowercase(), value)),
+                None => self.unreadable = true,
+            },
             "long" => self.unreadable = true,
             "function" => self.functions.push(source()),
             "trigger" => self.triggers.push(source()),
@@ -414,9 +434,9 @@ mod tests {
         for columns in [
             [Some("listen"), None],
             [Some("advisory"), None],
-            [Some("setting app.x"), Some("a b")],
+            [Some("setting app.x"), Some("612062")],
             [Some("setting no"), None],
-            [Some("set DateStyle"), Some("ISO, MDY")],
+            [Some("set DateStyle"), Some("49534f2c204d4459")],
             [Some("function f plpgsql"), Some("BEGIN END")],
         ] {
             answer.take(&row(&columns));
@@ -435,8 +455,11 @@ mod tests {
         );
         assert_eq!(answer.functions[0].language, "plpgsql");
         assert!(!answer.unreadable);
-        answer.take(b"nonsense");
-        assert!(answer.unreadable);
+        for bad in [&b"nonsense"[..], &row(&[Some("setting a"), Some("e9")])] {
+            let mut answer = Answer::default();
+            answer.take(bad);
+            assert!(answer.unreadable);
+        }
     }
 
     #[test]

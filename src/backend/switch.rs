@@ -68,7 +68,14 @@ pub fn may_go_ahead(
             .iter()
             .filter(|(name, _)| !follows_client(name)))
     };
+    // What is in the batch is read in the encoding that a session begins with, which need not be UTF-8.
+    let is_plain = || {
+        let context = wanted.route.context.iter().map(|(_, value)| value);
+        let mut values = context.chain(wanted.settings.values());
+        values.all(|value| value.is_ascii())
+    };
     scrubs
+        && is_plain()
         && wanted.route.pooling == Pooling::Transaction
         && (Arc::ptr_eq(reported, &connection.parameters) || same_server())
 }

@@ -848,6 +848,46 @@ async fn a_statement_is_not_shared_with_whom_it_means_something_else() {
     }
 }
 
+/// Values are carried as characters, whatever the encodings in which they are told and set.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_ascii_is_carried_in_any_client_encoding() {
+    let a = tenant("d5");
+    let proxy = proxy("transaction", 3).await;
+    let mut others = Others::of(&proxy, &a).await;
+    let ask = "SELECT ascii(current_setting('my_app.x')), length(current_setting('my_app.x')), current_setting('client_encoding')";
+    for (texts, expected) in [
+        // In LATIN1, these bytes are two characters.
+        (
+            &["SET client_encoding = 'LATIN1'", "SET my_app.x = 'é'"][..],
+            "195,2,LATIN1",
+        ),
+        (
+            &["SET my_app.x = 'é'", "SET client_encoding = 'LATIN1'"],
+            "233,1,LATIN1",
+        ),
+        (
+            &["SET my_app.x = '€'; SET client_encoding = 'LATIN1'"],
+            "8364,1,LATIN1",
+        ),
+        (&["SET my_app.x = 'é'"], "233,1,UTF8"),
+        (
+            &["DO $$ BEGIN PERFORM set_config('my_app.x', chr(8364), false); END $$"],
+            "8364,1,UTF8",
+        ),
+    ] {
+        let mut mine = proxy.raw(&a).await;
+        let handle = newest(&proxy);
+        for text in texts {
+            assert!(errors(&mine.query(text).await).is_empty(), "{text}");
+        }
+        for _ in 0..3 {
+            others.move_on().await;
+            assert_eq!(seen(&mine.query(ask).await), [expected], "{texts:?}");
+        }
+        assert!(is_held_by(&handle, NOTHING).await, "{texts:?}");
+    }
+}
+
 /// What functions and triggers set counts as well.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_is_not_shared_that_was_prepared_behind_a_function_that_sets() {
