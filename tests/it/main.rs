@@ -38,6 +38,7 @@ mod replication;
 mod seal;
 mod selftest;
 mod session_attacks;
+mod session_model;
 mod session_state;
 mod tiers;
 mod tls;
