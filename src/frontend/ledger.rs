@@ -132,7 +132,7 @@ impl Ledger {
                 return;
             }
             Owed::Query(_) | Owed::FunctionCall | Owed::Refused { ready: true, .. } => {
-                self.binds_unnamed = false
+                self.binds_unnamed = false;
             }
             Owed::CopyEnd => {}
             _ => {

@@ -242,7 +242,7 @@ async fn every_parameter_at_login_is_answered_as_direct() {
             pooling,
             ..Setup::default()
         }
-        .yaml_for(world, &[one.clone()]);
+        .yaml_for(world, std::slice::from_ref(&one));
         // One round of HMAC for each login, and not 4096.
         let cheap = verifier(&one.password(), [7; 16], 1).to_text();
         let proxy = Running::start(&yaml.replace(
