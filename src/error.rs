@@ -36,6 +36,8 @@ pub enum Kind {
     UndefinedObject,
     /// A portal that does not exist.
     UndefinedCursor,
+    /// A prepared statement that only the proxy may name.
+    UndefinedStatement,
     /// A user cancelled a wait.
     QueryCanceled,
     /// More than the proxy is willing to hold in memory.
@@ -75,6 +77,7 @@ impl Kind {
             Self::InvalidParameterValue => "22023",
             Self::UndefinedObject => "42704",
             Self::UndefinedCursor => "34000",
+            Self::UndefinedStatement => "26000",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
             Self::ConfigurationLimitExceeded => "53400",
@@ -95,6 +98,7 @@ impl Kind {
             | Self::InvalidParameterValue
             | Self::UndefinedObject
             | Self::UndefinedCursor
+            | Self::UndefinedStatement
             | Self::QueryCanceled
             | Self::ProgramLimitExceeded
             | Self::ConfigurationLimitExceeded => Blame::Client,

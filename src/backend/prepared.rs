@@ -67,6 +67,11 @@ impl Statement {
         split_cstr(&self.definition).map_or(&[], |(text, _)| text)
     }
 
+    /// The body of its Parse message behind the name.
+    pub fn definition(&self) -> &[u8] {
+        &self.definition
+    }
+
     /// Length of the definition in bytes.
     pub fn size(&self) -> usize {
         self.definition.len()

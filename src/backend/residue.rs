@@ -9,10 +9,12 @@ use std::sync::Arc;
 use bitflags::bitflags;
 
 use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::prepared::Statement;
 use crate::backend::reach;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{BackendTag, FrontendTag, frame};
+use crate::protocol::reply;
 
 bitflags! {
     /// State that ties a client to its server connection.
@@ -93,6 +95,8 @@ pub struct Question {
     pub libraries: bool,
     /// Parameters that the role may not read are left out; asked for, they make the whole question fail.
     pub is_careful: bool,
+    /// The names of prepared statements, but for those of the proxy's own.
+    pub names: bool,
 }
 
 /// The source of a function.
@@ -121,6 +125,9 @@ pub struct Answer {
     pub libraries: Vec<String>,
     /// `setseed()` may be called.
     pub may_seed: bool,
+    /// Names of statements that SQL and the protocol have prepared.
+    pub prepared: Vec<Box<[u8]>>,
+    pub parsed: Vec<Box<[u8]>>,
     /// A value was no UTF-8, or too long, and is left out.
     pub unreadable: bool,
 }
@@ -252,6 +259,11 @@ impl Question {
         }
     }
 
+    /// Whether it only finds out what is to be asked.
+    pub fn asks_for_functions(&self) -> bool {
+        !self.functions.is_empty() || self.triggers || self.own
+    }
+
     /// Rows of a word and a text.
     fn sql(&self) -> String {
         let mut parts = Vec::new();
@@ -299,6 +311,14 @@ impl Question {
         if self.triggers {
             parts.push(reach::triggers());
         }
+        if self.names {
+            let prefix = Statement::NAME_PREFIX;
+            parts.push(format!(
+                "SELECT CASE WHEN from_sql THEN 'name prepared' ELSE 'name parsed' END, name \
+                 FROM pg_catalog.pg_prepared_statements \
+                 WHERE NOT pg_catalog.starts_with(name, '{prefix}')"
+            ));
+        }
         if self.own {
             parts.extend(reach::own());
         }
@@ -317,6 +337,11 @@ impl Answer {
             self.unreadable = true;
             return;
         };
+        match (word, text) {
+            (b"name prepared", Some(name)) => return self.prepared.push(name.into()),
+            (b"name parsed", Some(name)) => return self.parsed.push(name.into()),
+            _ => {}
+        }
         let (Ok(word), Ok(text)) = (
             std::str::from_utf8(word),
             text.map(std::str::from_utf8).transpose(),
@@ -409,6 +434,36 @@ pub async fn ask(
             BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
             BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
             // Notices are about the question.
+            _ => {}
+        }
+    }
+}
+
+/// Closes prepared statements on a server that is at a clean point; `frames` are the Close messages. Notifications go to `aside`,
+/// for the client.
+///
+/// Not cancel safe: a connection that is left in the middle must be closed.
+///
+/// # Errors
+/// 08006 when the connection is lost, or the server would not.
+pub async fn close(
+    connection: &mut ServerConnection,
+    frames: &[u8],
+    aside: &mut Buffer,
+) -> Result<()> {
+    connection.send(&[frames, reply::SYNC].concat()).await?;
+    loop {
+        let Frame { tag, body } = connection.receive().await?;
+        match tag {
+            BackendTag::READY_FOR_QUERY if body == b"I" => return Ok(()),
+            BackendTag::READY_FOR_QUERY | BackendTag::ERROR_RESPONSE => {
+                return Err(
+                    Error::new(Kind::ConnectionFailure, "the server connection was lost")
+                        .caused_by("the server did not close prepared statements"),
+                );
+            }
+            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
             _ => {}
         }
     }

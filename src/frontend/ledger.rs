@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
 use crate::frontend::owed::{Owed, OwedQueue, Portal};
-use crate::frontend::statements::{Undo, Unnamed};
+use crate::frontend::statements::{Name, Undo, Unnamed};
 use crate::protocol::frame::BackendTag;
 
 /// A message that took no effect.
@@ -159,13 +159,20 @@ impl Ledger {
                 return self.complete(|owed| {
                     matches!(
                         owed,
-                        Owed::Parse(..) | Owed::Redefine(..) | Owed::SwallowedParse(_)
+                        Owed::Parse(..)
+                            | Owed::Redefine(..)
+                            | Owed::SwallowedParse(_)
+                            | Owed::Copy(_)
                     )
                 });
             }
             BackendTag::CLOSE_COMPLETE => {
-                return self
-                    .complete(|owed| matches!(owed, Owed::Close(_) | Owed::SwallowedClose(_)));
+                return self.complete(|owed| {
+                    matches!(
+                        owed,
+                        Owed::Close(_) | Owed::SwallowedClose(_) | Owed::CloseCopy(_)
+                    )
+                });
             }
             BackendTag::BIND_COMPLETE => {
                 return self.complete(|owed| matches!(owed, Owed::Bind(..)));
@@ -260,6 +267,30 @@ impl Ledger {
     /// What ends with a ReadyForQuery was sent, whatever the server makes of it.
     pub fn has_sent_end(&self) -> bool {
         self.owed.ends() > 0
+    }
+
+    /// Something is owed, and will be answered when the server is asked to (Flush).
+    pub fn will_answer(&self) -> bool {
+        !self.owed.is_empty() && self.is_certain()
+    }
+
+    /// Whether the server skips a Query if an error comes now: it is about a message of the proxy's own ahead of it, and ends at a Sync
+    /// that the client does not send.
+    pub fn would_skip_query(&self) -> bool {
+        let is_copy = |owed: &&Owed| matches!(owed, Owed::Copy(_) | Owed::CloseCopy(_));
+        self.owed.front().is_some_and(|front| is_copy(&front))
+            && matches!(
+                self.owed.iter().find(|owed| !is_copy(owed)),
+                Some(Owed::Query(_))
+            )
+    }
+
+    /// The name in the message to be answered next, if it is a Parse that the server was to refuse, and what it defines.
+    pub fn redefinition(&self) -> Option<(Name, Arc<Statement>)> {
+        match self.owed.front()? {
+            Owed::Redefine(name, statement) => Some((name.clone(), statement.clone())),
+            _ => None,
+        }
     }
 
     fn is_certain(&self) -> bool {
@@ -398,7 +429,10 @@ impl Ledger {
             return Reply::Forward;
         };
         let reply = match front {
-            Owed::SwallowedParse(_) | Owed::SwallowedClose(_) => Reply::Swallow,
+            Owed::SwallowedParse(_)
+            | Owed::SwallowedClose(_)
+            | Owed::Copy(_)
+            | Owed::CloseCopy(_) => Reply::Swallow,
             _ => Reply::Forward,
         };
         let completed = self.owed.pop_front();
@@ -477,6 +511,8 @@ impl Ledger {
                 | Owed::Parse(..)
                 | Owed::SwallowedParse(_)
                 | Owed::SwallowedClose(_)
+                | Owed::Copy(_)
+                | Owed::CloseCopy(_)
                 | Owed::FakeParse(_)
                 | Owed::FakeClose(_)
                 | Owed::Close(_)
@@ -512,7 +548,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frontend::statements::{Name, Parse};
+    use crate::frontend::statements::Parse;
     use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
     use crate::sql::effects::Effects;
 

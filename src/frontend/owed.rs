@@ -19,7 +19,7 @@ pub enum Owed {
     Sync,
     /// A Parse; of a named statement in transaction pooling if one is given.
     Parse(Option<Arc<Statement>>, Undo),
-    /// A Parse of a name that the client has given before: the server refuses it.
+    /// A Parse of a name that the server has as the client calls it, and so refuses; what it would be.
     Redefine(Name, Arc<Statement>),
     /// And the statement that it names, if the proxy has sent another name in its place.
     Bind(Portal, Option<(Name, Arc<Statement>)>),
@@ -29,6 +29,9 @@ pub enum Owed {
     /// A Parse or Close of the proxy's own: its reply is swallowed.
     SwallowedParse(Option<Arc<Statement>>),
     SwallowedClose(Option<Arc<Statement>>),
+    /// A Parse or Close of the proxy's own under a name of the client's: its reply is swallowed.
+    Copy(Name),
+    CloseCopy(Name),
     /// The client's Parse or Close was not sent: the proxy answers in its place.
     FakeParse(Undo),
     FakeClose(Undo),
@@ -81,13 +84,20 @@ impl Owed {
     /// If it takes no effect, some name does not mean what it is taken for.
     fn is_change(&self) -> bool {
         match self {
-            Self::Parse(Some(_), _) | Self::SwallowedParse(_) | Self::SwallowedClose(_) => true,
+            Self::Parse(Some(_), _)
+            | Self::SwallowedParse(_)
+            | Self::SwallowedClose(_)
+            | Self::Copy(_)
+            | Self::CloseCopy(_) => true,
             _ => !matches!(self.undo(), None | Some(Undo::Nothing)),
         }
     }
 
     pub fn changes(&self, name: &[u8]) -> bool {
-        matches!(self.undo(), Some(Undo::Name(own, _)) if **own == *name)
+        match self {
+            Self::Copy(own) | Self::CloseCopy(own) => **own == *name,
+            _ => matches!(self.undo(), Some(Undo::Name(own, _)) if **own == *name),
+        }
     }
 
     /// If it takes no effect, the server has, or has not, this statement.

@@ -10,6 +10,7 @@
 
 mod inspect;
 mod messages;
+mod naming;
 mod notices;
 mod replies;
 
@@ -41,6 +42,7 @@ use crate::protocol::reply;
 use crate::sql::guard::Guard;
 
 use self::messages::Step;
+use self::naming::Names;
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -161,6 +163,8 @@ pub struct Relay<'a> {
     /// A portal was used of which it is not known what it runs.
     obscure: bool,
     locks: Locks,
+    /// SQL that names prepared statements.
+    names: Names,
 }
 
 /// After a statement that may change the session, the client is not heard until it is answered: what it
@@ -186,7 +190,10 @@ impl<'a> Relay<'a> {
         client.state.doubt_reports(switches);
         let mut ledger = Ledger::default();
         match (&mut client.statements, keep) {
-            (Some(statements), false) => statements.begin_lease(),
+            (Some(statements), false) => {
+                statements.leave_connection();
+                statements.begin_lease();
+            }
             _ => ledger.begin_clean(),
         }
         Self {
@@ -221,6 +228,7 @@ impl<'a> Relay<'a> {
             query_size: 0,
             obscure: false,
             locks: Locks::default(),
+            names: Names::default(),
         }
     }
 
@@ -390,8 +398,11 @@ impl<'a> Relay<'a> {
 
     /// Whether a client that keeps its connection may have changed its session, or its tenant context.
     fn has_something_to_see_to(&self) -> bool {
-        let context = &self.server.context;
-        !self.client.state.is_settled() || context.is_stale()
+        let ClientSide {
+            state, statements, ..
+        } = &*self.client;
+        let tidy = !statements.as_ref().is_some_and(Statements::must_tidy);
+        !state.is_settled() || !tidy || self.server.context.is_stale()
     }
 
     /// The server is gone: what it said last goes to the client.

@@ -508,7 +508,10 @@ impl Session {
 
     /// Whether a server connection at a clean point holds nothing of the client's session.
     fn is_settled(&self) -> bool {
-        self.standing.route.pooling == Pooling::Transaction && self.side.state.is_settled()
+        let statements = self.side.statements.as_ref();
+        self.standing.route.pooling == Pooling::Transaction
+            && self.side.state.is_settled()
+            && !statements.is_some_and(Statements::must_tidy)
     }
 
     /// Gives back what one client had to itself. It may hold anything of its session, which ends here: as where
@@ -573,11 +576,40 @@ impl Session {
             ),
         }
         self.standing.registered.set_pins(state.pins());
+        self.tidy_names(lease, &question, answer.as_ref()).await?;
+        let state = &self.side.state;
         if in_transactions && state.pins().is_empty() {
             return Ok(true);
         }
         self.renew(lease).await?;
         Ok(false)
+    }
+
+    /// Closes what the server connection has under the client's own names for the sake of SQL.
+    async fn tidy_names(
+        &mut self,
+        lease: &mut Lease,
+        question: &Question,
+        answer: Option<&Answer>,
+    ) -> Result<()> {
+        let ClientSide {
+            statements: Some(statements),
+            outbox,
+            ..
+        } = &mut self.side
+        else {
+            return Ok(());
+        };
+        if let Some(answer) = answer.filter(|_| question.names) {
+            statements.settle_doubt(&answer.prepared, &answer.parsed);
+        }
+        let frames = statements.take_copies();
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let deadline = self.standing.app().config().timeouts.connect;
+        let closed = timer::timeout(deadline, residue::close(lease, &frames, outbox));
+        closed.await.unwrap_or_else(|_| Err(not_told()))
     }
 
     /// Asks the server what cannot be known without it.
@@ -598,6 +630,8 @@ impl Session {
             if self.standing.pool.hides_locks() {
                 question.forgo_locks();
             }
+            let in_doubt = statements.as_ref().is_some_and(Statements::is_in_doubt);
+            question.names |= in_doubt && !question.asks_for_functions();
             if question.is_empty() {
                 return Ok((question, Some(Answer::default())));
             }
@@ -619,7 +653,7 @@ impl Session {
             if answer.is_none() && question.be_careful() {
                 answer = ask(lease, &question, outbox).await?;
             }
-            if question.functions.is_empty() && !question.triggers && !question.own {
+            if !question.asks_for_functions() {
                 return Ok((question, answer));
             }
             match answer {

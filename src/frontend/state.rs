@@ -151,6 +151,7 @@ impl SessionState {
         if !effects.is_empty() {
             self.suspected.add(effects);
             self.suspected.what.remove(What::FOR_GUARD);
+            self.suspected.uses.clear();
             self.reads_sequences |= effects.what.contains(What::READS_SEQUENCE);
         }
     }
@@ -283,6 +284,7 @@ impl SessionState {
                 ..Question::default()
             };
         }
+        let names = (verdict.effects.what).intersects(What::PREPARE | What::DEALLOCATES);
         // What functions do counts as done.
         self.suspected.functions.clear();
         self.suspected.add(&Effects {
@@ -294,6 +296,7 @@ impl SessionState {
         let mut question = Question {
             locks_are_unlikely: !what.contains(What::ADVISORY)
                 && !self.pins.contains(Pins::ADVISORY),
+            names,
             ..Question::default()
         };
         for (pin, begins, ends) in KINDS {

@@ -5,6 +5,8 @@
 //! one that it has is answered by the proxy. A Close only ends the client's name: the connection keeps
 //! the statement for others.
 
+mod in_sql;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -18,6 +20,10 @@ use crate::frontend::owed::{Owed, Portal};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::sql::effects::{Effects, What};
+use crate::sql::uses::{Use, Verb, Which};
+
+use self::in_sql::Own;
+pub use self::in_sql::reserved;
 
 /// Longest unnamed Parse that is remembered for a Bind in a later transaction, in bytes.
 const MAX_UNNAMED: usize = 64 * 1024;
@@ -45,12 +51,9 @@ pub struct Statements {
     unnamed_awaits: bool,
     /// The client's settings, and what of them changes the meaning of its statements.
     meaning: Option<(Arc<Settings>, u64)>,
-    /// What a DEALLOCATE that the server was sent takes away.
-    deallocating: Option<Box<Deallocated>>,
+    /// What the server connection at hand has under the client's own names.
+    own: Option<Box<Own>>,
 }
-
-/// A name that is deallocated, and what it names.
-type Deallocated = (Box<[u8]>, Arc<Statement>);
 
 /// The named statements of a client. Most clients have none, or are idle, so what is always there is small.
 #[derive(Default)]
@@ -72,6 +75,10 @@ impl Named {
 
     fn contains_key(&self, name: &[u8]) -> bool {
         self.get(name).is_some()
+    }
+
+    fn names(&self) -> impl Iterator<Item = &Name> {
+        self.0.iter().flat_map(|map| map.keys())
     }
 
     fn values(&self) -> impl Iterator<Item = &Known> {
@@ -184,6 +191,8 @@ pub enum Rewritten {
     ForeignSequence,
     /// It would run what the client may not run now. Nothing of it was sent.
     Refused(Error),
+    /// It must wait until it is known what the names in its text mean.
+    Waits,
 }
 
 fn too_long_names() -> Error {
@@ -234,10 +243,10 @@ impl Statements {
             unnamed_awaits,
             // It is found again.
             meaning: _,
-            deallocating,
+            own: _,
         } = self;
         let is_unnamed = matches!(unnamed, Unnamed::None) && !unnamed_awaits;
-        named.len() == 0 && is_unnamed && deallocating.is_none()
+        named.len() == 0 && is_unnamed
     }
 
     /// Whether a message must wait until it is known what the name in it means.
@@ -292,6 +301,7 @@ impl Statements {
                     *was_there = false;
                 }
                 Owed::SwallowedParse(Some(statement)) => parsed.doubt(&statement),
+                Owed::Copy(name) | Owed::CloseCopy(name) => self.doubt_copy(name),
                 // One that was looked at and failed has ended the unnamed statement before it.
                 Owed::Parse(_, Undo::Unnamed(..)) if !skipped => {
                     self.take_back(Undo::Unnamed(Unnamed::None, false), ledger);
@@ -335,34 +345,13 @@ impl Statements {
     /// The server dropped all that have names (DISCARD ALL, DEALLOCATE ALL).
     pub fn clear(&mut self) {
         self.named = Named::default();
-    }
-
-    /// The name that an SQL DEALLOCATE of a single statement takes away, if the client prepared it by the protocol.
-    pub fn named_in_deallocate(&self, text: &[u8]) -> Option<Box<[u8]>> {
-        let name = name_in_deallocate(text)?;
-        self.named.contains_key(&name).then_some(name)
+        self.own = None;
     }
 
     /// What the unnamed statement does, whose text was too long to be looked at whole.
     pub fn note_unnamed(&mut self, effects: Effects) {
         if let Unnamed::TooLong(known) = &mut self.unnamed {
             **known = effects;
-        }
-    }
-
-    /// The client deallocated this name; the connection keeps the statement for others.
-    pub fn deallocate(&mut self, name: &[u8]) {
-        self.named.remove(name);
-    }
-
-    /// The server has done a DEALLOCATE: of which statement is not always known.
-    pub fn note_deallocated(&mut self, parsed: &mut Parsed) {
-        match self.deallocating.take().map(|both| *both) {
-            Some((name, statement)) => {
-                parsed.doubt(&statement);
-                self.named.remove(&name);
-            }
-            None => parsed.outdate(),
         }
     }
 
@@ -400,6 +389,14 @@ impl Statements {
         match tag {
             FrontendTag::PARSE => return self.parse(&bytes[..size], body, target),
             FrontendTag::DESCRIBE => {
+                let effects = match statement_named(body) {
+                    Some(b"") => self.unnamed.effects(),
+                    Some(name) => self.named.get(name).map(|known| &known.statement.effects),
+                    None => None,
+                };
+                if effects.is_some_and(|effects| must_wait_to_name(effects, target)) {
+                    return Ok(Rewritten::Waits);
+                }
                 let known = statement_named(body).and_then(|name| {
                     let known = self.known_on(name, target);
                     self.provide(name, known, target)
@@ -418,12 +415,27 @@ impl Statements {
                 let undo = match statement_named(body) {
                     Some(b"") => self.replace_unnamed(Unnamed::None),
                     Some(name) if self.named.contains_key(name) || is_ours(name) => {
+                        self.close_copy(name, target);
                         let before = self.named.remove(name);
                         let undo = Undo::Name(name.into(), before);
                         target.ledger.push(Owed::FakeClose(undo));
                         return Ok(Rewritten::Consumed(size));
                     }
-                    Some(name) => Undo::Name(name.into(), None),
+                    Some(name) if self.effects_of_prepared(name).is_some() => {
+                        // As if SQL deallocated it.
+                        target.effects.what |= What::DEALLOCATES;
+                        target.effects.uses.push(Use {
+                            verb: Verb::Deallocate,
+                            which: Which::Name(name.into()),
+                            in_code: false,
+                            effects: None,
+                        });
+                        Undo::Nothing
+                    }
+                    Some(name) => {
+                        self.close_copy(name, target);
+                        Undo::Name(name.into(), None)
+                    }
                     None => Undo::Nothing,
                 };
                 target.ledger.push(Owed::Close(undo));
@@ -462,12 +474,14 @@ impl Statements {
             if !target.owns_sequences && asks_for_foreign_sequence(&effects) {
                 return Ok(Rewritten::ForeignSequence);
             }
-            let renamed = match effects.what.contains(What::DEALLOCATES) {
-                true => self.rename_deallocate(definition, target),
-                false => None,
-            };
-            let frame = renamed.as_deref().unwrap_or(frame);
-            let undo = self.replace_unnamed(match same.filter(|_| renamed.is_none()) {
+            if let Some(error) = reserved(&effects.uses) {
+                return Ok(Rewritten::Refused(error));
+            }
+            if must_wait_to_name(&effects, target) {
+                return Ok(Rewritten::Waits);
+            }
+            self.lend(&effects.uses, true, target);
+            let undo = self.replace_unnamed(match same {
                 Some(same) => Unnamed::Known(same),
                 None if frame.len() <= MAX_UNNAMED => Unnamed::Known(Arc::new(Parse {
                     frame: frame.into(),
@@ -480,23 +494,8 @@ impl Statements {
             target.ledger.push(Owed::Parse(None, undo));
             return done;
         }
-        if let Some((name, known)) = self.known_on(name, target) {
-            // The server says what is wrong with the definition; if nothing is, that the name is taken.
-            let meaning = self.meaning(target);
-            let other = Known {
-                statement: target
-                    .interner
-                    .intern(definition, meaning, target.backslashes),
-                since: target.interner.epoch(),
-            };
-            let has = surely_has(&other, target);
-            if has != Has::Yes {
-                let owed = Owed::SwallowedParse(Some(other.statement.clone()));
-                parse_on(&other, has, target, owed);
-            }
-            ensure_parsed(&known, target);
-            target.outbox.extend(&known.statement.parse_frame());
-            target.ledger.push(Owed::Redefine(name, known.statement));
+        if self.is_taken(name) {
+            self.pass_redefinition(name, definition, frame, target);
             return done;
         }
         let held = || {
@@ -512,13 +511,17 @@ impl Statements {
                 ),
             ));
         }
-        let meaning = self.meaning(target);
-        let statement = target
-            .interner
-            .intern(definition, meaning, target.backslashes);
+        let statement = self.intern(definition, target);
         if !target.owns_sequences && asks_for_foreign_sequence(&statement.effects) {
             return Ok(Rewritten::ForeignSequence);
         }
+        if let Some(error) = reserved(&statement.effects.uses) {
+            return Ok(Rewritten::Refused(error));
+        }
+        if must_wait_to_name(&statement.effects, target) {
+            return Ok(Rewritten::Waits);
+        }
+        self.lend(&statement.effects.uses, true, target);
         let known = Known {
             statement: statement.clone(),
             since: target.interner.epoch(),
@@ -550,19 +553,15 @@ impl Statements {
         }
     }
 
-    /// A Parse of an SQL DEALLOCATE that names the statement as the server knows it. It takes it away from
-    /// the connection.
-    fn rename_deallocate(&mut self, definition: &[u8], target: &mut Target<'_>) -> Option<Vec<u8>> {
-        let (text, parameters) = split_cstr(definition)?;
-        let name = name_in_deallocate(text)?;
-        let known = self.named.get(&name)?.clone();
-        ensure_parsed(&known, target);
-        let text = format!("DEALLOCATE {}\0", known.statement.server_name());
-        self.deallocating = Some(Box::new((name, known.statement)));
-        Some(frame(
-            FrontendTag::PARSE.0,
-            &[b"\0", text.as_bytes(), parameters],
-        ))
+    /// What a Parse defines. What SQL EXECUTE of a name gives back is settled when it is parsed, and a name is a client's own.
+    fn intern(&mut self, definition: &[u8], target: &Target<'_>) -> Arc<Statement> {
+        let meaning = self.meaning(target);
+        let intern = |meaning| (target.interner).intern(definition, meaning, target.backslashes);
+        let statement = intern(meaning);
+        match in_sql::executes(&statement) {
+            true => intern(target.interner.private_meaning()),
+            false => statement,
+        }
     }
 
     /// The text of the unnamed statement, as it is or as it was `before`.
@@ -625,7 +624,7 @@ impl Statements {
         let effects = match &known {
             Some((_, known)) => Some(&known.statement.effects),
             None if statement.is_empty() => self.unnamed.effects(),
-            None => None,
+            None => self.effects_of_prepared(statement),
         };
         if let Some(effects) = effects {
             if !target.owns_sequences && asks_for_foreign_sequence(effects) {
@@ -635,9 +634,15 @@ impl Statements {
             if let Err(error) = locks.check(effects, limits) {
                 return Ok(Rewritten::Refused(error));
             }
+            if must_wait_to_name(effects, target) {
+                return Ok(Rewritten::Waits);
+            }
             target.effects.add(effects);
         }
         self.unnamed_awaits &= !statement.is_empty();
+        let uses = std::mem::take(&mut target.effects.uses);
+        self.lend(&uses, true, target);
+        target.effects.uses = uses;
         let known = self.provide(statement, known, target);
         target.obscure = !portal.is_empty() || (known.is_none() && !statement.is_empty());
         let bound = Portal::named(portal);
@@ -688,6 +693,8 @@ impl Statements {
                 return None;
             }
             if let Unnamed::Known(parse) = &self.unnamed {
+                let parse = parse.clone();
+                self.lend(&parse.effects.uses, true, target);
                 target.outbox.extend(&parse.frame);
                 target.ledger.push(Owed::SwallowedParse(None));
             } else {
@@ -700,8 +707,13 @@ impl Statements {
             return None;
         }
         let Some((name, known)) = known else {
+            self.close_copy(name, target);
             return is_ours(name).then(|| (name.into(), Statement::of_nobody()));
         };
+        if self.is_copy_used(&name) {
+            return None;
+        }
+        self.lend(&known.statement.effects.uses, true, target);
         ensure_parsed(&known, target);
         Some((name, known.statement))
     }
@@ -741,6 +753,11 @@ fn ensure_parsed(known: &Known, target: &mut Target<'_>) {
     }
 }
 
+/// Whether a text names statements that may not be what they are taken for, until what was sent is answered.
+fn must_wait_to_name(effects: &Effects, target: &Target<'_>) -> bool {
+    !effects.uses.is_empty() && target.ledger.owes_ready()
+}
+
 /// Whether the server connection has the statement and would parse it again. If that is open, or its transaction has
 /// failed, the server is to say itself what comes of a Parse.
 fn surely_has(known: &Known, target: &mut Target<'_>) -> Has {
@@ -774,38 +791,6 @@ fn parse_on(known: &Known, has: Has, target: &mut Target<'_>, owed: Owed) {
 /// Whether a text asks for sequence values and makes none itself before.
 pub fn asks_for_foreign_sequence(effects: &Effects) -> bool {
     effects.what.contains(What::READS_SEQUENCE) && !effects.what.contains(What::ADVANCES_SEQUENCE)
-}
-
-/// The name in `DEALLOCATE [PREPARE] name`, as PostgreSQL reads it; none of ALL.
-fn name_in_deallocate(text: &[u8]) -> Option<Box<[u8]>> {
-    // Others are characters of a name.
-    let is_space = |c: char| c.is_ascii_whitespace();
-    let text = std::str::from_utf8(text).ok()?.trim_matches(is_space);
-    let text = text.strip_suffix(';').unwrap_or(text);
-    let text = text.trim_end_matches(is_space);
-    let (word, mut name) = text.split_once(is_space)?;
-    if !word.eq_ignore_ascii_case("deallocate") {
-        return None;
-    }
-    name = name.trim_start_matches(is_space);
-    if let Some((word, rest)) = name.split_once(is_space)
-        && word.eq_ignore_ascii_case("prepare")
-    {
-        name = rest.trim_start_matches(is_space);
-    }
-    if let Some(quoted) = name
-        .strip_prefix('"')
-        .and_then(|name| name.strip_suffix('"'))
-    {
-        let name = quoted.replace("\"\"", "\0");
-        return (!name.contains('"')).then(|| name.replace('\0', "\"").into_bytes().into());
-    }
-    let is_name = !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80);
-    let name = name.to_ascii_lowercase();
-    (is_name && name != "all").then(|| name.into_bytes().into())
 }
 
 #[cfg(test)]
@@ -1019,32 +1004,5 @@ mod tests {
             f.send(b'B', b"\0s1\0\0\0\0\0\0\0"),
             "C(Spgtenant_1~)P(pgtenant_1~SELECT 1~~~)B(~pgtenant_1~~~~~~~)"
         );
-    }
-
-    #[test]
-    fn a_deallocate_in_sql_finds_the_statement_of_the_protocol() {
-        for (text, name) in [
-            ("DEALLOCATE s1", Some("s1")),
-            (" deallocate  prepare S1 ; ", Some("s1")),
-            ("DEALLOCATE \"S\"\"1\"", Some("S\"1")),
-            ("DEALLOCATE PREPARE \"a b\"", Some("a b")),
-            ("DEALLOCATE a\u{a0}", Some("a\u{a0}")),
-            ("DEALLOCATE ALL", None),
-            ("DEALLOCATE \"all\"", Some("all")),
-            ("DEALLOCATE a; SELECT 1", None),
-            ("DEALLOCATE", None),
-            ("SELECT 1", None),
-        ] {
-            let found = name_in_deallocate(text.as_bytes());
-            assert_eq!(found.as_deref(), name.map(str::as_bytes), "{text}");
-        }
-        let mut f = Fixture::default();
-        f.send(b'P', b"s1\0SELECT 1\0\0\0");
-        assert_eq!(
-            f.send(b'P', b"\0DEALLOCATE s1\0\0\0"),
-            "P(~DEALLOCATE pgtenant_1~~~)"
-        );
-        f.statements.note_deallocated(&mut f.parsed);
-        assert_eq!(f.statements.named.len(), 0);
     }
 }

@@ -12,6 +12,7 @@ use thin_vec::ThinVec;
 use super::builtin::is_builtin;
 use super::lexer::{Lexer, Sink, Token};
 use super::naming::{Naming, Told};
+use super::uses::{Use, Using, Verb, Which};
 
 bitflags! {
     /// Kinds of things a text may do to its session.
@@ -111,6 +112,8 @@ pub struct Effects {
     /// Objects that it makes, changes, drops or locks by name, each of which is locked until the transaction ends: a
     /// table, and what comes with its definition.
     pub objects: u16,
+    /// Prepared statements that it names, in order.
+    pub uses: ThinVec<Use>,
 }
 
 thread_local! {
@@ -122,6 +125,8 @@ thread_local! {
 const MAX_FUNCTIONS: usize = 16;
 /// Most parameters of one text that are named; with more of them some are unknown.
 const MAX_SETTINGS: usize = 64;
+/// Most prepared statements of one text that are named; with more of them some are unread.
+const MAX_USES: usize = 4096;
 /// So many texts within texts are read: code in a string of code, and so on.
 const MAX_DEPTH: u8 = 4;
 
@@ -181,6 +186,22 @@ impl Effects {
         }
         for function in &other.functions {
             self.add_function(function);
+        }
+        for used in &other.uses {
+            self.add_use(used.clone());
+        }
+    }
+
+    fn add_use(&mut self, used: Use) {
+        match self.uses.len() {
+            0..MAX_USES => self.uses.push(used),
+            MAX_USES => self.uses.push(Use {
+                verb: Verb::Execute,
+                which: Which::Unread,
+                in_code: true,
+                effects: None,
+            }),
+            _ => {}
         }
     }
 
@@ -338,6 +359,10 @@ struct Reader {
     /// UPDATE was read in this statement.
     updates: bool,
     mode: LockMode,
+    using: Using,
+    /// In PREPARE: what was read before it, and the name that it gives.
+    before_prepare: Option<Box<Effects>>,
+    prepares: Option<Which>,
 }
 
 /// The words that were read last in LOCK.
@@ -379,6 +404,10 @@ impl Sink for Reader {
                 _ => self.mode.other(),
             }
         }
+        if !matches!(self.using, Using::No) {
+            let used = self.using.take(token);
+            self.note_use(used);
+        }
         if self.keeps_literals && is_literal(token) {
             self.effects.what |= What::SHOWS;
         }
@@ -388,7 +417,7 @@ impl Sink for Reader {
         match token {
             Token::Word(word) => self.word(word),
             Token::Quoted(name) => self.identifier(name),
-            Token::Unicode => {
+            Token::Unicode(_) => {
                 // It may spell any name.
                 self.effects.what |= What::OPAQUE | What::HIDDEN;
                 self.last = Last::Closed;
@@ -405,7 +434,7 @@ impl Sink for Reader {
 }
 
 fn is_literal(token: Token<'_>) -> bool {
-    matches!(token, Token::Text(_) | Token::Number | Token::Unicode)
+    matches!(token, Token::Text(_) | Token::Number | Token::Unicode(_))
 }
 
 impl Reader {
@@ -486,6 +515,7 @@ impl Reader {
             Short::WITH => Last::With,
             Short::EXECUTE if !self.in_code => {
                 self.effects.what |= What::OPAQUE;
+                self.using = Using::Begins(Verb::Execute);
                 Last::Open
             }
             Short::INTO | Short::AS | Short::TABLE | Short::REFERENCES => Last::Relation,
@@ -704,6 +734,7 @@ impl Reader {
 
     fn begin_statement(&mut self, word: &[u8]) {
         self.last = Last::Open;
+        self.begin_use(word);
         let (command, what) = match word {
             b"set" => {
                 self.naming = Naming::set();
@@ -731,7 +762,7 @@ impl Reader {
             }
             b"unlisten" => (Command::Told, What::UNLISTENS),
             b"prepare" => (Command::Prepare, What::PREPARE),
-            b"deallocate" => (Command::Told, What::DEALLOCATES | What::CONTROL),
+            b"deallocate" => (Command::Told, What::DEALLOCATES),
             // In code it runs a string, whose pieces are looked at like the rest.
             b"execute" if self.in_code => (Command::Other, What::RUNS_STRINGS),
             b"execute" => (Command::Told, What::OPAQUE),
@@ -779,9 +810,12 @@ impl Reader {
     fn end_statement(&mut self) {
         let told = self.naming.finish();
         self.note_setting(told);
+        let used = self.using.finish();
+        self.note_use(used);
         if self.command == Command::Lock && !self.mode.is_weak {
             self.effects.what |= What::LOCKS_TABLE;
         }
+        self.end_prepare();
         self.command = Command::None;
         self.last = Last::Open;
         self.is_local = false;
@@ -793,6 +827,56 @@ impl Reader {
         self.makes_view = false;
     }
 
+    /// A statement that may name prepared statements begins.
+    fn begin_use(&mut self, word: &[u8]) {
+        self.using = match word {
+            b"prepare" => {
+                self.before_prepare = Some(Box::new(std::mem::take(&mut self.effects)));
+                Using::Begins(Verb::Prepare)
+            }
+            b"execute" if !self.in_code => Using::Begins(Verb::Execute),
+            b"deallocate" => Using::Begins(Verb::Deallocate),
+            b"discard" => Using::Discards,
+            _ => return,
+        };
+    }
+
+    fn note_use(&mut self, used: Option<(Verb, Which)>) {
+        match used {
+            None => {}
+            Some((Verb::Prepare, which)) => self.prepares = Some(which),
+            Some((verb, which)) => self.effects.add_use(Use {
+                verb,
+                which,
+                in_code: self.is_in_code(),
+                effects: None,
+            }),
+        }
+    }
+
+    /// What was read since PREPARE is what the statement does that it prepares.
+    fn end_prepare(&mut self) {
+        let Some(before) = self.before_prepare.take() else {
+            return;
+        };
+        let mut prepared = std::mem::replace(&mut self.effects, *before);
+        if let Some(which) = self.prepares.take() {
+            let mut effects = prepared.clone();
+            effects.what.remove(What::PREPARE);
+            prepared.uses.push(Use {
+                verb: Verb::Prepare,
+                which,
+                in_code: self.is_in_code(),
+                effects: Some(Box::new(effects)),
+            });
+        }
+        self.effects.add(&prepared);
+    }
+
+    fn is_in_code(&self) -> bool {
+        self.in_code || self.depth > 0
+    }
+
     /// A token of SET or RESET. False: it is to be looked at like any other, too.
     fn name_setting(&mut self, token: Token<'_>) -> bool {
         if token == Token::Symbol(b';') {
@@ -802,7 +886,8 @@ impl Reader {
         let told = self.naming.take(token);
         self.note_setting(told);
         // Code may go on with an expression, and Unicode escapes are hidden wherever they are.
-        !in_value && token != Token::Unicode && self.naming != Naming::No
+        let is_hidden = matches!(token, Token::Unicode(_));
+        !in_value && !is_hidden && self.naming != Naming::No
     }
 
     fn note_setting(&mut self, told: Told) {

@@ -139,7 +139,7 @@ impl Sink for Normal {
                     self.next.is_ascii_alphanumeric() || matches!(self.next, b'_' | b'$' | 0x80..);
                 self.literal();
             }
-            Token::Unicode | Token::Text(_) => self.literal(),
+            Token::Unicode(_) | Token::Text(_) => self.literal(),
             Token::Symbol(symbol) => self.symbol(symbol),
         }
     }

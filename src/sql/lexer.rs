@@ -12,7 +12,9 @@
 //! numbers, and Unicode escapes, which are told as [`Token::Unicode`] without being decoded.
 
 /// Longest name in bytes (NAMEDATALEN - 1); a longer one is cut, as PostgreSQL cuts it.
-const MAX_NAME: usize = 63;
+pub const MAX_NAME: usize = 63;
+/// Length in bytes of `\+XXXXXX`, the longest escape of a character.
+const LONGEST_ESCAPE: usize = 8;
 /// Longest text of a string that is told, in bytes,
 const MAX_TEXT: usize = 128;
 /// and in code, where a string may be a command.
@@ -24,8 +26,9 @@ pub enum Token<'a> {
     Word(&'a [u8]),
     /// A name in double quotes.
     Quoted(&'a [u8]),
-    /// A name or string with Unicode escapes (`U&…`), which can spell anything.
-    Unicode,
+    /// A name or string with Unicode escapes (`U&…`), which can spell anything: a name's text as it is written, without
+    /// its quotes. None: a string, or too long.
+    Unicode(Option<&'a [u8]>),
     /// A string. None: too long, or with escapes in it.
     Text(Option<&'a [u8]>),
     Number,
@@ -301,6 +304,14 @@ impl Lexer {
         self.keep(bytes, most);
     }
 
+    fn keep_name(&mut self, bytes: &[u8]) {
+        let most = match self.unicode {
+            true => MAX_NAME * LONGEST_ESCAPE,
+            false => MAX_NAME,
+        };
+        self.keep(bytes, most);
+    }
+
     fn keep(&mut self, bytes: &[u8], most: usize) {
         let room = most.saturating_sub(self.text.len());
         self.opaque |= bytes.len() > room;
@@ -309,14 +320,14 @@ impl Lexer {
 
     fn tell_text(&mut self, sink: &mut impl Sink) {
         sink.token(match self.unicode {
-            true => Token::Unicode,
+            true => Token::Unicode(None),
             false => Token::Text((!self.opaque).then_some(&self.text)),
         });
     }
 
     fn tell_name(&mut self, sink: &mut impl Sink) {
         sink.token(match self.unicode {
-            true => Token::Unicode,
+            true => Token::Unicode((!self.opaque).then_some(&self.text)),
             false => Token::Quoted(&self.text),
         });
     }
@@ -422,7 +433,7 @@ impl Lexer {
             }
             State::Name => {
                 let run = run_to(bytes, b'"');
-                self.keep(&bytes[..run], MAX_NAME);
+                self.keep_name(&bytes[..run]);
                 if run < bytes.len() {
                     self.state = State::NameQuote;
                     return run + 1;
@@ -430,7 +441,7 @@ impl Lexer {
                 run
             }
             State::NameQuote if byte == b'"' => {
-                self.keep(b"\"", MAX_NAME);
+                self.keep_name(b"\"");
                 self.state = State::Name;
                 1
             }
@@ -649,7 +660,7 @@ mod tests {
             self.tokens.push(match token {
                 Token::Word(word) => text(word),
                 Token::Quoted(name) => format!("\"{}\"", text(name)),
-                Token::Unicode => "U&".into(),
+                Token::Unicode(_) => "U&".into(),
                 Token::Text(Some(string)) => format!("'{}'", text(string)),
                 Token::Text(None) => "''".into(),
                 Token::Number => "0".into(),

@@ -7,3 +7,4 @@ pub mod fingerprint;
 pub mod guard;
 pub mod lexer;
 pub mod naming;
+pub mod uses;

@@ -32,6 +32,7 @@ mod notices;
 mod parking;
 mod passwords;
 mod portals;
+mod prepared_sql;
 mod process_ids;
 mod promotion;
 mod replication;

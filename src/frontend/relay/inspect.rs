@@ -1,21 +1,26 @@
 //! Looking at the texts of Query and Parse, and at what a FunctionCall calls: what they may do to the session, and whether they may.
 
+use thin_vec::ThinVec;
+
 use crate::audit::{self, Event};
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::Owed;
-use crate::frontend::statements::asks_for_foreign_sequence;
-use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, frame, split_cstr};
+use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
+use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
 use crate::sql::effects::{Effects, What};
+use crate::sql::uses::Use;
 
 use super::{Hold, Relay, foreign_sequence};
 
 /// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
 /// looked at as it passes.
 const LOOKED_AT_WHOLE: usize = 8 * 1024;
+/// The same for a client whose prepared statements a text may name: what it names must be known before it passes.
+const LOOKED_AT_FOR_NAMES: usize = 64 * 1024;
 /// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`, `loread`,
 /// `lowrite`): what drivers use the message for. What they leave ends with the transaction.
 const LARGE_OBJECT_FUNCTIONS: [u32; 20] = [
@@ -35,7 +40,12 @@ impl Relay<'_> {
         let backslashes = self.backslashes();
         let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
         if here < size {
-            return Ok(match size <= LOOKED_AT_WHOLE {
+            let statements = self.client.statements.as_ref();
+            let most = match statements.is_some_and(Statements::has_names) {
+                true => LOOKED_AT_FOR_NAMES,
+                false => LOOKED_AT_WHOLE,
+            };
+            return Ok(match size <= most {
                 true => Looked::NeedMore,
                 false => Looked::Passes,
             });
@@ -68,29 +78,36 @@ impl Relay<'_> {
         if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
             return self.refuse_sequence().map(|()| Looked::Refused);
         }
-        if effects.what.contains(What::DEALLOCATES)
-            && let Some(statements) = &mut self.client.statements
-            && let Some(name) = statements.named_in_deallocate(text)
-        {
-            if self.server_rest > 0 || (!self.ledger.is_empty() && self.ledger.will_settle()) {
-                self.hold = Hold::Now;
-                return Ok(Looked::NeedMore);
-            }
-            if let Some(status) = self.ledger.status()
-                && self.ledger.is_empty()
-                && self.ledger.is_synced()
-            {
-                statements.deallocate(&name);
-                statements.query();
-                self.client.outbox.extend(&deallocated(status));
-                if !self.heard {
-                    self.ledger.begin_clean();
-                }
-                return Ok(Looked::Answered);
-            }
+        if !effects.uses.is_empty() && self.client.statements.is_some() {
+            return Ok(self.look_at_names(effects));
         }
         self.note_text(tag, &effects);
         Ok(Looked::Passes)
+    }
+
+    /// Looks at the prepared statements that a Query names.
+    fn look_at_names(&mut self, mut effects: Effects) -> Looked {
+        if let Some(error) = reserved(&effects.uses) {
+            self.send_refused(FrontendTag::QUERY, false, &error);
+            return Looked::Answered;
+        }
+        if self.ledger.owes_ready() {
+            self.name_is_open = true;
+            return Looked::NeedMore;
+        }
+        let uses = std::mem::take(&mut effects.uses);
+        let uses = self.followed(uses);
+        if let Some(statements) = &self.client.statements {
+            let mut all = statements.executed(&uses);
+            all.add(&effects);
+            if let Err(error) = self.locks.check(&all, &self.client.limits) {
+                self.send_refused(FrontendTag::QUERY, false, &error);
+                return Looked::Answered;
+            }
+        }
+        self.note_text(FrontendTag::QUERY, &effects);
+        self.hold = Hold::Now;
+        Looked::Names(uses)
     }
 
     /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
@@ -203,6 +220,20 @@ impl Relay<'_> {
         if asks_for_foreign_sequence(&effects) && !self.owns_sequences() && !self.keep {
             return Err(foreign_sequence());
         }
+        if let Some(error) = self
+            .client
+            .statements
+            .as_ref()
+            .and_then(|_| reserved(&effects.uses))
+        {
+            return Err(error);
+        }
+        if tag == FrontendTag::QUERY && !effects.uses.is_empty() {
+            // It is too late to lend what it names of the protocol's; of SQL's own the answers tell.
+            self.note_executed(&effects.uses);
+            self.names.begin(effects.uses.clone());
+            self.hold = Hold::Now;
+        }
         self.note_text(tag, &effects);
         if tag == FrontendTag::PARSE
             && let Some(statements) = &mut self.client.statements
@@ -295,6 +326,10 @@ impl Relay<'_> {
         match tag {
             FrontendTag::QUERY => {
                 self.note_effects(effects);
+                if self.client.statements.is_none() && effects.what.contains(What::PREPARE) {
+                    // A Bind of the protocol may run it at any time.
+                    self.client.state.note_prepared(effects);
+                }
                 if holds {
                     self.hold = Hold::Now;
                 }
@@ -342,19 +377,12 @@ impl Relay<'_> {
 pub(super) enum Looked {
     Passes,
     NeedMore,
+    /// It passes, and names these prepared statements.
+    Names(ThinVec<Use>),
     /// The proxy has answered it.
     Answered,
     /// The relay ends without it.
     Refused,
-}
-
-/// The answer to a DEALLOCATE, and what the transaction is then.
-fn deallocated(status: u8) -> Vec<u8> {
-    [
-        frame(BackendTag::COMMAND_COMPLETE.0, &[b"DEALLOCATE\0"]),
-        frame(BackendTag::READY_FOR_QUERY.0, &[&[status]]),
-    ]
-    .concat()
 }
 
 pub(super) fn has_text(tag: FrontendTag) -> bool {

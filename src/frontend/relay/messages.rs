@@ -13,6 +13,7 @@ use crate::protocol::reply;
 use crate::sql::effects::{Effects, What};
 
 use super::inspect::{Looked, has_text};
+use super::naming::Executed;
 use super::{ClientSide, HIGH_WATER, Hold, Relay, frame_size};
 
 /// Most messages owed before the client is not heard until some are answered.
@@ -77,6 +78,7 @@ impl Relay<'_> {
             };
         }
         self.name_is_open = self.name_is_open && self.ledger.owes_ready();
+        self.note_drained();
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
@@ -88,7 +90,7 @@ impl Relay<'_> {
     }
 
     pub(super) fn waits(&self) -> bool {
-        self.hold == Hold::Now || self.name_is_open
+        self.hold == Hold::Now || self.name_is_open || self.names.drains()
     }
 
     /// Whether so much is owed that some must be answered first; never in the middle of a message.
@@ -164,6 +166,11 @@ impl Relay<'_> {
                     self.pass_refused(size);
                     continue;
                 }
+                Ok(Looked::Names(uses)) => {
+                    self.client.inbox.move_to(&mut self.server.outbox, run);
+                    run = 0;
+                    self.begin_names(uses);
+                }
             }
             if ends_transaction(tag) && self.hold == Hold::AtSync {
                 self.hold = Hold::Now;
@@ -193,11 +200,21 @@ impl Relay<'_> {
                         Ok(_) => break false,
                         Err(error) => break self.refuse(error),
                     },
+                    Ok(Rewritten::Waits) => {
+                        self.name_is_open = true;
+                        break false;
+                    }
                     Ok(Rewritten::Consumed(n)) => {
                         self.client.inbox.consume(n);
                         rest -= n;
                     }
                     Err(error) => break self.refuse(error),
+                }
+            } else if tag == FrontendTag::EXECUTE
+                && let Some(waits) = self.execute(&mut run, here, size)
+            {
+                if waits {
+                    break false;
                 }
             } else if let Some(owed) = self.owed(tag, run, size) {
                 self.ledger.push(owed);
@@ -219,6 +236,7 @@ impl Relay<'_> {
             // Without a Sync the server may keep its answers to itself for long.
             self.server.outbox.extend(reply::FLUSH);
         }
+        self.ask_to_drain();
         // What the proxy answers at once; never in the middle of a frame that is passing.
         while self.server_rest == 0
             && let Some(fake) = self.ledger.take_fake()
@@ -233,6 +251,27 @@ impl Relay<'_> {
         let sent = std::mem::take(&mut self.refused_frames);
         self.server.outbox.extend(&sent);
         self.client.inbox.consume(size);
+    }
+
+    /// Deals with an Execute at `run` in the client's inbox, if its statement names prepared statements. True: it waits, for the rest
+    /// of it or for answers.
+    fn execute(&mut self, run: &mut usize, here: usize, size: usize) -> Option<bool> {
+        let uses = match self.look_at_execute(*run, here, size) {
+            Executed::Passes => return None,
+            Executed::NeedMore => return Some(true),
+            Executed::Names(uses) => uses,
+        };
+        if self.ledger.owes_ready() {
+            self.name_is_open = true;
+            return Some(true);
+        }
+        self.client.inbox.move_to(&mut self.server.outbox, *run);
+        *run = 0;
+        self.begin_names_in_batch(uses);
+        if let Some(owed) = self.owed(FrontendTag::EXECUTE, 0, size) {
+            self.ledger.push(owed);
+        }
+        Some(false)
     }
 
     /// Deals with a message that names a prepared statement, at the front of the client's inbox.
@@ -260,7 +299,7 @@ impl Relay<'_> {
         };
         let rewritten = statements.rewrite(tag, self.client.inbox.bytes(), size, &mut target)?;
         let Target {
-            effects,
+            mut effects,
             pins,
             obscure,
             ..
@@ -273,6 +312,17 @@ impl Relay<'_> {
         self.client.state.pin_unbound(awaits);
         self.undo_failed();
         self.locks.note(&effects);
+        let uses = std::mem::take(&mut effects.uses);
+        match tag {
+            FrontendTag::BIND => {
+                if !uses.is_empty() {
+                    self.note_executed(&uses);
+                }
+                self.note_portal(uses);
+            }
+            _ if !uses.is_empty() => self.begin_names_in_batch(uses),
+            _ => {}
+        }
         if !effects.is_empty() {
             if effects.what.contains(What::CONTROL) {
                 self.hold = Hold::AtSync;

@@ -11,11 +11,12 @@ use crate::backend::switch::{self, Progress};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::ledger::{Current, Reply};
+use crate::frontend::owed::Owed;
 use crate::frontend::statements::translate;
 use crate::protocol::frame::{
     BackendTag, FrontendTag, HEADER, Header, frame, split_cstr, split_pair,
 };
-use crate::protocol::reply::Replies;
+use crate::protocol::reply::{self, Replies};
 
 use super::notices::names_anothers_parameter;
 use super::{ClientSide, End, Relay, frame_size};
@@ -273,7 +274,11 @@ impl Relay<'_> {
                 if status == b'I' {
                     self.locks.end(self.ledger.is_empty());
                 }
+                self.names.end();
                 if self.ledger.is_empty() {
+                    if status == b'I' {
+                        self.names.forget_portals();
+                    }
                     // Nothing that was sent can fail any more, and outside of a transaction there are no portals.
                     outbox.trim();
                     self.obscure &= status != b'I';
@@ -309,14 +314,13 @@ impl Relay<'_> {
                         *sequences_of = None;
                         context.make_stale();
                     }
-                    b"DEALLOCATE" => {
-                        if let Some(statements) = &mut self.client.statements {
-                            statements.note_deallocated(parsed);
-                        }
-                    }
+                    b"DEALLOCATE" => self.note_deallocated(),
+                    b"PREPARE" => self.note_prepared(),
                     _ => {}
                 }
             }
+            BackendTag::CLOSE_COMPLETE => self.note_closed(),
+            BackendTag::PARSE_COMPLETE => self.note_redefined(),
             BackendTag::PARAMETER_STATUS => {
                 if let Some((name, value)) = split_pair(&bytes[HEADER..size]) {
                     let known = |told: &Parameters| told.get(name).is_some_and(|v| v == value);
@@ -338,8 +342,15 @@ impl Relay<'_> {
                 if is_outdated_plan(body) || (of_ours && is_unknown_statement(body)) {
                     parsed.outdate();
                 }
+                let skips = self.ledger.would_skip_query();
+                self.names.end();
                 let reply = self.ledger.reply(tag, 0);
                 self.undo_failed();
+                if skips {
+                    // So it ends like the Query.
+                    self.server.outbox.extend(reply::SYNC);
+                    self.ledger.push(Owed::Sync);
+                }
                 return reply;
             }
             _ => {}
