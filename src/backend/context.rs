@@ -239,7 +239,7 @@ impl Plan {
             }
         }
         self.required = self.answers;
-        self.settings(change.applied, wanted);
+        self.settings(change.applied, wanted, recodes);
         if recodes {
             match wanted.settings.get(ENCODING) {
                 Some(encoding) => self.set_config(ENCODING, encoding),
@@ -248,10 +248,12 @@ impl Plan {
         }
     }
 
-    /// The client's settings; what the context sets is not the client's to set.
-    fn settings(&mut self, applied: Option<&Arc<Settings>>, binding: &Binding) {
+    /// The client's settings; what the context sets is not the client's to set. `but_encoding`: nor is its encoding
+    /// set here.
+    fn settings(&mut self, applied: Option<&Arc<Settings>>, binding: &Binding, but_encoding: bool) {
         let wanted = &binding.settings;
-        let is_context = |name: &str| binding.route.pinned(name).is_some();
+        let is_left =
+            |name: &str| binding.route.pinned(name).is_some() || (but_encoding && name == ENCODING);
         if applied.is_some_and(|applied| Arc::ptr_eq(applied, wanted)) {
             return;
         }
@@ -259,14 +261,15 @@ impl Plan {
         let applied = applied.map_or(&empty, |applied| &**applied);
         let mut dropped: Vec<_> = applied
             .keys()
-            .filter(|name| !wanted.contains_key(*name) && !is_context(name))
+            .filter(|name| !wanted.contains_key(*name) && !is_left(name))
             .collect();
         // What the role could not do is done before it is taken on and after it was laid down.
         dropped.sort_by_key(|name| std::cmp::Reverse(rank(name)));
         for name in dropped {
             self.query(&format!("RESET {}", quote_parameter(name)));
         }
-        for (name, value) in to_set(applied, binding) {
+        let changed = to_set(applied, binding).into_iter();
+        for (name, value) in changed.filter(|(name, _)| !is_left(name)) {
             if name == "datestyle" && applied.contains_key(name) && !is_whole_date_style(value) {
                 self.query("RESET \"datestyle\"");
             }
@@ -692,6 +695,27 @@ tenants:
             };
             assert_eq!(sorted(&sent), sorted(&expected), "{context:?}: {sent}");
         }
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_set_in_utf_8_whatever_the_encoding() {
+        let with = |settings: &[(&str, &str)]| Context::Bound(binding("a", settings));
+        let latin = [("client_encoding", "LATIN1"), ("x.y", "é")];
+        assert_eq!(
+            plan(&binding("a", &latin), &with(&[("work_mem", "1MB")])),
+            "F(client_encoding=UTF8) | Q(RESET \"work_mem\") F(x.y=é) F(client_encoding=LATIN1)"
+        );
+        assert_eq!(
+            plan(
+                &binding("a", &[("x.y", "é")]),
+                &with(&[("client_encoding", "LATIN1")])
+            ),
+            "F(client_encoding=UTF8) | F(x.y=é) Q(RESET client_encoding)"
+        );
+        assert_eq!(
+            plan(&binding("a", &latin), &with(&latin[1..])),
+            "| F(client_encoding=LATIN1)"
+        );
     }
 
     #[test]

@@ -20,12 +20,12 @@ use pgtenant::cluster::{Cluster, Options};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use self::program::{Program, Step, program};
+use self::program::{LEAVES, Program, Step, program};
 use crate::harness::{Running, SECRET, assert_no_panics, cluster, server_line};
 use crate::wire::{Frame, Wire};
 
 /// Programs of a usual run.
-const COUNT: u64 = 150;
+const COUNT: u64 = 120;
 const SEED: u64 = 1;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -458,6 +458,20 @@ impl Model {
             let pair = &mut pairs[number];
             let step = &program.clients[number].steps[pair.next];
             pair.next += 1;
+            if step.said == LEAVES {
+                for side in [&mut pair.proxied, &mut pair.direct] {
+                    side.wire.shutdown().await;
+                }
+                let next = pair.next;
+                match self
+                    .pair(lane, number, program.clients[number].startup)
+                    .await
+                {
+                    Ok(back) => *pair = Pair { next, ..back },
+                    Err(found) => return Some(found),
+                }
+                continue;
+            }
             let found = match self.step(pair, step).await {
                 Ok(Outcome::Excused) => return None,
                 Ok(Outcome::Same(asked)) => self.look_at(lane, pair, asked).await,

@@ -28,6 +28,9 @@ impl fmt::Debug for Step {
     }
 }
 
+/// A step in which a client leaves and comes again.
+pub const LEAVES: &str = "leaves, and is back";
+
 /// What one client does. Who it is, its number tells: 0 and 1 are of one tenant, 2 is of another.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -99,8 +102,9 @@ const PARAMETERS: &[(&str, &[&str])] = &[
     ("client_min_messages", &["warning", "error", "notice"]),
     ("idle_in_transaction_session_timeout", &["1h", "0"]),
     ("app.x", &["1", "", "it's", "é", "Ã©", "a b"]),
+    ("zz.top", &["é", "Ã©", "z"]),
     ("App.Y", &["1", "two"]),
-    ("app.z", &["3"]),
+    ("app.z", &["3", "é"]),
     ("role", &["m_other", "none", "postgres", "nobody_at_all"]),
     ("session_authorization", &["nobody_at_all", "postgres"]),
     ("session_preload_libraries", &["x"]),
@@ -319,7 +323,7 @@ impl Writer {
             "SELECT pg_notify('ch{n}', 'by function')",
             "SELECT pg_advisory_lock({n}01)",
             "SELECT pg_advisory_lock_shared({n}02)",
-            "SELECT pg_try_advisory_lock({n}01)",
+            "SELECT pg_try_advisory_lock_shared({n}02)",
             "SELECT pg_advisory_xact_lock({n}03)",
             "SELECT pg_advisory_unlock({n}01)",
             "SELECT pg_advisory_unlock_all()",
@@ -332,8 +336,8 @@ impl Writer {
             "INSERT INTO own{n} VALUES (1, 'a')",
             "INSERT INTO watched{n} VALUES (1)",
             "DELETE FROM own{n}",
-            "SET app.x = 'é'; SET client_encoding = 'LATIN1'",
-            "SET client_encoding = 'LATIN1'; SET app.x = 'Ã©'",
+            "SET app.x = 'é'; SET zz.top = 'é'; SET client_encoding = 'LATIN1'",
+            "SET client_encoding = 'LATIN1'; SET zz.top = 'Ã©'; SET app.x = 'Ã©'",
             "SET app.z = 'höher'; SET application_name = 'ö'",
             "INSERT INTO deferred{n} VALUES (1), (1)",
             "INSERT INTO deferred{n} VALUES (2)",
@@ -523,6 +527,11 @@ impl Writer {
                 Self::batch(parts)
             }
             34..=36 => self.copy(),
+            37 if self.below(2) == 0 => Step {
+                said: LEAVES.to_owned(),
+                bytes: Vec::new(),
+                readies: 0,
+            },
             37 => Self::query(self.one_of(&[
                 "COPY (SELECT generate_series(1, 3)) TO STDOUT",
                 "COPY (SELECT 1 / (2 - g) FROM generate_series(1, 3) g) TO STDOUT",
@@ -575,7 +584,8 @@ pub fn probe(extended: bool) -> Step {
     let settings: Vec<_> = NAMES.iter().map(|name| format!("('{name}')")).collect();
     let custom = "coalesce(pg_catalog.current_setting('app.x', true), '') || '|' \
                   || coalesce(pg_catalog.current_setting('app.y', true), '') || '|' \
-                  || coalesce(pg_catalog.current_setting('app.z', true), '')";
+                  || coalesce(pg_catalog.current_setting('app.z', true), '') || '|' \
+                  || coalesce(pg_catalog.current_setting('zz.top', true), '')";
     let list = |what: &str, from: &str| {
         format!(
             "SELECT '{from}', coalesce(pg_catalog.string_agg({what}, ',' ORDER BY {what}), '') FROM {from}"
@@ -611,6 +621,10 @@ pub fn probe(extended: bool) -> Step {
     }
 }
 
+fn can_join(step: &Step) -> bool {
+    step.readies > 0 && !step.said.starts_with("probe")
+}
+
 /// The program of a seed.
 pub fn program(seed: u64) -> Program {
     let mut random = StdRng::seed_from_u64(seed);
@@ -623,7 +637,19 @@ pub fn program(seed: u64) -> Program {
                 resets: startup.is_empty(),
             };
             let count = if number == 0 { 14 } else { 7 };
-            let mut steps: Vec<_> = (0..count).map(|_| writer.step()).collect();
+            let mut steps: Vec<Step> = Vec::new();
+            for _ in 0..count {
+                let step = writer.step();
+                match steps.last_mut() {
+                    // Both in one write.
+                    Some(last) if writer.below(8) == 0 && can_join(last) && can_join(&step) => {
+                        last.said = format!("{} | {}", last.said, step.said);
+                        last.bytes.extend(step.bytes);
+                        last.readies += step.readies;
+                    }
+                    _ => steps.push(step),
+                }
+            }
             // Whatever was left open ends, and all is asked.
             steps.push(Writer::query("ROLLBACK"));
             steps.push(probe(false));
