@@ -12,6 +12,7 @@
 //! | `grants` | functions that show or hinder neighbours, files, languages, settings |
 //! | `leftovers` | libraries that keep something of a session which cannot be discarded |
 //! | `neighbours` | schemas and databases of other tenants |
+//! | `reader` | whether the guard knows the server's statements |
 //!
 //! What it cannot see: what functions do inside, what clients of the server other than the proxy do, `pg_hba.conf`.
 
@@ -22,6 +23,7 @@ mod leftovers;
 mod neighbours;
 mod objects;
 mod policy;
+mod reader;
 mod roles;
 pub mod script;
 mod seal;
@@ -133,6 +135,7 @@ fn judge(target: &Target, facts: &Facts) -> Vec<Finding> {
     findings.extend(grants::judge(&case));
     findings.extend(leftovers::judge(&case));
     findings.extend(neighbours::judge(&case));
+    findings.extend(reader::judge(&case));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }
