@@ -11,7 +11,7 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint fuzz bench bench-mechanisms bench-seal bench-syscalls install-deps
+.PHONY: help build demo test lint fuzz soak bench bench-mechanisms bench-seal bench-syscalls install-deps
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -25,7 +25,7 @@ demo: ## Show every tier with servers of its own; ONCE=1 ends after the checks
 	$(CARGO) run --release --locked -- demo $(if $(ONCE),--once)
 
 lint: ## Formatting, clippy, licences and advisories
-	@scripts/install build
+	@scripts/install dev
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
@@ -51,12 +51,21 @@ fuzz: ## Run each fuzz target for SECONDS=60, guided by coverage
 		$(CARGO) fuzz run "$$target" ".deps/fuzz/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(or $(SECONDS),60) -max_len=4096; \
 	done
 
+# The same texts again with the same SEED. SQL_DIR: files of SQL to be mutated, too, such as src/test/regress/sql of
+# PostgreSQL's sources.
+soak: ## Compare the reader of SQL with PostgreSQL's grammar: SCANS=, PARSES=, SEED=, SECONDS=, SQL_DIR=
+	@scripts/install dev
+	export PGTENANT_ORACLE_SCANS=$(or $(SCANS),1000000) PGTENANT_ORACLE_PARSES=$(or $(PARSES),100000); \
+	export PGTENANT_ORACLE_SECONDS=$(or $(SECONDS),3600); \
+	$(if $(SEED),export PGTENANT_ORACLE_SEED=$(SEED);) $(if $(SQL_DIR),export PGTENANT_ORACLE_SQL='$(abspath $(SQL_DIR))';) \
+	$(CARGO) test --locked --test oracle -- --ignored --nocapture soak
+
 bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--quick"
 	@scripts/install bench
 	$(CARGO) bench --locked --bench load -- $(ARGS)
 
 bench-mechanisms: ## Measure parts of a transaction's way alone
-	@scripts/install build
+	@scripts/install dev
 	$(CARGO) bench --locked --bench mechanisms -- $(ARGS)
 
 bench-seal: ## Measure what a sealed context costs a PostgreSQL backend; ARGS="--rounds 11"

@@ -216,6 +216,7 @@ pub const ATTACKS: &[Attack] = &[
     ]),
     hidden("inside of others", "acting as B by a call within other statements", &[
         Trick(&["COPY (SELECT set_config('{variable}', '{b}', false)) TO STDOUT"]),
+        Trick(&["SELECT set_config('{variable}', set_config('become.tenant', '{b}', false), false)"]),
         Trick(&["EXPLAIN ANALYZE SELECT set_config('{variable}', '{b}', false)"]),
         Trick(&["VALUES (set_config('{variable}', '{b}', false))"]),
         Trick(&["SELECT * FROM set_config('{variable}', '{b}', false) WITH ORDINALITY"]),
@@ -427,6 +428,10 @@ pub const ATTACKS: &[Attack] = &[
     attack(Neighbours, "take a lock", "B waiting for an advisory lock that A took with B's key", Hindered, Several, &[
         Scene(&[
             Query(A, "BEGIN"), Query(A, "SELECT pg_advisory_xact_lock({number})"),
+            Query(B, "BEGIN"), Query(B, "SELECT pg_advisory_xact_lock({number})"), Query(B, "COMMIT"),
+        ]),
+        Scene(&[
+            Query(A, "BEGIN"), Query(A, "SELECT TREAT({number} AS pg_advisory_xact_lock)"),
             Query(B, "BEGIN"), Query(B, "SELECT pg_advisory_xact_lock({number})"), Query(B, "COMMIT"),
         ]),
     ]),

@@ -77,7 +77,7 @@ bitflags! {
         /// Code in a language: DO, or CALL of a procedure.
         const CODE = 1 << 30;
         /// It leaves values or texts in catalogs that every role reads: ANALYZE, COMMENT, views, and the
-        /// expressions of defaults, checks and indexes.
+        /// expressions of defaults, checks, indexes and partitions.
         const SHOWS = 1 << 31;
         /// What only the guard asks for: it leaves nothing that is not told by others of these.
         const FOR_GUARD = Self::NOTIFIES.bits() | Self::ANY_ADVISORY.bits() | Self::LOCKS_TABLE.bits()
@@ -127,6 +127,9 @@ const MAX_FUNCTIONS: usize = 16;
 const MAX_SETTINGS: usize = 64;
 /// Most prepared statements of one text that are named; with more of them some are unread.
 const MAX_USES: usize = 4096;
+/// So many calls of `set_config` within each other are read; those within more set something
+/// unknown.
+const MAX_CALLS: usize = 32;
 /// So many texts within texts are read: code in a string of code, and so on.
 const MAX_DEPTH: u8 = 4;
 
@@ -272,7 +275,7 @@ impl Scanner {
 
     pub fn finish(&mut self) -> Effects {
         if !self.lexer.finish(&mut self.reader) {
-            self.reader.effects.what |= What::HIDDEN;
+            self.reader.effects.what |= What::HIDDEN | What::OPAQUE;
         }
         self.reader.end_statement();
         std::mem::take(&mut self.reader.effects)
@@ -286,6 +289,8 @@ enum Command {
     #[default]
     None,
     Other,
+    /// EXPLAIN, and its options: what is explained begins behind them.
+    Explain,
     Vacuum,
     Set,
     Reset,
@@ -342,6 +347,11 @@ struct Reader {
     name: Vec<u8>,
     /// It is in a schema other than `pg_catalog`.
     is_qualified: bool,
+    /// It has neither quotes nor a schema: it may be a keyword.
+    is_plain: bool,
+    /// The last token, if it was a word, and the word directly before that.
+    last_word: Short,
+    before_word: Short,
     naming: Naming,
     calls: Vec<SetConfig>,
     /// SET LOCAL.
@@ -354,10 +364,18 @@ struct Reader {
     parentheses: u32,
     /// A literal that comes here stays in a catalog.
     keeps_literals: bool,
+    /// The same up to WITH, behind which storage parameters stand: of an index, statistics or a
+    /// partition.
+    keeps_in_index: bool,
     /// It is CREATE VIEW.
     makes_view: bool,
     /// UPDATE was read in this statement.
     updates: bool,
+    /// JOIN or MERGE was: ON may be followed by an expression.
+    joins: bool,
+    /// Bit n: an expression begins behind the parenthesis that was opened in n others, of
+    /// DISTINCT ON (…) and RETURNING WITH (…).
+    leads: u64,
     mode: LockMode,
     using: Using,
     /// In PREPARE: what was read before it, and the name that it gives.
@@ -408,15 +426,18 @@ impl Sink for Reader {
             let used = self.using.take(token);
             self.note_use(used);
         }
-        if self.keeps_literals && is_literal(token) {
+        if (self.keeps_literals || self.keeps_in_index) && is_literal(token) {
             self.effects.what |= What::SHOWS;
         }
         if self.naming != Naming::No && self.name_setting(token) {
             return;
         }
         match token {
-            Token::Word(word) => self.word(word),
-            Token::Quoted(name) => self.identifier(name),
+            Token::Word(word) => return self.word(word),
+            Token::Quoted(name) => {
+                self.identifier(name);
+                self.is_plain = false;
+            }
             Token::Unicode(_) => {
                 // It may spell any name.
                 self.effects.what |= What::OPAQUE | What::HIDDEN;
@@ -426,6 +447,7 @@ impl Sink for Reader {
             Token::Number | Token::Parameter => self.last = Last::Closed,
             Token::Symbol(symbol) => self.symbol(symbol),
         }
+        self.last_word = Short::default();
     }
 
     fn reads_code(&self) -> bool {
@@ -439,19 +461,36 @@ fn is_literal(token: Token<'_>) -> bool {
 
 impl Reader {
     fn symbol(&mut self, symbol: u8) {
+        let mut leads = false;
         match symbol {
             b';' => return self.end_statement(),
-            b'(' if self.last == Last::Closed && !self.name.is_empty() => self.call(),
-            _ => {}
-        }
-        match symbol {
-            b'(' => self.parentheses += 1,
-            b')' => self.parentheses = self.parentheses.saturating_sub(1),
+            b'(' => {
+                match self.last == Last::Closed && !self.name.is_empty() {
+                    true => self.call(),
+                    false => self.call_of_command(),
+                }
+                self.note_lead();
+                self.parentheses += 1;
+            }
+            b')' => {
+                self.parentheses = self.parentheses.saturating_sub(1);
+                if self.leads != 0 {
+                    let bit = 1_u64.checked_shl(self.parentheses).unwrap_or(0);
+                    leads = self.leads & bit != 0;
+                    self.leads &= !bit;
+                }
+            }
             _ => {}
         }
         let was_name = !self.name.is_empty();
+        let is_in_schema = symbol == b'.' && self.last_word != Short::NONE;
+        if is_in_schema && !was_name {
+            // A schema may have the name of a command.
+            self.before_name = Last::Open;
+        }
         self.last = match symbol {
-            b'.' if was_name => Last::Dot,
+            b'.' if was_name || is_in_schema => Last::Dot,
+            b')' if leads => Last::Open,
             b')' | b']' => Last::Closed,
             _ => Last::Open,
         };
@@ -460,10 +499,31 @@ impl Reader {
         }
     }
 
+    /// Takes note of a parenthesis behind which an expression begins: of DISTINCT ON, and of
+    /// RETURNING WITH.
+    fn note_lead(&mut self) {
+        let leads = match self.last_word {
+            Short::ON => self.before_word == Short::DISTINCT,
+            Short::WITH => self.before_word == Short::RETURNING,
+            _ => false,
+        };
+        if leads {
+            self.leads |= 1_u64.checked_shl(self.parentheses).unwrap_or(0);
+        }
+    }
+
     fn word(&mut self, word: &[u8]) {
-        if self.command == Command::None {
-            self.begin_statement(word);
-            return;
+        let short = Short::of(word);
+        self.before_word = std::mem::replace(&mut self.last_word, short);
+        match self.command {
+            Command::None => return self.begin_statement(word),
+            Command::Explain if self.parentheses == 0 => {
+                return match word {
+                    b"analyze" | b"analyse" | b"verbose" => {}
+                    _ => self.begin_statement(word),
+                };
+            }
+            _ => {}
         }
         if self.last == Last::Open && self.name.is_empty() {
             self.second_word(word);
@@ -480,14 +540,27 @@ impl Reader {
             Command::Create | Command::Alter => self.note_definition(word),
             _ => {}
         }
-        let last = match Short::of(word) {
+        match self.behind(short) {
+            Some(last) => {
+                self.name.clear();
+                self.last = last;
+            }
+            None => {
+                self.defines(word);
+                self.identifier(word);
+            }
+        }
+    }
+
+    /// What a word that means the same wherever it stands has behind it. None: it is a name, or a
+    /// keyword of another kind.
+    #[inline]
+    fn behind(&mut self, word: Short) -> Option<Last> {
+        Some(match word {
             Short::TEMP | Short::TEMPORARY
                 if matches!(self.last, Last::Create | Last::Relation) =>
             {
                 self.effects.what |= What::TEMPORARY;
-                if self.last == Last::Relation {
-                    self.locks_object();
-                }
                 Last::Temporary
             }
             Short::HOLD if self.last == Last::With && self.command == Command::Declare => {
@@ -499,7 +572,22 @@ impl Reader {
             {
                 Last::Create
             }
+            Short::LOCAL | Short::GLOBAL if self.last == Last::Relation => Last::Relation,
+            // A schema may be made with what is in it.
+            Short::CREATE if self.command == Command::Create => {
+                self.locks_object();
+                Last::Create
+            }
+            Short::INTO => {
+                // SELECT INTO makes a table. In code it stores into variables.
+                if !matches!(self.before_word, Short::INSERT | Short::MERGE) && !self.in_code {
+                    self.effects.what |= What::CREATES;
+                    self.locks_object();
+                }
+                Last::Relation
+            }
             Short::INSERT | Short::MERGE => {
+                self.joins |= word == Short::MERGE;
                 self.effects.what |= What::WRITES | What::ADVANCES_SEQUENCE;
                 Last::Open
             }
@@ -518,14 +606,12 @@ impl Reader {
                 self.using = Using::Begins(Verb::Execute);
                 Last::Open
             }
-            Short::INTO | Short::AS | Short::TABLE | Short::REFERENCES => Last::Relation,
+            Short::AS | Short::TABLE | Short::REFERENCES => Last::Relation,
             _ => {
-                self.defines(word);
-                return self.identifier(word);
+                self.joins |= word == Short::JOIN;
+                return None;
             }
-        };
-        self.name.clear();
-        self.last = last;
+        })
     }
 
     /// A string, which may be code. None: it could not be kept.
@@ -572,15 +658,22 @@ impl Reader {
     /// Takes note of whether literals behind `word` stay in a catalog. What a query fills a table with does not.
     fn note_definition(&mut self, word: &[u8]) {
         match word {
-            b"unique" | b"primary" | b"exclude" => self.locks_object(),
-            // Of an identity, which has a sequence.
-            b"generated" => {
+            b"unique" | b"primary" => self.locks_object(),
+            // An identity, which has a sequence; and a constraint, which has an index.
+            b"generated" | b"exclude" => {
                 self.locks_object();
                 self.keeps_literals = true;
             }
-            b"view" | b"default" | b"check" | b"where" => self.keeps_literals = true,
-            // A schema may be made with what is in it.
-            b"create" => self.last = Last::Create,
+            b"view" | b"default" | b"check" | b"where" | b"expression" => {
+                self.keeps_literals = true;
+            }
+            b"index" | b"statistics"
+                if self.parentheses == 0 && self.command == Command::Create =>
+            {
+                self.keeps_in_index = true;
+            }
+            b"partition" if self.parentheses == 0 => self.keeps_in_index = true,
+            b"with" if self.parentheses == 0 => self.keeps_in_index = false,
             b"as" if self.parentheses == 0 && !self.makes_view => self.command = Command::Other,
             _ => {}
         }
@@ -618,6 +711,8 @@ impl Reader {
                 b"trusted",
                 b"procedural",
                 b"conversion",
+                // CREATE DEFAULT CONVERSION
+                b"default",
                 b"type",
             ],
             Command::Alter if self.last == Last::Open => &[
@@ -650,7 +745,8 @@ impl Reader {
         if name == b"pg_settings" && (self.updates || self.command == Command::Create) {
             self.effects.what |= What::SETS_UNKNOWN | What::CONTROL;
         }
-        self.is_qualified = self.last == Last::Dot && self.name != b"pg_catalog";
+        self.is_plain = self.last != Last::Dot;
+        self.is_qualified = !self.is_plain && self.name != b"pg_catalog";
         if self.last != Last::Dot {
             self.before_name = self.last;
         }
@@ -662,12 +758,47 @@ impl Reader {
     /// The name that was read last is called, unless it is a keyword. (Or it is an alias with a list of columns, which
     /// may be looked up in vain.)
     fn call(&mut self) {
-        if !self.is_qualified && is_keyword(&self.name) {
-            return;
+        if self.is_plain {
+            match keyword(&self.name) {
+                // TREAT(x AS f) calls the function f of pg_catalog, whatever it does.
+                Keyword::Always if self.name == b"treat" => {
+                    self.effects.what |= What::HIDDEN | What::OPAQUE;
+                    return;
+                }
+                Keyword::Always => return,
+                Keyword::OrFunction if !self.expects_expression() => return,
+                _ => {}
+            }
         }
         let called = std::mem::take(&mut self.name);
         self.judge(&called);
         self.name = called;
+    }
+
+    /// Whether an expression stands where the name that was read last does.
+    fn expects_expression(&self) -> bool {
+        match self.before_word {
+            // Behind a symbol or a literal.
+            Short::NONE => self.before_name == Last::Open,
+            Short::ON if self.name == b"conflict" => self.joins,
+            word => Short::BEFORE_EXPRESSIONS.contains(&word),
+        }
+    }
+
+    /// A function may have the name of a command: `SELECT insert(1)`.
+    fn call_of_command(&mut self) {
+        if self.last_word == Short::NONE {
+            return;
+        }
+        let name = match self.last_word {
+            Short::INSERT => "insert",
+            Short::UPDATE => "update",
+            Short::DELETE => "delete",
+            Short::MERGE => "merge",
+            Short::EXECUTE => "execute",
+            _ => return,
+        };
+        self.effects.add_function(name);
     }
 
     fn judge(&mut self, name: &[u8]) {
@@ -682,7 +813,10 @@ impl Reader {
         let what = match name {
             "set_config" => {
                 self.effects.what |= What::CONTROL;
-                self.calls.push(SetConfig::default());
+                match self.calls.len() < MAX_CALLS {
+                    true => self.calls.push(SetConfig::default()),
+                    false => self.effects.what |= What::SETS_UNKNOWN,
+                }
                 return;
             }
             "pg_advisory_lock"
@@ -770,9 +904,11 @@ impl Reader {
             b"load" => (Command::Told, What::STUCK | What::DEFINES),
             b"do" => (Command::Do, What::OPAQUE | What::CODE),
             b"call" => (Command::Other, What::OPAQUE | What::CODE),
-            b"analyze" | b"analyse" | b"comment" => (Command::Told, What::SHOWS),
+            b"analyze" | b"analyse" | b"comment" | b"security" => (Command::Told, What::SHOWS),
             b"vacuum" => (Command::Vacuum, What::empty()),
+            b"explain" => (Command::Explain, What::empty()),
             b"insert" | b"merge" | b"copy" => {
+                self.joins = word == b"merge";
                 (Command::Other, What::WRITES | What::ADVANCES_SEQUENCE)
             }
             b"update" => {
@@ -802,7 +938,7 @@ impl Reader {
             self.last = Last::With;
         }
         // Code goes on with an expression behind words that begin a statement elsewhere: THEN f(x).
-        if self.in_code && command == Command::Other && !is_keyword(word) {
+        if self.in_code && command == Command::Other && keyword(word) == Keyword::Never {
             self.identifier(word);
         }
     }
@@ -820,10 +956,14 @@ impl Reader {
         self.last = Last::Open;
         self.is_local = false;
         self.updates = false;
+        self.joins = false;
+        self.leads = 0;
         self.name.clear();
         self.calls.clear();
         self.parentheses = 0;
         self.keeps_literals = false;
+        self.keeps_in_index = false;
+        self.last_word = Short::default();
         self.makes_view = false;
     }
 
@@ -904,10 +1044,7 @@ impl Reader {
                     self.set(&format!("default_transaction_{name}"), false);
                 }
             }
-            Told::Authorization => {
-                self.set("role", resets);
-                self.set("session_authorization", resets);
-            }
+            Told::Authorization => self.set("session_authorization", resets),
             Told::Unread(name) => {
                 if name == "client_encoding" {
                     self.effects.what |= What::ENCODING;
@@ -928,6 +1065,17 @@ impl Reader {
             "seed" => self.effects.what |= What::STUCK,
             // They end with the transaction, and cannot be set outside of one, or RESET.
             "transaction_isolation" | "transaction_read_only" | "transaction_deferrable" => {}
+            // It takes the role away, too.
+            "session_authorization" => {
+                self.put("role", reset);
+                self.put(name, reset);
+            }
+            name => self.put(name, reset),
+        }
+    }
+
+    fn put(&mut self, name: &str, reset: bool) {
+        match name {
             name if self.is_local => self.effects.add_local(name),
             name => self.effects.add_setting(name, reset),
         }
@@ -954,6 +1102,10 @@ impl Reader {
                     }
                     None if is_local => self.effects.what |= What::SETS_UNKNOWN_LOCALLY,
                     None => self.effects.what |= What::SETS_UNKNOWN,
+                }
+                // It may stand in an argument of another, which has counted its parenthesis.
+                if let Some(outer) = self.calls.last_mut() {
+                    outer.depth = outer.depth.saturating_sub(1);
                 }
                 return;
             }
@@ -985,6 +1137,8 @@ impl Reader {
 struct Short(u64, usize);
 
 impl Short {
+    /// No word.
+    const NONE: Self = Self::of(b"");
     const TEMP: Self = Self::of(b"temp");
     const TEMPORARY: Self = Self::of(b"temporary");
     const HOLD: Self = Self::of(b"hold");
@@ -1002,6 +1156,60 @@ impl Short {
     const AS: Self = Self::of(b"as");
     const TABLE: Self = Self::of(b"table");
     const REFERENCES: Self = Self::of(b"references");
+    const CREATE: Self = Self::of(b"create");
+    const ON: Self = Self::of(b"on");
+    const JOIN: Self = Self::of(b"join");
+    const DISTINCT: Self = Self::of(b"distinct");
+    const RETURNING: Self = Self::of(b"returning");
+    /// Words behind which an expression may stand, and with it a call of a function whose name is
+    /// a keyword.
+    const BEFORE_EXPRESSIONS: [Self; 45] = [
+        Self::of(b"select"),
+        Self::of(b"where"),
+        Self::of(b"and"),
+        Self::of(b"or"),
+        Self::of(b"not"),
+        Self::of(b"in"),
+        Self::of(b"on"),
+        Self::of(b"using"),
+        Self::of(b"from"),
+        Self::of(b"by"),
+        Self::of(b"having"),
+        Self::of(b"when"),
+        Self::of(b"then"),
+        Self::of(b"else"),
+        Self::of(b"case"),
+        Self::of(b"returning"),
+        Self::of(b"limit"),
+        Self::of(b"offset"),
+        Self::of(b"distinct"),
+        Self::of(b"all"),
+        Self::of(b"between"),
+        Self::of(b"symmetric"),
+        Self::of(b"asymmetric"),
+        Self::of(b"like"),
+        Self::of(b"ilike"),
+        Self::of(b"to"),
+        Self::of(b"zone"),
+        Self::of(b"escape"),
+        Self::of(b"variadic"),
+        Self::of(b"lateral"),
+        Self::of(b"join"),
+        Self::of(b"for"),
+        Self::of(b"similar"),
+        Self::of(b"placing"),
+        Self::of(b"passing"),
+        Self::of(b"ref"),
+        Self::of(b"default"),
+        Self::of(b"document"),
+        Self::of(b"content"),
+        Self::of(b"both"),
+        Self::of(b"leading"),
+        Self::of(b"trailing"),
+        Self::of(b"value"),
+        Self::of(b"values"),
+        Self::of(b"version"),
+    ];
 
     const fn of(word: &[u8]) -> Self {
         let packed = match word {
@@ -1085,144 +1293,45 @@ pub fn is_safe_encoding(name: &str) -> bool {
     )
 }
 
-/// Words that are no function's name before a parenthesis: keywords that the grammar lets stand there (kwlist.h).
-fn is_keyword(word: &[u8]) -> bool {
-    matches!(
-        word,
-        b"select"
-            | b"where"
-            | b"and"
-            | b"or"
-            | b"not"
-            | b"in"
-            | b"any"
-            | b"all"
-            | b"some"
-            | b"exists"
-            | b"values"
-            | b"from"
-            | b"on"
-            | b"using"
-            | b"by"
-            | b"having"
-            | b"when"
-            | b"then"
-            | b"else"
-            | b"case"
-            | b"over"
-            | b"filter"
-            | b"group"
-            | b"order"
-            | b"within"
-            | b"partition"
-            | b"returning"
-            | b"set"
-            | b"limit"
-            | b"offset"
-            | b"array"
-            | b"row"
-            | b"rows"
-            | b"default"
-            | b"check"
-            | b"key"
-            | b"unique"
-            | b"between"
-            | b"like"
-            | b"ilike"
-            | b"similar"
-            | b"is"
-            | b"union"
-            | b"intersect"
-            | b"except"
-            | b"distinct"
-            | b"lateral"
-            | b"cast"
-            | b"extract"
-            | b"coalesce"
-            | b"nullif"
-            | b"greatest"
-            | b"least"
-            | b"trim"
-            | b"substring"
-            | b"position"
-            | b"overlay"
-            | b"treat"
-            | b"interval"
-            | b"numeric"
-            | b"decimal"
-            | b"dec"
-            | b"varchar"
-            | b"char"
-            | b"character"
-            | b"varying"
-            | b"bit"
-            | b"float"
-            | b"time"
-            | b"timestamp"
-            | b"nchar"
-            | b"grouping"
-            | b"sets"
-            | b"rollup"
-            | b"cube"
-            | b"materialized"
-            | b"conflict"
-            | b"include"
-            | b"exclude"
-            | b"options"
-            | b"hash"
-            | b"storage"
-            | b"explain"
-            | b"analyze"
-            | b"vacuum"
-            | b"only"
-            | b"do"
-            | b"perform"
-            | b"return"
-            | b"if"
-            | b"while"
-            | b"elsif"
-            | b"xmlelement"
-            | b"xmlforest"
-            | b"xmlattributes"
-            | b"xmlagg"
-            | b"xmlparse"
-            | b"xmlserialize"
-            | b"xmlconcat"
-            | b"xmlpi"
-            | b"xmlroot"
-            | b"xmlexists"
-            | b"xmltable"
-            | b"operator"
-            | b"collate"
-            | b"escape"
-            | b"asc"
-            | b"desc"
-            | b"to"
-            | b"ordinality"
-            | b"recursive"
-            | b"function"
-            | b"procedure"
-            | b"inherits"
-            | b"generated"
-            | b"identity"
-            | b"copy"
-            | b"format"
-            | b"tablesample"
-            | b"bernoulli"
-            | b"system"
-            | b"json_object"
-            | b"json_array"
-            | b"json_value"
-            | b"json_query"
-            | b"json_exists"
-            | b"json_table"
-            | b"json_scalar"
-            | b"json_serialize"
-            | b"json"
-            | b"columns"
-            | b"path"
-            | b"normalize"
-    )
+/// What a word without quotes is before a parenthesis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keyword {
+    /// A function's name.
+    Never,
+    /// A keyword, or a function's name where an expression stands.
+    OrFunction,
+    /// What no function can be called without quotes.
+    Always,
+}
+
+/// The keywords that the grammar lets stand before a parenthesis (kwlist.h). Those that are keywords
+/// in some versions only (`json_value`) are taken for functions, which are looked up in vain.
+fn keyword(word: &[u8]) -> Keyword {
+    match word {
+        // RESERVED_KEYWORD and COL_NAME_KEYWORD.
+        b"select" | b"where" | b"and" | b"or" | b"not" | b"in" | b"any" | b"all" | b"some"
+        | b"exists" | b"values" | b"from" | b"on" | b"using" | b"having" | b"when" | b"then"
+        | b"else" | b"case" | b"group" | b"order" | b"returning" | b"limit" | b"offset"
+        | b"array" | b"row" | b"default" | b"check" | b"unique" | b"between" | b"union"
+        | b"intersect" | b"except" | b"distinct" | b"lateral" | b"cast" | b"extract"
+        | b"coalesce" | b"nullif" | b"greatest" | b"least" | b"trim" | b"substring"
+        | b"position" | b"overlay" | b"treat" | b"interval" | b"numeric" | b"decimal" | b"dec"
+        | b"varchar" | b"char" | b"character" | b"bit" | b"float" | b"time" | b"timestamp"
+        | b"nchar" | b"grouping" | b"analyze" | b"only" | b"do" | b"xmlelement" | b"xmlforest"
+        | b"xmlattributes" | b"xmlparse" | b"xmlserialize" | b"xmlconcat" | b"xmlpi"
+        | b"xmlroot" | b"xmlexists" | b"xmltable" | b"collate" | b"asc" | b"to" | b"normalize" => {
+            Keyword::Always
+        }
+        // UNRESERVED_KEYWORD, TYPE_FUNC_NAME_KEYWORD, and what is a keyword by its place alone.
+        b"by" | b"over" | b"filter" | b"within" | b"partition" | b"set" | b"key" | b"rows"
+        | b"like" | b"ilike" | b"similar" | b"is" | b"varying" | b"sets" | b"rollup" | b"cube"
+        | b"materialized" | b"conflict" | b"include" | b"exclude" | b"options" | b"hash"
+        | b"storage" | b"explain" | b"vacuum" | b"perform" | b"return" | b"if" | b"while"
+        | b"elsif" | b"operator" | b"escape" | b"ordinality" | b"recursive" | b"function"
+        | b"procedure" | b"inherits" | b"generated" | b"identity" | b"copy" | b"format"
+        | b"tablesample" | b"bernoulli" | b"system" | b"columns" | b"path" => Keyword::OrFunction,
+        _ => Keyword::Never,
+    }
 }
 
 #[cfg(test)]
@@ -1291,6 +1400,10 @@ mod tests {
             ("RESET ROLE", "-role"),
             ("SET SESSION AUTHORIZATION a", "role session_authorization"),
             (
+                "SET session_authorization = a",
+                "role session_authorization",
+            ),
+            (
                 "RESET SESSION AUTHORIZATION",
                 "-role -session_authorization",
             ),
@@ -1304,6 +1417,10 @@ mod tests {
                 "a",
             ),
             ("SELECT set_config('a'::text, $1, $2)", "a"),
+            (
+                "SELECT set_config('a', set_config('b', 'c', false), false)",
+                "b a",
+            ),
             (
                 "DO $$ BEGIN SET x = 1; PERFORM set_config('y', 'z', false); END $$",
                 "x y",
@@ -1346,6 +1463,12 @@ mod tests {
                 "EXPLAIN ANALYZE CREATE TABLE pg_temp.t AS SELECT 1",
                 What::TEMPORARY,
             ),
+            (
+                "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
+                What::TEMPORARY,
+            ),
+            ("SELECT 1 INTO LOCAL TEMP t", What::TEMPORARY),
+            ("SELECT a INTO t FROM u", What::CREATES),
             (
                 "CREATE FUNCTION \"pg_temp\".f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
                 What::TEMPORARY,
@@ -1457,6 +1580,24 @@ mod tests {
                 "my_function Other",
             ),
             ("INSERT INTO t (a, b) VALUES (f(1), 2)", "f"),
+            (
+                "SELECT key(1), \"if\"(2) FROM hash(3) WHERE NOT sets(4)",
+                "key if hash sets",
+            ),
+            (
+                "SELECT insert(1), insert.f(2), insert.lower(3)",
+                "insert f lower",
+            ),
+            ("SELECT DISTINCT ON (a) over(1), set(2) FROM t", "over set"),
+            ("SELECT * FROM a JOIN b ON conflict(c)", "conflict"),
+            (
+                "SELECT sum(a) OVER (PARTITION BY b) FROM t GROUP BY (b) ORDER BY (c)",
+                "",
+            ),
+            (
+                "INSERT INTO t (a) VALUES (1) ON CONFLICT (a) DO UPDATE SET (b, c) = (1, 2)",
+                "",
+            ),
             ("INSERT INTO s.t (a) SELECT a FROM g(1) AS x (a)", "g"),
             ("SELECT * FROM g(1) AS b (a)", "g"),
             ("SELECT * FROM a CROSS JOIN f(1)", "f"),

@@ -19,6 +19,9 @@ const LONGEST_ESCAPE: usize = 8;
 const MAX_TEXT: usize = 128;
 /// and in code, where a string may be a command.
 const MAX_COMMAND: usize = 64 * 1024;
+/// Longest tag of a dollar quote, in bytes. PostgreSQL has no limit; behind a longer one nothing is
+/// read.
+const MAX_TAG: usize = 64 * 1024;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token<'a> {
@@ -91,6 +94,9 @@ enum State {
     },
     /// After `u&`.
     UnicodePrefix,
+    /// Behind what may be the tag of a dollar quote and is too long to be kept: nothing is certain
+    /// there.
+    Lost,
 }
 
 /// See the module.
@@ -277,6 +283,10 @@ impl Lexer {
             }
             State::Dollar => {
                 sink.token(Token::Symbol(b'$'));
+                if self.begin_word_of_tag() {
+                    sink.token(Token::Word(&self.text));
+                    self.state = State::Between;
+                }
                 true
             }
             State::Between | State::LineComment => true,
@@ -284,7 +294,8 @@ impl Lexer {
             | State::Escaped
             | State::Name
             | State::Comment { .. }
-            | State::Body { .. } => false,
+            | State::Body { .. }
+            | State::Lost => false,
         }
     }
 
@@ -495,6 +506,7 @@ impl Lexer {
             }
             State::Dollar => self.dollar(byte, sink),
             State::Body { matched } => self.body(bytes, matched, sink),
+            State::Lost => bytes.len(),
             State::UnicodePrefix => {
                 self.text.clear();
                 self.opaque = false;
@@ -591,25 +603,29 @@ impl Lexer {
                 self.begin_text(false, false, sink);
                 self.state = State::Body { matched: 0 };
             }
+            _ if continues_word(byte) && self.tag.len() >= MAX_TAG => self.state = State::Lost,
             _ if continues_word(byte) => self.tag.push(byte),
             _ => {
                 // No dollar quote after all. What looked like its tag is a word.
                 self.state = State::Between;
                 sink.token(Token::Symbol(b'$'));
-                if self.tag.len() > 1 {
-                    self.text.clear();
-                    self.text.extend(
-                        self.tag[1..]
-                            .iter()
-                            .take(MAX_NAME)
-                            .map(u8::to_ascii_lowercase),
-                    );
-                    self.state = State::Word;
-                }
+                self.begin_word_of_tag();
                 return 0;
             }
         }
         1
+    }
+
+    /// Behind a `$`, what looked like the tag of a dollar quote is a word, if there is anything of it.
+    fn begin_word_of_tag(&mut self) -> bool {
+        if self.tag.len() <= 1 {
+            return false;
+        }
+        let word = self.tag[1..].iter().take(MAX_NAME);
+        self.text.clear();
+        self.text.extend(word.map(u8::to_ascii_lowercase));
+        self.state = State::Word;
+        true
     }
 
     fn body(&mut self, bytes: &[u8], matched: usize, sink: &mut impl Sink) -> usize {
@@ -727,6 +743,7 @@ mod tests {
             ("a$b$c d", "a$b$c d"),
             ("$ x", "$ x"),
             ("$abc x", "$ abc x"),
+            ("$abc", "$ abc"),
             ("1e5 1abc", "0 e5 0 abc"),
             ("SÉT", "sÉt"),
         ] {
@@ -779,6 +796,15 @@ mod tests {
         let tag = format!("${}$", "x".repeat(300));
         let sql = format!("a {tag} ' {tag} b");
         assert_eq!(tokens(&sql, false, false), ("a ' ' ' b".to_owned(), true));
+    }
+
+    #[test]
+    fn behind_a_tag_that_is_too_long_nothing_is_read() {
+        let tag = format!("${}$", "x".repeat(MAX_TAG));
+        assert_eq!(
+            tokens(&format!("a {tag} b {tag} c"), false, false),
+            ("a".to_owned(), false)
+        );
     }
 
     #[test]
