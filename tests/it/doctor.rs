@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use crate::harness::{Running, SECRET, Setup, cluster, connect, eventually, in_time, world};
+use crate::harness::{LOCKS, Running, SECRET, Setup, cluster, connect, eventually, in_time, world};
 
 // ---- asking ----
 
@@ -193,8 +193,15 @@ const RIGHT: &str = "
     CREATE TABLE private (secret text);
     CREATE SEQUENCE numbers; GRANT USAGE ON SEQUENCE numbers TO app;";
 
+fn with_locks(name: &str) -> Options {
+    Options {
+        settings: vec![LOCKS.map(str::to_owned).into()],
+        ..Options::named(name)
+    }
+}
+
 async fn right(name: &str) -> Cluster {
-    let cluster = cluster(Options::named(name)).await;
+    let cluster = cluster(with_locks(name)).await;
     for statement in CREATE.split(';') {
         cluster.run("postgres", statement).await.unwrap();
     }
@@ -682,7 +689,7 @@ async fn the_databases_of_the_other_tests_are_as_they_should_be() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_with_places_of_their_own_do_not_reach_each_other() {
-    let cluster = cluster(Options::named("neighbours")).await;
+    let cluster = cluster(with_locks("neighbours")).await;
     for statement in [
         "CREATE ROLE r_a LOGIN PASSWORD 'secret'",
         "CREATE ROLE r_b LOGIN PASSWORD 'secret'",
@@ -973,6 +980,26 @@ async fn what_is_wrong_depends_on_the_posture() {
         let expected = format!("{expected} database-temp");
         assert_eq!(doctor.ask().await.checks(), [expected].into());
     }
+
+    // What one tenant may lock at once must leave room for others.
+    cluster
+        .run("app", "REVOKE TEMPORARY ON DATABASE app FROM app")
+        .await
+        .unwrap();
+    for (limits, expected) in [
+        ("objects: 1500, savepoints: 1000", &[][..]),
+        ("objects: 2000, savepoints: 1000", &["notice lock-table"]),
+        ("objects: 0", &["notice lock-table"]),
+    ] {
+        let config = in_posture(&cluster, &format!("guarded, limits: {{ {limits} }}"));
+        let found = Doctor::new(&config).ask().await.checks();
+        let expected = expected.iter().map(|check| check.to_string()).collect();
+        assert_eq!(found, expected, "{limits}");
+    }
+    cluster
+        .run("app", "GRANT TEMPORARY ON DATABASE app TO app")
+        .await
+        .unwrap();
 
     // A sealed placement of a database that is not.
     let before = sealed.ask().await;

@@ -83,11 +83,17 @@ pub async fn cluster(options: Options) -> Cluster {
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// As the doctor has it for what the limits of a placement let one tenant lock by default.
+pub const LOCKS: [&str; 2] = ["max_locks_per_transaction", "1024"];
+
 async fn make_world() -> Result<World, String> {
     let binaries = Binaries::find().map_err(|error| error.to_string())?;
     let options = |name: &str| Options {
         max_connections: 100,
-        settings: vec![("shared_buffers".into(), "32MB".into())],
+        settings: vec![
+            ("shared_buffers".into(), "32MB".into()),
+            LOCKS.map(str::to_owned).into(),
+        ],
         ..Options::named(name)
     };
     let (shared, silo) = tokio::try_join!(

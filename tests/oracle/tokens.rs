@@ -30,7 +30,7 @@ impl Sink for Told {
         self.0.push(match token {
             Token::Word(word) => Piece::Word(word.to_vec()),
             Token::Quoted(name) => Piece::Quoted(name.to_vec()),
-            Token::Unicode => Piece::Unicode,
+            Token::Unicode(_) => Piece::Unicode,
             Token::Text(text) => Piece::Text(text.map(<[u8]>::to_vec)),
             Token::Number => Piece::Number,
             Token::Parameter => Piece::Parameter,
