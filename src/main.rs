@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::io::{stderr, stdout};
+use std::io::{Write, stderr, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -179,7 +179,7 @@ fn code(result: std::io::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("pgtenant: {error}");
+            let _ = writeln!(stderr(), "pgtenant: {error}");
             ExitCode::FAILURE
         }
     }

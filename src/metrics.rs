@@ -2,6 +2,7 @@
 //! atomics: adding costs a few nanoseconds and never waits.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// A number that only grows.
@@ -116,6 +117,28 @@ pub struct ProxyMetrics {
     /// Reloads that took effect, and that did not.
     pub reloads: Counter,
     pub failed_reloads: Counter,
+    log: OnceLock<Arc<LogCounts>>,
+}
+
+impl ProxyMetrics {
+    /// What the log of the process counts is told with the rest. One that was given before stays.
+    pub fn watch_log(&self, counts: Arc<LogCounts>) {
+        let _ = self.log.set(counts);
+    }
+
+    /// None where the process has no log of its own: in tests.
+    pub fn log(&self) -> Option<&LogCounts> {
+        self.log.get().map(|counts| &**counts)
+    }
+}
+
+/// What the log of a process counts.
+#[derive(Debug, Default)]
+pub struct LogCounts {
+    /// Lines that could not be written.
+    pub lost: Counter,
+    /// Tasks and threads that panicked.
+    pub panics: Counter,
 }
 
 /// What one instance has seen.

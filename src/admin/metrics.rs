@@ -199,6 +199,12 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
     ] {
         out.number(MetricType::Counter, name, help, counter.get())?;
     }
+    if let Some(log) = metrics.log() {
+        let lost = "Lines of the log that could not be written";
+        out.number(MetricType::Counter, "log_lines_lost", lost, log.lost.get())?;
+        let panics = "Tasks that panicked, each by a mistake in pgtenant";
+        out.number(MetricType::Counter, "panics", panics, log.panics.get())?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod doctor;
 pub mod hash_password;
 pub mod healthcheck;
+pub mod log;
 pub mod seal;
 pub mod selftest;
 pub mod serve;

@@ -26,6 +26,7 @@ mod leftovers;
 mod limits;
 mod locks;
 mod login_parameters;
+mod log;
 mod memory;
 mod negative;
 mod notices;
