@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -241,6 +241,7 @@ impl App {
             instance.wake();
         }
         self.metrics.reloads.add(1);
+        self.revoke_clients(&old, &new);
         self.call_clients();
         for setting in &diff.needs_restart {
             tracing::warn!(setting, "this change needs a restart");
@@ -390,6 +391,43 @@ impl App {
         self.clients.iter().for_each(|client| client.0.call());
     }
 
+    /// Ends the clients whose tenant, user or credential is gone: at their next clean point, and after the grace of the
+    /// config wherever they are.
+    fn revoke_clients(&self, old: &Config, new: &Config) {
+        let revoked: Vec<Weak<ClientHandle>> = self
+            .clients
+            .iter()
+            .map(|client| client.0.clone())
+            .filter(|client| {
+                let credential = |config: &'_ Config| {
+                    let tenant = config.tenants.get(&client.tenant)?;
+                    tenant.users.get(&*client.user).cloned()
+                };
+                let now = credential(new);
+                now.is_none() || now != credential(old)
+            })
+            .map(|client| {
+                client.revoke();
+                Arc::downgrade(&client)
+            })
+            .collect();
+        if revoked.is_empty() {
+            return;
+        }
+        let grace = new.timeouts.revoked;
+        self.workers.spawn(self.workers.in_turn(0), async move {
+            timer::sleep(grace).await;
+            let left: Vec<_> = revoked.iter().filter_map(Weak::upgrade).collect();
+            if !left.is_empty() {
+                tracing::warn!(
+                    clients = left.len(),
+                    "ending transactions of clients whose tenant, user or password is gone"
+                );
+            }
+            left.iter().for_each(|client| client.kill());
+        });
+    }
+
     // ---- the end ----
 
     pub fn is_draining(&self) -> bool {
@@ -493,7 +531,7 @@ impl Registered {
 
     /// Whether the client is to be ended, as soon as it is at a clean point.
     pub fn must_go(&self) -> bool {
-        self.app.is_draining() || self.is_killed()
+        self.app.is_draining() || self.is_killed() || self.is_revoked()
     }
 }
 

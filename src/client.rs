@@ -68,6 +68,7 @@ pub struct ClientHandle {
     /// What ties it to the server connection it holds ([`Pins`]).
     pins: AtomicU16,
     killed: AtomicU8,
+    revoked: AtomicU8,
     cancelled: AtomicU8,
     asked_to_park: AtomicU8,
     /// Counts who looks whether it is idle.
@@ -120,6 +121,7 @@ impl ClientHandle {
             heard: AtomicU32::new(NEVER),
             pins: AtomicU16::new(0),
             killed: AtomicU8::new(0),
+            revoked: AtomicU8::new(0),
             cancelled: AtomicU8::new(0),
             asked_to_park: AtomicU8::new(0),
             watches: AtomicU32::new(0),
@@ -242,6 +244,16 @@ impl ClientHandle {
     pub fn kill(&self) {
         self.killed.store(1, Ordering::Release);
         self.call();
+    }
+
+    /// What it logged in with is good no more: it ends at its next clean point.
+    pub fn revoke(&self) {
+        self.revoked.store(1, Ordering::Release);
+        self.call();
+    }
+
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire) != 0
     }
 
     /// Ends its wait for a server connection, if it waits.

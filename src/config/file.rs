@@ -204,6 +204,8 @@ pub struct TimeoutsFile {
     pub checkout: Period,
     /// Connecting to a server. Default: 5s.
     pub connect: Period,
+    /// How long transactions may go on whose tenant, user or password is gone. Default: 10s.
+    pub revoked: Period,
     /// From SIGTERM until the last client is closed. Default: 30s.
     pub shutdown: Period,
     /// An idle server connection is closed after this. Default: 10m.
@@ -221,6 +223,7 @@ impl Default for TimeoutsFile {
             login: seconds(15),
             checkout: seconds(10),
             connect: seconds(5),
+            revoked: seconds(10),
             shutdown: seconds(30),
             server_idle: seconds(10 * 60),
             server_lifetime: seconds(60 * 60),

@@ -160,6 +160,8 @@ pub struct Timeouts {
     pub checkout: Duration,
     /// TCP, TLS and login to a server; also the time a change of tenant context may take.
     pub connect: Duration,
+    /// How long transactions may go on whose tenant, user or password is gone.
+    pub revoked: Duration,
     /// From SIGTERM to the end of the last client.
     pub shutdown: Duration,
     /// An idle server connection is closed after this time.

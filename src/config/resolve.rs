@@ -542,6 +542,7 @@ fn timeouts(file: &TimeoutsFile) -> Timeouts {
         login: file.login.0,
         checkout: file.checkout.0,
         connect: file.connect.0,
+        revoked: file.revoked.0,
         shutdown: file.shutdown.0,
         server_idle: file.server_idle.0,
         server_lifetime: file.server_lifetime.0,

@@ -18,7 +18,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWrite;
 
@@ -40,6 +40,7 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply;
 use crate::sql::guard::Guard;
+use crate::timer;
 
 use self::messages::Step;
 use self::naming::Names;
@@ -50,6 +51,10 @@ const HIGH_WATER: usize = 64 * 1024;
 /// After the client has gone, the server may go on for this many bytes of reply: about what a
 /// socket takes before a server that sends to nobody notices.
 const PLAY_OUT_LIMIT: usize = 1 << 20;
+
+/// And for this long, unless it is a COMMIT that it is at: then the server connection is closed, and what runs on it is
+/// cancelled. Direct, PostgreSQL would go on to the end of the statement.
+const PLAY_OUT_TIME: Duration = Duration::from_millis(500);
 
 /// A client's socket and what the proxy knows of its session.
 pub struct ClientSide {
@@ -165,6 +170,8 @@ pub struct Relay<'a> {
     locks: Locks,
     /// SQL that names prepared statements.
     names: Names,
+    /// The client went when it was not heard, and what it had said before waits.
+    left_words: bool,
 }
 
 /// After a statement that may change the session, the client is not heard until it is answered: what it
@@ -229,6 +236,7 @@ impl<'a> Relay<'a> {
             obscure: false,
             locks: Locks::default(),
             names: Names::default(),
+            left_words: false,
         }
     }
 
@@ -247,7 +255,14 @@ impl<'a> Relay<'a> {
     /// point. If it cannot, the server is told that the client has gone, and ends as it would direct.
     pub async fn play_out(&mut self) -> bool {
         let mut thrown_away = 0;
-        poll_fn(|cx| self.poll_play_out(cx, &mut thrown_away)).await
+        let in_time = poll_fn(|cx| self.poll_play_out(cx, &mut thrown_away));
+        match timer::timeout(PLAY_OUT_TIME, in_time).await {
+            Ok(clean) => clean,
+            Err(_) if self.current_text().is_some_and(is_commit) => {
+                poll_fn(|cx| self.poll_play_out(cx, &mut thrown_away)).await
+            }
+            Err(_) => false,
+        }
     }
 
     fn poll_play_out(&mut self, cx: &mut TaskContext<'_>, thrown_away: &mut usize) -> Poll<bool> {
@@ -262,8 +277,9 @@ impl<'a> Relay<'a> {
             if *thrown_away > PLAY_OUT_LIMIT || self.handle.is_killed() {
                 return Poll::Ready(false);
             }
+            self.pass_left_words();
             // What it was sent may turn out to be a COPY whose data nobody sends.
-            let hopeless = self.client_rest > 0 || !self.ledger.will_settle();
+            let hopeless = !self.left_words && (self.client_rest > 0 || !self.ledger.will_settle());
             if hopeless && !self.parted {
                 self.part();
             }
@@ -296,7 +312,10 @@ impl<'a> Relay<'a> {
 
     /// All that comes without another message has come, and gone on.
     fn has_rested(&self) -> bool {
-        !self.parted && self.ledger.is_empty() && self.client.outbox.is_drained()
+        !self.parted
+            && !self.left_words
+            && self.ledger.is_empty()
+            && self.client.outbox.is_drained()
     }
 
     /// Tells the server what the client said last: Terminate, the start of a message, or nothing. Never a whole message.
@@ -423,6 +442,16 @@ impl<'a> Relay<'a> {
     pub fn refusal(&mut self) -> Option<Error> {
         self.refused.take().filter(|_| !self.fatal_seen)
     }
+}
+
+/// Whether a text ends a transaction for good. One that begins with a comment is taken for another.
+fn is_commit(text: &[u8]) -> bool {
+    let text = text.trim_ascii_start();
+    let begins = |word: &str| {
+        text.get(..word.len())
+            .is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
+    };
+    begins("commit") || begins("end") || begins("prepare transaction")
 }
 
 /// The error of a client that asks for sequence values where another client's are.

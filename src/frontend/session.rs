@@ -29,7 +29,7 @@ use crate::config::Pooling;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
-use crate::frontend::standing::{Standing, stopped};
+use crate::frontend::standing::{Standing, farewell};
 use crate::frontend::statements::Statements;
 use crate::net::stream::Stream;
 use crate::net::watch::Watch;
@@ -423,8 +423,8 @@ impl Session {
         if self.standing.registered.is_killed() {
             return Poll::Ready(None);
         }
-        if self.standing.app().is_draining() {
-            return Poll::Ready(Some(stopped()));
+        if self.standing.registered.must_go() {
+            return Poll::Ready(Some(farewell(&self.standing.registered)));
         }
         if self.standing.registered.take_cancelled() {
             return Poll::Ready(Some(Error::new(
@@ -502,7 +502,7 @@ impl Session {
                 }
             }
             End::ClientGone => Ok(ControlFlow::Break(())),
-            End::Called => Err(stopped()),
+            End::Called => Err(farewell(&self.standing.registered)),
         }
     }
 
@@ -808,7 +808,7 @@ impl Session {
             let filled = poll_fn(|cx| {
                 registered.calls(cx.waker());
                 if registered.must_go() {
-                    return Poll::Ready(Err(stopped()));
+                    return Poll::Ready(Err(farewell(registered)));
                 }
                 if !outbox.is_drained() {
                     let _ = outbox.poll_drain(cx, stream);

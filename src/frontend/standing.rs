@@ -32,7 +32,15 @@ pub struct Standing {
     pub guards: Guards,
 }
 
-/// The error of a client that must go, for whatever reason.
+/// The error of a client that must go.
+pub(super) fn farewell(registered: &Registered) -> Error {
+    match registered.is_revoked() {
+        true => moved(),
+        false => stopped(),
+    }
+}
+
+/// The error of a client that is ended with the proxy, or by an administrator.
 pub(super) fn stopped() -> Error {
     Error::new(
         Kind::AdminShutdown,
@@ -52,7 +60,7 @@ impl Standing {
     pub fn look_around(&mut self, statements: Option<&mut Statements>) -> Result<bool> {
         self.answered = self.registered.called();
         if self.registered.must_go() {
-            return Err(stopped());
+            return Err(farewell(&self.registered));
         }
         let config = self.app().config();
         let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;

@@ -17,6 +17,7 @@ mod examples;
 mod faults;
 mod fuzz;
 mod fuzz_bodies;
+mod gone;
 mod guard;
 mod handover;
 mod harness;

@@ -103,6 +103,7 @@ fn globals(config: &Config) -> Vec<Setting> {
         ("login", timeouts.login),
         ("checkout", timeouts.checkout),
         ("connect", timeouts.connect),
+        ("revoked", timeouts.revoked),
         ("shutdown", timeouts.shutdown),
         ("server_idle", timeouts.server_idle),
         ("server_lifetime", timeouts.server_lifetime),

@@ -16,6 +16,9 @@ use super::inspect::{Looked, has_text};
 use super::naming::Executed;
 use super::{ClientSide, HIGH_WATER, Hold, Relay, frame_size};
 
+/// So much of what the client says is read while it is not heard, in bytes.
+const READ_AHEAD: usize = 16 * 1024;
+
 /// Most messages owed before the client is not heard until some are answered.
 const MAX_OWED: usize = 4096;
 
@@ -25,7 +28,7 @@ impl Relay<'_> {
             return Step::Gone;
         }
         if self.is_deaf() {
-            return Step::Still;
+            return self.poll_end(cx);
         }
         // A cancel that is under way was meant for what has just ended, not for what comes next.
         let between = self.ledger.is_empty() && self.client_rest == 0;
@@ -64,6 +67,35 @@ impl Relay<'_> {
         }
         self.client.inbox.trim();
         step
+    }
+
+    /// Whether the client has gone, while it is not heard. What it says now waits.
+    fn poll_end(&mut self, cx: &mut TaskContext<'_>) -> Step {
+        let ClientSide { inbox, stream, .. } = &mut *self.client;
+        while inbox.len() < READ_AHEAD {
+            match inbox.poll_fill(cx, stream) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => {
+                    self.left_words = !inbox.is_empty();
+                    return Step::Gone;
+                }
+                Poll::Pending => break,
+            }
+        }
+        let next = Header::read(inbox.bytes()).filter(|_| self.client_rest == 0);
+        match next.is_some_and(|header| FrontendTag(header.tag) == FrontendTag::TERMINATE) {
+            true => Step::Gone,
+            false => Step::Still,
+        }
+    }
+
+    /// After the client has gone: passes what waits of what it said before, as far as it can be now.
+    pub(super) fn pass_left_words(&mut self) {
+        if self.left_words && !self.is_deaf() {
+            let is_over = self.pass_client_frames();
+            let is_deaf = self.is_deaf();
+            self.left_words = !is_over && is_deaf && !self.client.inbox.is_empty();
+        }
     }
 
     /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.

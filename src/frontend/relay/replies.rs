@@ -373,7 +373,7 @@ impl Relay<'_> {
     }
 
     /// The text that the server's next error is about, where it is at hand: nothing is kept for this.
-    fn current_text(&self) -> Option<&[u8]> {
+    pub(super) fn current_text(&self) -> Option<&[u8]> {
         match self.ledger.current(self.obscure) {
             Current::Query => self.last_query(),
             Current::Statement(statement) => Some(statement.text()),
