@@ -282,7 +282,7 @@ fn spell_string(value: &str, rng: &mut StdRng, text: &mut String) {
     };
     let written = match way {
         0 => format!("E'{value}'"),
-        1 => format!("e'{}\\x41'", value),
+        1 => format!("e'{value}\\x41'"),
         2 => format!("$${value}$$"),
         3 => format!("$a${value}$a$"),
         4 => format!("$é_1${value}$é_1$"),

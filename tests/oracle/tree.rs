@@ -25,7 +25,7 @@ const KINDS: &[(&str, What)] = &[
     ("CallStmt", What::CODE.union(What::OPAQUE)),
     ("PrepareStmt", What::PREPARE),
     ("ExecuteStmt", What::OPAQUE),
-    ("DeallocateStmt", What::DEALLOCATES.union(What::CONTROL)),
+    ("DeallocateStmt", What::DEALLOCATES),
     ("DiscardStmt", What::CONTROL.union(What::DROPS)),
     ("ClosePortalStmt", What::CLOSES),
     ("LoadStmt", What::STUCK.union(What::DEFINES)),
