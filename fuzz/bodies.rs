@@ -245,6 +245,14 @@ impl Lease<'_> {
         assert!(frames.is_empty(), "whole messages are sent");
     }
 
+    /// Closes what the connection has under the client's own names, as `frontend::session` does.
+    fn give_back(&mut self) {
+        let copies = self.client.statements.take_copies();
+        self.send(&copies);
+        self.connection.answers.clear();
+        self.client.statements.leave_connection();
+    }
+
     fn undo(&mut self) {
         let failed = self.ledger.take_failed();
         let Connection { parsed, .. } = &mut *self.connection;
@@ -304,6 +312,7 @@ pub fn statements(bytes: &[u8]) {
             lease.hear();
         }
         assert!(lease.ledger.is_clean(), "all is answered");
+        lease.give_back();
         assert_eq!(lease.client.seen, lease.client.expected);
     }
 }

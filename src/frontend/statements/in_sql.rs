@@ -19,14 +19,14 @@ use std::sync::Arc;
 
 use thin_vec::ThinVec;
 
-use crate::backend::prepared::{Parsed, Statement};
+use crate::backend::prepared::{Has, Parsed, Statement};
 use crate::error::{Error, Kind};
 use crate::frontend::owed::Owed;
 use crate::protocol::frame::{FrontendTag, frame};
 use crate::sql::effects::{Effects, What};
 use crate::sql::uses::{Use, Verb, Which};
 
-use super::{Known, Name, Statements, Target, is_ours};
+use super::{Known, Name, Statements, Target, ensure_parsed, is_ours, parse_on, surely_has};
 
 /// What the server connection at hand has under the client's own names.
 #[derive(Debug, Default)]
@@ -158,7 +158,11 @@ impl Statements {
         needs
     }
 
+    /// A name like those of the proxy is never lent: on the server it is another statement's.
     fn lend_one(&mut self, name: Name, need: Need, target: &mut Target<'_>) {
+        if is_ours(&name) {
+            return;
+        }
         let Some(known) = self.named.get(&name) else {
             return;
         };
@@ -296,6 +300,9 @@ impl Statements {
         target: &mut Target<'_>,
     ) {
         let statement = self.intern(definition, target);
+        if is_ours(name) {
+            return self.pass_reserved_redefinition(name, statement, target);
+        }
         if self.is_in_doubt() {
             target.effects.uses.push(Use {
                 verb: Verb::Prepare,
@@ -314,8 +321,35 @@ impl Statements {
         target.ledger.push(Owed::Redefine(name, statement));
     }
 
+    /// The same of a name like those of the proxy, which the server knows by another.
+    fn pass_reserved_redefinition(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+        target: &mut Target<'_>,
+    ) {
+        let other = Known {
+            statement,
+            since: target.interner.epoch(),
+        };
+        let has = surely_has(&other, target);
+        if has != Has::Yes {
+            let owed = Owed::SwallowedParse(Some(other.statement.clone()));
+            parse_on(&other, has, target, owed);
+        }
+        if let Some((name, known)) = self.known(name) {
+            ensure_parsed(&known, target);
+            target.outbox.extend(&known.statement.parse_frame());
+            target.ledger.push(Owed::Redefine(name, known.statement));
+        }
+    }
+
     /// The server has taken a Parse of a name that code had deallocated.
     pub fn note_redefined(&mut self, name: Name, statement: Arc<Statement>, epoch: u64) {
+        if is_ours(&name) {
+            // It is the proxy's statement that was gone, and is there again.
+            return;
+        }
         let own = self.own.get_or_insert_default();
         own.in_doubt = true;
         own.prepared.remove(&name);
