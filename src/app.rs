@@ -387,6 +387,11 @@ impl App {
         clients
     }
 
+    /// Every client, in no order.
+    pub fn each_client(&self, mut does: impl FnMut(&Arc<ClientHandle>)) {
+        self.clients.iter().for_each(|client| does(&client.0));
+    }
+
     fn call_clients(&self) {
         self.clients.iter().for_each(|client| client.0.call());
     }

@@ -25,6 +25,37 @@ pub enum Activity {
     Active,
 }
 
+/// What a client's session is at, as its task last said; with a number that each change of it takes on, so that whoever looks
+/// now and then sees how long it has been so without a clock being read for each statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    pub phase: Phase,
+    /// Of this phase, and of the transaction (or what runs outside of one).
+    pub phases: u32,
+    pub transactions: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Between transactions.
+    Idle,
+    /// The server has something to do.
+    Running,
+    /// A transaction waits for the client.
+    InTransaction,
+    /// Replication: it has neither statements nor transactions.
+    Streaming,
+}
+
+/// Why a client is ended, or its statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    Statement,
+    Transaction,
+    IdleInTransaction,
+    IdleSession,
+}
+
 /// The least process id that no operating system gives a server's process (Linux' PID_MAX_LIMIT is 2^22): what a client takes
 /// for its server's must not be another's.
 pub const FIRST_PID: i32 = 4_194_305;
@@ -67,6 +98,11 @@ pub struct ClientHandle {
     heard: AtomicU32,
     /// What ties it to the server connection it holds ([`Pins`]).
     pins: AtomicU16,
+    /// [`Progress`]: the phase in the last two bits, the number in the others.
+    phase: AtomicU32,
+    transactions: AtomicU32,
+    /// The [`Reason`] that it is ended for, or its statement; 0 for none.
+    reason: AtomicU8,
     killed: AtomicU8,
     revoked: AtomicU8,
     cancelled: AtomicU8,
@@ -120,6 +156,9 @@ impl ClientHandle {
             calling: AtomicU32::new(0),
             heard: AtomicU32::new(NEVER),
             pins: AtomicU16::new(0),
+            phase: AtomicU32::new(0),
+            transactions: AtomicU32::new(0),
+            reason: AtomicU8::new(0),
             killed: AtomicU8::new(0),
             revoked: AtomicU8::new(0),
             cancelled: AtomicU8::new(0),
@@ -161,6 +200,61 @@ impl ClientHandle {
             self.uses.store(uses, Ordering::Relaxed);
         }
         self.activity.store(activity as u8, Ordering::Relaxed);
+    }
+
+    /// Says what it is at now; only its own task does. A phase that is said again is a new one.
+    pub fn enter(&self, phase: Phase) {
+        let number = (self.phase.load(Ordering::Relaxed) | 3).wrapping_add(1);
+        self.phase.store(number | phase as u32, Ordering::Relaxed);
+        if phase == Phase::Idle {
+            let number = self.transactions.load(Ordering::Relaxed).wrapping_add(1);
+            self.transactions.store(number, Ordering::Relaxed);
+        }
+    }
+
+    pub fn progress(&self) -> Progress {
+        let phase = self.phase.load(Ordering::Relaxed);
+        Progress {
+            phase: match phase & 3 {
+                1 => Phase::Running,
+                2 => Phase::InTransaction,
+                3 => Phase::Streaming,
+                _ => Phase::Idle,
+            },
+            phases: phase >> 2,
+            transactions: self.transactions.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends it for what it has taken too long for.
+    pub fn end_for(&self, reason: Reason) {
+        self.reason.store(reason as u8 + 1, Ordering::Release);
+        self.kill();
+    }
+
+    /// Its statement is about to be cancelled for what it has taken.
+    pub fn note_timeout(&self) {
+        self.reason
+            .store(Reason::Statement as u8 + 1, Ordering::Release);
+    }
+
+    /// Whether its statement was to be cancelled for what it has taken; asking answers it.
+    pub fn take_timeout(&self) -> bool {
+        let statement = Reason::Statement as u8 + 1;
+        self.reason.load(Ordering::Relaxed) == statement
+            && (self.reason)
+                .compare_exchange(statement, 0, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// What it is ended for.
+    pub fn reason(&self) -> Option<Reason> {
+        match self.reason.load(Ordering::Acquire) {
+            2 => Some(Reason::Transaction),
+            3 => Some(Reason::IdleInTransaction),
+            4 => Some(Reason::IdleSession),
+            _ => None,
+        }
     }
 
     /// Times it used a server connection, from zero again after the greatest number.

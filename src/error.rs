@@ -34,14 +34,16 @@ pub enum Kind {
     InvalidParameterValue,
     /// A startup parameter that does not exist.
     UndefinedObject,
-    /// A portal that does not exist.
-    UndefinedCursor,
     /// A prepared statement that only the proxy may name.
     UndefinedStatement,
     /// A user cancelled a wait.
     QueryCanceled,
     /// More than the proxy is willing to hold in memory.
     ProgramLimitExceeded,
+    /// A transaction took too long, or waited for its client, or a session did outside of one.
+    TransactionTimeout,
+    IdleInTransactionTimeout,
+    IdleSessionTimeout,
     /// More than the config lets one transaction take of what all share.
     ConfigurationLimitExceeded,
     /// The server has no memory left for what all its sessions share.
@@ -76,10 +78,12 @@ impl Kind {
             Self::SyntaxError => "42601",
             Self::InvalidParameterValue => "22023",
             Self::UndefinedObject => "42704",
-            Self::UndefinedCursor => "34000",
             Self::UndefinedStatement => "26000",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
+            Self::TransactionTimeout => "25P04",
+            Self::IdleInTransactionTimeout => "25P03",
+            Self::IdleSessionTimeout => "57P05",
             Self::ConfigurationLimitExceeded => "53400",
             Self::OutOfMemory => "53200",
             Self::Internal => "XX000",
@@ -97,10 +101,12 @@ impl Kind {
             | Self::SyntaxError
             | Self::InvalidParameterValue
             | Self::UndefinedObject
-            | Self::UndefinedCursor
             | Self::UndefinedStatement
             | Self::QueryCanceled
             | Self::ProgramLimitExceeded
+            | Self::TransactionTimeout
+            | Self::IdleInTransactionTimeout
+            | Self::IdleSessionTimeout
             | Self::ConfigurationLimitExceeded => Blame::Client,
             Self::ConnectionFailure | Self::CannotConnectNow | Self::OutOfMemory => Blame::Server,
             Self::TooManyConnections | Self::AdminShutdown => Blame::Operator,

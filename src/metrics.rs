@@ -103,6 +103,8 @@ pub struct TenantMetrics {
     pub switches: Counter,
     /// CancelRequests passed on.
     pub cancels: Counter,
+    /// Statements and clients that were ended since they took too long.
+    pub timeouts: Counter,
     /// Events of the audit, written or not.
     pub audited: Counter,
 }

@@ -285,7 +285,7 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     for (name, help, read) in gauges {
         out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
     }
-    let counters: [(&str, &str, Read<u64>); 9] = [
+    let counters: [(&str, &str, Read<u64>); 10] = [
         ("tenant_logins", "Logins that succeeded", |t| {
             t.metrics.logins.get()
         }),
@@ -312,6 +312,11 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
             "tenant_switches",
             "Server connections that changed to this tenant from another",
             |t| t.metrics.switches.get(),
+        ),
+        (
+            "tenant_timeouts",
+            "Statements and clients that were ended since they took too long",
+            |t| t.metrics.timeouts.get(),
         ),
         ("tenant_cancels", "Cancel requests passed on", |t| {
             t.metrics.cancels.get()

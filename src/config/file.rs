@@ -17,7 +17,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::units::{Count, Period, Size};
+use super::units::{Count, Limit, Period, Size};
 use super::{LogFormat, Pooling, Posture, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
@@ -194,10 +194,37 @@ impl Default for LimitsFile {
     }
 }
 
+/// `servers.*.timeouts`, `placements.*.timeouts` and `tenants.*.timeouts`: of their clients. What is not given is as in
+/// the one before, and in `timeouts` first.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ClientTimeoutsFile {
+    /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default: as said.
+    pub statement: Option<Limit>,
+    /// Most time from the beginning of a transaction to its end (25P04); 0: no limit. Default: as said.
+    pub transaction: Option<Limit>,
+    /// Most time that a transaction waits for its client (25P03); 0: no limit. Default: as said.
+    pub idle_in_transaction: Option<Limit>,
+    /// Most time that a client says nothing outside of a transaction (57P05); 0: no limit. Default: as said.
+    pub idle_session: Option<Limit>,
+    /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit. Default: as said.
+    pub pinned: Option<Limit>,
+}
+
 /// `timeouts`.
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TimeoutsFile {
+    /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default: none.
+    pub statement: Option<Limit>,
+    /// Most time from the beginning of a transaction to its end (25P04); 0: no limit. Default: none.
+    pub transaction: Option<Limit>,
+    /// Most time that a transaction waits for its client (25P03); 0: no limit. Default: 10m in tier pool, and else none.
+    pub idle_in_transaction: Option<Limit>,
+    /// Most time that a client says nothing outside of a transaction (57P05); 0: no limit. Default: none.
+    pub idle_session: Option<Limit>,
+    /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit. Default: none.
+    pub pinned: Option<Limit>,
     /// From accept to a finished login. Default: 15s.
     pub login: Period,
     /// Waiting for a server connection. Default: 10s.
@@ -220,6 +247,11 @@ impl Default for TimeoutsFile {
     fn default() -> Self {
         let seconds = |seconds| Period(Duration::from_secs(seconds));
         Self {
+            statement: None,
+            transaction: None,
+            idle_in_transaction: None,
+            idle_session: None,
+            pinned: None,
             login: seconds(15),
             checkout: seconds(10),
             connect: seconds(5),
@@ -284,6 +316,7 @@ pub struct ServerFile {
     pub admin: Option<ServerAdminFile>,
     /// What contexts are sealed with. Required for placements of posture sealed.
     pub seal: Option<SealFile>,
+    pub timeouts: ClientTimeoutsFile,
 }
 
 impl Default for ServerFile {
@@ -296,6 +329,7 @@ impl Default for ServerFile {
             max_connections: None,
             admin: None,
             seal: None,
+            timeouts: ClientTimeoutsFile::default(),
         }
     }
 }
@@ -378,6 +412,7 @@ pub struct PlacementFile {
     pub pooling: Pooling,
     pub pool: PoolFile,
     pub limits: PlacementLimitsFile,
+    pub timeouts: ClientTimeoutsFile,
 }
 
 impl Default for PlacementFile {
@@ -398,6 +433,7 @@ impl Default for PlacementFile {
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),
             limits: PlacementLimitsFile::default(),
+            timeouts: ClientTimeoutsFile::default(),
         }
     }
 }
@@ -469,6 +505,7 @@ pub struct TenantFile {
     /// Who may log in. Required.
     pub users: IndexMap<String, CredentialFile>,
     pub limits: TenantLimitsFile,
+    pub timeouts: ClientTimeoutsFile,
     /// Default: the placement's.
     pub pooling: Option<Pooling>,
 }

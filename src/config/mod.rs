@@ -172,6 +172,44 @@ pub struct Timeouts {
     pub dns_max_ttl: Duration,
 }
 
+/// What ends a client, or its statement, that takes too long. None: nothing does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientTimeouts {
+    /// From a client's message to the end of its statement, which is cancelled.
+    pub statement: Option<Duration>,
+    /// From the beginning of a transaction to its end.
+    pub transaction: Option<Duration>,
+    /// While a transaction waits for its client.
+    pub idle_in_transaction: Option<Duration>,
+    /// While a client says nothing, outside of a transaction.
+    pub idle_session: Option<Duration>,
+    /// The same while it keeps its server connection.
+    pub pinned: Option<Duration>,
+}
+
+impl ClientTimeouts {
+    /// The shortest of them.
+    pub fn shortest(&self) -> Option<Duration> {
+        let Self {
+            statement,
+            transaction,
+            idle_in_transaction,
+            idle_session,
+            pinned,
+        } = self;
+        [
+            statement,
+            transaction,
+            idle_in_transaction,
+            idle_session,
+            pinned,
+        ]
+        .into_iter()
+        .filter_map(|limit| *limit)
+        .min()
+    }
+}
+
 /// How soon TCP notices that the other end is gone without a word. None: the operating system's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TcpKeepalives {
@@ -418,6 +456,7 @@ pub struct Tenant {
     pub id: TenantId,
     pub users: BTreeMap<String, Arc<Credential>>,
     pub limits: TenantLimits,
+    pub timeouts: ClientTimeouts,
     pub route: Arc<Route>,
 }
 

@@ -8,6 +8,7 @@ mod pem;
 mod placement;
 mod server;
 mod tenant;
+mod timeouts;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -168,7 +169,8 @@ impl Resolver<'_, '_> {
         let tcp_keepalives = self.tcp_keepalives(&file.tcp_keepalives);
         let servers = self.servers(&server_files, tcp_keepalives);
         let plans = self.placements(&placement_files, &server_files, &tenant_files);
-        let tenants = self.tenants(&tenant_files, &plans, &servers, &identify, console);
+        let layers = timeouts::Layers::new(&file.timeouts, &server_files);
+        let tenants = self.tenants(&tenant_files, &plans, &servers, &layers, &identify, console);
         Some(Config {
             listen,
             http,

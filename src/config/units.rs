@@ -24,6 +24,10 @@ pub struct Size(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count(pub u64);
 
+/// A length of time that something may take; None, written as `0`: any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit(pub Option<Duration>);
+
 /// Reads `15s` and the like.
 ///
 /// # Errors
@@ -102,6 +106,19 @@ impl<'de> Deserialize<'de> for Period {
         let text = Text {
             expected: "a duration such as 15s",
             read: duration,
+        };
+        deserializer.deserialize_any(text).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text {
+            expected: "a duration such as 15s, or 0 for no limit",
+            read: |text| match text {
+                "0" => Ok(None),
+                text => duration(text).map(Some),
+            },
         };
         deserializer.deserialize_any(text).map(Self)
     }

@@ -6,3 +6,4 @@ pub mod door;
 pub mod harden;
 pub mod health;
 pub mod seal;
+pub mod timeouts;

@@ -223,6 +223,11 @@ impl Ledger {
         }
     }
 
+    /// Whether the server's next error is about [`NO_PORTAL`](crate::frontend::owed::NO_PORTAL).
+    pub fn has_no_portal(&mut self) -> bool {
+        matches!(self.front(), Some(Owed::NoPortal))
+    }
+
     /// What an error would be about that comes now. Of portals it knows the one without a name. `obscure`: others, or
     /// statements that are not known, were in use.
     pub fn current(&self, obscure: bool) -> Current<'_> {

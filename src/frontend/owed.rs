@@ -41,9 +41,15 @@ pub enum Owed {
         ready: bool,
         error: Arc<[u8]>,
     },
+    /// Sent in place of an Execute or Describe of the portal without a name, where what PostgreSQL has by that name is no
+    /// client's: the same of [`NO_PORTAL`].
+    NoPortal,
     /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
     CopyEnd,
 }
+
+/// The name of a portal that there is not, unless the client itself has made one of this name.
+pub const NO_PORTAL: &[u8] = b"pgtenant_no_portal";
 
 /// Which portal a Bind makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

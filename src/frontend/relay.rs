@@ -26,7 +26,7 @@ use crate::audit::Audit;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::Settings;
 use crate::backend::instance::Pool;
-use crate::client::ClientHandle;
+use crate::client::{ClientHandle, Phase};
 use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::Ledger;
@@ -170,6 +170,8 @@ pub struct Relay<'a> {
     locks: Locks,
     /// SQL that names prepared statements.
     names: Names,
+    /// The client has been told all there is, and has said nothing since.
+    is_quiet: bool,
     /// The client went when it was not heard, and what it had said before waits.
     left_words: bool,
 }
@@ -236,6 +238,7 @@ impl<'a> Relay<'a> {
             obscure: false,
             locks: Locks::default(),
             names: Names::default(),
+            is_quiet: true,
             left_words: false,
         }
     }
@@ -422,6 +425,24 @@ impl<'a> Relay<'a> {
         } = &*self.client;
         let tidy = !statements.as_ref().is_some_and(Statements::must_tidy);
         !state.is_settled() || !tidy || self.server.context.is_stale()
+    }
+
+    /// Says what the session is at after a ReadyForQuery with this status.
+    fn enter_phase(&mut self, status: u8) {
+        let is_idle = status == b'I';
+        self.is_quiet = self.ledger.is_empty();
+        match (self.is_quiet, is_idle) {
+            (true, true) => self.handle.enter(Phase::Idle),
+            (true, false) => self.handle.enter(Phase::InTransaction),
+            (false, _) => {
+                if is_idle {
+                    self.handle.enter(Phase::Idle);
+                }
+                self.handle.enter(Phase::Running);
+            }
+        }
+        // A cancel that came too late was for what has just ended.
+        self.handle.take_timeout();
     }
 
     /// The server is gone: what it said last goes to the client.

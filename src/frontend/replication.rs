@@ -18,7 +18,7 @@ use crate::app::{App, Registered, moved};
 use crate::backend::context::{Binding, Context};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
-use crate::client::Activity;
+use crate::client::{Activity, Phase};
 use crate::config::{Config, Credential, Route, Server, Tenant, Tier, TransactionLimits};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::relay::{ClientSide, End, Relay};
@@ -197,6 +197,7 @@ impl Client {
     async fn run(&self, mut side: ClientSide, pool: &Pool, lease: &mut Lease) {
         self.registered.take_hold(lease.fence());
         self.registered.set_activity(Activity::Active);
+        self.registered.enter(Phase::Streaming);
         let metrics = &self.tenant.metrics;
         let mut relay = Relay::new(&mut side, lease, pool, &self.registered, metrics);
         let end = self.relay(&mut relay).await;

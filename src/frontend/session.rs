@@ -24,7 +24,7 @@ use crate::app::{Registered, moved};
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
-use crate::client::Activity;
+use crate::client::{Activity, Phase};
 use crate::config::Pooling;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::parking::{self, Parked};
@@ -470,6 +470,7 @@ impl Session {
             }
         };
         self.standing.registered.set_activity(Activity::Idle);
+        self.standing.registered.enter(Phase::Idle);
         if self.side.state.may_have_made_code() {
             self.standing.pool.leftovers.forget();
         }

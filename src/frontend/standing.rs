@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::app::{App, CountedConnection, PlacedClient, Registered, moved};
 use crate::backend::instance::Pool;
+use crate::client::Reason;
 use crate::config::{Credential, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::statements::Statements;
@@ -34,10 +35,34 @@ pub struct Standing {
 
 /// The error of a client that must go.
 pub(super) fn farewell(registered: &Registered) -> Error {
-    match registered.is_revoked() {
-        true => moved(),
-        false => stopped(),
+    match registered.reason() {
+        Some(reason) => timed_out(reason),
+        None if registered.is_revoked() => moved(),
+        None => stopped(),
     }
+}
+
+/// As PostgreSQL says it (postgres.c: ProcessInterrupts).
+pub(super) fn timed_out(reason: Reason) -> Error {
+    let (kind, message) = match reason {
+        Reason::Statement => (
+            Kind::QueryCanceled,
+            "canceling statement due to statement timeout",
+        ),
+        Reason::Transaction => (
+            Kind::TransactionTimeout,
+            "terminating connection due to transaction timeout",
+        ),
+        Reason::IdleInTransaction => (
+            Kind::IdleInTransactionTimeout,
+            "terminating connection due to idle-in-transaction timeout",
+        ),
+        Reason::IdleSession => (
+            Kind::IdleSessionTimeout,
+            "terminating connection due to idle-session timeout",
+        ),
+    };
+    Error::new(kind, message)
 }
 
 /// The error of a client that is ended with the proxy, or by an administrator.

@@ -79,6 +79,7 @@ impl Proxy {
         control.spawn(balance::watch(Arc::downgrade(&app), workers));
         control.spawn(crate::control::health::watch(Arc::downgrade(&app)));
         control.spawn(crate::control::doctor::watch(Arc::downgrade(&app)));
+        control.spawn(crate::control::timeouts::watch(Arc::downgrade(&app)));
         Ok(Self {
             app,
             addresses,

@@ -993,7 +993,7 @@ async fn what_is_wrong_depends_on_the_posture() {
     ] {
         let config = in_posture(&cluster, &format!("guarded, limits: {{ {limits} }}"));
         let found = Doctor::new(&config).ask().await.checks();
-        let expected = expected.iter().map(|check| check.to_string()).collect();
+        let expected = expected.iter().map(ToString::to_string).collect();
         assert_eq!(found, expected, "{limits}");
     }
     cluster

@@ -26,8 +26,8 @@ mod layers;
 mod leftovers;
 mod limits;
 mod locks;
-mod login_parameters;
 mod log;
+mod login_parameters;
 mod memory;
 mod negative;
 mod notices;
@@ -44,6 +44,7 @@ mod session_attacks;
 mod session_model;
 mod session_state;
 mod tiers;
+mod timeouts;
 mod tls;
 mod tools;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test

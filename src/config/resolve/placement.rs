@@ -8,7 +8,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
-use crate::config::file::{LoginFile, PlacementFile, ServerFile, TenantFile};
+use crate::config::file::{ClientTimeoutsFile, LoginFile, PlacementFile, ServerFile, TenantFile};
 use crate::config::outline::At;
 use crate::config::units::Count;
 use crate::config::{
@@ -49,6 +49,7 @@ pub(super) struct Plan {
     /// By variable, in the order of the file. The names are in lower case, because PostgreSQL
     /// compares them so.
     pub context: Vec<(String, Template)>,
+    pub timeouts: ClientTimeoutsFile,
     /// In posture sealed: the tenant's name in the database.
     pub seal_tenant: Option<Template>,
     /// Run-time parameters that do not depend on the tenant, in a fixed order: equal settings give
@@ -278,6 +279,7 @@ impl Resolver<'_, '_> {
             password,
             startup: startup(&context, posture),
             context,
+            timeouts: file.timeouts,
             seal_tenant,
         })
     }

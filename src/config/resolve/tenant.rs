@@ -7,6 +7,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::placement::{Password, Plan, Plans};
+use super::timeouts::Layers;
 use super::{Resolver, name_mistake, password_mistake, rendezvous};
 use crate::config::file::TenantFile;
 use crate::config::outline::At;
@@ -32,6 +33,7 @@ impl Resolver<'_, '_> {
         files: &IndexMap<String, Option<TenantFile>>,
         plans: &Plans,
         servers: &IndexMap<ServerName, Arc<Server>>,
+        layers: &Layers<'_>,
         identify: &Identify,
         console: bool,
     ) -> HashMap<TenantId, Arc<Tenant>> {
@@ -76,6 +78,11 @@ impl Resolver<'_, '_> {
                 id: id.clone(),
                 users,
                 limits,
+                timeouts: layers.of(
+                    route.pool.server.as_str(),
+                    route.placement.tier,
+                    [plan.timeouts, file.timeouts],
+                ),
                 route: Arc::new(route),
             };
             tenants.insert(id, Arc::new(tenant));

@@ -7,7 +7,7 @@ use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::ledger::UnnamedPortal;
-use crate::frontend::owed::Owed;
+use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
@@ -176,8 +176,28 @@ impl Relay<'_> {
             }
             UnnamedPortal::Stale => {}
         }
-        let error = Error::new(Kind::UndefinedCursor, "portal \"\" does not exist");
-        self.refuse_message(here, size, error)
+        if here < size {
+            return match size <= LOOKED_AT_WHOLE {
+                true => Ok(Looked::NeedMore),
+                false => Err(Error::new(
+                    Kind::ProtocolViolation,
+                    "invalid message format",
+                )),
+            };
+        }
+        let kind: &[u8] = match tag {
+            FrontendTag::DESCRIBE => b"P",
+            _ => b"",
+        };
+        let rest = portal
+            .get(1..size - HEADER - kind.len())
+            .unwrap_or_default();
+        self.refused_frames
+            .extend(frame(tag.0, &[kind, NO_PORTAL, b"\0", rest]));
+        self.ledger.push(Owed::NoPortal);
+        self.undo_failed();
+        self.heard = true;
+        Ok(Looked::Answered)
     }
 
     /// Has the server fail in place of an extended message of `size` bytes, of which `here` are there.

@@ -5,6 +5,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
 use crate::backend::connection::ServerConnection;
+use crate::client::Phase;
 use crate::error::{Error, Result};
 use crate::frontend::owed::{Owed, Portal};
 use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
@@ -162,6 +163,9 @@ impl Relay<'_> {
             let tag = FrontendTag(header.tag);
             if tag == FrontendTag::TERMINATE {
                 break true;
+            }
+            if std::mem::take(&mut self.is_quiet) {
+                self.handle.enter(Phase::Running);
             }
             if self.transaction_began.is_none() {
                 self.transaction_began = Some(*self.now.get_or_insert_with(Instant::now));

@@ -8,10 +8,12 @@ use crate::audit::Event;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{Context, follows_client};
 use crate::backend::switch::{self, Progress};
+use crate::client::Reason;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::ledger::{Current, Reply};
-use crate::frontend::owed::Owed;
+use crate::frontend::owed::{NO_PORTAL, Owed};
+use crate::frontend::standing::timed_out;
 use crate::frontend::statements::translate;
 use crate::protocol::frame::{
     BackendTag, FrontendTag, HEADER, Header, frame, split_cstr, split_pair,
@@ -124,6 +126,11 @@ impl Relay<'_> {
             let translated = match tag {
                 BackendTag::ERROR_RESPONSE if bytes.len() >= size => {
                     let refusal = self.ledger.refusal().map(|error| error.to_vec());
+                    let refusal = match self.ledger.has_no_portal() {
+                        true => Some(without(&bytes[HEADER..size], NO_PORTAL)),
+                        false => refusal,
+                    };
+                    let refusal = refusal.or_else(|| self.timed_out(&bytes[HEADER..size]));
                     refusal.or_else(|| {
                         let renamed = self.ledger.renamed();
                         renamed.and_then(|(name, statement)| {
@@ -283,6 +290,7 @@ impl Relay<'_> {
                     outbox.trim();
                     self.obscure &= status != b'I';
                 }
+                self.enter_phase(status);
                 return reply;
             }
             BackendTag::COMMAND_COMPLETE => {
@@ -358,6 +366,16 @@ impl Relay<'_> {
         self.ledger.reply(tag, 0)
     }
 
+    /// In place of an error by which a statement was cancelled since it took too long.
+    fn timed_out(&self, body: &[u8]) -> Option<Vec<u8>> {
+        let is_cancelled = has_field(body, b"C57014\0") && self.handle.take_timeout();
+        is_cancelled.then(|| {
+            let mut replies = Replies::new();
+            replies.error(&timed_out(Reason::Statement));
+            replies.bytes()[HEADER..].to_vec()
+        })
+    }
+
     /// Whether the error, of which `body` is the start at least, is for the audit. Before its reply is noted.
     fn audit_error(&self, body: &[u8]) {
         let Some((kind, sqlstate)) = attempts::of_server_error(body) else {
@@ -406,6 +424,14 @@ fn is_unknown_statement(body: &[u8]) -> bool {
 
 fn has_field(body: &[u8], field: &[u8]) -> bool {
     memchr::memmem::find(body, field).is_some()
+}
+
+/// An error without a name in it.
+fn without(error: &[u8], name: &[u8]) -> Vec<u8> {
+    match memchr::memmem::find(error, name) {
+        Some(at) => [&error[..at], &error[at + name.len()..]].concat(),
+        None => error.to_vec(),
+    }
 }
 
 fn lost(cause: &str) -> Error {

@@ -1,0 +1,55 @@
+//! What ends clients that take too long: said for the whole proxy, a server, a placement or a tenant, the nearer first.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use indexmap::IndexMap;
+
+use crate::config::file::{ClientTimeoutsFile, ServerFile, TimeoutsFile};
+use crate::config::units::Limit;
+use crate::config::{ClientTimeouts, Tier};
+
+/// How long a transaction may wait for its client where tenants share server connections.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10 * 60);
+
+/// What is said of all tenants, and of those of a server.
+pub(super) struct Layers<'f> {
+    proxy: ClientTimeoutsFile,
+    servers: HashMap<&'f str, ClientTimeoutsFile>,
+}
+
+impl<'f> Layers<'f> {
+    pub fn new(file: &TimeoutsFile, servers: &'f IndexMap<String, Option<ServerFile>>) -> Self {
+        Self {
+            proxy: ClientTimeoutsFile {
+                statement: file.statement,
+                transaction: file.transaction,
+                idle_in_transaction: file.idle_in_transaction,
+                idle_session: file.idle_session,
+                pinned: file.pinned,
+            },
+            servers: servers
+                .iter()
+                .filter_map(|(name, file)| Some((name.as_str(), file.as_ref()?.timeouts)))
+                .collect(),
+        }
+    }
+
+    /// Those of a tenant that lives there. `nearer`: what its placement says, and then what it says itself.
+    pub fn of(&self, server: &str, tier: Tier, nearer: [ClientTimeoutsFile; 2]) -> ClientTimeouts {
+        let server = self.servers.get(server).copied().unwrap_or_default();
+        let [placement, tenant] = nearer;
+        let layers = [tenant, placement, server, self.proxy];
+        let find = |limit: fn(&ClientTimeoutsFile) -> Option<Limit>| {
+            layers.iter().find_map(limit).map(|Limit(time)| time)
+        };
+        let pool = (tier == Tier::Pool).then_some(IDLE_IN_TRANSACTION);
+        ClientTimeouts {
+            statement: find(|file| file.statement).flatten(),
+            transaction: find(|file| file.transaction).flatten(),
+            idle_in_transaction: find(|file| file.idle_in_transaction).unwrap_or(pool),
+            idle_session: find(|file| file.idle_session).flatten(),
+            pinned: find(|file| file.pinned).flatten(),
+        }
+    }
+}
