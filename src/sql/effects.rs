@@ -946,8 +946,10 @@ impl Reader {
     fn end_statement(&mut self) {
         let told = self.naming.finish();
         self.note_setting(told);
-        let used = self.using.finish();
-        self.note_use(used);
+        if !matches!(self.using, Using::No) {
+            let used = self.using.finish();
+            self.note_use(used);
+        }
         if self.command == Command::Lock && !self.mode.is_weak {
             self.effects.what |= What::LOCKS_TABLE;
         }

@@ -111,7 +111,9 @@ impl Relay<'_> {
             };
         }
         self.name_is_open = self.name_is_open && self.ledger.owes_ready();
-        self.note_drained();
+        if self.names.drains() {
+            self.note_drained();
+        }
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())

@@ -20,17 +20,23 @@ const MAX_PORTALS: usize = 256;
 /// Longest Execute that is collected to be looked at, in bytes.
 const MAX_EXECUTE: usize = 8 * 1024;
 
-/// What is known of texts that name prepared statements.
+/// What is known of texts that name prepared statements. Hardly any transaction has one, so what is always there is
+/// small.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    /// What the message that was sent last names, and its answers have not told yet.
-    sent: VecDeque<Use>,
-    /// Portals of such statements.
-    portals: Vec<(Box<[u8]>, ThinVec<Use>)>,
+    named: Option<Box<Named>>,
     /// Nothing more is sent before all is answered.
     drains: bool,
     /// The server was asked for its answers (Flush).
     drain_asked: bool,
+}
+
+#[derive(Debug, Default)]
+struct Named {
+    /// What the message that was sent last names, and its answers have not told yet.
+    sent: VecDeque<Use>,
+    /// Portals of such statements.
+    portals: Vec<(Box<[u8]>, ThinVec<Use>)>,
 }
 
 /// What became of a look at an Execute.
@@ -43,13 +49,16 @@ pub(super) enum Executed {
 impl Names {
     /// A message is sent that names these.
     pub(super) fn begin(&mut self, uses: ThinVec<Use>) {
-        self.sent = uses.into_iter().collect();
+        if self.named.is_some() || !uses.is_empty() {
+            self.named.get_or_insert_default().sent = uses.into_iter().collect();
+        }
     }
 
     /// What the answer is about that comes now, to a statement with this verb. What code names has
     /// no answer of its own.
     fn next(&mut self, verb: Verb) -> Option<Use> {
-        while let Some(used) = self.sent.pop_front() {
+        let named = self.named.as_mut()?;
+        while let Some(used) = named.sent.pop_front() {
             if used.verb == verb && !used.in_code {
                 return Some(used);
             }
@@ -59,12 +68,16 @@ impl Names {
 
     /// The message has failed, or is answered.
     pub(super) fn end(&mut self) {
-        self.sent.clear();
+        if let Some(named) = &mut self.named {
+            named.sent.clear();
+        }
     }
 
     /// The transaction is over, and its portals are gone.
     pub(super) fn forget_portals(&mut self) {
-        self.portals.clear();
+        if let Some(named) = &mut self.named {
+            named.portals.clear();
+        }
     }
 
     /// Whether an earlier message must be answered first.
@@ -149,26 +162,30 @@ impl Relay<'_> {
     /// A Bind was sent, whose body begins the client's inbox behind the header, of a statement that
     /// names these.
     pub(super) fn note_portal(&mut self, uses: ThinVec<Use>) {
-        if uses.is_empty() && self.names.portals.is_empty() {
+        if uses.is_empty() && self.names.named.is_none() {
             return;
         }
         let body = self.client.inbox.bytes().get(HEADER..).unwrap_or_default();
         let Some((portal, _)) = split_cstr(body) else {
             return;
         };
-        self.names.portals.retain(|(name, _)| **name != *portal);
+        let portals = &mut self.names.named.get_or_insert_default().portals;
+        portals.retain(|(name, _)| **name != *portal);
         if !uses.is_empty() {
-            if self.names.portals.len() >= MAX_PORTALS {
-                self.names.portals.remove(0);
+            if portals.len() >= MAX_PORTALS {
+                portals.remove(0);
             }
-            self.names.portals.push((portal.into(), uses));
+            portals.push((portal.into(), uses));
         }
     }
 
     /// Looks at an Execute of `size` bytes at `at` in the client's inbox, of which `here` are
     /// there.
     pub(super) fn look_at_execute(&self, at: usize, here: usize, size: usize) -> Executed {
-        if self.names.portals.is_empty() || size > MAX_EXECUTE {
+        let Some(named) = &self.names.named else {
+            return Executed::Passes;
+        };
+        if named.portals.is_empty() || size > MAX_EXECUTE {
             return Executed::Passes;
         }
         if here < size {
@@ -176,7 +193,7 @@ impl Relay<'_> {
         }
         let body = &self.client.inbox.bytes()[at + HEADER..at + size];
         let portal = split_cstr(body).map(|(portal, _)| portal);
-        let mut portals = self.names.portals.iter();
+        let mut portals = named.portals.iter();
         match portals.find(|(name, _)| Some(&**name) == portal) {
             Some((_, uses)) => Executed::Names(uses.clone()),
             None => Executed::Passes,
@@ -213,7 +230,8 @@ impl Relay<'_> {
     /// The server has closed something by the protocol. Where that was the last message sent, and
     /// names something, it was a name that SQL had given.
     pub(super) fn note_closed(&mut self) {
-        if !self.names.sent.is_empty() && self.ledger.len() == 1 {
+        let named = self.names.named.as_ref();
+        if named.is_some_and(|named| !named.sent.is_empty()) && self.ledger.len() == 1 {
             self.note_deallocated();
         }
     }
