@@ -703,3 +703,57 @@ pub fn assert_no_panics() {
     let panics = PANICS.lock().unwrap_or_else(PoisonError::into_inner);
     assert!(panics.is_empty(), "a worker panicked: {panics:?}");
 }
+
+/// The program in a process of its own.
+pub struct Process {
+    pub child: Child,
+    pub address: SocketAddr,
+    pub dir: tempfile::TempDir,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    /// `yaml` listens on 127.0.0.1:0, which is replaced. `stderr`: where the log goes.
+    pub async fn serve(yaml: &str, stderr: Stdio) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port")
+            .port();
+        let yaml = yaml.replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+        let path = dir.path().join("pgtenant.yaml");
+        std::fs::write(&path, yaml).expect("a file");
+        let child = Command::new(env!("CARGO_BIN_EXE_pgtenant"))
+            .args(["serve", "--config"])
+            .arg(&path)
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("pgtenant");
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        eventually("it listens", async || {
+            tokio::net::TcpStream::connect(address).await.is_ok()
+        })
+        .await;
+        Self {
+            child,
+            address,
+            dir,
+        }
+    }
+
+    pub async fn client(&self, name: &str) -> Wire {
+        let tenant = tenant(name);
+        let mut wire = Wire::tcp(self.address).await;
+        let (user, password) = (tenant.user(), tenant.password());
+        let pairs = [("user", &*user), ("database", &*tenant.database)];
+        wire.log_in(&pairs, &password).await.expect("logs in");
+        wire
+    }
+}

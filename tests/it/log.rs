@@ -1,63 +1,23 @@
 //! A log that cannot be written is nobody's problem but the operator's.
 
 use std::fs::File;
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
-use crate::harness::{Setup, eventually, tenant, world};
+use crate::harness::{Process, Setup, tenant, world};
 use crate::wire::Wire;
 
-struct Process {
-    child: Child,
-    address: SocketAddr,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 async fn serve(stderr: Stdio) -> Process {
-    let dir = tempfile::tempdir().expect("a directory");
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port")
-        .port();
-    let yaml = Setup::default()
-        .yaml_for(world().await, &[tenant("t00"), tenant("t01")])
-        .replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
-    let path = dir.path().join("pgtenant.yaml");
-    std::fs::write(&path, yaml).expect("a file");
-    let child = Command::new(env!("CARGO_BIN_EXE_pgtenant"))
-        .args(["serve", "--config"])
-        .arg(&path)
-        .stdout(Stdio::null())
-        .stderr(stderr)
-        .spawn()
-        .expect("pgtenant");
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    eventually("it listens", async || {
-        tokio::net::TcpStream::connect(address).await.is_ok()
-    })
-    .await;
-    Process {
-        child,
-        address,
-        _dir: dir,
-    }
+    let yaml = Setup::default().yaml_for(world().await, &[tenant("t00"), tenant("t01")]);
+    Process::serve(&yaml, stderr).await
 }
 
 /// Logins that are refused, each with a line in the log, and a client that is served meanwhile; and a SIGTERM.
 async fn serves_and_stops(mut proxy: Process) {
     let own = tenant("t00");
-    let (user, password) = (own.user(), own.password());
+    let user = own.user();
     let pairs = [("user", &*user), ("database", &*own.database)];
-    let mut wire = Wire::tcp(proxy.address).await;
-    wire.log_in(&pairs, &password).await.expect("logs in");
+    let mut wire = proxy.client("t00").await;
     for _ in 0..100 {
         let mut stranger = Wire::tcp(proxy.address).await;
         let refused = stranger.log_in(&pairs, "wrong").await;

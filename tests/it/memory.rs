@@ -1,72 +1,23 @@
 //! Memory is bounded by what passes at once, not by how long a message or a pipeline is.
 
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 
-use crate::harness::{PATIENCE, Setup, eventually, tenant, world};
+use crate::harness::{PATIENCE, Process, Setup, tenant, world};
 use crate::wire::{
     Wire, bind_formats, copy_data, copy_done, errors, execute, message, parse, parse_typed, query,
     sync,
 };
 
-/// A proxy in a process of its own, so that its memory can be told from the tests'.
-struct Process {
-    child: Child,
-    address: SocketAddr,
-    dir: tempfile::TempDir,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 async fn process(pooling: &'static str) -> Process {
-    let dir = tempfile::tempdir().expect("a directory");
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port")
-        .port();
     let setup = Setup {
         pooling,
         ..Setup::default()
     };
-    let yaml = setup
-        .yaml_for(world().await, &[tenant("acme"), tenant("t00")])
-        .replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
-    let path = dir.path().join("pgtenant.yaml");
-    std::fs::write(&path, yaml).expect("a file");
-    let child = Command::new(env!("CARGO_BIN_EXE_pgtenant"))
-        .args(["serve", "--config"])
-        .arg(&path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("pgtenant");
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    eventually("it listens", async || {
-        tokio::net::TcpStream::connect(address).await.is_ok()
-    })
-    .await;
-    Process {
-        child,
-        address,
-        dir,
-    }
+    let yaml = setup.yaml_for(world().await, &[tenant("acme"), tenant("t00")]);
+    Process::serve(&yaml, Stdio::null()).await
 }
 
 impl Process {
-    async fn client(&self, name: &str) -> Wire {
-        let tenant = tenant(name);
-        let mut wire = Wire::tcp(self.address).await;
-        let (user, password) = (tenant.user(), tenant.password());
-        let pairs = [("user", &*user), ("database", &*tenant.database)];
-        wire.log_in(&pairs, &password).await.expect("logs in");
-        wire
-    }
-
     /// The most memory it has had so far, in MiB.
     fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
