@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::residue::{Answer, MAX_OWN, Question, Source, can_ask};
+use crate::backend::residue::{Answer, MAX_OWN, MAX_SOURCE, Question, Source, can_ask};
 use crate::sql::effects::{Effects, What};
 
 /// For how long a source is taken to be what it was. A change that passes through the proxy is noticed at once.
@@ -92,6 +92,25 @@ impl Functions {
                 sources.follow(&own.triggers, &mut verdict);
             }
         }
+        let what = &mut verdict.effects.what;
+        if what.contains(What::CALLS) {
+            *what |= What::OPAQUE;
+        }
+        // What it writes is written by whoever calls it; that is asked for by the caller's own text.
+        what.remove(What::CONTROL | What::RUNS_STRINGS | What::HIDDEN);
+        verdict
+    }
+
+    /// All that the functions that `effects` names may run, for the guard: what is put together as a string, too.
+    pub fn judge_for_guard(&self, effects: &Effects, now: Instant) -> Verdict {
+        let known = self.known();
+        let sources = Sources {
+            known: &known,
+            own: None,
+            now,
+        };
+        let mut verdict = Verdict::default();
+        sources.follow_functions(effects, &mut verdict);
         verdict
     }
 
@@ -169,14 +188,9 @@ fn effects_of(source: &Source) -> Effects {
         ..Effects::default()
     };
     match &*source.language {
-        "sql" | "plpgsql" => {
-            let mut effects = Effects::of_body(source.text.as_bytes());
-            // What it writes is written by whoever calls it; that is asked for by the caller's own text.
-            effects
-                .what
-                .remove(What::CONTROL | What::RUNS_STRINGS | What::HIDDEN);
-            effects
-        }
+        // Of what is longer only the beginning is there.
+        "sql" | "plpgsql" if source.text.len() >= MAX_SOURCE => opaque(What::OPAQUE),
+        "sql" | "plpgsql" => Effects::of_body(source.text.as_bytes()),
         // An aggregate, of functions that are not told here.
         "internal" if source.text == "aggregate_dummy" => opaque(What::OPAQUE),
         // Their source is the name of a symbol; extensions keep to themselves, but for connections of their own.

@@ -6,7 +6,7 @@
 //!
 //! All names are qualified: the session's `search_path` is the client's.
 
-use crate::backend::residue::MAX_OWN;
+use crate::backend::residue::{MAX_OWN, MAX_SOURCE};
 
 /// - `roles`: whose rights a session of this login can have.
 /// - `spaces`: schemas that these may use, but for temporary ones.
@@ -28,11 +28,15 @@ pub const WITH: &str = "\
             pg_catalog.has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE'::pg_catalog.text) \
             OR pg_catalog.has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE'::pg_catalog.text))) ";
 
-/// Name and language of a function `p`, and the beginning of its source.
-const SOURCE: &str = "\
-    p.proname::pg_catalog.text OPERATOR(pg_catalog.||) ' ' OPERATOR(pg_catalog.||) l.lanname, \
-    pg_catalog.substr(p.prosrc, 1, 100000) FROM pg_catalog.pg_proc p \
-    JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang";
+/// Name and language of a function `p`, and the beginning of its source. One in standard SQL (BEGIN ATOMIC) is kept as a tree.
+fn source() -> String {
+    format!(
+        "p.proname::pg_catalog.text OPERATOR(pg_catalog.||) ' ' OPERATOR(pg_catalog.||) l.lanname, \
+         pg_catalog.substr(CASE WHEN p.prosqlbody IS NULL THEN p.prosrc \
+         ELSE pg_catalog.pg_get_function_sqlbody(p.oid) END, 1, {MAX_SOURCE}) FROM pg_catalog.pg_proc p \
+         JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang"
+    )
+}
 
 /// Not in a temporary schema, nor only within reach of others.
 fn is_reached(schema: &str, owner: &str, right: &str) -> String {
@@ -51,8 +55,9 @@ pub fn functions(names: &str) -> String {
         "p.proowner",
         "pg_catalog.has_function_privilege(r.oid, p.oid, 'EXECUTE'::pg_catalog.text)",
     );
+    let source = source();
     format!(
-        "SELECT 'function ' OPERATOR(pg_catalog.||) {SOURCE} \
+        "SELECT 'function ' OPERATOR(pg_catalog.||) {source} \
          WHERE p.proname OPERATOR(pg_catalog.=) ANY (ARRAY[{names}]::pg_catalog.name[]) AND {reached}"
     )
 }
@@ -65,8 +70,9 @@ pub fn triggers() -> String {
         "pg_catalog.has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE'::pg_catalog.text) \
          OR pg_catalog.has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE'::pg_catalog.text)",
     );
+    let source = source();
     format!(
-        "SELECT 'trigger ' OPERATOR(pg_catalog.||) {SOURCE} WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t \
+        "SELECT 'trigger ' OPERATOR(pg_catalog.||) {source} WHERE EXISTS (SELECT FROM pg_catalog.pg_trigger t \
          JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid \
          WHERE t.tgfoid OPERATOR(pg_catalog.=) p.oid AND NOT t.tgisinternal AND {reached})"
     )
@@ -84,14 +90,15 @@ pub fn own() -> [String; 2] {
         )
     };
     let most = MAX_OWN + 1;
+    let source = source();
     [
         format!(
-            "(SELECT 'own-function ' OPERATOR(pg_catalog.||) {SOURCE} \
+            "(SELECT 'own-function ' OPERATOR(pg_catalog.||) {source} \
              WHERE p.oid OPERATOR(pg_catalog.=) ANY ({}) LIMIT {most})",
             lies_there("pg_catalog.pg_proc")
         ),
         format!(
-            "(SELECT 'own-trigger ' OPERATOR(pg_catalog.||) {SOURCE} \
+            "(SELECT 'own-trigger ' OPERATOR(pg_catalog.||) {source} \
              WHERE p.oid OPERATOR(pg_catalog.=) ANY (SELECT t.tgfoid FROM pg_catalog.pg_trigger t \
              WHERE NOT t.tgisinternal AND t.tgrelid OPERATOR(pg_catalog.=) ANY ({})) LIMIT {most})",
             lies_there("pg_catalog.pg_class")

@@ -163,6 +163,9 @@ const MAX_VALUE: usize = 16 * 1024;
 /// So many functions of a session's own are looked up, and the functions of so many triggers; what more of them do is not known.
 pub const MAX_OWN: usize = 64;
 
+/// So many characters of a source are read.
+pub const MAX_SOURCE: usize = 100_000;
+
 /// A value, in hexadecimal digits of its UTF-8: the client's encoding may be any. Of a database without an encoding
 /// it is the bytes that there are.
 fn coded(value: &str) -> String {
@@ -264,7 +267,11 @@ impl Question {
         !self.functions.is_empty() || self.triggers || self.own
     }
 
-    /// Rows of a word and a text.
+    /// The Query that asks it. Its answer has rows of a word and a text.
+    pub fn message(&self) -> Vec<u8> {
+        frame(FrontendTag::QUERY.0, &[self.sql().as_bytes(), b"\0"])
+    }
+
     fn sql(&self) -> String {
         let mut parts = Vec::new();
         for (pin, word, condition) in CONDITIONS {
@@ -332,7 +339,8 @@ impl Question {
 }
 
 impl Answer {
-    fn take(&mut self, body: &[u8]) {
+    /// Takes a row of the answer: the body of a DataRow.
+    pub fn take(&mut self, body: &[u8]) {
         let Some([Some(word), text]) = columns(body) else {
             self.unreadable = true;
             return;
@@ -342,14 +350,11 @@ impl Answer {
             (b"name parsed", Some(name)) => return self.parsed.push(name.into()),
             _ => {}
         }
-        let (Ok(word), Ok(text)) = (
-            std::str::from_utf8(word),
-            text.map(std::str::from_utf8).transpose(),
-        ) else {
-            self.unreadable = true;
-            return;
-        };
-        let (kind, name) = word.split_once(' ').unwrap_or((word, ""));
+        // Names and sources are in the client's encoding; what matters in them is ASCII.
+        let word = String::from_utf8_lossy(word);
+        let text = text.map(String::from_utf8_lossy);
+        let (kind, name) = word.split_once(' ').unwrap_or((&word, ""));
+        let text = text.as_deref();
         let source = || {
             let (name, language) = name.rsplit_once(' ').unwrap_or((name, ""));
             Source {
@@ -410,10 +415,7 @@ pub async fn ask(
     question: &Question,
     aside: &mut Buffer,
 ) -> Result<Option<Answer>> {
-    let sql = question.sql();
-    connection
-        .send(&frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"]))
-        .await?;
+    connection.send(&question.message()).await?;
     let mut answer = Some(Answer::default());
     loop {
         let Frame { tag, body } = connection.receive().await?;
@@ -509,6 +511,12 @@ mod tests {
             [("datestyle".to_owned(), "ISO, MDY".to_owned())]
         );
         assert_eq!(answer.functions[0].language, "plpgsql");
+        // In the client's encoding.
+        let mut latin = row(&[Some("function f plpgsql"), Some("--?\nSET a.b = 1")]);
+        let at = latin.iter().position(|byte| *byte == b'?').unwrap();
+        latin[at] = 0xe9;
+        answer.take(&latin);
+        assert!(answer.functions[1].text.ends_with("SET a.b = 1"));
         assert!(!answer.unreadable);
         for bad in [&b"nonsense"[..], &row(&[Some("setting a"), Some("e9")])] {
             let mut answer = Answer::default();

@@ -416,6 +416,23 @@ impl Ledger {
         self.owed.is_empty()
     }
 
+    /// Whether the server would answer a Query of the proxy's own, whose answers come next.
+    pub fn can_be_asked(&self) -> bool {
+        self.owed.is_empty()
+            && self.is_certain()
+            && !self.unsynced
+            && !self.skipping
+            && !self.failed_transaction
+            && !self.copy_is_open()
+    }
+
+    /// A Query of the proxy's own was answered.
+    pub fn note_question(&mut self, failed: bool) {
+        self.binds_unnamed = false;
+        self.failed_transaction |= failed && self.in_transaction;
+        self.portal_is_stale |= failed && self.in_transaction;
+    }
+
     /// Messages owed, and those the proxy answers in its turn.
     pub fn len(&self) -> usize {
         self.owed.len()

@@ -8,6 +8,7 @@
 //! One task polls both sockets; nothing is handed from task to task. Each side is read only while
 //! the other takes what was read before, so memory is bounded.
 
+mod calls;
 mod inspect;
 mod messages;
 mod naming;
@@ -42,6 +43,7 @@ use crate::protocol::reply;
 use crate::sql::guard::Guard;
 use crate::timer;
 
+use self::calls::Inquiry;
 use self::messages::Step;
 use self::naming::Names;
 
@@ -170,6 +172,7 @@ pub struct Relay<'a> {
     locks: Locks,
     /// SQL that names prepared statements.
     names: Names,
+    inquiry: Inquiry,
     /// The client has been told all there is, and has said nothing since.
     is_quiet: bool,
     /// The client went when it was not heard, and what it had said before waits.
@@ -238,6 +241,7 @@ impl<'a> Relay<'a> {
             obscure: false,
             locks: Locks::default(),
             names: Names::default(),
+            inquiry: Inquiry::default(),
             is_quiet: true,
             left_words: false,
         }
@@ -318,6 +322,7 @@ impl<'a> Relay<'a> {
         !self.parted
             && !self.left_words
             && self.ledger.is_empty()
+            && !self.inquiry.is_pending()
             && self.client.outbox.is_drained()
     }
 
@@ -342,6 +347,7 @@ impl<'a> Relay<'a> {
     pub fn is_clean(&self) -> bool {
         self.ledger.is_clean()
             && self.server.switch.is_none()
+            && !self.inquiry.is_pending()
             && self.client_rest == 0
             && self.server_rest == 0
             && self.server.inbox.is_empty()

@@ -150,6 +150,9 @@ impl SessionState {
     pub fn note(&mut self, effects: &Effects) {
         if !effects.is_empty() {
             self.suspected.add(effects);
+            if effects.what.contains(What::CALLS) {
+                self.suspected.what |= What::OPAQUE;
+            }
             self.suspected.what.remove(What::FOR_GUARD);
             self.suspected.uses.clear();
             self.reads_sequences |= effects.what.contains(What::READS_SEQUENCE);

@@ -17,7 +17,7 @@ use super::uses::{Use, Using, Verb, Which};
 bitflags! {
     /// Kinds of things a text may do to its session.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-    pub struct What: u32 {
+    pub struct What: u64 {
         /// It changes run-time parameters, so that what is sent behind it must wait until that is known.
         const CONTROL = 1;
         /// `RESET ALL`, `DISCARD ALL`: every parameter.
@@ -74,18 +74,21 @@ bitflags! {
         const ROLE_WIDE = 1 << 28;
         /// PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED.
         const TWO_PHASE = 1 << 29;
-        /// Code in a language: DO, or CALL of a procedure.
+        /// Code in a language: DO, or CALL of what cannot be told.
         const CODE = 1 << 30;
         /// It leaves values or texts in catalogs that every role reads: ANALYZE, COMMENT, views, and the
         /// expressions of defaults, checks, indexes and partitions.
         const SHOWS = 1 << 31;
+        /// CALL of procedures, which are among the functions it calls. For the session it is as [`OPAQUE`](Self::OPAQUE).
+        const CALLS = 1 << 32;
         /// What only the guard asks for: it leaves nothing that is not told by others of these.
         const FOR_GUARD = Self::NOTIFIES.bits() | Self::ANY_ADVISORY.bits() | Self::LOCKS_TABLE.bits()
             | Self::LARGE_OBJECT.bits()
             | Self::ROLE_WIDE.bits()
             | Self::TWO_PHASE.bits()
             | Self::CODE.bits()
-            | Self::SHOWS.bits();
+            | Self::SHOWS.bits()
+            | Self::CALLS.bits();
     }
 }
 
@@ -298,6 +301,8 @@ enum Command {
     Alter,
     Declare,
     Do,
+    /// CALL, up to the parenthesis behind the procedure's name.
+    Call,
     Lock,
     Drop,
     Prepare,
@@ -758,6 +763,9 @@ impl Reader {
     /// The name that was read last is called, unless it is a keyword. (Or it is an alias with a list of columns, which
     /// may be looked up in vain.)
     fn call(&mut self) {
+        if self.command == Command::Call {
+            return self.call_procedure();
+        }
         if self.is_plain {
             match keyword(&self.name) {
                 // TREAT(x AS f) calls the function f of pg_catalog, whatever it does.
@@ -773,6 +781,15 @@ impl Reader {
         let called = std::mem::take(&mut self.name);
         self.judge(&called);
         self.name = called;
+    }
+
+    /// A procedure may have the name of any function.
+    fn call_procedure(&mut self) {
+        self.command = Command::Other;
+        match std::str::from_utf8(&self.name) {
+            Ok(name) if !name.is_empty() => self.effects.add_function(name),
+            _ => self.effects.what |= What::CODE,
+        }
     }
 
     /// Whether an expression stands where the name that was read last does.
@@ -903,7 +920,7 @@ impl Reader {
             b"discard" => (Command::Told, What::CONTROL | What::DROPS),
             b"load" => (Command::Told, What::STUCK | What::DEFINES),
             b"do" => (Command::Do, What::OPAQUE | What::CODE),
-            b"call" => (Command::Other, What::OPAQUE | What::CODE),
+            b"call" => (Command::Call, What::CALLS),
             b"analyze" | b"analyse" | b"comment" | b"security" => (Command::Told, What::SHOWS),
             b"vacuum" => (Command::Vacuum, What::empty()),
             b"explain" => (Command::Explain, What::empty()),
@@ -952,6 +969,9 @@ impl Reader {
         }
         if self.command == Command::Lock && !self.mode.is_weak {
             self.effects.what |= What::LOCKS_TABLE;
+        }
+        if self.command == Command::Call {
+            self.effects.what |= What::CODE;
         }
         self.end_prepare();
         self.command = Command::None;
@@ -1521,6 +1541,7 @@ mod tests {
             ),
             ("DO $$ BEGIN NULL; END $$", What::OPAQUE),
             ("EXECUTE a", What::OPAQUE),
+            ("CALL p(1)", What::CALLS),
             ("EXPLAIN ANALYZE EXECUTE a", What::OPAQUE),
             ("CREATE TABLE t AS EXECUTE a", What::OPAQUE),
             (

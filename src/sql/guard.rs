@@ -90,13 +90,13 @@ impl Guard {
             return Err(offence("hidden", message, BE_PLAIN));
         }
         if what.contains(What::CODE) && !self.allows(Shared::Code) {
-            let message = "permission denied to run code: DO and CALL";
+            let message = "permission denied to run code";
             let hint = "pgtenant does not read code; the operator may allow it.";
             return Err(offence("code", message, hint));
         }
         // Who may run code may have it set whatever it likes.
-        let runs_code =
-            what.intersects(What::CODE | What::RUNS_STRINGS) && self.allows(Shared::Code);
+        let runs_code = what.intersects(What::CODE | What::CALLS | What::RUNS_STRINGS)
+            && self.allows(Shared::Code);
         let settings = effects.settings.iter().map(|setting| &*setting.name);
         for name in settings.chain(effects.local.iter().map(|name| &**name)) {
             self.check_name(name)?;
@@ -355,7 +355,7 @@ mod tests {
             ("do language plpgsql 'BEGIN NULL; END'", "code"),
             ("/* x */ DO $x$ BEGIN NULL; END -- $x$", "code"),
             ("SELECT 1; DO LANGUAGE plpython3u $$ pass $$", "code"),
-            ("CALL p(1)", "code"),
+            ("CALL \"\"", "code"),
             ("SELECT * FROM crosstab('SELECT 1')", "string"),
             ("SELECT dblink_exec('c', 'SELECT 1')", "string"),
             ("SET client_encoding = $$SJIS$$", "encoding"),

@@ -293,7 +293,6 @@ async fn code_is_refused_unless_the_operator_allows_it() {
     let code = [
         "DO $$ BEGIN PERFORM 1; END $$",
         "DO LANGUAGE 'plpgsql' 'BEGIN EXECUTE ''SELECT 1''; END'",
-        "CALL nothing()",
         "SELECT query_to_xml('SELECT 1', true, true, '')",
     ];
     for (yaml, may) in [(GUARDED, false), ("posture: guarded, allow: [code]", true)] {

@@ -35,6 +35,7 @@ mod parking;
 mod passwords;
 mod portals;
 mod prepared_sql;
+mod procedures;
 mod process_ids;
 mod promotion;
 mod replication;

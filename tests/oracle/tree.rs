@@ -22,7 +22,7 @@ const KINDS: &[(&str, What)] = &[
     ("UnlistenStmt", What::UNLISTENS),
     ("NotifyStmt", What::NOTIFIES),
     ("DoStmt", What::CODE.union(What::OPAQUE)),
-    ("CallStmt", What::CODE.union(What::OPAQUE)),
+    ("CallStmt", What::CALLS),
     ("PrepareStmt", What::PREPARE),
     ("ExecuteStmt", What::OPAQUE),
     ("DeallocateStmt", What::DEALLOCATES),

@@ -14,6 +14,7 @@ use crate::protocol::reply::Replies;
 use crate::sql::effects::{Effects, What};
 use crate::sql::uses::Use;
 
+use super::calls::Known;
 use super::{Hold, Relay, foreign_sequence};
 
 /// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
@@ -55,14 +56,16 @@ impl Relay<'_> {
         if prepares && self.client.guard.is_none() {
             return Ok(Looked::Passes);
         }
-        let (name, text) = match tag {
-            FrontendTag::PARSE => split_cstr(body).unwrap_or_default(),
-            _ => (&b""[..], body),
-        };
-        let is_named = !name.is_empty();
-        let text = split_cstr(text).map_or(text, |(text, _)| text);
+        let (_, text) = name_and_text(tag, body);
         let effects = Effects::of(text, backslashes);
+        if matches!(self.look_up_calls(&effects), Known::NotYet) {
+            return Ok(Looked::NeedMore);
+        }
+        let body = &self.client.inbox.bytes()[at + HEADER..at + size];
+        let (name, text) = name_and_text(tag, body);
+        let is_named = !name.is_empty();
         let permitted = self.permit(&effects, Some(text));
+        self.end_inquiry(&effects);
         // What is prepared takes nothing before it is run.
         let permitted = permitted.and_then(|()| match prepares {
             true => Ok(()),
@@ -277,7 +280,9 @@ impl Relay<'_> {
                 Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
             self.note_refused(offence.kind, text, &error);
             error
-        })
+        })?;
+        self.permit_calls(effects)
+            .inspect_err(|error| self.note_refused("code", text, error))
     }
 
     /// The guard has refused something.
@@ -403,6 +408,15 @@ pub(super) enum Looked {
     Answered,
     /// The relay ends without it.
     Refused,
+}
+
+/// The name of a statement and its text, of the body of a Query or Parse.
+fn name_and_text(tag: FrontendTag, body: &[u8]) -> (&[u8], &[u8]) {
+    let (name, text) = match tag {
+        FrontendTag::PARSE => split_cstr(body).unwrap_or_default(),
+        _ => (&b""[..], body),
+    };
+    (name, split_cstr(text).map_or(text, |(text, _)| text))
 }
 
 pub(super) fn has_text(tag: FrontendTag) -> bool {

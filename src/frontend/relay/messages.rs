@@ -118,6 +118,7 @@ impl Relay<'_> {
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
             || self.owes_too_much()
+            || self.inquiry.is_pending()
             // A Sync ends what guards the change of tenant.
             || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
             || self.server.outbox.len() >= HIGH_WATER

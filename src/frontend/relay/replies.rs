@@ -74,6 +74,13 @@ impl Relay<'_> {
                     false => break,
                 }
             }
+            if self.inquiry.is_pending() && run == 0 {
+                match self.note_inquiry()? {
+                    Some(true) => continue,
+                    Some(false) => {}
+                    None => break,
+                }
+            }
             while let Some(fake) = self.ledger.take_fake() {
                 self.server.inbox.move_to(&mut self.client.outbox, run);
                 run = 0;
@@ -213,7 +220,7 @@ impl Relay<'_> {
     }
 
     /// Nothing of the client was run, and nothing will be.
-    fn give_up_switch(&mut self, error: &Error) {
+    pub(super) fn give_up_switch(&mut self, error: &Error) {
         tracing::warn!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id, %error,
             "a server connection could not change hands");
         self.metrics.errors.add(1);
@@ -434,7 +441,7 @@ fn without(error: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-fn lost(cause: &str) -> Error {
+pub(super) fn lost(cause: &str) -> Error {
     Error::new(Kind::ConnectionFailure, "the server connection was lost").caused_by(cause)
 }
 

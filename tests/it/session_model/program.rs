@@ -10,9 +10,6 @@ use crate::wire::{
     query, sync,
 };
 
-/// Steps with which SQL-level EXECUTE and DEALLOCATE meet statements of the protocol.
-const WITH_SQL_PREPARE: bool = false;
-
 /// Something that a client says in one write.
 #[derive(Clone)]
 pub struct Step {
@@ -370,7 +367,7 @@ impl Writer {
 
     /// Any statement.
     fn sql(&mut self) -> String {
-        match self.below(if WITH_SQL_PREPARE { 24 } else { 22 }) {
+        match self.below(24) {
             0..=8 => self.setting(),
             9..=12 => self.transaction().to_owned(),
             13 => self.failure().to_owned(),
@@ -432,11 +429,7 @@ impl Writer {
             }
             0..=4 => {
                 let sql = self.sql();
-                // It drops statements that its own batch may name.
-                match sql == "DISCARD ALL" && !WITH_SQL_PREPARE {
-                    true => run_unnamed(parts, "DISCARD PLANS"),
-                    false => run_unnamed(parts, &sql),
-                }
+                run_unnamed(parts, &sql);
             }
             5 => parts.push((format!("P({name}) {text:?}"), parse(name, text))),
             6 => parts.push((format!("Close({name})"), close(b'S', name))),
