@@ -69,6 +69,7 @@ impl Portal {
 }
 
 impl Owed {
+    #[inline]
     pub fn ends_with_ready(&self) -> bool {
         matches!(
             self,
@@ -88,8 +89,11 @@ impl Owed {
     }
 
     /// If it takes no effect, some name does not mean what it is taken for.
+    #[inline]
     fn is_change(&self) -> bool {
         match self {
+            // What is most of what is owed comes first.
+            Self::Sync | Self::Execute | Self::Bind(..) | Self::Describe(_) => false,
             Self::Parse(Some(_), _)
             | Self::SwallowedParse(_)
             | Self::SwallowedClose(_)

@@ -280,7 +280,10 @@ impl Scanner {
         if !self.lexer.finish(&mut self.reader) {
             self.reader.effects.what |= What::HIDDEN | What::OPAQUE;
         }
-        self.reader.end_statement();
+        // Mostly the text ends with the semicolon that has ended it.
+        if self.reader.command != Command::None || self.reader.in_code {
+            self.reader.end_statement();
+        }
         std::mem::take(&mut self.reader.effects)
     }
 }
@@ -961,8 +964,10 @@ impl Reader {
     }
 
     fn end_statement(&mut self) {
-        let told = self.naming.finish();
-        self.note_setting(told);
+        if self.naming != Naming::No {
+            let told = self.naming.finish();
+            self.note_setting(told);
+        }
         if !matches!(self.using, Using::No) {
             let used = self.using.finish();
             self.note_use(used);

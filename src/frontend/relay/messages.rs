@@ -101,6 +101,22 @@ impl Relay<'_> {
 
     /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.
     fn is_deaf(&mut self) -> bool {
+        // This is asked for each message. It hardly ever waits for anything, and one look is enough to see that.
+        let waits = (self.hold != Hold::No)
+            | self.name_is_open
+            | self.names.drains()
+            | self.flush_asked
+            | self.inquiry.is_pending()
+            | self.server.switch.is_some();
+        (waits && self.still_waits())
+            || self.owes_too_much()
+            || self.server.outbox.len() >= HIGH_WATER
+            || self.client.outbox.len() >= HIGH_WATER
+    }
+
+    /// Whether what it waited for has not come. What has is forgotten.
+    #[cold]
+    fn still_waits(&mut self) -> bool {
         if self.hold == Hold::Now {
             self.hold = match (self.ledger.is_empty(), self.ledger.has_sent_end()) {
                 (true, _) => Hold::No,
@@ -117,12 +133,9 @@ impl Relay<'_> {
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
-            || self.owes_too_much()
             || self.inquiry.is_pending()
             // A Sync ends what guards the change of tenant.
             || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
-            || self.server.outbox.len() >= HIGH_WATER
-            || self.client.outbox.len() >= HIGH_WATER
     }
 
     pub(super) fn waits(&self) -> bool {
@@ -372,10 +385,15 @@ impl Relay<'_> {
     }
 
     /// An error takes back what a message did, and those that the server skips up to the next Sync.
+    #[inline]
     pub(super) fn undo_failed(&mut self) {
-        if !self.ledger.has_failed() {
-            return;
+        if self.ledger.has_failed() {
+            self.undo_what_failed();
         }
+    }
+
+    #[cold]
+    fn undo_what_failed(&mut self) {
         let failed = self.ledger.take_failed();
         if let Some(statements) = &mut self.client.statements {
             statements.undo(failed, &mut self.server.parsed, &mut self.ledger);
