@@ -58,7 +58,7 @@ soak: ## Compare the reader of SQL with PostgreSQL's grammar: SCANS=, PARSES=, S
 	export PGTENANT_ORACLE_SCANS=$(or $(SCANS),1000000) PGTENANT_ORACLE_PARSES=$(or $(PARSES),100000); \
 	export PGTENANT_ORACLE_SECONDS=$(or $(SECONDS),3600); \
 	$(if $(SEED),export PGTENANT_ORACLE_SEED=$(SEED);) $(if $(SQL_DIR),export PGTENANT_ORACLE_SQL='$(abspath $(SQL_DIR))';) \
-	$(CARGO) test --locked --test oracle -- --ignored --nocapture soak
+	$(CARGO) test --release --locked --test oracle -- --ignored --nocapture soak
 
 bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--quick"
 	@scripts/install bench
