@@ -506,7 +506,7 @@ fn pool(criterion: &mut Criterion) {
         let started = Instant::now();
         for _ in 0..times {
             let grant = wide
-                .checkout(&client.state, WorkerId::default())
+                .checkout(&client.state, WorkerId::default(), Instant::now())
                 .await
                 .expect("an idle connection, or room for one");
             let lease = grant.lease(&client.binding).await.expect("a connection");
@@ -540,7 +540,7 @@ fn pool(criterion: &mut Criterion) {
 /// The only connection of the pool goes from one client to the next, who stands in line for it before it is given back.
 async fn hand_over(pool: &Arc<Pool>, clients: [&Client; 2], times: u64) -> Duration {
     let grant = pool
-        .checkout(&clients[0].state, WorkerId::default())
+        .checkout(&clients[0].state, WorkerId::default(), Instant::now())
         .await
         .expect("its turn");
     let lease = grant.lease(&clients[0].binding).await;
@@ -548,7 +548,7 @@ async fn hand_over(pool: &Arc<Pool>, clients: [&Client; 2], times: u64) -> Durat
     let started = Instant::now();
     for turn in 1..=times {
         let next = clients[usize::from(turn % 2 == 1)];
-        let mut waiting = pin!(pool.checkout(&next.state, WorkerId::default()));
+        let mut waiting = pin!(pool.checkout(&next.state, WorkerId::default(), Instant::now()));
         let waits =
             poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending())).await;
         assert!(waits, "the connection is not free");

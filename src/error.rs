@@ -129,6 +129,8 @@ struct Parts {
     detail: Option<String>,
     hint: Option<String>,
     cause: Option<String>,
+    /// Of a server that could not be reached or takes no more connections now.
+    is_passing: bool,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -142,7 +144,15 @@ impl Error {
             detail: None,
             hint: None,
             cause: None,
+            is_passing: false,
         }))
+    }
+
+    /// Of a server that could not be reached, or takes no more connections now: it may later.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.0.is_passing = true;
+        self
     }
 
     /// The SQLSTATE that a server gave, where the client may see it.
@@ -183,6 +193,10 @@ impl Error {
             }
         }
         self
+    }
+
+    pub fn is_passing(&self) -> bool {
+        self.0.is_passing
     }
 
     pub fn kind(&self) -> Kind {

@@ -49,6 +49,7 @@ impl Way {
                 root_cert_pem: None,
             },
             max_connections: 0,
+            fail_fast: false,
             admin: None,
             admin_database: String::new(),
             seal: None,

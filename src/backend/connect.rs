@@ -47,6 +47,11 @@ fn failed(cause: impl std::fmt::Display) -> Error {
     .caused_by(cause)
 }
 
+/// The server may be there a moment later.
+fn unreachable(cause: impl std::fmt::Display) -> Error {
+    failed(cause).passing()
+}
+
 /// Connects and logs in. The connection is idle and carries no tenant's context.
 ///
 /// Not cancel safe: what was made is closed.
@@ -62,7 +67,7 @@ pub async fn connect(
 ) -> Result<ServerConnection> {
     let attempt = async {
         let addresses = match dns::name_of(server) {
-            Some(name) => names.resolve(name).await.map_err(failed)?,
+            Some(name) => names.resolve(name).await.map_err(unreachable)?,
             None => Vec::new(),
         };
         let stream = open(server, &addresses).await?;
@@ -84,7 +89,7 @@ pub async fn connect(
     };
     timer::timeout(deadline, attempt)
         .await
-        .unwrap_or_else(|_| Err(failed(format_args!("timed out after {deadline:?}"))))
+        .unwrap_or_else(|_| Err(unreachable(format_args!("timed out after {deadline:?}"))))
 }
 
 /// The kind of a login that pg_hba.conf does not let in (28000).
@@ -111,7 +116,7 @@ async fn log_in_on(
 pub async fn open(server: &Server, addresses: &[IpAddr]) -> Result<Stream> {
     let (host, mut socket) = match &server.address {
         ServerAddress::Unix { path } => {
-            let unix = UnixStream::connect(path).await.map_err(failed)?;
+            let unix = UnixStream::connect(path).await.map_err(unreachable)?;
             return Ok(Stream::Plain(unix.into()));
         }
         ServerAddress::Tcp { host, port } => (host, dial(server, host, *port, addresses).await?),
@@ -119,9 +124,9 @@ pub async fn open(server: &Server, addresses: &[IpAddr]) -> Result<Stream> {
     if server.tls.mode == SslMode::Disable {
         return Ok(Stream::Plain(socket));
     }
-    socket.write_all(SSL_REQUEST).await.map_err(failed)?;
+    socket.write_all(SSL_REQUEST).await.map_err(unreachable)?;
     // Exactly one byte: anything more would be plain text taken for TLS.
-    match socket.read_u8().await.map_err(failed)? {
+    match socket.read_u8().await.map_err(unreachable)? {
         b'S' => {}
         b'N' if server.tls.mode == SslMode::Prefer => return Ok(Stream::Plain(socket)),
         b'N' => return Err(failed("the server does not offer TLS")),
@@ -148,7 +153,7 @@ async fn dial(server: &Server, host: &str, port: u16, addresses: &[IpAddr]) -> R
             TcpStream::connect(&addresses[..]).await
         }
     };
-    let tcp = tcp.map_err(failed)?;
+    let tcp = tcp.map_err(unreachable)?;
     tcp.set_nodelay(true).map_err(failed)?;
     keep_alive(&tcp, &server.tcp_keepalives).map_err(failed)?;
     Ok(tcp.into())
@@ -384,8 +389,10 @@ fn refused(fields: &ErrorFields, key: &PoolKey, authenticated: bool) -> Error {
         _ if authenticated && key.has_own && is_of_own_parameters(fields) => {
             fields.clone().into_error(Kind::FeatureNotSupported)
         }
-        "57P03" | "57P01" | "57P02" => Error::new(Kind::CannotConnectNow, fields.message.clone()),
-        "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()),
+        "57P03" | "57P01" | "57P02" => {
+            Error::new(Kind::CannotConnectNow, fields.message.clone()).passing()
+        }
+        "53300" => Error::new(Kind::TooManyConnections, fields.message.clone()).passing(),
         "53200" => Error::new(Kind::OutOfMemory, fields.message.clone()),
         "3D000" => Error::new(
             Kind::UnknownDatabase,

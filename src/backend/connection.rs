@@ -99,8 +99,18 @@ pub struct ServerConnection {
     pub turn: u32,
     /// When the first of these came back.
     pub turn_began: Instant,
-    /// It is idle, and kept for its tenant for a moment.
-    pub lingers: bool,
+    pub kept: Kept,
+}
+
+/// For whom an idle connection is kept for a moment while others wait, and until when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kept {
+    #[default]
+    No,
+    /// For the tenant that it carries the context of.
+    ForTenant(Instant),
+    /// For whatever client of its pool.
+    ForPool(Instant),
 }
 
 impl ServerConnection {
@@ -132,7 +142,7 @@ impl ServerConnection {
             idle_since: now,
             turn: 0,
             turn_began: now,
-            lingers: false,
+            kept: Kept::No,
         }
     }
 
@@ -173,7 +183,7 @@ impl ServerConnection {
         let Self { outbox, stream, .. } = self;
         poll_fn(|cx| outbox.poll_drain(cx, stream))
             .await
-            .map_err(|e| self.lost(e))
+            .map_err(|e| self.lost(e).passing())
     }
 
     /// The next whole message.
@@ -186,9 +196,9 @@ impl ServerConnection {
             }
             let Self { inbox, stream, .. } = self;
             match poll_fn(|cx| inbox.poll_fill(cx, stream)).await {
-                Ok(0) => return Err(self.lost("the server closed the connection")),
+                Ok(0) => return Err(self.lost("the server closed the connection").passing()),
                 Ok(_) => {}
-                Err(e) => return Err(self.lost(e)),
+                Err(e) => return Err(self.lost(e).passing()),
             }
         }
     }

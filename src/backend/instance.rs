@@ -26,15 +26,19 @@ use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::workers::{WorkerId, Workers};
 
-/// After a failed connect, others are refused for this long without trying: a server that is down must not
-/// be stormed, and its clients need not wait to be told.
+/// After a login that the server refuses for good, others are refused for this long without trying.
 const BACKOFF: Duration = Duration::from_millis(500);
 
-/// A tenant that holds no connection waits this long for one to come back to its pool before it may have one of the reserve.
-const RESERVE_AFTER: Duration = Duration::from_millis(250);
+/// A tenant that holds no connection waits this long for one to come back to its pool before it may have one of the reserve;
+/// in vain, it asks again after twice as long each time, up to a limit. Who holds one asks seldom.
+const RESERVE_AFTER: Duration = Duration::from_millis(5);
+const RESERVE_AGAIN: Duration = Duration::from_millis(250);
 
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Who may try a server that let nobody in is looked for at most so often.
+const SHUT_POLL: Duration = Duration::from_millis(10);
 
 /// How often room in the budget is looked for.
 const ROOM_POLL: Duration = Duration::from_millis(50);
@@ -306,6 +310,9 @@ impl Instance {
     fn sweep(self: &Arc<Self>) {
         let timeouts = self.timeouts();
         let over = self.queue().is_over();
+        for (pool, connection) in self.queue().take_surplus(Instant::now()) {
+            self.close(pool.id, connection, false);
+        }
         self.close_idle(|_, connection| {
             over || connection.idle_since.elapsed() > timeouts.server_idle
                 || connection.born.elapsed() > timeouts.server_lifetime
@@ -388,10 +395,14 @@ impl Pool {
         }
         let server = self.instance.server();
         let deadline = self.instance.timeouts().connect;
+        let began = Instant::now();
         match connect::connect(&server, &self.instance.names, key, deadline).await {
             Ok(mut connection) => {
                 connection.worker = worker;
                 self.metrics().connects.add(1);
+                self.instance
+                    .queue()
+                    .note_connected(self.id, began.elapsed());
                 forget_other_servers(&mut lock(&self.profiles), &connection.parameters);
                 tracing::debug!(server = %server.name, pid = connection.fence().pid(), "connected");
                 Ok(Box::new(connection))
@@ -401,13 +412,34 @@ impl Pool {
                 tracing::warn!(server = %server.name, address = %server.address,
                     user = %self.key.login.user, database = %self.key.database, %error,
                     "could not connect");
-                // What is wrong with one client's parameters is no reason to refuse others.
-                if error.blame() != Blame::Client {
+                // What passes is waited for, and what is wrong with one client's parameters is no reason to refuse others.
+                if !error.is_passing() && error.blame() != Blame::Client {
                     *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
                 }
                 Err(error)
             }
         }
+    }
+
+    /// Whether who got this error as it connected, and holds the slot for it still, is to wait in line again. The pool then
+    /// tries again by itself.
+    pub(super) fn waits_out(&self, error: &Error) -> bool {
+        if !error.is_passing() {
+            return false;
+        }
+        if self.instance.queue().note_refused(self.id, error) {
+            let (instance, pool) = (Arc::downgrade(&self.instance), self.id);
+            timer::spawn(async move {
+                let stays_shut = |instance: Arc<Instance>| instance.queue().stays_shut(pool);
+                while let Some(left) = instance.upgrade().and_then(stays_shut) {
+                    timer::sleep(left.max(SHUT_POLL)).await;
+                    if let Some(instance) = instance.upgrade() {
+                        instance.wake();
+                    }
+                }
+            });
+        }
+        !self.instance.server().fail_fast
     }
 
     /// What the server reports to a client with `settings`, and the shared copy of the settings, if a
@@ -515,22 +547,31 @@ impl Pool {
     }
 
     /// A server connection or room for one, when it is this tenant's turn, to be used on `worker`, which must be this one.
+    /// `since`: when the client began to wait.
     ///
     /// Cancel safe: a grant that nobody takes goes back.
     ///
     /// # Errors
-    /// 53300 after the checkout deadline.
+    /// After the checkout deadline, or at once if the server is to fail fast: why its server lets nobody in, or else 53300.
     pub async fn checkout(
         self: &Arc<Self>,
         tenant: &Arc<TenantState>,
         worker: WorkerId,
+        since: Instant,
     ) -> Result<Grant> {
         let grant = |granted| Grant::new(self.clone(), tenant.clone(), worker, granted);
         let receiver = {
             let mut queue = self.instance.queue();
             match queue.try_take(self.id, tenant, worker) {
                 Some(granted) => return Ok(grant(granted)),
-                None => queue.wait(self.id, tenant, worker),
+                None => {
+                    if self.instance.server().fail_fast
+                        && let Some(error) = queue.refusal(self.id)
+                    {
+                        return Err(error.clone());
+                    }
+                    queue.wait(self.id, tenant, worker)
+                }
             }
         };
         let mut line = Line {
@@ -541,10 +582,31 @@ impl Pool {
         };
         let deadline = self.instance.timeouts().checkout;
         let _waiting = tenant.metrics.waiting.enter();
-        let since = Instant::now();
-        let granted = line.granted(since, deadline).await;
-        tenant.metrics.waits.record(since.elapsed());
+        let began = Instant::now();
+        let granted = line.granted(began, since + deadline).await;
+        tenant.metrics.waits.record(began.elapsed());
         granted.map(grant)
+    }
+
+    /// A new connection for a client alone, with its own parameters as `key` has them. It is never given back.
+    ///
+    /// Cancel safe: what was begun is closed.
+    ///
+    /// # Errors
+    /// Those of [`checkout`](Self::checkout); 08006 and what the server gave as it refused.
+    pub async fn connect_alone(
+        self: &Arc<Self>,
+        tenant: &Arc<TenantState>,
+        worker: WorkerId,
+        key: &PoolKey,
+    ) -> Result<Lease> {
+        let since = Instant::now();
+        loop {
+            let grant = self.checkout(tenant, worker, since).await?;
+            if let Some(lease) = grant.connect(key).await? {
+                return Ok(lease);
+            }
+        }
     }
 }
 
@@ -575,21 +637,20 @@ impl Line<'_> {
     /// Cancel safe.
     ///
     /// # Errors
-    /// 53300 after the deadline, counted from `since`.
-    async fn granted(&mut self, since: Instant, deadline: Duration) -> Result<Granted> {
-        let end = since + deadline;
-        let mut now = since;
+    /// At `end`: why the server lets nobody in, or else 53300.
+    async fn granted(&mut self, mut now: Instant, end: Instant) -> Result<Granted> {
+        let mut patience = match self.tenant.active() {
+            0 => RESERVE_AFTER,
+            _ => RESERVE_AGAIN,
+        };
         loop {
             if now >= end {
-                return Err(Error::new(
-                    Kind::TooManyConnections,
-                    format!("no server connection became free within {deadline:?}"),
-                ));
+                return Err(self.in_vain());
             }
             // One timer for both: to set and take back one costs as much as the rest of a hand-over.
             let next = match self.pool.limits().reserve {
                 0 => end,
-                _ => end.min(now + RESERVE_AFTER),
+                _ => end.min(now + patience),
             };
             match timer::timeout_at(next, &mut self.receiver).await {
                 Ok(granted) => {
@@ -608,9 +669,20 @@ impl Line<'_> {
                         return Ok(granted);
                     }
                     now = next;
+                    patience = (2 * patience).min(RESERVE_AGAIN);
                 }
             }
         }
+    }
+
+    fn in_vain(&self) -> Error {
+        let instance = &self.pool.instance;
+        let refusal = instance.queue().refusal(self.pool.id).cloned();
+        refusal.unwrap_or_else(|| {
+            let deadline = instance.timeouts().checkout;
+            let message = format!("no server connection became free within {deadline:?}");
+            Error::new(Kind::TooManyConnections, message)
+        })
     }
 }
 

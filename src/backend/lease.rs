@@ -75,7 +75,7 @@ impl Grant {
     }
 
     /// Makes it a lease: connects if it must, and sets the context. None: the idle connection had
-    /// died; check out again.
+    /// died, or the server lets nobody in for now; check out again.
     ///
     /// Not cancel safe: what was begun is closed.
     ///
@@ -122,18 +122,22 @@ impl Grant {
                 return Ok(None);
             }
         } else {
-            let connection = self.pool.connect(&self.pool.key, self.worker).await?;
-            lease.held = Held::Connection(connection);
+            match self.pool.connect(&self.pool.key, self.worker).await {
+                Ok(connection) => lease.held = Held::Connection(connection),
+                Err(error) if self.pool.waits_out(&error) => return Ok(None),
+                Err(error) => return Err(error),
+            }
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
         if lease.is_of_another(&self.tenant) {
             match self.may_be_handed_over(&mut lease, wanted, deadline).await {
                 Ok(true) => {}
-                Ok(false) => {
-                    lease.connect_anew(self.worker).await?;
-                    reused = false;
-                }
+                Ok(false) => match lease.connect_anew(self.worker).await {
+                    Ok(()) => reused = false,
+                    Err(error) if self.pool.waits_out(&error) => return Ok(None),
+                    Err(error) => return Err(error),
+                },
                 Err(error) => return Ok(self.give_up(&error)),
             }
         }
@@ -222,13 +226,13 @@ impl Grant {
     }
 
     /// Makes it a lease of a new connection, on which nothing is set after login: to be had alone, and never given
-    /// back. `key`: the pool's, with parameters of the client's own.
+    /// back. None: the server lets nobody in for now; check out again. `key`: the pool's, with parameters of the client's own.
     ///
     /// Not cancel safe: what was begun is closed.
     ///
     /// # Errors
     /// 08006 and what the server gave as it refused.
-    pub async fn connect(mut self, key: &PoolKey) -> Result<Lease> {
+    pub async fn connect(mut self, key: &PoolKey) -> Result<Option<Lease>> {
         let mut lease = Lease {
             pool: self.pool.clone(),
             tenant: self.tenant.clone(),
@@ -241,8 +245,12 @@ impl Grant {
             }
             Some(Granted::Slot) | None => {}
         }
-        lease.held = Held::Connection(self.pool.connect(key, self.worker).await?);
-        Ok(lease)
+        match self.pool.connect(key, self.worker).await {
+            Ok(connection) => lease.held = Held::Connection(connection),
+            Err(error) if self.pool.waits_out(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        Ok(Some(lease))
     }
 }
 

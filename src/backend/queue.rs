@@ -11,7 +11,13 @@
 //! here are of all workers together, and exact.
 //!
 //! One tenant cannot keep the others away, whatever it holds for however long: who holds no connection gets one of the pool's
-//! reserve after a while, and the last places of the instance are for such tenants.
+//! reserve after a moment, and the last places of the instance are for such tenants. What a pool has over its size stays for a while, for
+//! tenants that hold none.
+//!
+//! Where the budget is used up, a place goes from pool to pool in turns: a new connection costs the server far more than a
+//! statement, so a pool that its clients keep busy has its place for a while ([`Queue::place_turn`]).
+
+mod door;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,12 +26,15 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 
-use crate::backend::connection::ServerConnection;
+use crate::backend::connection::{Kept, ServerConnection};
 use crate::backend::instance::Pool;
 use crate::config::PoolLimits;
+use crate::error::{Error, Kind};
 use crate::id::TenantId;
 use crate::tenant::state::TenantState;
 use crate::workers::WorkerId;
+
+use self::door::Door;
 
 /// Leases in a row that a tenant may take on one connection while other tenants wait, and for how long: changing the tenant
 /// costs more than a short transaction.
@@ -39,6 +48,21 @@ const LINGER: Duration = Duration::from_millis(3);
 const LINGER_TRIAL: u32 = 16;
 /// What was kept in vain counts twice: it must have helped two times of three.
 const LINGER_SCORES: std::ops::RangeInclusive<i32> = -16..=16;
+
+/// How long a place is kept for its pool while other pools wait for one. It is longer than [`LINGER`] since more is at stake: to
+/// fork, to log in, and to read the catalogs.
+const PLACE_LINGER: Duration = Duration::from_millis(10);
+/// In so much time every pool that waits for a place shall have had one.
+const PLACE_ROUND: Duration = Duration::from_millis(1200);
+/// A turn of a place takes at most so long, and at least so many times as long as to connect.
+const LONGEST_PLACE_TURN: Duration = Duration::from_millis(500);
+const PLACE_TURN_IN_CONNECTS: u32 = 4;
+
+/// A pool whose server lets in no more has connections there, if one has come back within this time.
+const WORKS_FOR: Duration = Duration::from_secs(5);
+
+/// How long a connection over its pool's size stays idle.
+const SURPLUS_LIFE: Duration = Duration::from_secs(5);
 
 /// What comes back may go to who is near, on the same worker, past so many at most that came before: no client is overtaken
 /// by more than so many of its tenant's that came later, and no tenant by more than so many others.
@@ -108,8 +132,11 @@ pub struct PoolState {
     chances: u32,
     /// Somebody sees to it that lingering ends.
     watched: bool,
-    /// When a connection last came back.
+    /// When a connection last came back; before the first does, when the pool was made.
     last_back: Instant,
+    /// One has come back.
+    works: bool,
+    door: Door,
 }
 
 impl PoolState {
@@ -130,7 +157,7 @@ impl PoolState {
     }
 
     fn is_lingering(&self) -> bool {
-        self.idle.iter().any(|connection| connection.lingers)
+        self.idle.iter().any(|idle| idle.kept != Kept::No)
     }
 
     /// An idle connection that carries the tenant's context, or none. The one that was used last on `worker`; else the one
@@ -157,7 +184,7 @@ impl PoolState {
         let mut idle = self.idle.iter().enumerate();
         let mut may_go = idle
             .by_ref()
-            .filter(|(_, connection)| lingering_too || !connection.lingers);
+            .filter(|(_, idle)| lingering_too || !matches!(idle.kept, Kept::ForTenant(_)));
         let (oldest, _) = may_go.next()?;
         let is_here = |at: usize| self.idle[at].worker == worker;
         let older = self.idle.len().div_ceil(2);
@@ -173,9 +200,17 @@ impl PoolState {
         self.total - self.idle.len()
     }
 
-    /// More connections than its size: some of its reserve.
+    /// More connections than its size and its reserve: they were lowered.
     fn is_over(&self) -> bool {
-        self.total > self.pool.limits().size
+        let PoolLimits { size, reserve } = self.pool.limits();
+        self.total > size + reserve
+    }
+
+    /// The idle connection that may be closed for another pool, the one used longest ago.
+    fn dispensable(&self, lingering_too: bool) -> Option<(Instant, usize)> {
+        let mut idle = self.idle.iter().enumerate();
+        let (at, oldest) = idle.find(|(_, idle)| lingering_too || idle.kept == Kept::No)?;
+        Some((oldest.idle_since, at))
     }
 }
 
@@ -198,6 +233,8 @@ pub struct Queue {
     ring: VecDeque<Turn>,
     /// How many turns have come to its end.
     turns: u64,
+    /// What it took to connect lately.
+    price: Duration,
 }
 
 impl Queue {
@@ -209,6 +246,7 @@ impl Queue {
             pools: FxHashMap::default(),
             ring: VecDeque::new(),
             turns: 0,
+            price: Duration::ZERO,
         }
     }
 
@@ -268,6 +306,8 @@ impl Queue {
             chances: 0,
             watched: false,
             last_back: Instant::now(),
+            works: false,
+            door: Door::default(),
         });
     }
 
@@ -311,7 +351,7 @@ impl Queue {
         patience: Duration,
     ) -> Option<Granted> {
         let last_back = self.pools.get(&pool)?.last_back;
-        if tenant.active() > 0 || last_back.elapsed() < patience {
+        if tenant.active() > 0 || last_back.elapsed() < patience || !tenant.may_activate() {
             return None;
         }
         let found = self.find(pool, tenant, worker, Share::Reserve)?;
@@ -387,19 +427,22 @@ impl Queue {
             Share::Usual => state.total < size,
             Share::Reserve => state.total < size + reserve,
         };
-        if below_size && room {
+        let may_connect = below_size && state.door.lets_in();
+        if may_connect && room {
             return Some(Found::Room);
         }
-        if let Some(at) = state.of_others(worker, self.ring.is_empty()) {
+        let nobody_waits = self.ring.is_empty();
+        if let Some(at) = state.of_others(worker, nobody_waits) {
             return Some(Found::OfOthers(at));
         }
-        if below_size && self.total == self.limit {
-            let (_, from) = self
-                .pools
-                .iter()
-                .filter_map(|(&id, state)| Some((state.idle.front()?.idle_since, id)))
-                .min()?;
-            return Some(Found::Elsewhere(from));
+        if may_connect && self.total == self.limit {
+            let pools = self.pools.iter();
+            let idle = pools.filter_map(|(&from, state)| {
+                let (since, at) = state.dispensable(nobody_waits)?;
+                Some((since, from, at))
+            });
+            let (_, from, at) = idle.min()?;
+            return Some(Found::Elsewhere { from, at });
         }
         None
     }
@@ -410,37 +453,40 @@ impl Queue {
         match found {
             Found::Free(at) => {
                 let mut connection = state.idle.remove(at)?;
-                if std::mem::take(&mut connection.lingers) {
+                if let Kept::ForTenant(_) = std::mem::take(&mut connection.kept) {
                     state.note_lingering(true);
                 }
                 Some(Granted::Ready(connection))
             }
             Found::Room => {
+                state.door.knock();
                 state.total += 1;
                 self.total += 1;
                 Some(Granted::Slot)
             }
             Found::OfOthers(at) => {
                 let mut connection = state.idle.remove(at)?;
-                connection.lingers = false;
+                connection.kept = Kept::No;
                 connection.turn = 0;
                 Some(Granted::Ready(connection))
             }
-            Found::Elsewhere(from) => {
+            Found::Elsewhere { from, at } => {
                 let victim = self.pools.get_mut(&from)?;
-                let mut connection = victim.idle.pop_front()?;
+                let mut connection = victim.idle.remove(at)?;
                 // Nobody may be watching any more when it comes back.
-                connection.lingers = false;
+                connection.kept = Kept::No;
                 victim.total -= 1;
                 victim.pool.metrics().evictions.add(1);
-                self.pools.get_mut(&pool)?.total += 1;
+                let state = self.pools.get_mut(&pool)?;
+                state.door.knock();
+                state.total += 1;
                 Some(Granted::Evict { from, connection })
             }
         }
     }
 
     /// Puts back what a lease or an unused grant held, and serves who waits. What is returned is to be closed: the pool has
-    /// more than its size.
+    /// more than it may.
     #[must_use]
     pub fn put_back(
         &mut self,
@@ -451,8 +497,11 @@ impl Queue {
     ) -> Option<Box<ServerConnection>> {
         self.count_out(tenant);
         connection.idle_since = now;
+        let place_turn = self.place_turn();
+        let budget_is_used_up = self.total >= self.limit;
         let state = self.pools.get_mut(&pool)?;
         state.last_back = now;
+        state.works = true;
         if self.ring.is_empty() {
             if state.is_over() {
                 return Some(connection);
@@ -463,16 +512,27 @@ impl Queue {
         if connection.turn == 0 {
             connection.turn_began = now;
         }
-        let stays = connection.context.tenant() == Some(&tenant.id)
-            && connection.turn < TURN
-            && now - connection.turn_began < TURN_TIME;
+        let waits = state.waiting.contains_key(&tenant.id);
+        let others_wait_here = state.waiting.len() > usize::from(waits);
+        // For others of its pool its context would be changed; for those of other pools it would be closed.
+        let its_turn = match others_wait_here {
+            true => connection.turn < TURN && now - connection.turn_began < TURN_TIME,
+            false => now.saturating_duration_since(connection.born) < place_turn,
+        };
+        let stays = its_turn && connection.context.tenant() == Some(&tenant.id);
         connection.turn += 1;
         // Most that come back have nobody of their tenant in line, and the ring may be long.
-        let waits = stays && state.waiting.contains_key(&tenant.id);
         let is_its = |turn: &Turn| turn.pool == pool && turn.tenant == tenant.id;
-        let position = waits.then(|| self.ring.iter().position(is_its)).flatten();
-        connection.lingers = stays && position.is_none() && state.may_linger();
-        let lingers = connection.lingers;
+        let position = (stays && waits)
+            .then(|| self.ring.iter().position(is_its))
+            .flatten();
+        connection.kept = match others_wait_here {
+            _ if !stays || position.is_some() => Kept::No,
+            true if state.may_linger() => Kept::ForTenant(now + LINGER),
+            false if budget_is_used_up => Kept::ForPool(now + PLACE_LINGER),
+            _ => Kept::No,
+        };
+        let lingers = connection.kept != Kept::No;
         let near = Some(connection.worker);
         state.idle.push_back(connection);
         let served = position.is_some_and(|position| self.serve(position, near) == Served::Granted);
@@ -492,17 +552,23 @@ impl Queue {
         let state = self.pools.get_mut(&pool)?;
         let mut ended = Vec::new();
         let mut next = None;
-        for connection in state.idle.iter_mut().filter(|idle| idle.lingers) {
-            let kept = now.saturating_duration_since(connection.idle_since);
-            match LINGER.checked_sub(kept) {
-                Some(left) => next = Some(next.map_or(left, |next| left.min(next))),
-                None => {
-                    connection.lingers = false;
+        let mut in_vain = 0;
+        for connection in &mut state.idle {
+            let (Kept::ForTenant(until) | Kept::ForPool(until)) = connection.kept else {
+                continue;
+            };
+            match until.checked_duration_since(now) {
+                Some(left) if !left.is_zero() => {
+                    next = Some(next.map_or(left, |next| left.min(next)));
+                }
+                _ => {
+                    in_vain += usize::from(matches!(connection.kept, Kept::ForTenant(_)));
+                    connection.kept = Kept::No;
                     ended.push(connection.worker);
                 }
             }
         }
-        for _ in &ended {
+        for _ in 0..in_vain {
             state.note_lingering(false);
         }
         for near in ended {
@@ -527,6 +593,63 @@ impl Queue {
         if let Some(state) = self.pools.get_mut(&pool) {
             state.watched = false;
         }
+    }
+
+    /// How long a pool that its clients keep busy has a place, now that others wait for one.
+    fn place_turn(&self) -> Duration {
+        let rounds = self.ring.len().div_ceil(self.limit.max(1)).max(1);
+        let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
+        let turn = (PLACE_ROUND / rounds).min(LONGEST_PLACE_TURN);
+        turn.max(self.price * PLACE_TURN_IN_CONNECTS)
+    }
+
+    /// A connection of `pool` was made, in this time.
+    pub fn note_connected(&mut self, pool: u64, took: Duration) {
+        self.price = match self.price.is_zero() {
+            true => took,
+            false => (self.price * 7 + took) / 8,
+        };
+        let state = self.pools.get_mut(&pool);
+        if state.is_some_and(|state| state.door.open()) {
+            self.dispatch_all();
+        }
+    }
+
+    /// The server let no connection of `pool` in, for a reason that passes; the slot for it is counted still. True: the caller
+    /// is to look for who may try again when [`stays_shut`](Self::stays_shut) says so.
+    pub fn note_refused(&mut self, pool: u64, error: &Error) -> bool {
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return false;
+        };
+        let works = state.works && state.last_back.elapsed() < WORKS_FOR;
+        let is_full = works && error.kind() == Kind::TooManyConnections;
+        state.door.shut(error.clone(), is_full)
+    }
+
+    /// Why the server lets no connection of `pool` in, if it does not.
+    pub fn refusal(&self, pool: u64) -> Option<&Error> {
+        self.pools.get(&pool)?.door.error()
+    }
+
+    /// How long no connection of `pool` is tried; afterwards [`dispatch_all`](Self::dispatch_all) finds who tries. None: as many
+    /// as there is room for are.
+    pub fn stays_shut(&self, pool: u64) -> Option<Duration> {
+        self.pools.get(&pool)?.door.stays_shut()
+    }
+
+    /// Takes out what pools have had over their sizes for a while and do not use; it counts until [`release`](Self::release).
+    pub fn take_surplus(&mut self, now: Instant) -> Vec<(Arc<Pool>, Box<ServerConnection>)> {
+        let mut taken = Vec::new();
+        for state in self.pools.values_mut() {
+            let over = state.total.saturating_sub(state.pool.limits().size);
+            let is_old = |idle: &ServerConnection| {
+                now.saturating_duration_since(idle.idle_since) > SURPLUS_LIFE
+            };
+            let old = state.idle.iter().take_while(|idle| is_old(idle)).count();
+            let surplus = state.idle.drain(..old.min(over));
+            taken.extend(surplus.map(|connection| (state.pool.clone(), connection)));
+        }
+        taken
     }
 
     /// Counts a connection of `pool` out that is closed now.
@@ -669,7 +792,7 @@ impl Queue {
             Some(found) => {
                 let connection = match found {
                     Found::Free(at) | Found::OfOthers(at) => state.idle.get(at),
-                    Found::Room | Found::Elsewhere(_) => None,
+                    Found::Room | Found::Elsewhere { .. } => None,
                 };
                 let stays = connection.is_none_or(|c| c.worker == waiter.worker);
                 let is_near = near.is_none_or(|near| near == waiter.worker && stays);
@@ -754,7 +877,10 @@ enum Found {
     /// One that carries another tenant's context.
     OfOthers(usize),
     /// The slot of an idle connection of that pool.
-    Elsewhere(u64),
+    Elsewhere {
+        from: u64,
+        at: usize,
+    },
 }
 
 /// Whether a tenant in the ring can be served.

@@ -312,6 +312,8 @@ pub struct ServerFile {
     pub root_cert: Option<String>,
     /// Of all pools of this instance together. Required.
     pub max_connections: Option<Count>,
+    /// Statements fail at once while it lets nobody in, instead of waiting up to `timeouts.checkout`. Default: false.
+    pub fail_fast: bool,
     /// Login for health checks. Default: none, and no health checks.
     pub admin: Option<ServerAdminFile>,
     /// What contexts are sealed with. Required for placements of posture sealed.
@@ -327,6 +329,7 @@ impl Default for ServerFile {
             sslmode: SslMode::Prefer,
             root_cert: None,
             max_connections: None,
+            fail_fast: false,
             admin: None,
             seal: None,
             timeouts: ClientTimeoutsFile::default(),

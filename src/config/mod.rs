@@ -240,6 +240,8 @@ pub struct Server {
     pub tls: ServerTls,
     /// Most connections the proxy opens to this instance, over all its pools.
     pub max_connections: usize,
+    /// While it cannot be reached or takes no more connections, clients are told so at once.
+    pub fail_fast: bool,
     /// Login of the health check; it takes one of `max_connections`.
     pub admin: Option<Arc<Login>>,
     /// Database of the health check.

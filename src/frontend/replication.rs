@@ -173,11 +173,8 @@ impl Client {
         let instance = instances.get(&key.server).ok_or_else(moved)?;
         let pool = instance.pool(&key, self.route.placement.pool);
         self.registered.set_activity(Activity::Waiting);
-        let lease = async {
-            let worker = self.registered.worker();
-            let grant = pool.checkout(&self.tenant, worker).await?;
-            grant.connect(&pool.key).await
-        };
+        let worker = self.registered.worker();
+        let lease = pool.connect_alone(&self.tenant, worker, &pool.key);
         let ends = poll_fn(|cx| {
             self.registered.calls(cx.waker());
             match self.registered.must_go() {

@@ -379,10 +379,11 @@ impl Session {
 
     /// A server connection, as soon as there is one. `granted`: what there is already.
     async fn checkout(&mut self, mut granted: Option<Grant>) -> Checkout {
+        let since = Instant::now();
         loop {
             let grant = match granted.take() {
                 Some(grant) => grant,
-                None => match self.wait_in_line().await {
+                None => match self.wait_in_line(since).await {
                     Some(Ok(grant)) => grant,
                     Some(Err(error)) => return Checkout::Refused(error),
                     None => return Checkout::Gone,
@@ -401,8 +402,8 @@ impl Session {
         }
     }
 
-    /// Waits for its turn. None: the client has left.
-    async fn wait_in_line(&mut self) -> Option<Result<Grant>> {
+    /// Waits for its turn, as it has since then. None: the client has left.
+    async fn wait_in_line(&mut self, since: Instant) -> Option<Result<Grant>> {
         // A cancel of an earlier wait that came too late.
         self.standing.registered.take_cancelled();
         self.standing.registered.set_activity(Activity::Waiting);
@@ -410,7 +411,7 @@ impl Session {
         let tenant = self.standing.tenant.clone();
         let waited = tokio::select! {
             biased;
-            granted = pool.checkout(&tenant, self.standing.worker) => Some(granted),
+            granted = pool.checkout(&tenant, self.standing.worker, since) => Some(granted),
             error = poll_fn(|cx| self.poll_wait(cx)) => error.map(Err),
         };
         self.standing.registered.set_activity(Activity::Idle);

@@ -3,6 +3,7 @@
 //! connection gets, refuses them. So those that SET refuses are left out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::backend::context::{Binding, Settings};
 use crate::backend::instance::Pool;
@@ -41,6 +42,7 @@ pub async fn narrowed(
         return Ok(None);
     }
     let mut usable = Vec::new();
+    let since = Instant::now();
     for &tablespace in &listed {
         let only = Settings::from([(NAME.to_owned(), tablespace.to_owned())]);
         let asked = Binding {
@@ -48,7 +50,7 @@ pub async fn narrowed(
             ..wanted.clone()
         };
         loop {
-            let grant = pool.checkout(tenant, worker).await?;
+            let grant = pool.checkout(tenant, worker, since).await?;
             match grant.lease(&asked).await {
                 Ok(Some(lease)) => {
                     lease.checkin();

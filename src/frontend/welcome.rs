@@ -2,6 +2,7 @@
 //! key.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::runtime;
 
@@ -261,8 +262,9 @@ async fn profile(
     let known = pool.profile(&settings);
     let settings = known.map_or_else(|| Arc::new(settings), |(settings, _)| settings);
     let mut wanted = wanted(settings);
+    let since = Instant::now();
     let lease = loop {
-        let grant = pool.checkout(tenant, worker).await?;
+        let grant = pool.checkout(tenant, worker, since).await?;
         match grant.lease(&wanted).await {
             Ok(Some(lease)) => break lease,
             Ok(None) => {}
@@ -315,8 +317,7 @@ async fn own_connection(
         .route
         .pool
         .with_own(settings, variables(&wanted.route));
-    let grant = pool.checkout(tenant, worker).await?;
-    let mut lease = grant.connect(&key).await?;
+    let mut lease = pool.connect_alone(tenant, worker, &key).await?;
     let deadline = pool.instance.timeouts().connect;
     let nobody = &mut Buffer::new();
     context::adopt(&mut lease, wanted, deadline, None, nobody)
@@ -362,8 +363,7 @@ async fn try_login(
         .iter()
         .map(|(name, value)| (name.clone(), value.clone()));
     let key = route.pool.with_own(own, []);
-    let grant = pool.checkout(tenant, worker).await?;
-    drop(grant.connect(&key).await?);
+    drop(pool.connect_alone(tenant, worker, &key).await?);
     Ok(())
 }
 

@@ -84,7 +84,7 @@ async fn a_server_that_dies_ends_the_query_it_ran_and_no_other_and_serves_again_
         ("transaction", Shutdown::Kill),
     ] {
         let label = format!("{how:?}, {pooling} pooling");
-        let proxy = with_own(&own, pooling, "").await;
+        let proxy = with_own(&own, pooling, "timeouts: { checkout: 1s }").await;
         let mut victim = alone(&proxy).await;
         let mut idle = alone(&proxy).await;
         let mut elsewhere = proxy.raw(&tenant("t20")).await;

@@ -48,6 +48,7 @@ mod tiers;
 mod timeouts;
 mod tls;
 mod tools;
+mod waits;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;
 mod workers;

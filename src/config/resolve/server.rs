@@ -94,6 +94,7 @@ impl Resolver<'_, '_> {
             tcp_keepalives,
             tls: tls?,
             max_connections: max_connections?,
+            fail_fast: file.fail_fast,
             admin,
             admin_database,
             seal,
