@@ -20,6 +20,8 @@ use tokio::sync::Semaphore;
 use crate::admin::metrics;
 use crate::app::App;
 use crate::backend::health::State;
+use crate::backend::instance::Instance;
+use crate::error::Kind;
 use crate::timer;
 
 /// Connections at a time; more wait to be accepted.
@@ -102,7 +104,7 @@ async fn answer(app: &Arc<App>, request: &Request<Incoming>) -> Response<Full<By
     match request.uri().path() {
         "/healthz" => reply(StatusCode::OK, "ok\n"),
         "/readyz" => match unready(app) {
-            None => reply(StatusCode::OK, "ready\n"),
+            None => reply(StatusCode::OK, format!("ready\n{}", troubles(app))),
             Some(reason) => reply(StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
         },
         "/metrics" => scrape(app.clone()).await,
@@ -118,11 +120,31 @@ fn unready(app: &App) -> Option<&'static str> {
     let instances = app.instances();
     let mut known = instances
         .values()
-        .map(|instance| instance.health.report().state)
+        .map(|instance| match instance.health.report().state {
+            State::Unknown if is_away(instance) => State::Down,
+            state => state,
+        })
         .filter(|state| *state != State::Unknown)
         .peekable();
     let all_down = known.peek().is_some() && known.all(|state| state == State::Down);
     all_down.then_some("no server is up")
+}
+
+/// Whether clients found lately that it cannot be reached; a server that is full serves those that are in.
+fn is_away(instance: &Instance) -> bool {
+    let trouble = instance.trouble();
+    trouble.is_some_and(|error| error.kind() != Kind::TooManyConnections)
+}
+
+/// What is wrong with servers whose clients wait, while others are served: a line each.
+fn troubles(app: &App) -> String {
+    let mut lines = String::new();
+    for (name, instance) in app.instances().iter() {
+        if let Some(error) = instance.trouble() {
+            lines += &format!("server {name}: {}\n", error.message());
+        }
+    }
+    lines
 }
 
 /// With many tenants this takes a while, which the health check must not wait for.

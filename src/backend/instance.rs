@@ -37,9 +37,6 @@ const RESERVE_AGAIN: Duration = Duration::from_millis(250);
 /// How often idle connections are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Who may try a server that let nobody in is looked for at most so often.
-const SHUT_POLL: Duration = Duration::from_millis(10);
-
 /// How often room in the budget is looked for.
 const ROOM_POLL: Duration = Duration::from_millis(50);
 
@@ -233,6 +230,11 @@ impl Instance {
             self.close_idle(|_, _| !std::mem::replace(&mut asked, true));
             timer::sleep(ROOM_POLL).await;
         }
+    }
+
+    /// Why the server takes no connections, as clients found out lately.
+    pub fn trouble(&self) -> Option<Error> {
+        self.queue().trouble().cloned()
     }
 
     /// Server connections open now, being made or being closed.
@@ -430,12 +432,9 @@ impl Pool {
         if self.instance.queue().note_refused(self.id, error) {
             let (instance, pool) = (Arc::downgrade(&self.instance), self.id);
             timer::spawn(async move {
-                let stays_shut = |instance: Arc<Instance>| instance.queue().stays_shut(pool);
-                while let Some(left) = instance.upgrade().and_then(stays_shut) {
-                    timer::sleep(left.max(SHUT_POLL)).await;
-                    if let Some(instance) = instance.upgrade() {
-                        instance.wake();
-                    }
+                let try_again = |instance: Arc<Instance>| instance.queue().try_again(pool);
+                while let Some(pause) = instance.upgrade().and_then(try_again) {
+                    timer::sleep(pause).await;
                 }
             });
         }

@@ -616,7 +616,7 @@ impl Queue {
     }
 
     /// The server let no connection of `pool` in, for a reason that passes; the slot for it is counted still. True: the caller
-    /// is to look for who may try again when [`stays_shut`](Self::stays_shut) says so.
+    /// is to call [`try_again`](Self::try_again) from now on.
     pub fn note_refused(&mut self, pool: u64, error: &Error) -> bool {
         let Some(state) = self.pools.get_mut(&pool) else {
             return false;
@@ -631,10 +631,17 @@ impl Queue {
         self.pools.get(&pool)?.door.error()
     }
 
-    /// How long no connection of `pool` is tried; afterwards [`dispatch_all`](Self::dispatch_all) finds who tries. None: as many
-    /// as there is room for are.
-    pub fn stays_shut(&self, pool: u64) -> Option<Duration> {
-        self.pools.get(&pool)?.door.stays_shut()
+    /// After a refusal: finds who may try again. Returns when this is to be called again; None: the server lets clients in.
+    pub fn try_again(&mut self, pool: u64) -> Option<Duration> {
+        self.dispatch_all();
+        self.pools.get_mut(&pool)?.door.look(Instant::now())
+    }
+
+    /// Why the server lets nobody in, as some pool found out lately.
+    pub fn trouble(&self) -> Option<&Error> {
+        let now = Instant::now();
+        let mut pools = self.pools.values();
+        pools.find_map(|state| state.door.trouble(now))
     }
 
     /// Takes out what pools have had over their sizes for a while and do not use; it counts until [`release`](Self::release).

@@ -22,6 +22,11 @@ const FIRST_OF_FULL: Duration = Duration::from_secs(1);
 const LAST_OF_FULL: Duration = Duration::from_secs(16);
 /// How long who knocks is waited for before another one does.
 const KNOCK: Duration = Duration::from_secs(1);
+/// How often it is looked whether somebody knocks, and how long nobody does before it is taken for open.
+const LOOK: Duration = Duration::from_millis(250);
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+/// As long as clients wait, somebody knocks at least so often.
+const IS_TRIED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Open, unless a server has let nobody in.
 #[derive(Debug, Default)]
@@ -73,15 +78,28 @@ impl Door {
         self.0.replace(shut).is_none()
     }
 
-    /// How long it stays shut. None: it is open.
-    pub fn stays_shut(&self) -> Option<Duration> {
-        let shut = self.0.as_ref()?;
-        Some(shut.until.saturating_duration_since(Instant::now()))
+    /// When it is to be looked at again whether somebody may knock. None: it is open.
+    pub fn look(&mut self, now: Instant) -> Option<Duration> {
+        let until = self.0.as_ref()?.until;
+        if now.saturating_duration_since(until) > FORGOTTEN_AFTER {
+            self.open();
+            return None;
+        }
+        match until.saturating_duration_since(now) {
+            Duration::ZERO => Some(LOOK),
+            left => Some(left),
+        }
     }
 
     /// Why it is not open.
     pub fn error(&self) -> Option<&Error> {
         self.0.as_ref().map(|shut| &shut.error)
+    }
+
+    /// Why nobody is let in, as was found out lately.
+    pub fn trouble(&self, now: Instant) -> Option<&Error> {
+        let shut = self.0.as_ref()?;
+        (now < shut.until + IS_TRIED_WITHIN).then_some(&shut.error)
     }
 }
 
@@ -98,12 +116,12 @@ mod tests {
     fn it_stays_shut_longer_each_time_up_to_a_limit() {
         for (is_full, first, last) in [(false, FIRST, LAST), (true, FIRST_OF_FULL, LAST_OF_FULL)] {
             let mut door = Door::default();
-            assert!(door.lets_in() && door.stays_shut().is_none());
+            assert!(door.lets_in() && door.look(Instant::now()).is_none());
             let mut pauses = Vec::new();
             for refusals in 0..40 {
                 assert_eq!(door.shut(refused(), is_full), refusals == 0);
                 assert!(!door.lets_in());
-                pauses.push(door.stays_shut().unwrap());
+                pauses.push(door.look(Instant::now()).unwrap());
             }
             assert!(pauses[0] <= first.mul_f64(1.25) && pauses[0] > first / 2);
             assert!(pauses.iter().all(|&pause| pause <= last.mul_f64(1.25)));
@@ -111,6 +129,19 @@ mod tests {
             assert!(door.open() && !door.open());
             assert!(door.lets_in() && door.error().is_none());
         }
+    }
+
+    #[test]
+    fn what_nobody_wants_is_forgotten() {
+        let mut door = Door::default();
+        let now = Instant::now();
+        door.shut(refused(), false);
+        assert!(door.trouble(now).is_some());
+        let later = now + Duration::from_secs(5);
+        assert!(door.trouble(later).is_none() && door.error().is_some());
+        assert_eq!(door.look(later), Some(LOOK));
+        assert_eq!(door.look(now + 2 * FORGOTTEN_AFTER), None);
+        assert!(door.error().is_none());
     }
 
     #[test]
