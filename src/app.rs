@@ -20,16 +20,20 @@ use crate::auth::Verifiers;
 use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::{ClientHandle, FIRST_PID};
-use crate::config::{self, Config, Mistake, Route};
+use crate::config::{self, Config, Mistake, Route, descriptors};
 use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
+use crate::places::{self, Place, Places};
 use crate::protocol::startup::{CancelKey, Secret};
 use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::tls::Door;
 use crate::workers::{WorkerId, Workers};
+
+/// Connections that may be open for a moment above all limits.
+const CLOSING: usize = 100;
 
 pub struct App {
     config: ArcSwap<Config>,
@@ -43,8 +47,7 @@ pub struct App {
     /// Clients that are logged in, by the secret of what they cancel with.
     clients: DashSet<BySecret, FxBuildHasher>,
     next_client: AtomicU64,
-    /// Connections of clients, logged in or not.
-    connections: AtomicUsize,
+    pub places: Arc<Places>,
     draining: watch::Sender<bool>,
     /// What each main port offers.
     doors: ArcSwap<Vec<Arc<Door>>>,
@@ -58,15 +61,6 @@ pub struct App {
     pub started: Instant,
     /// One reload at a time.
     reloading: Mutex<()>,
-}
-
-/// A connection of a client, counted for as long as this lives.
-pub struct CountedConnection(Arc<App>);
-
-impl Drop for CountedConnection {
-    fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// A client of a placement, counted for as long as this lives.
@@ -98,7 +92,7 @@ impl App {
             placements: DashMap::default(),
             clients: DashSet::default(),
             next_client: AtomicU64::new(1),
-            connections: AtomicUsize::new(0),
+            places: Arc::default(),
             draining: watch::Sender::new(false),
             doors: ArcSwap::from_pointee(doors(&config)?),
             config: ArcSwap::from_pointee(config),
@@ -198,6 +192,10 @@ impl App {
         let reloaded = path
             .ok_or_else(|| mistake("the proxy was not started from a file".to_owned()))
             .and_then(|path| config::load(path))
+            .and_then(|config| match descriptors::too_few(&config) {
+                Some(mistake) => Err(vec![mistake]),
+                None => Ok(config),
+            })
             .and_then(|config| self.reload(config).map_err(|e| mistake(e.to_string())));
         if let Err(mistakes) = &reloaded {
             self.metrics.failed_reloads.add(1);
@@ -294,38 +292,45 @@ impl App {
 
     // ---- clients ----
 
-    /// Counts a connection in. None: there are so many that it is dropped unheard. Up to that there is
-    /// room above the limit of clients for cancels, and to say that there are too many.
-    pub fn count_connection(self: &Arc<Self>) -> Option<CountedConnection> {
-        let before = self.connections.fetch_add(1, Ordering::Relaxed);
-        let counted = CountedConnection(self.clone());
-        let max_clients = self.config.load().max_clients;
-        (before < max_clients.saturating_mul(2).saturating_add(100)).then_some(counted)
+    /// Counts a connection in. None: there are so many that it is dropped unheard. There is room for all that may be, and for
+    /// some that are just being closed.
+    pub fn count_connection(&self) -> Option<Place> {
+        let limits = self.config.load().limits;
+        let most = limits.clients + limits.logins + limits.console + CLOSING;
+        self.places.take(places::Kind::Socket, most)
     }
 
-    /// Whether a client that is counted may log in.
+    /// Whether anybody may log in.
     ///
     /// # Errors
-    /// 53300 over the limit of the proxy, 57P03 while it stops.
+    /// 57P03 while the proxy stops.
     pub fn may_log_in(&self) -> Result<()> {
-        if self.is_draining() {
-            return Err(Error::new(
+        match self.is_draining() {
+            true => Err(Error::new(
                 Kind::CannotConnectNow,
                 "the proxy is shutting down",
-            ));
+            )),
+            false => Ok(()),
         }
-        if self.connections() > self.config.load().max_clients {
-            return Err(Error::new(
-                Kind::TooManyConnections,
-                "sorry, too many clients already",
-            ));
-        }
-        Ok(())
+    }
+
+    /// A place for a client of a tenant, or of the console.
+    ///
+    /// # Errors
+    /// 53300: all are taken.
+    pub fn place_for(&self, kind: places::Kind) -> Result<Place> {
+        let limits = self.config.load().limits;
+        let most = match kind {
+            places::Kind::Console => limits.console,
+            places::Kind::Tenant | places::Kind::Socket => limits.clients,
+        };
+        let place = self.places.take(kind, most);
+        place.ok_or_else(|| Error::new(Kind::TooManyConnections, "sorry, too many clients already"))
     }
 
     /// Connections of clients, logged in or not.
     pub fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+        self.places.taken(places::Kind::Socket)
     }
 
     /// Counts a client of a placement in.

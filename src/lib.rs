@@ -15,7 +15,7 @@
 //!
 //! | layer | modules | job |
 //! |---|---|---|
-//! | words | [`id`], [`error`], [`metrics`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, waiting, where tasks run |
+//! | words | [`id`], [`error`], [`metrics`], [`places`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, waiting, where tasks run |
 //! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
 //! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
@@ -57,6 +57,7 @@ pub mod frontend;
 pub mod id;
 pub mod metrics;
 pub mod net;
+pub mod places;
 pub mod protocol;
 pub mod server;
 pub mod sql;

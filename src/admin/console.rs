@@ -53,7 +53,7 @@ pub async fn serve(app: Arc<App>, admin: AdminLogin, peer: SocketAddr) {
         inbox,
         user,
         greeting,
-        connection: _connection,
+        places: _places,
     } = admin;
     tracing::info!(%peer, user, "admin console opened");
     let welcome = welcome(greeting, &user);

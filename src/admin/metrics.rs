@@ -164,7 +164,7 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
         (
             "max_connections",
             "Most connections of clients, as configured",
-            count(config.max_clients),
+            count(config.limits.clients),
         ),
         (
             "tenants",

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::{self, Config, Mistake, PoolKey, ServerAddress, SslMode};
+use crate::config::{self, Config, Mistake, PoolKey, ServerAddress, SslMode, descriptors};
 use crate::id::ServerName;
 
 /// `EX_CONFIG`: the configuration is not valid.
@@ -17,7 +17,7 @@ pub const EX_CONFIG: u8 = 78;
 /// # Errors
 /// Those of `out` and `err`.
 pub fn run(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Result<u8> {
-    match config::load(path) {
+    match load(path) {
         Ok(config) => {
             summary(&config, out)?;
             Ok(0)
@@ -29,17 +29,36 @@ pub fn run(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Resul
     }
 }
 
+/// The config at `path`, if this process could serve it.
+fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
+    let config = config::load(path)?;
+    match descriptors::too_few(&config) {
+        Some(mistake) => Err(vec![mistake]),
+        None => Ok(config),
+    }
+}
+
 /// The config at `path` for a command that needs one; else its mistakes go to standard error and the exit code comes
 /// back.
 ///
 /// # Errors
 /// [`EX_CONFIG`].
 pub fn load_or_report(path: &Path) -> Result<Config, ExitCode> {
-    config::load(path).map_err(|mistakes| {
-        // Nowhere to report that standard error is gone.
-        let _ = report(path, &mistakes, &mut io::stderr());
-        ExitCode::from(EX_CONFIG)
-    })
+    config::load(path).map_err(|mistakes| fail(path, &mistakes))
+}
+
+/// The same for the command that serves it.
+///
+/// # Errors
+/// [`EX_CONFIG`].
+pub fn load_to_serve(path: &Path) -> Result<Config, ExitCode> {
+    load(path).map_err(|mistakes| fail(path, &mistakes))
+}
+
+fn fail(path: &Path, mistakes: &[Mistake]) -> ExitCode {
+    // Nowhere to report that standard error is gone.
+    let _ = report(path, mistakes, &mut io::stderr());
+    ExitCode::from(EX_CONFIG)
 }
 
 /// Writes each mistake as `path:line: setting: message`, and how many there are.

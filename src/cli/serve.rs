@@ -12,7 +12,7 @@ use crate::server::Proxy;
 /// Runs the proxy. 0 after SIGTERM or SIGINT, 78 for a config with mistakes, 1 for what the machine
 /// refuses.
 pub fn run(path: &Path) -> ExitCode {
-    let config = match check::load_or_report(path) {
+    let config = match check::load_to_serve(path) {
         Ok(config) => config,
         Err(code) => return code,
     };

@@ -182,14 +182,24 @@ pub enum By {
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct LimitsFile {
-    /// Clients, logging in or logged in. Default: 10000.
+    /// Clients of all tenants that are logged in. Default: 10000.
     pub clients: Count,
+    /// Connections whose client has not proved who it is; over it the one that has taken longest is closed. Default: a tenth of
+    /// `clients`, at least 100.
+    pub logins: Option<Count>,
+    /// Clients of the console. Default: 10.
+    pub console: Count,
+    /// Clients of one tenant, where its own `limits` say nothing. Default: with several tenants three quarters of `clients`.
+    pub tenant: Option<Count>,
 }
 
 impl Default for LimitsFile {
     fn default() -> Self {
         Self {
             clients: Count(10_000),
+            logins: None,
+            console: Count(10),
+            tenant: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! opens a socket or starts a task, and nothing here imports a live thing: the pools read the
 //! config, never the other way round.
 
+pub mod descriptors;
 pub mod diff;
 mod file;
 pub mod guests;
@@ -72,8 +73,7 @@ pub struct Config {
     /// They send by io_uring, where the operating system lets them.
     pub io_uring: bool,
     pub identify: Identify,
-    /// Clients of the whole proxy, logging in or logged in.
-    pub max_clients: usize,
+    pub limits: ClientLimits,
     pub timeouts: Timeouts,
     pub tcp_keepalives: TcpKeepalives,
     pub doctor: Doctor,
@@ -460,6 +460,17 @@ pub struct Tenant {
     pub limits: TenantLimits,
     pub timeouts: ClientTimeouts,
     pub route: Arc<Route>,
+}
+
+/// Most connections of clients to the whole proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// Of all tenants, logged in.
+    pub clients: usize,
+    /// Whose client has not proved who it is.
+    pub logins: usize,
+    /// Of the console.
+    pub console: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -21,14 +21,14 @@ use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::file::{
-    AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, ListenFile,
-    LogFile, TcpKeepalivesFile, TimeoutsFile,
+    AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile,
+    ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
 use super::units::{Count, Period};
 use super::{
-    Audit, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier, Secret,
-    TcpKeepalives, Timeouts,
+    Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier,
+    Secret, TcpKeepalives, Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
 
@@ -54,6 +54,8 @@ const MAX_AUDIT_EVENTS: usize = 1_000_000;
 
 /// More clients than file descriptors can be had.
 const MAX_CLIENTS: usize = 10_000_000;
+/// Logins at once, unless the config says less.
+const LEAST_LOGINS: usize = 100;
 
 /// Loads the file at `path`. Relative paths in it are relative to its directory, variables are
 /// those of the process.
@@ -157,7 +159,7 @@ impl Resolver<'_, '_> {
         let workers = self.workers(file.workers);
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
-        let max_clients = self.count(&limits_at.key("clients"), file.limits.clients, MAX_CLIENTS);
+        let limits = self.client_limits(&limits_at, &file.limits);
         let doctor = self.doctor(&file.doctor);
         let server_files = self.required(&At::ROOT, "servers", file.servers);
         let placement_files = self.required(&At::ROOT, "placements", file.placements);
@@ -170,7 +172,14 @@ impl Resolver<'_, '_> {
         let servers = self.servers(&server_files, tcp_keepalives);
         let plans = self.placements(&placement_files, &server_files, &tenant_files);
         let layers = timeouts::Layers::new(&file.timeouts, &server_files);
-        let tenants = self.tenants(&tenant_files, &plans, &servers, &layers, &identify, console);
+        let clients = limits.map_or(0, |limits| limits.clients);
+        let most = self.clients_of_tenant(&file.limits, clients, tenant_files.len());
+        let mut tenants =
+            self.tenants(&tenant_files, &plans, &servers, &layers, &identify, console);
+        for tenant in tenants.values_mut() {
+            let limits = &mut Arc::make_mut(tenant).limits;
+            limits.clients = limits.clients.or(most);
+        }
         Some(Config {
             listen,
             http,
@@ -180,7 +189,7 @@ impl Resolver<'_, '_> {
             workers: workers?,
             io_uring: file.io_uring.unwrap_or(true),
             identify,
-            max_clients: max_clients?,
+            limits: limits?,
             timeouts: timeouts(&file.timeouts),
             tcp_keepalives,
             doctor: doctor?,
@@ -337,6 +346,35 @@ impl Resolver<'_, '_> {
         match workers {
             Some(count) => self.count(&At::ROOT.key("workers"), count, MAX_WORKERS),
             None => Some(std::thread::available_parallelism().map_or(1, NonZero::get)),
+        }
+    }
+
+    fn client_limits(&mut self, at: &At<'_>, file: &LimitsFile) -> Option<ClientLimits> {
+        let clients = self.count(&at.key("clients"), file.clients, MAX_CLIENTS);
+        let console = self.count(&at.key("console"), file.console, MAX_CLIENTS);
+        let logins = match file.logins {
+            Some(logins) => self.count(&at.key("logins"), logins, MAX_CLIENTS),
+            None => Some((clients? / 10).max(LEAST_LOGINS)),
+        };
+        Some(ClientLimits {
+            clients: clients?,
+            logins: logins?,
+            console: console?,
+        })
+    }
+
+    /// Of one tenant that is given none. `clients`: of all.
+    fn clients_of_tenant(
+        &mut self,
+        file: &LimitsFile,
+        clients: usize,
+        tenants: usize,
+    ) -> Option<usize> {
+        let at = At::ROOT.key("limits");
+        match (file.tenant, tenants) {
+            (Some(most), _) => self.count(&at.key("tenant"), most, MAX_CLIENTS),
+            (None, 0 | 1) => None,
+            (None, _) => Some((clients * 3).div_ceil(4)),
         }
     }
 

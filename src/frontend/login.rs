@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
-use crate::app::{App, CountedConnection, PlacedClient, moved};
+use crate::app::{App, PlacedClient, moved};
 use crate::auth::MAX_MESSAGE;
 use crate::backend::context::Settings;
 use crate::client::{ClientHandle, NewClient};
@@ -20,6 +20,7 @@ use crate::frontend::replication::{self, Wanted};
 use crate::frontend::standing::Guards;
 use crate::frontend::welcome::LoggedIn;
 use crate::net::stream::Stream;
+use crate::places::{self, Place};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::protocol::reply::Replies;
@@ -45,7 +46,8 @@ pub struct AdminLogin {
     pub user: String,
     /// What it is to be told first: the end of authentication.
     pub greeting: Replies,
-    pub connection: CountedConnection,
+    /// Its connection, and its place among the console's clients.
+    pub places: [Place; 2],
 }
 
 /// Startup, cancel or authentication, within the login deadline. What is refused is told so here.
@@ -54,17 +56,22 @@ pub async fn admit(
     door: &Door,
     tcp: TcpStream,
     peer: SocketAddr,
-    counted: CountedConnection,
+    counted: Place,
 ) -> Admitted {
-    let deadline = app.config().timeouts.login;
-    match timer::timeout(deadline, begin(app, door, tcp, peer, counted)).await {
-        Ok(admitted) => admitted,
-        Err(_) => {
-            app.metrics.refused.add(1);
-            tracing::info!(%peer, "login took too long");
-            Admitted::Done
-        }
-    }
+    let config = app.config();
+    let stranger = app.places.greet(config.limits.logins);
+    let begun = timer::timeout(config.timeouts.login, begin(app, door, tcp, peer, counted));
+    let why = tokio::select! {
+        biased;
+        admitted = begun => match admitted {
+            Ok(admitted) => return admitted,
+            Err(_) => "login took too long",
+        },
+        () = stranger.must_go() => "login took longest, and others come",
+    };
+    app.metrics.refused.add(1);
+    tracing::info!(%peer, "{why}");
+    Admitted::Done
 }
 
 async fn begin(
@@ -72,7 +79,7 @@ async fn begin(
     door: &Door,
     tcp: TcpStream,
     peer: SocketAddr,
-    counted: CountedConnection,
+    counted: Place,
 ) -> Admitted {
     let (mut stream, startup, sni) =
         match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
@@ -103,12 +110,16 @@ async fn begin(
     let mut inbox = Buffer::new();
     let client = (&mut stream, &mut inbox);
     match log_in(app, door, client, startup, sni.as_deref(), peer).await {
-        Ok(Outcome::Admin { user, greeting }) => Admitted::Admin(AdminLogin {
+        Ok(Outcome::Admin {
+            user,
+            greeting,
+            place,
+        }) => Admitted::Admin(AdminLogin {
             stream,
             inbox,
             user,
             greeting,
-            connection: counted,
+            places: [counted, place],
         }),
         Ok(Outcome::Tenant(prepared)) => match prepared.finish(app, stream, inbox, counted) {
             Ok(login) => Admitted::Tenant(login),
@@ -156,7 +167,11 @@ async fn cancel(app: &App, key: &CancelKey, peer: SocketAddr) {
 
 enum Outcome {
     Tenant(Prepared),
-    Admin { user: String, greeting: Replies },
+    Admin {
+        user: String,
+        greeting: Replies,
+        place: Place,
+    },
 }
 
 /// A login that succeeded, but for its socket.
@@ -171,6 +186,7 @@ struct Prepared {
     database: String,
     key: CancelKey,
     peer: SocketAddr,
+    place: Place,
     placement: PlacedClient,
     guard: crate::tenant::state::ClientGuard,
 }
@@ -183,7 +199,7 @@ impl Prepared {
         app: &Arc<App>,
         stream: Stream,
         inbox: Buffer,
-        connection: CountedConnection,
+        connection: Place,
     ) -> Result<Box<LoggedIn>, (Stream, Error)> {
         let Self {
             tenant,
@@ -196,6 +212,7 @@ impl Prepared {
             database,
             key,
             peer,
+            place,
             placement,
             guard,
         } = self;
@@ -231,6 +248,7 @@ impl Prepared {
             replication,
             guards: Guards {
                 connection,
+                client: place,
                 placement,
                 tenant: guard,
             },
@@ -289,17 +307,24 @@ async fn log_in(
                 "the admin console has nothing to replicate",
             ))
         }
-        Claim::Admin { user } => Ok(Outcome::Admin {
-            user: user.clone(),
-            greeting,
-        }),
+        Claim::Admin { user } => match app.place_for(places::Kind::Console) {
+            Ok(place) => Ok(Outcome::Admin {
+                user: user.clone(),
+                greeting,
+                place,
+            }),
+            Err(error) => {
+                let _ = stream.write_all(greeting.bytes()).await;
+                Err(error)
+            }
+        },
         Claim::Tenant {
             tenant,
             user,
             database_known,
         } => {
             let admitted = permit(app, &config, tenant, &startup, *database_known);
-            let (placement, guard, replication) = match admitted {
+            let (place, placement, guard, replication) = match admitted {
                 Ok(admitted) => admitted,
                 Err(error) => {
                     app.tenant(&tenant.id).metrics.refused.add(1);
@@ -324,6 +349,7 @@ async fn log_in(
                 replication,
                 database,
                 peer,
+                place,
                 placement,
                 guard,
             }))
@@ -437,6 +463,7 @@ fn permit(
     startup: &Startup,
     database_known: bool,
 ) -> Result<(
+    Place,
     PlacedClient,
     crate::tenant::state::ClientGuard,
     Option<Wanted>,
@@ -478,6 +505,7 @@ fn permit(
     if let Some((_, error)) = forbidden_parameter(&tenant.route, startup) {
         return Err(error);
     }
+    let place = app.place_for(places::Kind::Tenant)?;
     let placement = app.admit_to_placement(&tenant.route)?;
     let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {
         Error::new(
@@ -485,7 +513,7 @@ fn permit(
             format!("too many connections for tenant \"{}\"", tenant.id),
         )
     })?;
-    Ok((placement, guard, replication))
+    Ok((place, placement, guard, replication))
 }
 
 /// The first of a client's parameters that is not its to set, and what it is told. Only the proxy says whose context it

@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
-use crate::app::{App, CountedConnection, PlacedClient, Registered, moved};
+use crate::app::{App, PlacedClient, Registered, moved};
 use crate::backend::instance::Pool;
 use crate::client::Reason;
 use crate::config::{Credential, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::statements::Statements;
+use crate::places::Place;
 use crate::tenant::state::{ClientGuard, TenantState};
 use crate::workers::WorkerId;
 
 /// What the client is counted in.
 pub struct Guards {
-    pub connection: CountedConnection,
+    pub connection: Place,
+    pub client: Place,
     pub placement: PlacedClient,
     pub tenant: ClientGuard,
 }

@@ -11,12 +11,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::admin::console;
-use crate::app::{App, CountedConnection};
+use crate::app::App;
 use crate::config::TcpKeepalives;
 use crate::frontend::login::{Admitted, admit};
 use crate::frontend::session::{self, Session};
 use crate::frontend::welcome;
 use crate::net::keep_alive;
+use crate::places::Place;
 use crate::timer;
 use crate::workers::WorkerId;
 
@@ -107,7 +108,7 @@ async fn log_in(
     position: usize,
     tcp: TcpStream,
     peer: SocketAddr,
-    counted: CountedConnection,
+    counted: Place,
 ) -> Option<Box<Session>> {
     let door = app.door(position)?;
     let keepalives = app.config().tcp_keepalives;

@@ -6,7 +6,15 @@ use std::path::{Path, PathBuf};
 
 /// From the bottom up. Modules of one layer may use each other where there is no cycle.
 const LAYERS: &[&[&str]] = &[
-    &["error", "id", "metrics", "timer", "timestamp", "workers"],
+    &[
+        "error",
+        "id",
+        "metrics",
+        "places",
+        "timer",
+        "timestamp",
+        "workers",
+    ],
     &["config", "net", "protocol", "findings"],
     &["auth", "sql", "tenant"],
     &["tls"],

@@ -395,3 +395,57 @@ async fn a_health_check_takes_one_of_the_connections_and_not_one_more() {
     holders.pop();
     assert_eq!(waiting.await.expect("ends"), ["served"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_and_one_tenant_keep_nobody_out_and_least_of_all_the_console() {
+    const SILENT: usize = 40;
+    let setup = Setup {
+        sections: "limits: { clients: 8, logins: 5, console: 2 }\n\
+                   admin: { users: { root: { password: root } } }"
+            .into(),
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let app = proxy.proxy.app();
+    // Sockets that say nothing, and some that stop in the middle of their login: the oldest give way.
+    let mut silent = Vec::new();
+    for number in 0..SILENT {
+        let mut wire = Wire::tcp(proxy.address).await;
+        if number % 2 == 0 {
+            let half = crate::wire::startup(crate::wire::PROTOCOL_3_0, &[("user", "app.t19")]);
+            wire.send(&half).await;
+        }
+        silent.push(wire);
+        if number % 7 == 0 {
+            let mut wire = proxy.raw(&tenant("t19")).await;
+            assert_eq!(wire.column("SELECT 1").await, ["1"]);
+        }
+    }
+    eventually("the oldest are closed", async || {
+        app.places.strangers_now() <= 5 && app.connections() <= 6
+    })
+    .await;
+    // One tenant has three quarters of the places at most.
+    let mut greedy = Vec::new();
+    for _ in 0..6 {
+        greedy.push(proxy.raw(&tenant("t20")).await);
+    }
+    assert_eq!(refused(&proxy, &tenant("t20")).await, TOO_MANY);
+    let mut others = vec![proxy.raw(&tenant("t21")).await];
+    others.push(proxy.raw(&tenant("b2")).await);
+    assert_eq!(refused(&proxy, &tenant("c1")).await, TOO_MANY);
+    // The console has its own.
+    let console = async || {
+        let mut wire = Wire::tcp(proxy.address).await;
+        let login = [("user", "root"), ("database", "pgtenant")];
+        wire.log_in(&login, "root").await.map(|_| wire)
+    };
+    let consoles = [
+        console().await.expect("logs in"),
+        console().await.expect("logs in"),
+    ];
+    let third = console().await.err().expect("there are two places");
+    assert_eq!(third.sqlstate(), TOO_MANY);
+    drop(consoles);
+    eventually("there is a place again", async || console().await.is_ok()).await;
+}

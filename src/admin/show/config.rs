@@ -97,7 +97,10 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.extend(audit(config));
     settings.push(fixed("workers", config.workers));
     settings.extend(identify(config));
-    settings.push(setting("limits.clients", config.max_clients));
+    let limits = config.limits;
+    settings.push(setting("limits.clients", limits.clients));
+    settings.push(setting("limits.logins", limits.logins));
+    settings.push(setting("limits.console", limits.console));
     let timeouts = &config.timeouts;
     for (name, time) in [
         ("login", timeouts.login),

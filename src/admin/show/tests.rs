@@ -52,7 +52,7 @@ async fn all_tenants_are_listed_by_name_whether_they_were_seen_or_not() {
         ("acme", "schema", Cell::from("t_acme")),
         ("acme", "pool_mode", Cell::from("session")),
         ("acme", "users", Cell::from("app,report")),
-        ("acme", "max_clients", Cell::Null),
+        ("acme", "max_clients", Cell::Int(7500)),
         ("globex", "schema", Cell::Null),
         ("globex", "tier", Cell::from("pool")),
         ("globex", "server", Cell::from("main")),
