@@ -569,6 +569,13 @@ impl Pool {
                     {
                         return Err(error.clone());
                     }
+                    if !tenant.may_wait(queue.waiting(self.id, &tenant.id)) {
+                        let message = format!(
+                            "too many clients of tenant \"{}\" wait for a server connection",
+                            tenant.id
+                        );
+                        return Err(Error::new(Kind::TooManyConnections, message));
+                    }
                     queue.wait(self.id, tenant, worker)
                 }
             }

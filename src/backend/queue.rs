@@ -4,7 +4,8 @@
 //! A connection is found in this order: an idle one that carries the tenant's context; an idle one
 //! that carries none; a new one within the pool's size and the instance's budget; the least
 //! recently used idle one of another tenant in the same pool; the slot of the least recently used
-//! idle one of another pool. Else the tenant waits, behind its own clients only: tenants are served in turn.
+//! idle one of another pool. Else the tenant waits, behind its own clients only: of the tenants that wait, the one goes first that has had
+//! the least server time for its weight.
 //!
 //! Clients are on several workers, and a connection is used where its client is. One that is there already is taken first, and
 //! what comes back goes to a client of the same worker before others, within narrow bounds ([`NEAR`]): the numbers and limits
@@ -65,7 +66,7 @@ const WORKS_FOR: Duration = Duration::from_secs(5);
 const SURPLUS_LIFE: Duration = Duration::from_secs(5);
 
 /// What comes back may go to who is near, on the same worker, past so many at most that came before: no client is overtaken
-/// by more than so many of its tenant's that came later, and no tenant by more than so many others.
+/// by more than so many of its tenant's that came later, and no tenant by more than so many others in one turn.
 const NEAR: u64 = 16;
 
 /// What a checkout is given.
@@ -116,8 +117,11 @@ impl Line {
 struct Turn {
     pool: u64,
     tenant: TenantId,
-    /// The how-manieth of the ring.
-    number: u64,
+    /// The server time that it has had, in microseconds for a weight of 1, or what those have had that were served lately, if that is more: who
+    /// did nothing for a while saves nothing up.
+    used: u64,
+    /// So many others went before since they were near.
+    overtaken: u64,
 }
 
 pub struct PoolState {
@@ -229,10 +233,10 @@ pub struct Queue {
     /// Connections that tenants hold.
     active: usize,
     pools: FxHashMap<u64, PoolState>,
-    /// Tenants with waiting clients, next one first.
+    /// Tenants with waiting clients, those that have used least first.
     ring: VecDeque<Turn>,
-    /// How many turns have come to its end.
-    turns: u64,
+    /// What the one has used that was served last, or one before that had used more.
+    used: u64,
     /// What it took to connect lately.
     price: Duration,
 }
@@ -245,7 +249,7 @@ impl Queue {
             active: 0,
             pools: FxHashMap::default(),
             ring: VecDeque::new(),
-            turns: 0,
+            used: 0,
             price: Duration::ZERO,
         }
     }
@@ -370,6 +374,13 @@ impl Queue {
         self.active -= 1;
     }
 
+    /// Clients of a tenant that wait in a pool.
+    pub fn waiting(&self, pool: u64, tenant: &TenantId) -> usize {
+        let state = self.pools.get(&pool);
+        let line = state.and_then(|state| state.waiting.get(tenant));
+        line.map_or(0, |line| line.waiters.len())
+    }
+
     /// Stands in line.
     pub fn wait(
         &mut self,
@@ -391,18 +402,21 @@ impl Queue {
             sender,
         });
         if is_new {
-            self.line_up(pool, tenant.id.clone());
+            self.line_up(pool, tenant);
         }
         receiver
     }
 
-    fn line_up(&mut self, pool: u64, tenant: TenantId) {
-        self.turns += 1;
-        self.ring.push_back(Turn {
+    fn line_up(&mut self, pool: u64, tenant: &TenantState) {
+        let used = tenant.account(self.used);
+        let at = self.ring.partition_point(|turn| turn.used <= used);
+        let turn = Turn {
             pool,
-            tenant,
-            number: self.turns,
-        });
+            tenant: tenant.id.clone(),
+            used,
+            overtaken: 0,
+        };
+        self.ring.insert(at, turn);
     }
 
     /// What there is for a client of `tenant` on `worker`.
@@ -717,6 +731,7 @@ impl Queue {
                 }
                 Next::Served { at, found, is_near } => {
                     let better = (!is_near).then(|| self.one_near(position, near)).flatten();
+                    self.ring[position].overtaken += u64::from(better.is_some());
                     better.unwrap_or((position, at, found))
                 }
             };
@@ -731,9 +746,10 @@ impl Queue {
 
     /// A tenant that may go before the one at `position`, since it has a client near and can be given what is there.
     fn one_near(&self, position: usize, near: Option<WorkerId>) -> Option<(usize, usize, Found)> {
-        let last = self.ring.get(position)?.number + NEAR;
-        let others = position + 1..self.ring.len();
-        let mut soon = others.take_while(|&other| self.ring[other].number <= last);
+        if self.ring.get(position)?.overtaken >= NEAR {
+            return None;
+        }
+        let mut soon = (position + 1..self.ring.len()).take(NEAR as usize);
         soon.find_map(|other| match self.next_at(other, near) {
             Next::Served {
                 at,
@@ -756,12 +772,16 @@ impl Queue {
         }
     }
 
-    /// Gives what was found to the client at `at` in the line of the tenant at `position` of the ring; the tenant then goes to the
-    /// end, unless none of its clients waits any more.
+    /// Gives what was found to the client at `at` in the line of the tenant at `position` of the ring; the tenant then lines up
+    /// again, unless none of its clients waits any more.
     fn give(&mut self, position: usize, at: usize, found: Found) -> Served {
-        let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
+        let Some(Turn {
+            pool, tenant, used, ..
+        }) = self.ring.get(position)
+        else {
             return Served::Blocked;
         };
+        self.used = self.used.max(*used);
         let (pool, tenant) = (*pool, tenant.clone());
         let Some(granted) = self.take(pool, found) else {
             return Served::Blocked;
@@ -808,7 +828,7 @@ impl Queue {
         }
     }
 
-    /// The tenant at `position` of the ring goes to the end, or out with its line if none of its clients waits any more.
+    /// The tenant at `position` of the ring lines up again, or is out with its line if none of its clients waits any more.
     fn end_turn(&mut self, position: usize) {
         let Some(Turn { pool, tenant, .. }) = self.ring.remove(position) else {
             return;
@@ -824,9 +844,9 @@ impl Queue {
             {
                 waiters.pop_front();
             }
-            match waiters.is_empty() {
-                true => _ = state.waiting.remove(&tenant),
-                false => self.line_up(pool, tenant),
+            match waiters.front().map(|first| first.tenant.clone()) {
+                None => _ = state.waiting.remove(&tenant),
+                Some(tenant) => self.line_up(pool, &tenant),
             }
         }
     }

@@ -425,6 +425,8 @@ pub struct PlacementFile {
     pub pooling: Pooling,
     pub pool: PoolFile,
     pub limits: PlacementLimitsFile,
+    /// Of each of its tenants that is given none. Default: 1.
+    pub weight: Count,
     pub timeouts: ClientTimeoutsFile,
 }
 
@@ -446,6 +448,7 @@ impl Default for PlacementFile {
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),
             limits: PlacementLimitsFile::default(),
+            weight: Count(1),
             timeouts: ClientTimeoutsFile::default(),
         }
     }
@@ -518,6 +521,8 @@ pub struct TenantFile {
     /// Who may log in. Required.
     pub users: IndexMap<String, CredentialFile>,
     pub limits: TenantLimitsFile,
+    /// Where tenants wait for server connections, server time is shared out by their weights. From 1 to 1000. Default: the placement's.
+    pub weight: Option<Count>,
     pub timeouts: ClientTimeoutsFile,
     /// Default: the placement's.
     pub pooling: Option<Pooling>,
@@ -531,6 +536,8 @@ pub struct TenantLimitsFile {
     pub clients: Option<Count>,
     /// Server connections in use at once. Default: no limit.
     pub active: Option<Count>,
+    /// Clients that wait for a server connection at once. Default: no limit.
+    pub waiting: Option<Count>,
 }
 
 #[cfg(test)]

@@ -473,12 +473,27 @@ pub struct ClientLimits {
     pub console: usize,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TenantLimits {
     /// Most clients logged in at once.
     pub clients: Option<usize>,
     /// Most server connections in use at once.
     pub active: Option<usize>,
+    /// Most clients that wait for a server connection at once.
+    pub waiting: Option<usize>,
+    /// Its share of the server time for which several tenants wait, beside those of the others.
+    pub weight: u32,
+}
+
+impl Default for TenantLimits {
+    fn default() -> Self {
+        Self {
+            clients: None,
+            active: None,
+            waiting: None,
+            weight: 1,
+        }
+    }
 }
 
 /// What a user proves itself with.

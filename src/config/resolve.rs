@@ -54,6 +54,7 @@ const MAX_AUDIT_EVENTS: usize = 1_000_000;
 
 /// More clients than file descriptors can be had.
 const MAX_CLIENTS: usize = 10_000_000;
+const MAX_WEIGHT: usize = 1000;
 /// Logins at once, unless the config says less.
 const LEAST_LOGINS: usize = 100;
 
@@ -228,6 +229,12 @@ impl Resolver<'_, '_> {
 
     fn optional_count(&mut self, at: &At<'_>, count: Option<Count>) -> Option<usize> {
         count.and_then(|count| self.count(at, count, MAX_CLIENTS))
+    }
+
+    /// 1 if it is a mistake.
+    fn weight(&mut self, at: &At<'_>, weight: Count) -> u32 {
+        let weight = self.count(at, weight, MAX_WEIGHT);
+        weight.and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
     }
 
     /// The path of a file named in the config, relative to the config itself.

@@ -1,7 +1,7 @@
 //! What is known of a tenant while the proxy runs: counters, and the limits they are held against.
 //! Survives reloads; kept for as long as the process runs, so that counters never go back.
 
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::TenantLimits;
@@ -20,6 +20,12 @@ pub struct TenantState {
     active: AtomicUsize,
     client_limit: AtomicUsize,
     active_limit: AtomicUsize,
+    waiting_limit: AtomicUsize,
+    weight: AtomicU32,
+    /// Of `metrics.transactions`, what is in `used` by now.
+    accounted: AtomicU64,
+    /// Server time in microseconds, for a weight of 1.
+    used: AtomicU64,
     /// Of its clients: users, databases.
     names: Mutex<Vec<Arc<str>>>,
     /// Where its last client was put: a worker's number and 1, or 0.
@@ -36,6 +42,10 @@ impl TenantState {
             active: AtomicUsize::new(0),
             client_limit: AtomicUsize::new(usize::MAX),
             active_limit: AtomicUsize::new(usize::MAX),
+            waiting_limit: AtomicUsize::new(usize::MAX),
+            weight: AtomicU32::new(1),
+            accounted: AtomicU64::new(0),
+            used: AtomicU64::new(0),
             worker: AtomicU32::new(0),
         }
     }
@@ -58,6 +68,28 @@ impl TenantState {
             .store(limits.clients.unwrap_or(usize::MAX), Relaxed);
         self.active_limit
             .store(limits.active.unwrap_or(usize::MAX), Relaxed);
+        self.waiting_limit
+            .store(limits.waiting.unwrap_or(usize::MAX), Relaxed);
+        self.weight.store(limits.weight, Relaxed);
+    }
+
+    /// The server time that its transactions have had, in microseconds for a weight of 1, at least `least`. Called under the lock of
+    /// its instance.
+    pub fn account(&self, least: u64) -> u64 {
+        let total = self.metrics.transactions.sum_us();
+        let new = total.saturating_sub(self.accounted.swap(total, Relaxed));
+        let weight = u64::from(self.weight.load(Relaxed).max(1));
+        // What is less than a microsecond for its weight stays to be accounted.
+        self.accounted.fetch_sub(new % weight, Relaxed);
+        let used = self.used.load(Relaxed) + new / weight;
+        let used = used.max(least);
+        self.used.store(used, Relaxed);
+        used
+    }
+
+    /// Whether one more of its clients may wait for a server connection; so many do.
+    pub fn may_wait(&self, waiting: usize) -> bool {
+        waiting < self.waiting_limit.load(Relaxed)
     }
 
     /// The worker its last client was put to: its clients are better off together.

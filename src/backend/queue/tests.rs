@@ -281,6 +281,58 @@ async fn one_that_left_the_line_is_passed_over_wherever_it_stood() {
     assert_eq!(world.state().idle.len(), SIZE - 1);
 }
 
+#[tokio::test]
+async fn server_time_is_shared_out_by_weight_and_who_was_away_saves_nothing_up() {
+    let mut world = World::new(10);
+    world.fill(&[(Some(0), 0)]);
+    world.pool.instance.pool(
+        &world.pool.key,
+        PoolLimits {
+            size: 1,
+            reserve: 0,
+        },
+    );
+    // One of weight 1, one of weight 3, and from the middle on another of weight 1.
+    world.tenants[1].set_limits(crate::config::TenantLimits {
+        weight: 3,
+        ..Default::default()
+    });
+    let mut held = connection(world.take(0, 0));
+    let mut holder = 0;
+    let mut had = [Duration::ZERO; 3];
+    let mut lines: Vec<_> = (0..2).map(|tenant| world.wait(tenant, 0)).collect();
+    let mut halfway = [Duration::ZERO; 3];
+    for round in 0..4000_u64 {
+        if round == 2000 {
+            halfway = had;
+            lines.push(world.wait(2, 0));
+        }
+        let took = Duration::from_micros(100 + round * 37 % 900);
+        had[holder] += took;
+        world.tenants[holder].metrics.transactions.record(took);
+        world.bind(&mut held, Some(holder));
+        // Its tenant's turn is over.
+        held.turn = TURN;
+        world.put_back(holder, held);
+        let served = lines.iter_mut().position(|line| {
+            line.try_recv().is_ok_and(|granted| {
+                drop(granted);
+                true
+            })
+        });
+        holder = served.expect("one is served");
+        lines[holder] = world.wait(holder, 0);
+        held = world.connection(Some(holder), 0);
+    }
+    let ratio = |a: Duration, b: Duration| a.as_secs_f64() / b.as_secs_f64();
+    let first = ratio(halfway[1], halfway[0]);
+    assert!((2.7..3.3).contains(&first), "{halfway:?}");
+    let later: Vec<_> = (0..3).map(|at| had[at] - halfway[at]).collect();
+    let (second, newcomer) = (ratio(later[1], later[0]), ratio(later[2], later[0]));
+    assert!((2.7..3.3).contains(&second), "{later:?}");
+    assert!((0.9..1.1).contains(&newcomer), "{later:?}");
+}
+
 /// A client: of which tenant, on which worker, and what it has.
 struct Client {
     tenant: usize,
@@ -307,6 +359,7 @@ async fn numbers_stay_exact_whoever_comes_and_goes_and_everybody_is_served() {
         world.tenants[0].set_limits(crate::config::TenantLimits {
             clients: None,
             active: Some(2),
+            ..Default::default()
         });
         let mut clients: Vec<_> = (0..24)
             .map(|_| Client {

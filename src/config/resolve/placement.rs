@@ -50,6 +50,8 @@ pub(super) struct Plan {
     /// compares them so.
     pub context: Vec<(String, Template)>,
     pub timeouts: ClientTimeoutsFile,
+    /// Of a tenant that is given none.
+    pub weight: u32,
     /// In posture sealed: the tenant's name in the database.
     pub seal_tenant: Option<Template>,
     /// Run-time parameters that do not depend on the tenant, in a fixed order: equal settings give
@@ -280,6 +282,7 @@ impl Resolver<'_, '_> {
             startup: startup(&context, posture),
             context,
             timeouts: file.timeouts,
+            weight: self.weight(&at.key("weight"), file.weight),
             seal_tenant,
         })
     }

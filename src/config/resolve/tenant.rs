@@ -59,11 +59,16 @@ impl Resolver<'_, '_> {
             let users = self.users(&at.key("users"), &file.users, identify.by_user);
             self.attributes(&at.key("attributes"), file);
             let limits_at = at.key("limits");
-            let limits = TenantLimits {
+            let weight = file.weight;
+            let weight = weight.map(|weight| self.weight(&at.key("weight"), weight));
+            let mut limits = TenantLimits {
                 clients: self.optional_count(&limits_at.key("clients"), file.limits.clients),
                 active: self.optional_count(&limits_at.key("active"), file.limits.active),
+                waiting: self.optional_count(&limits_at.key("waiting"), file.limits.waiting),
+                ..TenantLimits::default()
             };
             let plan = self.plan(&at, file, plans);
+            limits.weight = weight.or(plan.map(|plan| plan.weight)).unwrap_or(1);
             let (Some(id), Some(plan)) = (id, plan) else {
                 continue;
             };
