@@ -11,7 +11,7 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint fuzz soak bench bench-mechanisms bench-seal bench-syscalls install-deps
+.PHONY: help build demo test lint fuzz soak chaos bench bench-mechanisms bench-seal bench-syscalls install-deps
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -59,6 +59,11 @@ soak: ## Compare the reader of SQL with PostgreSQL's grammar: SCANS=, PARSES=, S
 	export PGTENANT_ORACLE_SECONDS=$(or $(SECONDS),3600); \
 	$(if $(SEED),export PGTENANT_ORACLE_SEED=$(SEED);) $(if $(SQL_DIR),export PGTENANT_ORACLE_SQL='$(abspath $(SQL_DIR))';) \
 	$(CARGO) test --release --locked --test oracle -- --ignored --nocapture soak
+
+chaos: ## Let everything fail under clients that check each reply, for SECONDS=600, SEED=16
+	@scripts/install test
+	export PGTENANT_CHAOS_SECONDS=$(or $(SECONDS),600) PGTENANT_CHAOS_SEED=$(or $(SEED),16); \
+	$(CARGO) test --locked --test it -- --nocapture chaos::
 
 bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--quick"
 	@scripts/install bench

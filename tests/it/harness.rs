@@ -66,7 +66,7 @@ impl World {
 
 pub async fn world() -> &'static World {
     static WORLD: OnceCell<Result<World, String>> = OnceCell::const_new();
-    match WORLD.get_or_init(make_world).await {
+    match WORLD.get_or_init(|| make_world("")).await {
         Ok(world) => world,
         Err(why) => panic!("{why}"),
     }
@@ -86,7 +86,13 @@ pub async fn cluster(options: Options) -> Cluster {
 /// As the doctor has it for what the limits of a placement let one tenant lock by default.
 pub const LOCKS: [&str; 2] = ["max_locks_per_transaction", "1024"];
 
-async fn make_world() -> Result<World, String> {
+/// As [`world`], for a test that stops its servers.
+pub async fn world_of_its_own(name: &str) -> World {
+    make_world(name).await.unwrap_or_else(|why| panic!("{why}"))
+}
+
+/// `name`: what its servers' names begin with.
+async fn make_world(name: &str) -> Result<World, String> {
     let binaries = Binaries::find().map_err(|error| error.to_string())?;
     let options = |name: &str| Options {
         max_connections: 100,
@@ -97,8 +103,8 @@ async fn make_world() -> Result<World, String> {
         ..Options::named(name)
     };
     let (shared, silo) = tokio::try_join!(
-        Cluster::start(&binaries, options("shared")),
-        Cluster::start(&binaries, options("silo")),
+        Cluster::start(&binaries, options(&format!("{name}shared"))),
+        Cluster::start(&binaries, options(&format!("{name}silo"))),
     )
     .map_err(|error| error.to_string())?;
     let janitors = [&shared, &silo].into_iter().filter_map(janitor).collect();

@@ -9,6 +9,7 @@ mod bad_input;
 mod batches;
 mod cancel;
 mod catalogs;
+mod chaos;
 mod differential;
 mod dns;
 mod doctor;

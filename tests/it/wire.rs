@@ -286,13 +286,26 @@ impl Wire {
         password: &str,
         certificate: Option<Vec<u8>>,
     ) -> Result<(), Frame> {
+        let authenticated = self.try_authenticate(password, certificate).await;
+        authenticated.expect("the connection is open")
+    }
+
+    /// The same where the connection may end.
+    pub async fn try_authenticate(
+        &mut self,
+        password: &str,
+        certificate: Option<Vec<u8>>,
+    ) -> std::io::Result<Result<(), Frame>> {
         let mut scram = None;
         loop {
-            let frame = self.expect().await;
+            let frame = self
+                .frame()
+                .await
+                .ok_or(std::io::ErrorKind::UnexpectedEof)?;
             self.greeting.push(frame.clone());
             match (frame.tag, frame.body.get(3)) {
-                (b'E', _) => return Err(frame),
-                (b'Z', _) => return Ok(()),
+                (b'E', _) => return Ok(Err(frame)),
+                (b'Z', _) => return Ok(Ok(())),
                 (b'K', _) => {
                     let (pid, secret) = frame.body.split_first_chunk::<4>().expect("a key");
                     self.key = (i32::from_be_bytes(*pid), secret.to_vec());
@@ -308,15 +321,15 @@ impl Wire {
                     let client = ScramSha256::new(password.as_bytes(), binding);
                     let first = client.message();
                     let length = u32::try_from(first.len()).expect("short").to_be_bytes();
-                    self.send(&message(b'p', &[mechanism, &length, first]))
-                        .await;
+                    self.try_send(&message(b'p', &[mechanism, &length, first]))
+                        .await?;
                     scram = Some(client);
                 }
                 (b'R', Some(11)) => {
                     let client = scram.as_mut().expect("SASL began");
                     client.update(&frame.body[4..]).expect("a challenge");
                     let answer = message(b'p', &[client.message()]);
-                    self.send(&answer).await;
+                    self.try_send(&answer).await?;
                 }
                 (b'R', Some(12)) => {
                     let client = scram.as_mut().expect("SASL began");
