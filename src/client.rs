@@ -1,7 +1,9 @@
 //! A client as others see it: the cancel path, the admin console, a reload, a shutdown.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime};
@@ -110,6 +112,7 @@ pub struct ClientHandle {
     /// Counts who looks whether it is idle.
     watches: AtomicU32,
     parked: AtomicU8,
+    is_to_look: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -165,6 +168,7 @@ impl ClientHandle {
             asked_to_park: AtomicU8::new(0),
             watches: AtomicU32::new(0),
             parked: AtomicU8::new(0),
+            is_to_look: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         }
     }
@@ -338,6 +342,17 @@ impl ClientHandle {
     pub fn kill(&self) {
         self.killed.store(1, Ordering::Release);
         self.call();
+    }
+
+    /// Asks it to look whether the other ends of its sockets are there.
+    pub fn ask_to_look(&self) {
+        self.is_to_look.store(true, Ordering::Release);
+        self.call();
+    }
+
+    /// Whether it is to look; asking answers it.
+    pub fn take_look(&self) -> bool {
+        self.is_to_look.load(Ordering::Acquire) && self.is_to_look.swap(false, Ordering::AcqRel)
     }
 
     /// What it logged in with is good no more: it ends at its next clean point.

@@ -278,11 +278,11 @@ impl Default for TimeoutsFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TcpKeepalivesFile {
-    /// Silence before the first probe, in whole seconds. Default: the operating system's.
+    /// Silence before the first probe, in whole seconds. Default: 60s.
     pub idle: Option<Period>,
-    /// From one probe to the next, in whole seconds. Default: the operating system's.
+    /// From one probe to the next, in whole seconds. Default: 10s.
     pub interval: Option<Period>,
-    /// Unanswered probes after which the connection is over. Default: the operating system's.
+    /// Unanswered probes after which the connection is over. Default: 6.
     pub count: Option<Count>,
 }
 

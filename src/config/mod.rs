@@ -210,15 +210,32 @@ impl ClientTimeouts {
     }
 }
 
-/// How soon TCP notices that the other end is gone without a word. None: the operating system's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How soon it is noticed that the other end of a TCP connection is gone without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpKeepalives {
     /// Silence before the first probe.
-    pub idle: Option<Duration>,
+    pub idle: Duration,
     /// From one probe to the next.
-    pub interval: Option<Duration>,
+    pub interval: Duration,
     /// Unanswered probes after which the connection is over.
-    pub count: Option<u32>,
+    pub count: u32,
+}
+
+impl Default for TcpKeepalives {
+    fn default() -> Self {
+        Self {
+            idle: Duration::from_secs(60),
+            interval: Duration::from_secs(10),
+            count: 6,
+        }
+    }
+}
+
+impl TcpKeepalives {
+    /// After so long without an acknowledgement that is owed, a connection is over.
+    pub fn patience(&self) -> Duration {
+        self.idle + self.interval * self.count
+    }
 }
 
 /// The inspection of the databases by a running proxy.

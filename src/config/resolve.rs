@@ -401,10 +401,11 @@ impl Resolver<'_, '_> {
             let count = self.count(&section.key("count"), count, MAX_KEEPALIVE_COUNT)?;
             u32::try_from(count).ok()
         });
+        let usual = TcpKeepalives::default();
         TcpKeepalives {
-            idle,
-            interval,
-            count,
+            idle: idle.unwrap_or(usual.idle),
+            interval: interval.unwrap_or(usual.interval),
+            count: count.unwrap_or(usual.count),
         }
     }
 

@@ -16,6 +16,9 @@ use crate::timer;
 const SOONEST: Duration = Duration::from_millis(20);
 const LATEST: Duration = Duration::from_secs(1);
 
+/// Who is busy with the same for so long is to look whether the other ends of its sockets are there still.
+const LOOKED_AT_AFTER: Duration = Duration::from_secs(1);
+
 /// Watches until the proxy is gone or stops.
 pub async fn watch(app: Weak<App>) {
     let mut watched = Watched::default();
@@ -60,7 +63,7 @@ impl Seen {
 }
 
 impl Watched {
-    /// Looks at every client that has limits; returns after what time to look again.
+    /// Looks at every client that has limits or is busy; returns after what time to look again.
     fn look(&mut self, app: &App, now: Instant) -> Duration {
         let config = app.config();
         let mut shortest = LATEST * 10;
@@ -69,11 +72,12 @@ impl Watched {
             let Some(tenant) = config.tenants.get(&client.tenant) else {
                 return;
             };
-            let Some(limit) = tenant.timeouts.shortest() else {
-                return;
-            };
-            shortest = shortest.min(limit);
             let progress = client.progress();
+            let limit = tenant.timeouts.shortest();
+            if limit.is_none() && progress.phase == Phase::Idle {
+                return;
+            }
+            shortest = shortest.min(limit.unwrap_or(shortest));
             let seen = self.seen.entry(client.id).or_insert(Seen {
                 progress,
                 phase_began: now,
@@ -85,6 +89,9 @@ impl Watched {
             seen.note(progress, now);
             let pinned = !client.pins().is_empty();
             let times = (now - seen.phase_began, now - seen.transaction_began);
+            if progress.phase != Phase::Idle && times.0 >= LOOKED_AT_AFTER {
+                client.ask_to_look();
+            }
             if client.waiting().is_none()
                 && !seen.is_told
                 && let Some(reason) = verdict(&tenant.timeouts, progress.phase, pinned, times)

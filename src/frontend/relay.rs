@@ -36,6 +36,7 @@ use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::text::TextReader;
 use crate::metrics::TenantMetrics;
+use crate::net::silence::Silence;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
@@ -177,6 +178,8 @@ pub struct Relay<'a> {
     is_quiet: bool,
     /// The client went when it was not heard, and what it had said before waits.
     left_words: bool,
+    /// Of the client and the server, once they were looked at.
+    silences: Option<Box<[Silence; 2]>>,
 }
 
 /// After a statement that may change the session, the client is not heard until it is answered: what it
@@ -244,6 +247,7 @@ impl<'a> Relay<'a> {
             inquiry: Inquiry::default(),
             is_quiet: true,
             left_words: false,
+            silences: None,
         }
     }
 
@@ -416,12 +420,32 @@ impl<'a> Relay<'a> {
             }
             if !moved {
                 self.handle.calls(cx.waker());
+                if self.handle.take_look()
+                    && let Some(end) = self.look_at_ends()
+                {
+                    return Poll::Ready(end);
+                }
                 return match self.handle.is_killed() {
                     true => Poll::Ready(Ok(End::Called)),
                     false => Poll::Pending,
                 };
             }
         }
+    }
+
+    /// Whether the client or the server have acknowledged nothing for as long as TCP's keepalives would wait for.
+    fn look_at_ends(&mut self) -> Option<Result<End>> {
+        let now = Instant::now();
+        let patience = self.server.server().tcp_keepalives.patience();
+        let [client, server] = &mut **self.silences.get_or_insert_default();
+        if client.look(&self.client.stream, now) >= patience {
+            tracing::info!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id,
+                "the client is gone without a word");
+            self.client.outbox.abandon();
+            return Some(Ok(End::ClientGone));
+        }
+        (server.look(&self.server.stream, now) >= patience)
+            .then(|| Err(replies::lost("the server is gone without a word")))
     }
 
     /// Whether a client that keeps its connection may have changed its session, or its tenant context.

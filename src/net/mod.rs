@@ -15,6 +15,7 @@ use crate::config::TcpKeepalives;
 
 pub mod batch;
 mod ring;
+pub mod silence;
 pub mod socket;
 pub mod stream;
 pub mod watch;
@@ -24,15 +25,9 @@ pub mod watch;
 /// # Errors
 /// The operating system's.
 pub fn keep_alive(tcp: &impl AsFd, times: &TcpKeepalives) -> std::io::Result<()> {
-    let mut keepalive = TcpKeepalive::new();
-    if let Some(idle) = times.idle {
-        keepalive = keepalive.with_time(idle);
-    }
-    if let Some(interval) = times.interval {
-        keepalive = keepalive.with_interval(interval);
-    }
-    if let Some(count) = times.count {
-        keepalive = keepalive.with_retries(count);
-    }
+    let keepalive = TcpKeepalive::new()
+        .with_time(times.idle)
+        .with_interval(times.interval)
+        .with_retries(times.count);
     SockRef::from(tcp).set_tcp_keepalive(&keepalive)
 }

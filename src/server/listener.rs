@@ -12,7 +12,6 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::admin::console;
 use crate::app::App;
-use crate::config::TcpKeepalives;
 use crate::frontend::login::{Admitted, admit};
 use crate::frontend::session::{self, Session};
 use crate::frontend::welcome;
@@ -112,9 +111,7 @@ async fn log_in(
 ) -> Option<Box<Session>> {
     let door = app.door(position)?;
     let keepalives = app.config().tcp_keepalives;
-    if keepalives != TcpKeepalives::default()
-        && let Err(error) = keep_alive(&tcp, &keepalives)
-    {
+    if let Err(error) = keep_alive(&tcp, &keepalives) {
         tracing::warn!(%peer, %error, "cannot set the TCP keepalives of a connection");
     }
     match admit(&app, &door, tcp, peer, counted).await {

@@ -27,6 +27,9 @@ const EXCUSES: [&str; 12] = [
 ];
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// Values of rows.
+type Rows = Vec<Vec<Option<String>>>;
+
 struct Run {
     stops: AtomicBool,
     checked: AtomicU64,
@@ -40,7 +43,7 @@ fn number(variable: &str, usual: u64) -> u64 {
 }
 
 /// The values of each row, or None: the client was told why it gets none.
-fn rows_or_excuse(frames: &[Frame], what: &str) -> Option<Vec<Vec<Option<String>>>> {
+fn rows_or_excuse(frames: &[Frame], what: &str) -> Option<Rows> {
     if let Some(error) = frames.iter().find(|frame| frame.tag == b'E') {
         let code = error.sqlstate();
         assert!(
@@ -83,7 +86,7 @@ async fn act(wire: &mut Wire, tenant: &Tenant, rng: &mut StdRng, run: &Run) -> O
     let asks = format!("SELECT '{marker}' FROM (SELECT 1) x{sleep}");
     let told = vec![vec![Some(marker.clone())]];
     // What is sent, and the rows of each answer.
-    let (sent, expected): (Vec<u8>, Vec<Vec<Vec<Option<String>>>>) = match rng.random_range(0..7) {
+    let (sent, expected): (Vec<u8>, Vec<Rows>) = match rng.random_range(0..7) {
         0 | 1 => (query(own), vec![bodies]),
         2 => (query(&asks), vec![told]),
         3 => (

@@ -116,11 +116,10 @@ fn globals(config: &Config) -> Vec<Setting> {
     }
     let keepalives = &config.tcp_keepalives;
     for (name, value) in [
-        ("idle", keepalives.idle.map(period)),
-        ("interval", keepalives.interval.map(period)),
-        ("count", keepalives.count.map(|count| count.to_string())),
+        ("idle", period(keepalives.idle)),
+        ("interval", period(keepalives.interval)),
+        ("count", keepalives.count.to_string()),
     ] {
-        let value = value.unwrap_or_default();
         settings.push(setting(format!("tcp_keepalives.{name}"), value));
     }
     let doctor = &config.doctor;

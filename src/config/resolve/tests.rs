@@ -1005,7 +1005,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 18);
+    assert_eq!(settings, 15);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
@@ -1017,9 +1017,9 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
     assert!(config.listen[0].tls.is_some());
     assert_eq!(config.audit.file, Some(dir.path().join("audit.jsonl")));
     let keepalives = TcpKeepalives {
-        idle: Some(Duration::from_secs(60)),
-        interval: Some(Duration::from_secs(10)),
-        count: Some(6),
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(10),
+        count: 6,
     };
     assert_eq!(config.tcp_keepalives, keepalives);
     let shared = &config.servers["shared"];
