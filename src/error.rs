@@ -131,6 +131,7 @@ struct Parts {
     cause: Option<String>,
     /// Of a server that could not be reached or takes no more connections now.
     is_passing: bool,
+    is_untold: bool,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -145,6 +146,7 @@ impl Error {
             hint: None,
             cause: None,
             is_passing: false,
+            is_untold: false,
         }))
     }
 
@@ -179,6 +181,17 @@ impl Error {
     pub fn caused_by(mut self, cause: impl fmt::Display) -> Self {
         self.0.cause = Some(cause.to_string());
         self
+    }
+
+    /// The client is closed without a word: what PostgreSQL reports as COMMERROR, to its log alone.
+    #[must_use]
+    pub fn untold(mut self) -> Self {
+        self.0.is_untold = true;
+        self
+    }
+
+    pub fn is_untold(&self) -> bool {
+        self.0.is_untold
     }
 
     /// With parameters named as a client spells them, where the message has them in lower case.

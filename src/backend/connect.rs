@@ -15,7 +15,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName as TlsName, UnixTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::TlsConnector;
 
 use crate::auth::for_client;
 use crate::backend::channel_binding::tls_server_end_point;
@@ -139,7 +139,7 @@ pub async fn open(server: &Server, addresses: &[IpAddr]) -> Result<Stream> {
     let name = TlsName::try_from(host.clone()).map_err(failed)?;
     let connector = TlsConnector::from(client_config(&server.tls)?);
     let tls = connector.connect(name, socket).await.map_err(failed)?;
-    Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
+    Ok(Stream::tls(tls))
 }
 
 async fn dial(server: &Server, host: &str, port: u16, addresses: &[IpAddr]) -> Result<Socket> {

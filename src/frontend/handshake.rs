@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::error::{Error, Kind, Result};
 use crate::net::socket::Socket;
@@ -28,8 +28,8 @@ pub enum Opening {
         sni: Option<String>,
     },
     Cancel(CancelKey, Stream),
-    /// It left without a word.
-    Nothing,
+    /// It left without a word, or by Terminate.
+    Nothing(Option<Stream>),
 }
 
 /// An opening that failed, with the stream if an error can still be said on it.
@@ -48,7 +48,7 @@ pub async fn open(
     required: bool,
 ) -> Result<Opening, Failed> {
     let Some((first, mut size)) = poll_fn(|cx| peek(&tcp, cx)).await else {
-        return Ok(Opening::Nothing);
+        return Ok(Opening::Nothing(None));
     };
     let mut stream = match (first == TLS_HANDSHAKE, tls) {
         (true, Some(tls)) => {
@@ -62,7 +62,7 @@ pub async fn open(
     loop {
         let packet = match startup::read(&mut stream, size.take()).await {
             Ok(Some(packet)) => packet,
-            Ok(None) => return Ok(Opening::Nothing),
+            Ok(None) => return Ok(Opening::Nothing(Some(stream))),
             Err(error) => return Err((Some(stream), error)),
         };
         match packet {
@@ -108,13 +108,7 @@ pub async fn open(
                 return Err((Some(stream), error));
             }
             Packet::Startup(startup) => {
-                let sni = match &stream {
-                    Stream::Tls(tls) => match &**tls {
-                        TlsStream::Server(tls) => tls.get_ref().1.server_name().map(str::to_owned),
-                        TlsStream::Client(_) => None,
-                    },
-                    _ => None,
-                };
+                let sni = stream.sni().map(str::to_owned);
                 return Ok(Opening::Login {
                     stream,
                     startup,
@@ -141,10 +135,12 @@ fn peek(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<Option<(u8, Option<usize>
 
 async fn accept(tls: &TlsAcceptor, socket: Socket, direct: bool) -> Result<Stream, Failed> {
     let tls = tls.accept(socket).await.map_err(|e| (None, failed(e)))?;
-    if direct && tls.get_ref().1.alpn_protocol() != Some(ALPN) {
+    let has_alpn = tls.get_ref().1.alpn_protocol() == Some(ALPN);
+    let stream = Stream::tls(tls);
+    if direct && !has_alpn {
         return Err((None, failed("direct TLS without ALPN \"postgresql\"")));
     }
-    Ok(Stream::Tls(Box::new(TlsStream::Server(tls))))
+    Ok(stream)
 }
 
 /// What PostgreSQL says of a request that it takes for a version of the protocol.

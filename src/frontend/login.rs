@@ -93,12 +93,15 @@ async fn begin(
                 drop(stream);
                 return Admitted::Done;
             }
-            Ok(Opening::Nothing) => return Admitted::Done,
+            Ok(Opening::Nothing(stream)) => {
+                stream.map(close);
+                return Admitted::Done;
+            }
             Err((stream, error)) => {
                 app.metrics.refused.add(1);
                 tracing::info!(%peer, sqlstate = error.sqlstate(), %error, "connection refused");
-                if let Some(mut stream) = stream {
-                    say(&mut stream, Replies::new().fatal(&error)).await;
+                if let Some(stream) = stream {
+                    part(stream, &error).await;
                 }
                 return Admitted::Done;
             }
@@ -131,21 +134,34 @@ async fn begin(
 
 async fn refuse(
     app: &App,
-    mut stream: Stream,
+    stream: Stream,
     peer: SocketAddr,
     user: &str,
     error: &Error,
 ) -> Admitted {
-    app.metrics.refused.add(1);
-    tracing::info!(%peer, user, sqlstate = error.sqlstate(), %error, "login refused");
-    say(&mut stream, Replies::new().fatal(error)).await;
+    match error.is_untold() {
+        true => tracing::debug!(%peer, user, %error, "login given up"),
+        false => {
+            app.metrics.refused.add(1);
+            tracing::info!(%peer, user, sqlstate = error.sqlstate(), %error, "login refused");
+        }
+    }
+    part(stream, error).await;
     Admitted::Done
 }
 
-async fn say(stream: &mut Stream, replies: &Replies) {
-    let _ = stream.write_all(replies.bytes()).await;
-    let _ = stream.flush().await;
+/// Closes a client for `error`, and tells it so if it is to know.
+async fn part(mut stream: Stream, error: &Error) {
+    if !error.is_untold() {
+        let _ = stream.write_all(Replies::new().fatal(error).bytes()).await;
+        let _ = stream.flush().await;
+    }
     let _ = stream.shutdown().await;
+    close(stream);
+}
+
+fn close(mut stream: Stream) {
+    stream.pass_over_unread();
 }
 
 /// Passes a cancel on if its key is known. Whether it was is not told: the connection just closes.
@@ -424,7 +440,9 @@ async fn send(stream: &mut Stream, replies: Replies) -> Result<()> {
 }
 
 fn left(error: std::io::Error) -> Error {
-    Error::new(Kind::ConnectionFailure, "the client left during login").caused_by(error)
+    Error::new(Kind::ConnectionFailure, "the client left during login")
+        .caused_by(error)
+        .untold()
 }
 
 /// The body of the next message, which must be a password message. Reads exactly that: what follows belongs to

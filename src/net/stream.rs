@@ -1,25 +1,72 @@
 //! A socket of either kind, with or without TLS, to a client or to a server.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::runtime;
+use tokio::runtime::{self, Handle};
+use tokio::task::unconstrained;
 use tokio_rustls::TlsStream;
 
 use crate::net::socket::Socket;
 
 pub enum Stream {
     Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<Tls>),
 }
 
+/// A TLS session. However it comes to be dropped, the other end is told by a close_notify alert that nothing follows: without
+/// one, OpenSSL takes the end of the connection for an attack ("unexpected eof while reading").
+pub struct Tls(TlsStream<Socket>);
+
+impl Drop for Tls {
+    fn drop(&mut self) {
+        // Sockets need a runtime. One that ends while the process does may be gone already.
+        if Handle::try_current().is_err() {
+            return;
+        }
+        // What the socket does not take at once is lost, as it is when a process of PostgreSQL ends.
+        let session = &mut self.0;
+        let goodbye = unconstrained(poll_fn(|cx| Pin::new(&mut *session).poll_shutdown(cx)));
+        let _ = pin!(goodbye).poll(&mut Context::from_waker(Waker::noop()));
+    }
+}
+
+/// Most bytes that are read of a client that is closed for what it said: PostgreSQL's PQ_RECV_BUFFER_SIZE (pqcomm.c), which is
+/// what a process of PostgreSQL has read of it then.
+const LAST_READ: usize = 8 * 1024;
+
 impl Stream {
+    pub fn tls(session: impl Into<TlsStream<Socket>>) -> Self {
+        Self::Tls(Box::new(Tls(session.into())))
+    }
+
+    /// The name that a client asked for in its TLS handshake.
+    pub fn sni(&self) -> Option<&str> {
+        match self {
+            Self::Tls(tls) => match &tls.0 {
+                TlsStream::Server(tls) => tls.get_ref().1.server_name(),
+                TlsStream::Client(_) => None,
+            },
+            Self::Plain(_) => None,
+        }
+    }
+
+    /// Reads what has come already, without waiting. The operating system would answer what was not read when the
+    /// connection is closed by a reset, which may overtake what the other end was told last.
+    pub fn pass_over_unread(&mut self) {
+        let mut bytes = [0; LAST_READ];
+        let mut read = ReadBuf::new(&mut bytes);
+        let reading = poll_fn(|cx| Pin::new(&mut *self).poll_read(cx, &mut read));
+        let _ = pin!(unconstrained(reading)).poll(&mut Context::from_waker(Waker::noop()));
+    }
+
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
@@ -27,7 +74,7 @@ impl Stream {
     fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Tls(tls) => tls.0.get_ref().0,
         }
     }
 
@@ -39,7 +86,7 @@ impl Stream {
     /// The certificate of the other end in TLS, in DER.
     pub fn peer_certificate(&self) -> Option<&[u8]> {
         match self {
-            Self::Tls(tls) => tls.get_ref().1.peer_certificates()?.first().map(|c| &**c),
+            Self::Tls(tls) => tls.0.get_ref().1.peer_certificates()?.first().map(|c| &**c),
             Self::Plain(_) => None,
         }
     }
@@ -126,7 +173,7 @@ impl Stream {
     pub async fn adopt(&mut self) -> io::Result<()> {
         match self {
             Self::Plain(socket) => socket.adopt().await,
-            Self::Tls(tls) => match &mut **tls {
+            Self::Tls(tls) => match &mut tls.0 {
                 TlsStream::Client(tls) => tls.get_mut().0.adopt().await,
                 TlsStream::Server(tls) => tls.get_mut().0.adopt().await,
             },
@@ -138,7 +185,7 @@ macro_rules! delegate {
     ($self:ident, $method:ident($($arg:expr),*)) => {
         match $self.get_mut() {
             Stream::Plain(io) => Pin::new(io).$method($($arg),*),
-            Stream::Tls(io) => Pin::new(io).$method($($arg),*),
+            Stream::Tls(tls) => Pin::new(&mut tls.0).$method($($arg),*),
         }
     };
 }

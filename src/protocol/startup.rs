@@ -145,6 +145,9 @@ fn violation(message: &str) -> Error {
 /// Bytes of a packet's length, which counts itself.
 const LENGTH: usize = 4;
 
+/// How Terminate begins. No packet has this length, and drivers that are ended before they have begun say it (node-postgres).
+const TERMINATE: [u8; LENGTH] = *b"X\0\0\0";
+
 /// The size of the packet that `bytes` begin with, if they hold all of it.
 pub fn whole_packet(bytes: &[u8]) -> Option<usize> {
     let length = u32::from_be_bytes(*bytes.first_chunk()?) as usize;
@@ -154,12 +157,13 @@ pub fn whole_packet(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Reads one packet, and no byte more: what follows it may be TLS. `None`: the client left without a word, as a port check
-/// does. `size`: of the packet, where it is known, which spares a system call.
+/// does, or by Terminate. `size`: of the packet, where it is known, which spares a system call.
 ///
 /// Not cancel safe: a partly read packet is lost.
 ///
 /// # Errors
-/// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006.
+/// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006. Those that
+/// `ProcessStartupPacket` reports to its log alone are [untold](Error::is_untold).
 pub async fn read<S: AsyncRead + Unpin>(io: &mut S, size: Option<usize>) -> Result<Option<Packet>> {
     let mut packet = vec![0; size.unwrap_or(LENGTH)];
     let here = match io.read(&mut packet).await {
@@ -170,10 +174,13 @@ pub async fn read<S: AsyncRead + Unpin>(io: &mut S, size: Option<usize>) -> Resu
     let rest = &mut packet[here..];
     io.read_exact(rest).await.map_err(|e| lost(&e))?;
     let here = packet.len();
-    let length = packet.first_chunk().copied().unwrap_or_default();
+    let length: [u8; LENGTH] = packet.first_chunk().copied().unwrap_or_default();
+    if length == TERMINATE {
+        return Ok(None);
+    }
     let length = u32::from_be_bytes(length) as usize;
     if !(2 * LENGTH..=MAX_PACKET + LENGTH).contains(&length) {
-        return Err(violation("invalid length of startup packet"));
+        return Err(violation("invalid length of startup packet").untold());
     }
     packet.resize(length, 0);
     let rest = packet.get_mut(here..).unwrap_or_default();
@@ -187,11 +194,12 @@ fn lost(e: &io::Error) -> Error {
         "could not receive the startup packet",
     )
     .caused_by(e)
+    .untold()
 }
 
 fn parse(body: &[u8]) -> Result<Packet> {
     let Some((code, rest)) = body.split_first_chunk::<4>() else {
-        return Err(violation("invalid length of startup packet"));
+        return Err(violation("invalid length of startup packet").untold());
     };
     match u32::from_be_bytes(*code) {
         SSL_REQUEST if rest.is_empty() => Ok(Packet::SslRequest),
@@ -219,7 +227,7 @@ fn parse_cancel(rest: &[u8]) -> Result<Packet> {
                 secret: secret.into(),
             }))
         }
-        _ => Err(violation("invalid length of cancel request packet")),
+        _ => Err(violation("invalid length of cancel request packet").untold()),
     }
 }
 
@@ -580,6 +588,8 @@ mod tests {
             assert_eq!(read(&mut io, None).await.unwrap_err().sqlstate(), "08P01");
         }
         assert_eq!(read(&mut &b""[..], None).await.unwrap(), None);
+        let terminate = read(&mut &b"X\0\0\0\x04"[..], None).await;
+        assert_eq!(terminate.unwrap(), None);
         assert_eq!(
             read(&mut &b"\0\0"[..], None).await.unwrap_err().sqlstate(),
             "08006"

@@ -28,6 +28,8 @@ use crate::wire::{
     errors, execute, message, packet, parse, query, startup, sync,
 };
 
+mod goodbyes;
+
 const BODIES: &str = "SELECT body FROM items WHERE id < 900 ORDER BY id";
 const ALPN: &[u8] = b"postgresql";
 const MEGABYTE: usize = 1 << 20;

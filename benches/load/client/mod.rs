@@ -13,7 +13,7 @@ use pgtenant::protocol::reply::{ErrorFields, TERMINATE};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::TlsConnector;
 
 pub use self::scram::Keys;
 const SSL_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
@@ -118,7 +118,7 @@ impl Door {
         }
         let name = ServerName::try_from("localhost").map_err(lost)?;
         let tls = connector.connect(name, tcp.into()).await.map_err(lost)?;
-        Ok(Stream::Tls(Box::new(TlsStream::Client(tls))))
+        Ok(Stream::tls(tls))
     }
 }
 
