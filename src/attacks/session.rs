@@ -8,7 +8,7 @@ use crate::backend::connect;
 use crate::backend::connection::ServerConnection;
 use crate::backend::dns::{Names, Resolver};
 use crate::config::{
-    Login, PoolKey, Secret, Server, ServerAddress, ServerTls, SslMode, TcpKeepalives,
+    Login, PoolKey, RequireAuth, Secret, Server, ServerAddress, ServerTls, SslMode, TcpKeepalives,
 };
 use crate::error::Error;
 use crate::id::ServerName;
@@ -48,6 +48,7 @@ impl Way {
                 mode: SslMode::Disable,
                 root_cert_pem: None,
             },
+            require_auth: RequireAuth::default(),
             max_connections: 0,
             fail_fast: false,
             admin: None,

@@ -20,6 +20,7 @@ use tokio_rustls::TlsConnector;
 use crate::auth::for_client;
 use crate::backend::channel_binding::tls_server_end_point;
 use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::demand::{self, Demands};
 use crate::backend::dns::{self, Names};
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
 use crate::error::{Error, Kind, Result};
@@ -305,6 +306,7 @@ fn startup_message(key: &PoolKey) -> Vec<u8> {
 /// From the StartupMessage to the first ReadyForQuery.
 async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> {
     let mut scram = None;
+    let mut demands = Demands::of(connection.server());
     let mut older = None;
     let mut authenticated = false;
     loop {
@@ -314,7 +316,8 @@ async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> 
                 older = Some(negotiated(&body)?);
             }
             BackendTag::AUTHENTICATION => {
-                authenticate(connection, key, &body, &mut scram).await?;
+                let code = demands.hear(&body).map_err(failed)?;
+                authenticate(connection, key, (code, &body[4..]), &mut scram).await?;
                 authenticated = body == [0; 4];
             }
             BackendTag::BACKEND_KEY_DATA => {
@@ -445,26 +448,25 @@ fn is_of_own_parameters(fields: &ErrorFields) -> bool {
 async fn authenticate(
     connection: &mut ServerConnection,
     key: &PoolKey,
-    body: &[u8],
+    (code, data): (u32, &[u8]),
     scram: &mut Option<ScramSha256>,
 ) -> Result<()> {
     let malformed = || failed("malformed authentication request");
-    let (code, data) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
     let login = &key.login;
     let no_password = || failed("the server wants a password and the config has none");
     let password = || {
         let password = login.password.as_ref().ok_or_else(no_password)?;
         Ok(password.expose().as_bytes())
     };
-    let answer = match u32::from_be_bytes(*code) {
-        0 => return Ok(()),
-        3 => [password()?, b"\0"].concat(),
-        5 => {
+    let answer = match code {
+        demand::OK => return Ok(()),
+        demand::CLEARTEXT => [password()?, b"\0"].concat(),
+        demand::MD5 => {
             let salt = data.try_into().map_err(|_| malformed())?;
             let hash = md5_hash(login.user.as_bytes(), password()?, salt);
             [hash.as_bytes(), b"\0"].concat()
         }
-        10 => {
+        demand::SASL => {
             let (mechanism, binding) = choose(data, connection)?;
             let password = login.password.as_ref().ok_or_else(no_password)?;
             let exchange = ScramSha256::new(&for_client(password.expose()), binding);
@@ -474,18 +476,18 @@ async fn authenticate(
             *scram = Some(exchange);
             answer
         }
-        11 => {
+        demand::SASL_CONTINUE => {
             let exchange = scram.as_mut().ok_or_else(malformed)?;
             exchange.update(data).map_err(failed)?;
             exchange.message().to_vec()
         }
-        12 => {
+        demand::SASL_FINAL => {
             let exchange = scram.as_mut().ok_or_else(malformed)?;
             return exchange.finish(data).map_err(failed);
         }
         other => {
             return Err(failed(format_args!(
-                "unknown authentication method {other}"
+                "pgtenant cannot do authentication method {other}"
             )));
         }
     };

@@ -58,6 +58,10 @@ impl Deref for Parameters {
 /// answers near this size.
 const MAX_COLLECTED: usize = 1 << 20;
 
+/// Most bytes that a server may say during a login of the control plane. PostgreSQL 18 says about 700: 15 parameters
+/// (GUC_REPORT in guc_tables.c), a key of at most 260 bytes, and what it asks for; the rest is for notices of login triggers.
+pub const MAX_LOGIN: usize = 256 * 1024;
+
 /// How long a server may take to close its side after Terminate.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 

@@ -6,6 +6,7 @@ pub mod channel_binding;
 pub mod connect;
 pub mod connection;
 pub mod context;
+pub mod demand;
 pub mod dns;
 pub mod functions;
 pub mod health;

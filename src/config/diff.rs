@@ -76,7 +76,8 @@ fn servers(old: &Config, new: &Config, diff: &mut Diff) {
             diff.servers_added.push(name.clone());
             continue;
         };
-        if before.address != server.address || before.tls != server.tls {
+        let login = |server: &Server| (server.tls.clone(), server.require_auth);
+        if before.address != server.address || login(before) != login(server) {
             diff.servers_changed.push(name.clone());
         }
         if before.max_connections != server.max_connections {

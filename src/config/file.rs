@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 
 use super::units::{Count, Limit, Period, Size};
-use super::{LogFormat, Pooling, Posture, Secret, Shared, SslMode, Tier};
+use super::{LogFormat, Pooling, Posture, RequireAuth, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
 /// kept, so that what refers to it is not reported as dangling.
@@ -320,6 +320,8 @@ pub struct ServerFile {
     pub sslmode: SslMode,
     /// PEM file of the authorities to trust. Default: the public ones.
     pub root_cert: Option<String>,
+    /// How it may ask for a proof: libpq's `require_auth`. Default: [`RequireAuth::DEFAULT`].
+    pub require_auth: String,
     /// Of all pools of this instance together. Required.
     pub max_connections: Option<Count>,
     /// Statements fail at once while it lets nobody in, instead of waiting up to `timeouts.checkout`. Default: false.
@@ -338,6 +340,7 @@ impl Default for ServerFile {
             port: Count(5432),
             sslmode: SslMode::Prefer,
             root_cert: None,
+            require_auth: RequireAuth::DEFAULT.to_owned(),
             max_connections: None,
             fail_fast: false,
             admin: None,

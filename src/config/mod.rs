@@ -10,6 +10,7 @@ pub mod diff;
 mod file;
 pub mod guests;
 mod outline;
+mod require_auth;
 mod resolve;
 mod seal;
 mod secret;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+pub use require_auth::{AuthMethod, RequireAuth};
 pub use resolve::{load, load_text, rendezvous};
 pub use seal::{Seal, SealKey, ServerSeal};
 pub use secret::Secret;
@@ -255,6 +257,8 @@ pub struct Server {
     pub address: ServerAddress,
     pub tcp_keepalives: TcpKeepalives,
     pub tls: ServerTls,
+    /// How it may ask any login of pgtenant's for a proof.
+    pub require_auth: RequireAuth,
     /// Most connections the proxy opens to this instance, over all its pools.
     pub max_connections: usize,
     /// While it cannot be reached or takes no more connections, clients are told so at once.

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Config, NoTls};
 
 use crate::backend::connect;
 use crate::config::{Login, Server};
+use crate::control::gate::Gate;
 
 /// Names mean those of the server from the first statement on: a tenant that may create in a schema
 /// on the path of an administrator could have its operators and functions run by that administrator.
@@ -91,7 +92,7 @@ impl Connect for Door {
         let config = config.clone();
         Box::pin(async move {
             match connect::open(&self.0, &[]).await {
-                Ok(stream) => start(&config, stream).await,
+                Ok(stream) => start(&config, Gate::new(stream, &self.0)).await,
                 Err(error) => start(&config, Broken(error.to_string())).await,
             }
         })

@@ -71,6 +71,7 @@ impl Watched {
         self.instance.as_ptr() == Arc::as_ptr(instance)
             && then.address == server.address
             && then.tls == server.tls
+            && then.require_auth == server.require_auth
             && then.admin == server.admin
             && then.admin_database == server.admin_database
     }

@@ -3,6 +3,7 @@
 
 pub mod doctor;
 pub mod door;
+mod gate;
 pub mod harden;
 pub mod health;
 pub mod seal;

@@ -40,6 +40,7 @@ mod procedures;
 mod process_ids;
 mod promotion;
 mod replication;
+mod require_auth;
 mod seal;
 mod selftest;
 mod session_attacks;

@@ -715,10 +715,10 @@ async fn server(name: &str) -> Server {
         "host all only_tls 127.0.0.1/32 reject",
         "hostnossl all only_plain 127.0.0.1/32 scram-sha-256",
         "host all only_plain 127.0.0.1/32 reject",
-        "host all by_md5 127.0.0.1/32 md5",
-        "host all by_cleartext 127.0.0.1/32 password",
-        "host all by_scram 127.0.0.1/32 scram-sha-256",
-        "host all by_trust 127.0.0.1/32 trust",
+        "host all by_md5 all md5",
+        "host all by_cleartext all password",
+        "host all by_scram all scram-sha-256",
+        "host all by_trust all trust",
     ];
     let cluster = cluster(Options {
         tls: Some(leaf.server()),
@@ -878,10 +878,19 @@ async fn a_self_signed_certificate_can_be_its_own_root() {
 async fn servers_may_ask_for_passwords_in_any_way() {
     let Server { cluster, dir } = server("passwords").await;
     let mut ways = Vec::new();
-    for role in ["by_md5", "by_cleartext", "by_scram", "by_trust"] {
-        for tls in ["disable", "require"] {
+    for (role, method) in [
+        ("by_md5", "md5"),
+        ("by_cleartext", "password"),
+        ("by_scram", "scram-sha-256"),
+        ("by_trust", "none"),
+    ] {
+        for tls in ["disable", "require", "verify-full"] {
+            if method == "password" && tls != "verify-full" {
+                continue;
+            }
             let name = format!("{}-{tls}", role.replace('_', "-"));
-            ways.push(way(&name, &cluster, "127.0.0.1", tls, role));
+            let more = format!("{tls}, root_cert: ca.crt, require_auth: {method}");
+            ways.push(way(&name, &cluster, "localhost", &more, role));
         }
     }
     let proxy = back(&ways, &dir);
@@ -895,6 +904,34 @@ async fn servers_may_ask_for_passwords_in_any_way() {
     let proxy = back(&ways, &dir);
     for way in ways.iter().filter(|way| way.role != "by_trust") {
         assert_eq!(seen(&proxy, way).await, "refused", "{}", way.name);
+    }
+    // And what the config does not have.
+    let sql = format!("ALTER ROLE by_scram PASSWORD '{SECRET}'");
+    cluster.run("postgres", &sql).await.expect("a role");
+    let ways: Vec<_> = [
+        ("by_md5", "scram-sha-256,none", "refused"),
+        ("by_cleartext", "scram-sha-256,none", "refused"),
+        ("by_cleartext", "!password", "refused"),
+        ("by_scram", "scram-sha-256,none", "tls"),
+        ("by_scram", "!scram-sha-256,!password", "refused"),
+        ("by_trust", "scram-sha-256,none", "tls"),
+        ("by_trust", "scram-sha-256", "refused"),
+        ("by_trust", "!none,!password", "refused"),
+    ]
+    .into_iter()
+    .enumerate()
+    .map(|(number, (role, list, seen))| {
+        let more = format!("require, require_auth: \"{list}\"");
+        (
+            way(&format!("w{number}"), &cluster, "127.0.0.1", &more, role),
+            seen,
+        )
+    })
+    .collect();
+    let (ways, expected): (Vec<_>, Vec<_>) = ways.into_iter().unzip();
+    let proxy = back(&ways, &dir);
+    for (way, expected) in ways.iter().zip(expected) {
+        assert_eq!(seen(&proxy, way).await, expected, "{}", way.server);
     }
 }
 

@@ -174,6 +174,7 @@ fn server(server: &Server) -> Vec<Setting> {
     let mut settings = vec![
         setting(key("address"), &server.address),
         setting(key("sslmode"), sslmode),
+        setting(key("require_auth"), server.require_auth),
         setting(key("max_connections"), server.max_connections),
     ];
     if let Some(Login { user, password }) = server.admin.as_deref() {

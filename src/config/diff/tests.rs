@@ -107,6 +107,11 @@ fn a_change_of_the_file_changes_what_it_must_and_nothing_else() {
             "server changed [b]",
         ),
         (
+            "10.0.0.2,",
+            "10.0.0.2, require_auth: scram-sha-256,",
+            "server changed [b]",
+        ),
+        (
             "10.0.0.2, max_connections: 10",
             "10.0.0.2, max_connections: 11",
             "server resized [b]",

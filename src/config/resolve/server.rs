@@ -11,7 +11,8 @@ use super::{MAX_CONNECTIONS, Resolver, name_mistake};
 use crate::config::file::{SealFile, ServerAdminFile, ServerFile};
 use crate::config::outline::At;
 use crate::config::{
-    Login, Secret, Server, ServerAddress, ServerSeal, ServerTls, SslMode, TcpKeepalives,
+    AuthMethod, Login, RequireAuth, Secret, Server, ServerAddress, ServerSeal, ServerTls, SslMode,
+    TcpKeepalives,
 };
 use crate::id::ServerName;
 
@@ -67,6 +68,7 @@ impl Resolver<'_, '_> {
             );
         }
         let tls = self.server_tls(at, file);
+        let require_auth = self.require_auth(&at.key("require_auth"), file);
         let max_at = at.key("max_connections");
         let max_connections = self.required(at, "max_connections", file.max_connections);
         let max_connections = max_connections.and_then(|n| self.count(&max_at, n, MAX_CONNECTIONS));
@@ -93,6 +95,7 @@ impl Resolver<'_, '_> {
             address: address?,
             tcp_keepalives,
             tls: tls?,
+            require_auth: require_auth?,
             max_connections: max_connections?,
             fail_fast: file.fail_fast,
             admin,
@@ -172,6 +175,30 @@ impl Resolver<'_, '_> {
             mode: file.sslmode,
             root_cert_pem,
         })
+    }
+
+    /// A password in clear goes only where nobody else can read it, and to nobody else.
+    fn require_auth(&mut self, at: &At<'_>, file: &ServerFile) -> Option<RequireAuth> {
+        let auth = match RequireAuth::parse(&file.require_auth) {
+            Ok(auth) => auth,
+            Err(mistake) => {
+                self.mistakes.add(at, mistake);
+                return None;
+            }
+        };
+        let is_local = || file.host.as_ref().is_some_and(|host| host.starts_with('/'));
+        let is_known = match file.sslmode {
+            SslMode::VerifyFull => true,
+            // With the public authorities anybody can have a certificate.
+            SslMode::VerifyCa => file.root_cert.is_some(),
+            SslMode::Disable | SslMode::Prefer | SslMode::Require => is_local(),
+        };
+        if auth.allows(AuthMethod::Password) && !is_known {
+            let message = "allows password, which needs sslmode verify-full, verify-ca with \
+                           root_cert, or a Unix socket";
+            self.mistakes.add(at, message);
+        }
+        Some(auth)
     }
 
     fn admin(&mut self, at: &At<'_>, file: &ServerAdminFile) -> Option<Login> {

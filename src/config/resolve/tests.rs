@@ -256,6 +256,21 @@ fn a_mistake_names_its_setting_and_line() {
         ),
         (
             "10.0.0.1,",
+            "10.0.0.1, require_auth: scram,",
+            "line 6: servers.s1.require_auth: has no method \"scram\": there are none, password, md5, gss, sspi, scram-sha-256",
+        ),
+        (
+            "10.0.0.1,",
+            "10.0.0.1, sslmode: require, require_auth: \"!md5\",",
+            "line 6: servers.s1.require_auth: allows password, which needs sslmode verify-full, verify-ca with root_cert, or a Unix socket",
+        ),
+        (
+            "10.0.0.1,",
+            "10.0.0.1, sslmode: verify-ca, require_auth: password,",
+            "line 6: servers.s1.require_auth: allows password, which needs sslmode verify-full, verify-ca with root_cert, or a Unix socket",
+        ),
+        (
+            "10.0.0.1,",
             "10.0.0.1, root_cert: ca,",
             "line 6: servers.s1.root_cert: cannot read /nonexistent/ca: No such file or directory (os error 2)",
         ),
@@ -947,6 +962,7 @@ fn the_defaults_are_those_that_the_reference_file_shows() {
         let default_lines = [
             "    port: 5432",
             "    sslmode: prefer ",
+            "    require_auth: ",
             "    pooling: transaction ",
             "    pool: {",
         ];
