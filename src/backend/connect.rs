@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::auth::for_client;
 use crate::backend::channel_binding::tls_server_end_point;
-use crate::backend::connection::{Frame, ServerConnection};
+use crate::backend::connection::{Frame, MAX_LOGIN, ServerConnection};
 use crate::backend::demand::{self, Demands};
 use crate::backend::dns::{self, Names};
 use crate::config::{PoolKey, Server, ServerAddress, ServerTls, SslMode};
@@ -27,7 +27,7 @@ use crate::error::{Error, Kind, Result};
 use crate::net::keep_alive;
 use crate::net::socket::Socket;
 use crate::net::stream::Stream;
-use crate::protocol::frame::{BackendTag, FrontendTag, frame, split_cstr};
+use crate::protocol::frame::{BackendTag, FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::ErrorFields;
 use crate::protocol::startup::{CancelKey, MAX_CANCEL_KEY, NEWEST, Version};
 use crate::timer;
@@ -305,12 +305,18 @@ fn startup_message(key: &PoolKey) -> Vec<u8> {
 
 /// From the StartupMessage to the first ReadyForQuery.
 async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> {
+    let mut said = 0;
     let mut scram = None;
     let mut demands = Demands::of(connection.server());
     let mut older = None;
     let mut authenticated = false;
     loop {
         let Frame { tag, body } = connection.receive().await?;
+        said += HEADER + body.len();
+        if said > MAX_LOGIN {
+            let cause = format_args!("the server says more than {MAX_LOGIN} bytes during login");
+            return Err(failed(cause));
+        }
         match tag {
             BackendTag::NEGOTIATE_PROTOCOL_VERSION if older.is_none() => {
                 older = Some(negotiated(&body)?);
@@ -323,7 +329,7 @@ async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> 
             BackendTag::BACKEND_KEY_DATA => {
                 connection.set_key(cancel_key(&body, older.unwrap_or(NEWEST))?);
             }
-            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body)?,
             BackendTag::NOTICE_RESPONSE => {}
             BackendTag::ERROR_RESPONSE => {
                 return Err(refused(&ErrorFields::read(&body), key, authenticated));

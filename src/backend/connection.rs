@@ -29,15 +29,43 @@ use crate::workers::WorkerId;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parameters {
     values: BTreeMap<String, String>,
+    /// Bytes of all names and values.
+    size: usize,
     backslashes: bool,
 }
 
+/// Most parameters that a server may report. PostgreSQL 18 reports 15 (GUC_REPORT in guc_tables.c); extensions may add
+/// their own, and other servers have more.
+const MAX_PARAMETERS: usize = 256;
+
+/// Most bytes of their names and values: as many as the longest message that is [collected](MAX_COLLECTED), since a client can set one of
+/// them (`search_path`, reported since PostgreSQL 18) to a value of any length.
+const MAX_PARAMETERS_SIZE: usize = MAX_COLLECTED;
+
+/// The server reports more than is kept.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the server reports more than {MAX_PARAMETERS} parameters, or {MAX_PARAMETERS_SIZE} bytes of them"
+)]
+pub struct TooMuchReported;
+
 impl Parameters {
-    pub fn insert(&mut self, name: &str, value: &str) {
+    /// # Errors
+    /// There would be too many of them; nothing is changed.
+    pub fn insert(&mut self, name: &str, value: &str) -> Result<(), TooMuchReported> {
+        let (size, number) = match self.values.get(name) {
+            Some(before) => (self.size - before.len() + value.len(), self.values.len()),
+            None => (self.size + name.len() + value.len(), self.values.len() + 1),
+        };
+        if number > MAX_PARAMETERS || size > MAX_PARAMETERS_SIZE {
+            return Err(TooMuchReported);
+        }
+        self.size = size;
         if name == "standard_conforming_strings" {
             self.backslashes = value == "off";
         }
         self.values.insert(name.to_owned(), value.to_owned());
+        Ok(())
     }
 
     /// Whether plain strings have backslash escapes.
@@ -58,9 +86,15 @@ impl Deref for Parameters {
 /// answers near this size.
 const MAX_COLLECTED: usize = 1 << 20;
 
-/// Most bytes that a server may say during a login of the control plane. PostgreSQL 18 says about 700: 15 parameters
-/// (GUC_REPORT in guc_tables.c), a key of at most 260 bytes, and what it asks for; the rest is for notices of login triggers.
-pub const MAX_LOGIN: usize = 256 * 1024;
+/// Most bytes that a server may say during a login. PostgreSQL 18 says about 700: what it asks for, 15 parameters and a key of at
+/// most 260 bytes. It is room for all [parameters](MAX_PARAMETERS_SIZE) that are kept, and as much for notices of login triggers.
+pub const MAX_LOGIN: usize = 2 * MAX_COLLECTED;
+
+/// Most bytes of the answers to one question of the proxy's own. The longest are the sources of functions.
+pub const MAX_ANSWER: usize = 16 * MAX_COLLECTED;
+
+/// An idle connection whose server has said more than this in bytes, of things that PostgreSQL may say at any time, is closed.
+const MAX_SAID_IDLE: usize = 64 * 1024;
 
 /// How long a server may take to close its side after Terminate.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -78,6 +112,8 @@ pub struct ServerConnection {
     /// Bytes from the server, to the server.
     pub inbox: Buffer,
     pub outbox: Buffer,
+    /// Bytes that were [received](Self::receive) since something was last [sent](Self::send).
+    received: usize,
     /// Whose context it carries.
     pub context: Context,
     /// The tenant that had it last, whatever it carries now.
@@ -131,6 +167,7 @@ impl ServerConnection {
             worker: WorkerId::default(),
             inbox: Buffer::new(),
             outbox: Buffer::new(),
+            received: 0,
             context: Context::Clean,
             had_by: None,
             reseed: false,
@@ -164,12 +201,17 @@ impl ServerConnection {
     }
 
     /// Takes over a ParameterStatus body; a malformed one says nothing.
-    pub fn note_parameter(&mut self, body: &[u8]) {
+    ///
+    /// # Errors
+    /// 08006: the server reports more than is kept.
+    pub fn note_parameter(&mut self, body: &[u8]) -> Result<()> {
         if let Some((name, value)) = split_pair(body)
             && self.parameters.get(name).is_none_or(|known| known != value)
         {
-            Arc::make_mut(&mut self.parameters).insert(name, value);
+            let noted = Arc::make_mut(&mut self.parameters).insert(name, value);
+            noted.map_err(|error| self.lost(error))?;
         }
+        Ok(())
     }
 
     /// Takes note that all of the session is discarded (DISCARD ALL).
@@ -183,6 +225,7 @@ impl ServerConnection {
     ///
     /// Not cancel safe.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.received = 0;
         self.outbox.extend(bytes);
         let Self { outbox, stream, .. } = self;
         poll_fn(|cx| outbox.poll_drain(cx, stream))
@@ -190,12 +233,19 @@ impl ServerConnection {
             .map_err(|e| self.lost(e).passing())
     }
 
-    /// The next whole message.
+    /// The next whole message, of the answers to what was [sent](Self::send) last.
     ///
     /// Cancel safe: a part of a message stays in the inbox.
+    ///
+    /// # Errors
+    /// 08006: the connection is lost, or the server says more than [`MAX_ANSWER`].
     pub async fn receive(&mut self) -> Result<Frame> {
         loop {
             if let Some(frame) = self.cut()? {
+                self.received += HEADER + frame.body.len();
+                if self.received > MAX_ANSWER {
+                    return Err(self.lost("the server answers more than was asked for"));
+                }
                 return Ok(frame);
             }
             let Self { inbox, stream, .. } = self;
@@ -261,7 +311,7 @@ impl ServerConnection {
         let mut cx = TaskContext::from_waker(Waker::noop());
         loop {
             match self.inbox.poll_fill(&mut cx, &mut self.stream) {
-                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(Ok(n)) if n > 0 && self.inbox.len() <= MAX_SAID_IDLE => {}
                 Poll::Ready(_) => return false,
                 Poll::Pending => break,
             }
@@ -272,7 +322,9 @@ impl ServerConnection {
                     tag: BackendTag::PARAMETER_STATUS,
                     body,
                 })) => {
-                    self.note_parameter(&body);
+                    if self.note_parameter(&body).is_err() {
+                        return false;
+                    }
                 }
                 Ok(Some(Frame {
                     tag: BackendTag::NOTICE_RESPONSE | BackendTag::NOTIFICATION_RESPONSE,
@@ -342,6 +394,24 @@ placements:
 tenants:
   t: { placement: p, users: { app: { password: x } } }
 ";
+
+    #[test]
+    fn a_server_can_report_so_much_and_no_more() {
+        let mut parameters = Parameters::default();
+        for number in 0..MAX_PARAMETERS {
+            parameters.insert(&format!("p{number}"), "v").unwrap();
+        }
+        assert_eq!(parameters.insert("more", ""), Err(TooMuchReported));
+        // What is known may change, as long as there is room.
+        let size = parameters.size;
+        let room = "v".repeat(MAX_PARAMETERS_SIZE - size + 1);
+        parameters.insert("p0", &room).unwrap();
+        assert_eq!(parameters.insert("p1", "vv"), Err(TooMuchReported));
+        assert_eq!(parameters["p1"], "v");
+        parameters.insert("p0", "v").unwrap();
+        assert_eq!(parameters.size, size);
+        parameters.insert("p1", "vv").unwrap();
+    }
 
     #[test]
     fn an_idle_connection_that_comes_from_another_worker_is_seen_as_it_is_at_once() {

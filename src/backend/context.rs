@@ -526,12 +526,18 @@ async fn exchange(
     let mut answered = 0;
     let mut refused = None;
     let mut row = None;
+    // Whether the message to be answered next has been, up to its ReadyForQuery.
+    let mut complete = false;
     while answered < plan.answers {
         let Frame { tag, body } = connection.receive().await.map_err(Refusal::Broken)?;
         match tag {
-            BackendTag::READY_FOR_QUERY if body == b"I" => answered += 1,
+            BackendTag::READY_FOR_QUERY if body == b"I" && complete => {
+                answered += 1;
+                complete = false;
+            }
             BackendTag::READY_FOR_QUERY => {
-                return Err(Refusal::Broken(not_set("the server is in a transaction")));
+                let cause = "the server is in a transaction, or has not answered";
+                return Err(Refusal::Broken(not_set(cause)));
             }
             BackendTag::DATA_ROW => row = first_column(&body),
             BackendTag::ERROR_RESPONSE if plan.seal == Some(answered) => {
@@ -543,11 +549,22 @@ async fn exchange(
             }
             BackendTag::ERROR_RESPONSE => {
                 refused.get_or_insert_with(|| ErrorFields::read(&body));
+                complete = true;
             }
-            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            BackendTag::COMMAND_COMPLETE | BackendTag::FUNCTION_CALL_RESPONSE => complete = true,
+            BackendTag::PARAMETER_STATUS => {
+                connection.note_parameter(&body).map_err(Refusal::Broken)?;
+            }
             BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
-            // CommandComplete, FunctionCallResponse; notices can come any time.
-            _ => {}
+            BackendTag::ROW_DESCRIPTION
+            | BackendTag::PARSE_COMPLETE
+            | BackendTag::BIND_COMPLETE
+            | BackendTag::NOTICE_RESPONSE => {}
+            _ => {
+                return Err(Refusal::Broken(not_set(
+                    "the server says what it was not asked",
+                )));
+            }
         }
     }
     match refused {

@@ -338,7 +338,7 @@ impl Lease {
             let Frame { tag, body } = self.receive().await?;
             match tag {
                 BackendTag::READY_FOR_QUERY => return Ok(()),
-                BackendTag::PARAMETER_STATUS => self.note_parameter(&body),
+                BackendTag::PARAMETER_STATUS => self.note_parameter(&body)?,
                 BackendTag::ERROR_RESPONSE => {
                     let fields = ErrorFields::read(&body);
                     let error =

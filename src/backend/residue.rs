@@ -143,8 +143,8 @@ impl ServerConnection {
                 && known != value
             {
                 let name = name.clone();
-                Arc::make_mut(&mut self.parameters).insert(&name, value);
-                new = true;
+                // What there is no room for is not followed.
+                new |= (Arc::make_mut(&mut self.parameters).insert(&name, value)).is_ok();
             }
         }
         new
@@ -417,28 +417,35 @@ pub async fn ask(
 ) -> Result<Option<Answer>> {
     connection.send(&question.message()).await?;
     let mut answer = Some(Answer::default());
+    let mut complete = false;
     loop {
         let Frame { tag, body } = connection.receive().await?;
         match tag {
-            BackendTag::READY_FOR_QUERY if body == b"I" => return Ok(answer),
+            BackendTag::READY_FOR_QUERY if body == b"I" && complete => return Ok(answer),
             BackendTag::READY_FOR_QUERY => {
-                return Err(
-                    Error::new(Kind::ConnectionFailure, "the server connection was lost")
-                        .caused_by("the server is in a transaction"),
-                );
+                return Err(lost("the server is in a transaction, or has not answered"));
             }
             BackendTag::DATA_ROW => {
                 if let Some(answer) = &mut answer {
                     answer.take(&body);
                 }
             }
-            BackendTag::ERROR_RESPONSE => answer = None,
-            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            BackendTag::ERROR_RESPONSE => {
+                answer = None;
+                complete = true;
+            }
+            BackendTag::COMMAND_COMPLETE => complete = true,
+            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body)?,
             BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
             // Notices are about the question.
-            _ => {}
+            BackendTag::ROW_DESCRIPTION | BackendTag::NOTICE_RESPONSE => {}
+            _ => return Err(lost("the server says what it was not asked")),
         }
     }
+}
+
+fn lost(cause: &str) -> Error {
+    Error::new(Kind::ConnectionFailure, "the server connection was lost").caused_by(cause)
 }
 
 /// Closes prepared statements on a server that is at a clean point; `frames` are the Close messages. Notifications go to `aside`,
@@ -459,14 +466,12 @@ pub async fn close(
         match tag {
             BackendTag::READY_FOR_QUERY if body == b"I" => return Ok(()),
             BackendTag::READY_FOR_QUERY | BackendTag::ERROR_RESPONSE => {
-                return Err(
-                    Error::new(Kind::ConnectionFailure, "the server connection was lost")
-                        .caused_by("the server did not close prepared statements"),
-                );
+                return Err(lost("the server did not close prepared statements"));
             }
-            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body),
+            BackendTag::PARAMETER_STATUS => connection.note_parameter(&body)?,
             BackendTag::NOTIFICATION_RESPONSE => aside.extend(&frame(tag.0, &[&body])),
-            _ => {}
+            BackendTag::CLOSE_COMPLETE | BackendTag::NOTICE_RESPONSE => {}
+            _ => return Err(lost("the server says what it was not asked")),
         }
     }
 }

@@ -33,6 +33,16 @@ pub struct Switch {
     binding: Binding,
     /// Statements to be answered.
     left: usize,
+    /// What the first of them is answered by next.
+    next: Next,
+}
+
+/// The answers to Parse, Bind and Execute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    ParseComplete,
+    BindComplete,
+    Rows,
 }
 
 /// What became of it.
@@ -112,6 +122,7 @@ pub fn go_ahead(
             ..wanted.clone()
         },
         left: batch.statements,
+        next: Next::ParseComplete,
     });
 }
 
@@ -219,19 +230,30 @@ impl Switch {
 
     /// Takes an answer, which is to it and not to anything of the client's.
     pub fn take(&mut self, tag: BackendTag, body: &[u8]) -> Progress {
-        match tag {
-            BackendTag::COMMAND_COMPLETE => {
+        match (tag, self.next) {
+            (BackendTag::PARSE_COMPLETE, Next::ParseComplete) => self.next = Next::BindComplete,
+            (BackendTag::BIND_COMPLETE, Next::BindComplete) => self.next = Next::Rows,
+            (BackendTag::DATA_ROW, Next::Rows) => {}
+            (BackendTag::COMMAND_COMPLETE, Next::Rows) => {
+                self.next = Next::ParseComplete;
                 self.left = self.left.saturating_sub(1);
-                match self.left {
-                    0 => Progress::Done,
-                    _ => Progress::Pending,
+                if self.left == 0 {
+                    return Progress::Done;
                 }
             }
-            BackendTag::ERROR_RESPONSE => Progress::Failed(failed(&ErrorFields::read(body))),
-            BackendTag::READY_FOR_QUERY => Progress::Failed(not_set("an answer too many")),
-            // ParseComplete, BindComplete, the values; what the last client listened to, and notices.
-            _ => Progress::Pending,
+            (BackendTag::ERROR_RESPONSE, _) => {
+                return Progress::Failed(failed(&ErrorFields::read(body)));
+            }
+            // What the last client listened to.
+            (
+                BackendTag::PARAMETER_STATUS
+                | BackendTag::NOTICE_RESPONSE
+                | BackendTag::NOTIFICATION_RESPONSE,
+                _,
+            ) => {}
+            _ => return Progress::Failed(not_set("the server says what it was not asked")),
         }
+        Progress::Pending
     }
 }
 
@@ -278,6 +300,49 @@ mod tests {
         }
         assert_eq!((tags.as_str(), rest.len()), ("PBEPBEPBE", 0));
         assert_eq!(batch.statements, 3);
+    }
+
+    #[test]
+    fn a_change_is_acknowledged_by_its_own_answers_in_their_order() {
+        let text = "servers: { s: { host: localhost, max_connections: 10 } }
+placements: { p: { tier: pool, server: s, database: d, login: { user: u }, context: { a.t: \"{tenant}\" } } }
+tenants: { a: { placement: p, users: { app: { password: a } } } }";
+        let config = crate::config::load_text(text, std::path::Path::new("."), &|_| None).unwrap();
+        let tenant = config.tenants.values().next().unwrap();
+        let switch = || Switch {
+            binding: Binding {
+                tenant: tenant.id.clone(),
+                route: tenant.route.clone(),
+                settings: Arc::default(),
+                stale: false,
+            },
+            left: 3,
+            next: Next::ParseComplete,
+        };
+        let good = "12C12DC12C";
+        let play = |tags: &str| {
+            let mut switch = switch();
+            let progress = tags
+                .bytes()
+                .map(|tag| match switch.take(BackendTag(tag), b"") {
+                    Progress::Pending => '.',
+                    Progress::Done => '!',
+                    Progress::Failed(_) => 'x',
+                });
+            progress.collect::<String>()
+        };
+        assert_eq!(play(good), ".........!");
+        assert_eq!(play("S1N2ACA12DC12NC"), "..............!");
+        for at in 0..good.len() {
+            for stray in "12CZTIsVGHWn3tKR~EdD".chars() {
+                let mut tags = good.to_owned();
+                tags.insert(at, stray);
+                let seen = play(&tags);
+                // A row more is a row of the answer.
+                let is_row = stray == 'D' && matches!(at, 2 | 5 | 6 | 9);
+                assert_eq!(seen.contains('x'), !is_row, "{tags}: {seen}");
+            }
+        }
     }
 
     #[test]

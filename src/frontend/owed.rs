@@ -77,6 +77,22 @@ impl Owed {
         )
     }
 
+    /// Whether ParseComplete answers it.
+    pub fn is_parse(&self) -> bool {
+        matches!(
+            self,
+            Self::Parse(..) | Self::Redefine(..) | Self::SwallowedParse(_) | Self::Copy(_)
+        )
+    }
+
+    /// Whether CloseComplete answers it.
+    pub fn is_close(&self) -> bool {
+        matches!(
+            self,
+            Self::Close(_) | Self::SwallowedClose(_) | Self::CloseCopy(_)
+        )
+    }
+
     pub fn undo(&self) -> Option<&Undo> {
         match self {
             Self::Query(undo)

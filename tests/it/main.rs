@@ -46,6 +46,7 @@ mod selftest;
 mod session_attacks;
 mod session_model;
 mod session_state;
+mod strays;
 mod tiers;
 mod timeouts;
 mod tls;

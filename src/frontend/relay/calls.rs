@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use crate::backend::connection::ServerConnection;
+use crate::backend::connection::{MAX_ANSWER, ServerConnection};
 use crate::backend::residue::{Answer, Question};
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
@@ -34,6 +34,8 @@ pub(super) struct Inquiry {
 struct Pending {
     question: Question,
     answer: Answer,
+    /// Bytes of the answer so far.
+    size: usize,
 }
 
 impl Inquiry {
@@ -80,6 +82,7 @@ impl Relay<'_> {
         self.inquiry.pending = Some(Box::new(Pending {
             question,
             answer: Answer::default(),
+            size: 0,
         }));
         Known::NotYet
     }
@@ -137,6 +140,10 @@ impl Relay<'_> {
             return Err(lost("an answer to no question"));
         };
         let body = &inbox.bytes()[HEADER..size];
+        pending.size += size;
+        if pending.size > MAX_ANSWER {
+            return Err(lost("the server answers more than was asked for"));
+        }
         match tag {
             BackendTag::PARAMETER_STATUS | BackendTag::NOTIFICATION_RESPONSE => {
                 return Ok(Some(false));
@@ -161,7 +168,9 @@ impl Relay<'_> {
                 });
             }
             BackendTag::READY_FOR_QUERY => {
-                let Pending { question, answer } = &**pending;
+                let Pending {
+                    question, answer, ..
+                } = &**pending;
                 let failed = inquiry.failure.is_some();
                 if !failed {
                     self.pool.functions.learn(question, answer, Instant::now());
@@ -169,8 +178,11 @@ impl Relay<'_> {
                 inquiry.pending = None;
                 self.ledger.note_question(failed);
             }
-            // RowDescription, CommandComplete, and notices about the question.
-            _ => {}
+            // Notices are about the question.
+            BackendTag::ROW_DESCRIPTION
+            | BackendTag::COMMAND_COMPLETE
+            | BackendTag::NOTICE_RESPONSE => {}
+            _ => return Err(lost("the server says what it was not asked")),
         }
         self.just_switched = false;
         self.server.inbox.consume(size);

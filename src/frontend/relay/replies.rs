@@ -5,7 +5,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Instant;
 
 use crate::audit::Event;
-use crate::backend::connection::{Parameters, ServerConnection};
+use crate::backend::connection::{Parameters, ServerConnection, TooMuchReported};
 use crate::backend::context::{Context, follows_client};
 use crate::backend::switch::{self, Progress};
 use crate::client::Reason;
@@ -74,7 +74,9 @@ impl Relay<'_> {
                     false => break,
                 }
             }
-            if self.inquiry.is_pending() && run == 0 {
+            if self.inquiry.is_pending() {
+                self.server.inbox.move_to(&mut self.client.outbox, run);
+                run = 0;
                 match self.note_inquiry()? {
                     Some(true) => continue,
                     Some(false) => {}
@@ -90,9 +92,9 @@ impl Relay<'_> {
             let Some(header) = Header::read(bytes) else {
                 break;
             };
-            let size = header
-                .backend_size()
-                .ok_or_else(|| lost("impossible message length"))?;
+            let Some(size) = header.backend_size() else {
+                return Err(self.broken(run, lost("impossible message length")));
+            };
             let tag = BackendTag(header.tag);
             let needed = match tag {
                 BackendTag::READY_FOR_QUERY
@@ -114,7 +116,7 @@ impl Relay<'_> {
             };
             if bytes.len() < needed {
                 if needed > MAX_COLLECTED {
-                    return Err(lost("a message is too long to be looked at"));
+                    return Err(self.broken(run, lost("a message is too long to be looked at")));
                 }
                 break;
             }
@@ -156,10 +158,19 @@ impl Relay<'_> {
                 self.audit_error(&bytes[HEADER..size.min(bytes.len())]);
             }
             let reply = match tag {
-                BackendTag::DATA_ROW | BackendTag::COPY_DATA => Reply::Forward,
+                BackendTag::DATA_ROW | BackendTag::COPY_DATA => match self.ledger.owes_rows() {
+                    true => Reply::Forward,
+                    false => Reply::Unfit,
+                },
                 BackendTag::NOTICE_RESPONSE => self.pass_notice(run, size),
-                _ => self.note_reply(tag, run, size),
+                _ => match self.note_reply(tag, run, size) {
+                    Ok(reply) => reply,
+                    Err(error) => return Err(self.broken(run, error)),
+                },
             };
+            if reply == Reply::Unfit {
+                return Err(self.broken(run, unfit(tag)));
+            }
             if let Some(body) = translated {
                 self.server.inbox.move_to(&mut self.client.outbox, run);
                 self.server.inbox.consume(size);
@@ -168,6 +179,7 @@ impl Relay<'_> {
                 continue;
             }
             match reply {
+                Reply::Unfit => {}
                 Reply::Forward => {
                     let whole = size.min(self.server.inbox.len() - run);
                     run += whole;
@@ -188,6 +200,12 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// The server is not heard any more, for `error`; what it has said before, `run` bytes of its inbox, is for the client.
+    fn broken(&mut self, run: usize, error: Error) -> Error {
+        self.server.inbox.move_to(&mut self.client.outbox, run);
+        error
+    }
+
     /// Takes an answer to the change of tenant ahead of the client's bytes; the server's inbox begins with it. False: it is
     /// not whole, or the change has failed.
     fn note_switch(&mut self) -> Result<bool> {
@@ -196,7 +214,7 @@ impl Relay<'_> {
         };
         if tag == BackendTag::PARAMETER_STATUS {
             let body = self.server.inbox.bytes()[HEADER..size].to_vec();
-            self.server.note_parameter(&body);
+            self.server.note_parameter(&body)?;
         }
         let ServerConnection { inbox, switch, .. } = &mut *self.server;
         let Some(pending) = switch else {
@@ -261,7 +279,10 @@ impl Relay<'_> {
     }
 
     /// Takes note of a reply whose frame starts at `at` in the server's inbox.
-    fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Reply {
+    ///
+    /// # Errors
+    /// 08006: the server reports more parameters than are kept.
+    fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Result<Reply> {
         let ServerConnection {
             inbox,
             outbox,
@@ -297,8 +318,10 @@ impl Relay<'_> {
                     outbox.trim();
                     self.obscure &= status != b'I';
                 }
-                self.enter_phase(status);
-                return reply;
+                if reply != Reply::Unfit {
+                    self.enter_phase(status);
+                }
+                return Ok(reply);
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
@@ -340,16 +363,17 @@ impl Relay<'_> {
                 if let Some((name, value)) = split_pair(&bytes[HEADER..size]) {
                     let known = |told: &Parameters| told.get(name).is_some_and(|v| v == value);
                     if self.switches && known(parameters) && known(&self.client.reported) {
-                        return Reply::Swallow;
+                        return Ok(Reply::Swallow);
                     }
-                    note_parameter(self.client, context, parameters, name, value);
+                    note_parameter(self.client, context, parameters, name, value).map_err(lost)?;
                 }
             }
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
                 self.client.state.note_failure();
                 let body = &bytes[HEADER..size.min(bytes.len())];
-                self.fatal_seen |= is_fatal(body);
+                let fatal = is_fatal(body);
+                self.fatal_seen |= fatal;
                 if sealed.may_be_refused_by(body) {
                     context.make_stale();
                 }
@@ -359,18 +383,21 @@ impl Relay<'_> {
                 }
                 let skips = self.ledger.would_skip_query();
                 self.names.end();
-                let reply = self.ledger.reply(tag, 0);
+                let reply = match self.ledger.reply(tag, 0) {
+                    Reply::Unfit if fatal => Reply::Forward,
+                    reply => reply,
+                };
                 self.undo_failed();
                 if skips {
                     // So it ends like the Query.
                     self.server.outbox.extend(reply::SYNC);
                     self.ledger.push(Owed::Sync);
                 }
-                return reply;
+                return Ok(reply);
             }
             _ => {}
         }
-        self.ledger.reply(tag, 0)
+        Ok(self.ledger.reply(tag, 0))
     }
 
     /// In place of an error by which a statement was cancelled since it took too long.
@@ -441,7 +468,15 @@ fn without(error: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-pub(super) fn lost(cause: &str) -> Error {
+/// A reply that fits nothing that is owed: those behind it would be taken for answers to what they do not answer.
+fn unfit(tag: BackendTag) -> Error {
+    lost(format_args!(
+        "the server says what nobody is owed (message type \"{}\")",
+        tag.0.escape_ascii()
+    ))
+}
+
+pub(super) fn lost(cause: impl std::fmt::Display) -> Error {
     Error::new(Kind::ConnectionFailure, "the server connection was lost").caused_by(cause)
 }
 
@@ -453,15 +488,16 @@ fn note_parameter(
     parameters: &mut Arc<Parameters>,
     name: &str,
     value: &str,
-) {
-    Arc::make_mut(parameters).insert(name, value);
-    Arc::make_mut(&mut client.reported).insert(name, value);
+) -> Result<(), TooMuchReported> {
+    Arc::make_mut(parameters).insert(name, value)?;
+    Arc::make_mut(&mut client.reported).insert(name, value)?;
     if follows_client(name) {
         Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
         if let Context::Bound(binding) = context {
             binding.settings = client.settings.clone();
         }
     }
+    Ok(())
 }
 
 /// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
