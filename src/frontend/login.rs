@@ -94,7 +94,9 @@ async fn begin(
                 return Admitted::Done;
             }
             Ok(Opening::Nothing(stream)) => {
-                stream.map(close);
+                if let Some(stream) = stream {
+                    close(stream);
+                }
                 return Admitted::Done;
             }
             Err((stream, error)) => {

@@ -312,8 +312,7 @@ async fn what_nobody_is_owed_ends_its_server_connection_and_reaches_nobody_else(
                         ),
                     }
                     let is_any_time = ANY_TIME.contains(&name);
-                    if in_transaction && when == When::With || when == When::Late && in_transaction
-                    {
+                    if in_transaction && matches!(when, When::With | When::Late) {
                         assert_eq!(ended, !is_any_time, "{label}");
                     }
                     for wire in [&mut neighbour, &mut other] {
