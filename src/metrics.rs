@@ -64,6 +64,14 @@ impl Latency {
         self.sum_us.fetch_add(us, Relaxed);
     }
 
+    /// Adds all that `other` has.
+    pub fn add(&self, other: &Self) {
+        for (bucket, more) in self.buckets.iter().zip(other.buckets()) {
+            bucket.fetch_add(more, Relaxed);
+        }
+        self.sum_us.fetch_add(other.sum_us(), Relaxed);
+    }
+
     /// Sum in microseconds.
     pub fn sum_us(&self) -> u64 {
         self.sum_us.load(Relaxed)

@@ -1,8 +1,10 @@
 //! `/metrics`, `/healthz` and `/readyz`. One request a connection, few connections at a time: whoever
-//! finds the port can slow down a scrape, and nothing else.
+//! finds the port can slow down a scrape, and nothing else. Who says nothing makes way for who does.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +17,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
 use crate::admin::metrics;
 use crate::app::App;
@@ -24,7 +26,7 @@ use crate::backend::instance::Instance;
 use crate::error::Kind;
 use crate::timer;
 
-/// Connections at a time; more wait to be accepted.
+/// Connections at a time; with one more, the oldest that has asked nothing is closed.
 const MAX_CONNECTIONS: usize = 64;
 
 /// From accept to the end of the request's head.
@@ -56,22 +58,24 @@ pub fn start(
 }
 
 async fn accept(app: Arc<App>, listener: TcpListener) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut seats: VecDeque<Seat> = VecDeque::new();
     loop {
-        let Ok(permit) = room.clone().acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((tcp, peer)) => {
-                let app = app.clone();
-                tokio::spawn(async move {
-                    let _permit = permit;
-                    match timer::timeout(DEADLINE, serve(app, tcp)).await {
+                make_room(&mut seats);
+                let (app, has_asked) = (app.clone(), Arc::<AtomicBool>::default());
+                let asked = has_asked.clone();
+                let task = tokio::spawn(async move {
+                    match timer::timeout(DEADLINE, serve(app, tcp, asked)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(%peer, %error, "http connection failed"),
                         Err(_) => tracing::debug!(%peer, "http connection took too long"),
                     }
                 });
+                let task = task.abort_handle();
+                seats.push_back(Seat { task, has_asked });
+                // What it asks is read before many more are accepted.
+                tokio::task::yield_now().await;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an http connection");
@@ -81,9 +85,30 @@ async fn accept(app: Arc<App>, listener: TcpListener) {
     }
 }
 
-async fn serve(app: Arc<App>, tcp: TcpStream) -> hyper::Result<()> {
+/// A connection, the oldest first.
+struct Seat {
+    task: AbortHandle,
+    /// The head of its request is there.
+    has_asked: Arc<AtomicBool>,
+}
+
+/// Closes a connection if there are as many as there may be: one that has asked nothing, or else the oldest.
+fn make_room(seats: &mut VecDeque<Seat>) {
+    seats.retain(|seat| !seat.task.is_finished());
+    if seats.len() < MAX_CONNECTIONS {
+        return;
+    }
+    let is_silent = |seat: &Seat| !seat.has_asked.load(Ordering::Relaxed);
+    let at = seats.iter().position(is_silent).unwrap_or(0);
+    if let Some(seat) = seats.remove(at) {
+        seat.task.abort();
+    }
+}
+
+async fn serve(app: Arc<App>, tcp: TcpStream, asked: Arc<AtomicBool>) -> hyper::Result<()> {
     let service = service_fn(move |request| {
         let app = app.clone();
+        asked.store(true, Ordering::Relaxed);
         async move { Ok::<_, Infallible>(answer(&app, &request).await) }
     });
     http1::Builder::new()

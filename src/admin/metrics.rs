@@ -261,17 +261,19 @@ fn audit(app: &App, out: &mut Output) -> fmt::Result {
 
 fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     let config = app.config();
-    let tenants = app.seen_tenants();
-    let labelled: Vec<_> = tenants
-        .iter()
-        .map(|tenant| {
-            let known = config.tenants.get(&tenant.id);
-            // No placement: it was removed.
-            let placement = known.map_or("", |known| known.route.placement.name.as_str());
-            let labels = [("tenant", tenant.id.as_str()), ("placement", placement)];
-            (labels, &**tenant)
-        })
-        .collect();
+    let mut tenants = app.seen_tenants();
+    // Those that were seen first keep their names, so that no counter goes back.
+    tenants.sort_by_key(|tenant| tenant.since);
+    let (named, others) = tenants.split_at(config.named_tenants.min(tenants.len()));
+    let named = named.iter().map(|tenant| {
+        let known = config.tenants.get(&tenant.id);
+        // No placement: it was removed.
+        let placement = known.map_or("", |known| known.route.placement.name.as_str());
+        let labels = [("tenant", tenant.id.as_str()), ("placement", placement)];
+        (labels, std::slice::from_ref(tenant))
+    });
+    let others = (!others.is_empty()).then_some(([("tenant", ""), ("placement", "")], others));
+    let labelled: Vec<_> = named.chain(others).collect();
     type Read<T> = fn(&TenantState) -> T;
     let gauges: [(&str, &str, Read<usize>); 3] = [
         ("tenant_clients", "Clients logged in", |t| t.clients()),
@@ -283,7 +285,8 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         ),
     ];
     for (name, help, read) in gauges {
-        out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
+        let sum = |tenants: &[Arc<TenantState>]| tenants.iter().map(|t| read(t)).sum();
+        out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, sum(t))))?;
     }
     let counters: [(&str, &str, Read<u64>); 10] = [
         ("tenant_logins", "Logins that succeeded", |t| {
@@ -328,18 +331,32 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         ),
     ];
     for (name, help, read) in counters {
-        out.counter(name, help, labelled.iter().map(|&(l, t)| (l, read(t))))?;
+        let sum = |tenants: &[Arc<TenantState>]| tenants.iter().map(|t| read(t)).sum();
+        out.counter(name, help, labelled.iter().map(|&(l, t)| (l, sum(t))))?;
     }
-    out.histogram(
-        "tenant_transaction_seconds",
-        "Duration of transactions",
-        labelled.iter().map(|&(l, t)| (l, &t.metrics.transactions)),
-    )?;
-    out.histogram(
-        "tenant_wait_seconds",
-        "How long clients waited for a server connection, of those that had to",
-        labelled.iter().map(|&(l, t)| (l, &t.metrics.waits)),
-    )
+    type Histogram = (&'static str, &'static str, fn(&TenantState) -> &Latency);
+    let histograms: [Histogram; 2] = [
+        (
+            "tenant_transaction_seconds",
+            "Duration of transactions",
+            |t| &t.metrics.transactions,
+        ),
+        (
+            "tenant_wait_seconds",
+            "How long clients waited for a server connection, of those that had to",
+            |t| &t.metrics.waits,
+        ),
+    ];
+    for (name, help, read) in histograms {
+        let sums = labelled.iter().map(|&(labels, tenants)| {
+            let sum = Latency::default();
+            tenants.iter().for_each(|tenant| sum.add(read(tenant)));
+            (labels, sum)
+        });
+        let sums: Vec<_> = sums.collect();
+        out.histogram(name, help, sums.iter().map(|(labels, sum)| (*labels, sum)))?;
+    }
+    Ok(())
 }
 
 fn servers(app: &App, out: &mut Output) -> fmt::Result {

@@ -29,8 +29,9 @@ use arc_swap::ArcSwap;
 pub use event::{Event, Kind, Who};
 
 use crate::config;
+use crate::id::TenantId;
 use crate::metrics::Counter;
-use bucket::Buckets;
+use bucket::{Buckets, Key, Stage};
 use event::Entry;
 use writer::Writer;
 
@@ -66,6 +67,8 @@ struct Shared {
     generation: AtomicU64,
     closing: AtomicBool,
     buckets: Buckets,
+    /// Of the lines of the log about logins that were refused.
+    logged: Buckets,
     metrics: Metrics,
 }
 
@@ -96,6 +99,7 @@ impl Audit {
             generation: AtomicU64::new(0),
             closing: AtomicBool::new(false),
             buckets: Buckets::default(),
+            logged: Buckets::default(),
             metrics: Metrics::default(),
         });
         let (queue, received) = sync_channel(QUEUE);
@@ -142,6 +146,19 @@ impl Audit {
             dropped.add(event.kind);
             shared.buckets.note_dropped(&key, &dropped);
         }
+    }
+
+    /// Whether the log has room for a line about a refused login, by the rate that events are written at: so many of each tenant,
+    /// and of all that name none. Some: how many lines were left out before it.
+    pub fn may_log(&self, tenant: Option<&TenantId>) -> Option<u64> {
+        let shared = &self.0.shared;
+        let key = Key {
+            tenant: tenant.cloned(),
+            stage: Stage::Door,
+        };
+        let rate = shared.settings.load();
+        let dropped = (shared.logged).admit(&key, Kind::Password, &rate, Instant::now());
+        dropped.map(|dropped| dropped.total())
     }
 
     /// Takes other settings over, and opens the file anew.

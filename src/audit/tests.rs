@@ -190,3 +190,26 @@ fn other_settings_hold_from_the_next_event_on() {
     assert_eq!(lines(&path)[0]["kind"], "rls");
     assert_eq!(lines(&other)[0]["kind"], "seal");
 }
+
+#[test]
+fn lines_of_the_log_are_limited_for_each_tenant_and_those_left_out_are_counted() {
+    let audit = Audit::start(settings(None, 3)).unwrap();
+    let [acme, globex] = ["acme", "globex"].map(|name| TenantId::new(name).unwrap());
+    for _ in 0..3 {
+        assert_eq!(audit.may_log(Some(&acme)), Some(0));
+    }
+    for _ in 0..5 {
+        assert_eq!(audit.may_log(Some(&acme)), None);
+    }
+    assert_eq!(audit.may_log(Some(&globex)), Some(0));
+    assert_eq!(audit.may_log(None), Some(0));
+    // It is not the events that are limited by it.
+    assert_eq!(audit.metrics().over_rate.get(), 0);
+    let more = config::Audit {
+        rate: 1_000_000,
+        ..settings(None, 3)
+    };
+    audit.reconfigure(more);
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(audit.may_log(Some(&acme)), Some(5));
+}

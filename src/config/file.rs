@@ -38,6 +38,7 @@ pub struct ConfigFile {
     pub io_uring: Option<bool>,
     pub identify: IdentifyFile,
     pub limits: LimitsFile,
+    pub metrics: MetricsFile,
     pub timeouts: TimeoutsFile,
     pub tcp_keepalives: TcpKeepalivesFile,
     pub doctor: DoctorFile,
@@ -200,6 +201,22 @@ impl Default for LimitsFile {
             logins: None,
             console: Count(10),
             tenant: None,
+        }
+    }
+}
+
+/// `metrics`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct MetricsFile {
+    /// Tenants that have series of their own; the others are one. Default: 1000.
+    pub tenants: Count,
+}
+
+impl Default for MetricsFile {
+    fn default() -> Self {
+        Self {
+            tenants: Count(1000),
         }
     }
 }
@@ -499,7 +516,7 @@ impl Default for PoolFile {
 }
 
 /// `placements.*.limits`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct PlacementLimitsFile {
     /// Clients of all its tenants together. Default: no limit.
@@ -509,6 +526,22 @@ pub struct PlacementLimitsFile {
     /// Objects that one transaction may make, change, drop or lock by name; 0: no limit. Default: 1000, and none in
     /// tier instance.
     pub objects: Option<Count>,
+    /// Named statements of the protocol that one client may have in transaction pooling. Default: 10000.
+    pub statements: Count,
+    /// Bytes of them. Default: 16MB.
+    pub statement_memory: Size,
+}
+
+impl Default for PlacementLimitsFile {
+    fn default() -> Self {
+        Self {
+            clients: None,
+            savepoints: None,
+            objects: None,
+            statements: Count(10_000),
+            statement_memory: Size(16 << 20),
+        }
+    }
 }
 
 /// An entry of `tenants`.

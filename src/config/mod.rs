@@ -77,6 +77,8 @@ pub struct Config {
     pub identify: Identify,
     pub limits: ClientLimits,
     pub timeouts: Timeouts,
+    /// Tenants that have metrics of their own.
+    pub named_tenants: usize,
     pub tcp_keepalives: TcpKeepalives,
     pub doctor: Doctor,
     pub servers: IndexMap<ServerName, Arc<Server>>,
@@ -453,19 +455,25 @@ pub struct Placement {
     pub tenants: usize,
 }
 
-/// What one transaction may take of the lock table that all sessions of a server share.
+/// What one client may take: its transaction of the lock table that all sessions of a server share, and its prepared statements
+/// of the proxy's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransactionLimits {
     /// Most savepoints at once. None: no limit.
     pub savepoints: Option<u32>,
     /// Most objects that it makes, changes, drops or locks by name. None: no limit.
     pub objects: Option<u32>,
+    /// Most named statements in transaction pooling, and most bytes of them.
+    pub statements: usize,
+    pub statement_memory: usize,
 }
 
 impl TransactionLimits {
     pub const NONE: Self = Self {
         savepoints: None,
         objects: None,
+        statements: usize::MAX,
+        statement_memory: usize::MAX,
     };
 
     pub fn is_none(&self) -> bool {

@@ -161,6 +161,12 @@ impl Resolver<'_, '_> {
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
         let limits = self.client_limits(&limits_at, &file.limits);
+        let metrics_at = At::ROOT.key("metrics");
+        let named_tenants = self.count(
+            &metrics_at.key("tenants"),
+            file.metrics.tenants,
+            MAX_CLIENTS,
+        );
         let doctor = self.doctor(&file.doctor);
         let server_files = self.required(&At::ROOT, "servers", file.servers);
         let placement_files = self.required(&At::ROOT, "placements", file.placements);
@@ -191,6 +197,7 @@ impl Resolver<'_, '_> {
             io_uring: file.io_uring.unwrap_or(true),
             identify,
             limits: limits?,
+            named_tenants: named_tenants?,
             timeouts: timeouts(&file.timeouts),
             tcp_keepalives,
             doctor: doctor?,

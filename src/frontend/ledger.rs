@@ -727,10 +727,11 @@ mod tests {
                     };
                     let next = *replies.get(at).unwrap_or(&"");
                     let ends_in_an_error = match stray {
-                        "E" => ["Z", "z"].contains(&next),
-                        // It may fail behind its result.
-                        "V" => next == "E",
-                        _ => false,
+                        // And a Sync behind what failed before it.
+                        "E" => ["E", "Z", "z"].contains(&next),
+                        "Z" => false,
+                        // It may fail behind that.
+                        _ => next == "E",
                     };
                     let noticed = !hear(&mut ledger, stray)
                         || !replies[at..].iter().all(|reply| hear(&mut ledger, reply));

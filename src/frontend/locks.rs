@@ -90,6 +90,7 @@ mod tests {
     const LIMITS: TransactionLimits = TransactionLimits {
         savepoints: Some(3),
         objects: Some(5),
+        ..TransactionLimits::NONE
     };
 
     #[test]

@@ -19,6 +19,7 @@ use crate::frontend::handshake::{self, Opening};
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::standing::Guards;
 use crate::frontend::welcome::LoggedIn;
+use crate::id::TenantId;
 use crate::net::stream::Stream;
 use crate::places::{self, Place};
 use crate::protocol::buffer::Buffer;
@@ -70,7 +71,9 @@ pub async fn admit(
         () = stranger.must_go() => "login took longest, and others come",
     };
     app.metrics.refused.add(1);
-    tracing::info!(%peer, "{why}");
+    if let Some(left_out) = may_log(app, None) {
+        tracing::info!(%peer, left_out, "{why}");
+    }
     Admitted::Done
 }
 
@@ -81,39 +84,47 @@ async fn begin(
     peer: SocketAddr,
     counted: Place,
 ) -> Admitted {
-    let (mut stream, startup, sni) =
-        match handshake::open(tcp, door.tls.as_ref(), door.tls_required).await {
-            Ok(Opening::Login {
-                stream,
-                startup,
-                sni,
-            }) => (stream, startup, sni),
-            Ok(Opening::Cancel(key, stream)) => {
-                Box::pin(cancel(app, &key, peer)).await;
-                drop(stream);
-                return Admitted::Done;
+    let (mut stream, startup, sni) = match handshake::open(
+        tcp,
+        door.tls.as_ref(),
+        door.tls_required,
+    )
+    .await
+    {
+        Ok(Opening::Login {
+            stream,
+            startup,
+            sni,
+        }) => (stream, startup, sni),
+        Ok(Opening::Cancel(key, stream)) => {
+            Box::pin(cancel(app, &key, peer)).await;
+            drop(stream);
+            return Admitted::Done;
+        }
+        Ok(Opening::Nothing(stream)) => {
+            if let Some(stream) = stream {
+                close(stream);
             }
-            Ok(Opening::Nothing(stream)) => {
-                if let Some(stream) = stream {
-                    close(stream);
-                }
-                return Admitted::Done;
+            return Admitted::Done;
+        }
+        Err((stream, error)) => {
+            app.metrics.refused.add(1);
+            if let Some(left_out) = may_log(app, None) {
+                tracing::info!(%peer, sqlstate = error.sqlstate(), %error, left_out, "connection refused");
             }
-            Err((stream, error)) => {
-                app.metrics.refused.add(1);
-                tracing::info!(%peer, sqlstate = error.sqlstate(), %error, "connection refused");
-                if let Some(stream) = stream {
-                    part(stream, &error).await;
-                }
-                return Admitted::Done;
+            if let Some(stream) = stream {
+                part(stream, &error).await;
             }
-        };
+            return Admitted::Done;
+        }
+    };
     if let Err(error) = app.may_log_in() {
-        return refuse(app, stream, peer, &startup.user, &error).await;
+        return refuse(app, stream, peer, (&startup.user, None), &error).await;
     }
     let user = startup.user.clone();
     let mut inbox = Buffer::new();
-    let client = (&mut stream, &mut inbox);
+    let mut tenant = None;
+    let client = (&mut stream, &mut inbox, &mut tenant);
     match log_in(app, door, client, startup, sni.as_deref(), peer).await {
         Ok(Outcome::Admin {
             user,
@@ -128,28 +139,37 @@ async fn begin(
         }),
         Ok(Outcome::Tenant(prepared)) => match prepared.finish(app, stream, inbox, counted) {
             Ok(login) => Admitted::Tenant(login),
-            Err((stream, error)) => refuse(app, stream, peer, &user, &error).await,
+            Err((stream, error)) => refuse(app, stream, peer, (&user, tenant), &error).await,
         },
-        Err(error) => refuse(app, stream, peer, &user, &error).await,
+        Err(error) => refuse(app, stream, peer, (&user, tenant), &error).await,
     }
 }
 
+/// `tenant`: which the login names, if there is one.
 async fn refuse(
     app: &App,
     stream: Stream,
     peer: SocketAddr,
-    user: &str,
+    (user, tenant): (&str, Option<TenantId>),
     error: &Error,
 ) -> Admitted {
     match error.is_untold() {
         true => tracing::debug!(%peer, user, %error, "login given up"),
         false => {
             app.metrics.refused.add(1);
-            tracing::info!(%peer, user, sqlstate = error.sqlstate(), %error, "login refused");
+            if let Some(left_out) = may_log(app, tenant.as_ref()) {
+                tracing::info!(%peer, user, sqlstate = error.sqlstate(), %error, left_out, "login refused");
+            }
         }
     }
     part(stream, error).await;
     Admitted::Done
+}
+
+/// Whether the log has room for a refusal. Within: how many were left out before it, if any were.
+fn may_log(app: &App, tenant: Option<&TenantId>) -> Option<Option<u64>> {
+    let left_out = app.audit.may_log(tenant)?;
+    Some(Some(left_out).filter(|left_out| *left_out > 0))
 }
 
 /// Closes a client for `error`, and tells it so if it is to know.
@@ -278,13 +298,16 @@ impl Prepared {
 async fn log_in(
     app: &Arc<App>,
     door: &Door,
-    (stream, inbox): (&mut Stream, &mut Buffer),
+    (stream, inbox, whose): (&mut Stream, &mut Buffer, &mut Option<TenantId>),
     mut startup: Startup,
     sni: Option<&str>,
     peer: SocketAddr,
 ) -> Result<Outcome> {
     let config = app.config();
     let claim = identify(&config, &mut startup, sni);
+    if let Claim::Tenant { tenant, .. } = &claim {
+        *whose = Some(tenant.id.clone());
+    }
     let (scope, user, credential) = credential_of(&config, &claim, &startup);
     let verifiers = &app.verifiers;
     let verifier = match verifiers.known(&scope, &user, credential.as_deref()) {

@@ -29,14 +29,10 @@ pub use self::in_sql::reserved;
 const MAX_UNNAMED: usize = 64 * 1024;
 /// Longest unnamed statement that is brought back after one in its place was skipped, in bytes.
 const MAX_UNDONE: usize = 4096;
-/// Most bytes of all named statements of one client.
-const MAX_NAMED_BYTES: usize = 16 << 20;
-/// A definition from this size on is checked against that.
+/// A definition from this size on is checked against what all named statements of one client may take.
 const LARGE: usize = 1024;
 /// Longest Parse of a named statement, and longest names in a Bind, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
-/// Most named statements of one client.
-const MAX_NAMED: usize = 10_000;
 
 /// What a client calls a prepared statement.
 pub type Name = Arc<[u8]>;
@@ -502,14 +498,17 @@ impl Statements {
             let sizes = self.named.values().map(|known| known.statement.size());
             sizes.sum::<usize>()
         };
-        let too_large = definition.len() >= LARGE && held() + definition.len() > MAX_NAMED_BYTES;
-        if self.named.len() >= MAX_NAMED || too_large {
-            return Err(Error::new(
-                Kind::ProgramLimitExceeded,
-                format!(
-                    "a client may have {MAX_NAMED} prepared statements and {MAX_NAMED_BYTES} bytes of them"
-                ),
-            ));
+        let TransactionLimits {
+            statements: most,
+            statement_memory: room,
+            ..
+        } = *target.locks.1;
+        let too_large = definition.len() >= LARGE && held() + definition.len() > room;
+        if self.named.len() >= most || too_large {
+            let message =
+                format!("a client may have {most} prepared statements and {room} bytes of them");
+            let error = Error::new(Kind::ProgramLimitExceeded, message);
+            return Err(error.with_hint("Close those that are not used any more."));
         }
         let statement = self.intern(definition, target);
         if !target.owns_sequences && asks_for_foreign_sequence(&statement.effects) {

@@ -11,8 +11,9 @@ use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
+use crate::client::Activity;
 use crate::config::{Credential, Pooling, Route};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Session, live, log_refusal, say_last, write};
@@ -101,16 +102,18 @@ async fn welcome(
         None => {
             let deadline = login.app.config().timeouts.login;
             let profile = profile(&pool, &login.tenant, &login.route, settings, worker);
-            match Box::pin(timer::timeout(deadline, profile)).await {
-                Ok(Ok(profile)) => profile,
-                Ok(Err(error)) => {
+            login.registered.set_activity(Activity::Waiting);
+            let waited = Box::pin(timer::timeout(deadline, profile)).await;
+            login.registered.set_activity(Activity::Idle);
+            match waited.unwrap_or_else(|_| Err(no_connection_in_time())) {
+                Ok(profile) => profile,
+                Err(error) => {
                     let error = error.spelling(&login.spelled);
                     log_refusal(&login.registered, &error);
                     let last = login.greeting.fatal(&error).bytes();
                     let _ = write(&mut login.stream, last).await;
                     return None;
                 }
-                Err(_) => return None,
             }
         }
     };
@@ -126,6 +129,14 @@ async fn welcome(
         return None;
     }
     Some(begin_session(*login, pool, worker, profile))
+}
+
+/// PostgreSQL has no such wait, and says nothing to a client whose authentication takes too long.
+fn no_connection_in_time() -> Error {
+    Error::new(
+        Kind::TooManyConnections,
+        "timed out while waiting for a server connection during login",
+    )
 }
 
 /// What a client that was welcomed goes on with.

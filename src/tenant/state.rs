@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use crate::config::TenantLimits;
 use crate::id::TenantId;
@@ -16,6 +17,8 @@ const NAMES: usize = 16;
 pub struct TenantState {
     pub id: TenantId,
     pub metrics: TenantMetrics,
+    /// When it was first seen.
+    pub since: Instant,
     clients: AtomicUsize,
     active: AtomicUsize,
     client_limit: AtomicUsize,
@@ -37,6 +40,7 @@ impl TenantState {
         Self {
             id,
             metrics: TenantMetrics::default(),
+            since: Instant::now(),
             clients: AtomicUsize::new(0),
             names: Mutex::default(),
             active: AtomicUsize::new(0),

@@ -449,3 +449,79 @@ async fn who_says_nothing_and_one_tenant_keep_nobody_out_and_least_of_all_the_co
     drop(consoles);
     eventually("there is a place again", async || console().await.is_ok()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_has_as_many_prepared_statements_as_its_placement_allows() {
+    let setup = Setup::default();
+    let yaml = setup.yaml(world().await).replace(
+        "context: { app.tenant_id: \"{tenant}\" }",
+        "context: { app.tenant_id: \"{tenant}\" }, limits: { statements: 3, statement_memory: 8kB }",
+    );
+    let proxy = Running::start(&yaml);
+    let tenant = tenant("t00");
+    let long = format!("SELECT 1 /* {} */", "x".repeat(5000));
+    for (texts, refused) in [
+        (["SELECT 1"; 3], false),
+        (["SELECT 1"; 3], false),
+        ([&*long, "SELECT 2", "SELECT 3"], false),
+        ([&*long, "SELECT 2", &*long], true),
+    ] {
+        let mut wire = proxy.raw(&tenant).await;
+        for (number, text) in texts.into_iter().enumerate() {
+            let sql = format!("{text} + {number}");
+            wire.send(&[parse(&format!("s{number}"), &sql), sync()].concat())
+                .await;
+        }
+        let frames = match refused {
+            true => wire.rest().await,
+            false => {
+                for _ in 0..3 {
+                    assert!(errors(&wire.until_ready().await).is_empty());
+                }
+                wire.send(&[parse("more", "SELECT 4"), sync()].concat())
+                    .await;
+                wire.rest().await
+            }
+        };
+        assert_eq!(errors(&frames), ["54000"], "{frames:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_waits_for_a_server_connection_is_seen_and_told_when_it_took_too_long() {
+    for pooling in crate::harness::POOLINGS {
+        let setup = Setup {
+            pooling,
+            pool_size: 1,
+            sections: "timeouts: { login: 1s, checkout: 60s }".into(),
+            ..Setup::default()
+        };
+        let proxy = setup.start().await;
+        let mut holder = proxy.raw(&tenant("t00")).await;
+        holder.query("BEGIN").await;
+        let address = proxy.address;
+        let late = tokio::spawn(async move {
+            let tenant = tenant("t01");
+            let mut wire = Wire::tcp(address).await;
+            let (user, password) = (tenant.user(), tenant.password());
+            // What a server reports to a client with this is not known yet.
+            let pairs = [
+                ("user", &*user),
+                ("database", &*tenant.database),
+                ("DateStyle", "German"),
+            ];
+            let error = wire.log_in(&pairs, &password).await.expect_err("refused");
+            assert!(wire.rest().await.is_empty());
+            error
+        });
+        eventually("it is seen to wait", async || {
+            let clients = proxy.proxy.app().clients();
+            let mut clients = clients.iter();
+            clients.any(|client| client.tenant.as_str() == "t01" && client.waiting().is_some())
+        })
+        .await;
+        let error = late.await.expect("no panic");
+        assert_eq!(error.sqlstate(), TOO_MANY, "{pooling}");
+        assert_eq!(error.field(b'V').as_deref(), Some("FATAL"));
+    }
+}

@@ -117,8 +117,13 @@ const NOBODYS: [&str; 18] = [
     "length",
 ];
 
+/// How many of them a server has said.
+type Count = Arc<AtomicUsize>;
+
 /// Between the proxy and a server: says what queries ask for, by a comment `/* stray NAME WHEN */`.
-async fn between(port: u16) -> u16 {
+async fn between(port: u16) -> (u16, Count) {
+    let count = Count::default();
+    let said = count.clone();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let own = listener.local_addr().expect("a port").port();
     tokio::spawn(async move {
@@ -130,10 +135,10 @@ async fn between(port: u16) -> u16 {
             let (near_read, near_write) = near.into_split();
             let (far_read, far_write) = far.into_split();
             tokio::spawn(ask(near_read, far_write, order.clone()));
-            tokio::spawn(answer(far_read, near_write, order));
+            tokio::spawn(answer(far_read, near_write, order, said.clone()));
         }
     });
-    own
+    (own, count)
 }
 
 type Order = Arc<std::sync::Mutex<Option<(Vec<u8>, When)>>>;
@@ -154,7 +159,12 @@ async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, order: Order) -> O
     }
 }
 
-async fn answer(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, order: Order) -> Option<()> {
+async fn answer(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    order: Order,
+    said: Count,
+) -> Option<()> {
     loop {
         let mut frame = vec![0; 5];
         from.read_exact(&mut frame).await.ok()?;
@@ -169,6 +179,7 @@ async fn answer(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, order: Order) -
                 When::Inside => frame[0] == b'D' && frame.windows(3).any(|bytes| bytes == b"own"),
                 When::With | When::Late => frame[0] == b'Z',
             });
+        let is_due = due.is_some();
         match due {
             Some((bytes, When::Before)) => to.write_all(&[bytes, frame].concat()).await.ok()?,
             Some((bytes, When::Late)) => {
@@ -179,7 +190,19 @@ async fn answer(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, order: Order) -
             Some((bytes, _)) => to.write_all(&[frame, bytes].concat()).await.ok()?,
             None => to.write_all(&frame).await.ok()?,
         }
+        said.fetch_add(usize::from(is_due), Ordering::Release);
     }
+}
+
+/// Waits until the server has said it, and the proxy can have heard it.
+async fn heard(count: &Count, before: usize) {
+    for _ in 0..100 {
+        tokio::time::sleep(MOMENT).await;
+        if count.load(Ordering::Acquire) > before {
+            break;
+        }
+    }
+    tokio::time::sleep(MOMENT).await;
 }
 
 fn config(port: u16, pooling: &str) -> String {
@@ -274,7 +297,7 @@ async fn attack(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nobody_is_owed_ends_its_server_connection_and_reaches_nobody_else() {
-    let port = between(world().await.shared.port()).await;
+    let (port, said) = between(world().await.shared.port()).await;
     for pooling in POOLINGS {
         let proxy = Running::start(&config(port, pooling));
         let mut neighbour = client(proxy.address, "t01").await;
@@ -297,8 +320,9 @@ async fn what_nobody_is_owed_ends_its_server_connection_and_reaches_nobody_else(
                     if in_transaction {
                         wire.query("BEGIN").await;
                     }
+                    let before = said.load(Ordering::Acquire);
                     let pid = attack(&mut wire, name, when, how).await;
-                    tokio::time::sleep(2 * MOMENT).await;
+                    heard(&said, before).await;
                     // Nothing that was said is the answer to what comes next.
                     let (rows, errors, ended) = told(&mut wire, &simple("SELECT 'next'")).await;
                     match ended {
@@ -340,15 +364,16 @@ fn resident() -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_cannot_make_the_proxy_keep_all_it_says() {
-    let port = between(world().await.shared.port()).await;
+    let (port, said) = between(world().await.shared.port()).await;
     for pooling in POOLINGS {
         let proxy = Running::start(&config(port, pooling));
         for name in ["endless-status", "endless-notices"] {
             for when in ALL {
                 let mut wire = client(proxy.address, "t00").await;
                 let sql = format!("SELECT 'own' /* stray {name} {when:?} */");
+                let before = said.load(Ordering::Acquire);
                 let (_, errors, _) = told(&mut wire, &simple(&sql)).await;
-                tokio::time::sleep(2 * MOMENT).await;
+                heard(&said, before).await;
                 let (rows, more, ended) = told(&mut wire, &simple("SELECT 'next'")).await;
                 let codes = [errors, more].concat();
                 assert!(ended || rows == ["next"], "{name} {when:?}: {rows:?}");

@@ -68,16 +68,33 @@ async fn it_is_ready_unless_every_known_server_is_down_or_it_stops() {
 }
 
 #[tokio::test]
-async fn silent_connections_do_not_keep_others_out_for_ever() {
+async fn who_says_nothing_makes_way_for_who_asks() {
     let app = app(CONFIG, None);
     let address = serve_http(&app);
     let mut silent = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
-        silent.push(TcpStream::connect(address).await.unwrap());
+    for number in 0..1000 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // Some have begun to say something.
+        let begin: &[u8] = if number % 2 == 0 {
+            b""
+        } else {
+            b"GET /healthz HT"
+        };
+        stream.write_all(begin).await.unwrap();
+        silent.push(stream);
+        if number % 100 == 99 {
+            let asked = std::time::Instant::now();
+            assert_eq!(ask(address, "GET", "/healthz").await.0, 200);
+            assert!(asked.elapsed() < HEADER_DEADLINE / 2);
+        }
     }
-    assert_eq!(ask(address, "GET", "/healthz").await.0, 200);
-    // They were cut off to make room.
-    let mut first = silent.swap_remove(0);
+    // They were closed to make room, and not all of them.
+    let mut first = silent.remove(0);
     let mut rest = Vec::new();
     let _ = first.read_to_end(&mut rest).await;
+    let mut last = silent.pop().unwrap();
+    last.write_all(b"TP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    last.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

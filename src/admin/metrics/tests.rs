@@ -184,3 +184,26 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
     );
     assert!(!text.contains("acme"), "a tenant that was not seen");
 }
+
+#[tokio::test]
+async fn only_so_many_tenants_have_series_of_their_own_and_the_others_are_summed_up() {
+    let app = app(&format!("metrics: {{ tenants: 1 }}\n{CONFIG}"), None);
+    let tenants = ["globex", "acme", "gone"].map(|name| {
+        let tenant = app.tenant(&crate::id::TenantId::new(name).unwrap());
+        tenant.metrics.logins.add(2);
+        tenant.metrics.waits.record(Duration::from_millis(3));
+        tenant
+    });
+    tenants[1].metrics.logins.add(5);
+    let text = encode(app.clone()).unwrap();
+    let series = parse(&text);
+    let value = |name: &str| series.get(name).copied();
+    // The first that was seen keeps its name.
+    let named = "tenant=\"globex\",placement=\"shared\"";
+    let others = "tenant=\"\",placement=\"\"";
+    let logins = |labels: &str| value(&format!("pgtenant_tenant_logins_total{{{labels}}}"));
+    assert_eq!((logins(named), logins(others)), (Some(2.0), Some(9.0)));
+    let waits = format!("pgtenant_tenant_wait_seconds_count{{{others}}}");
+    assert_eq!(value(&waits), Some(2.0));
+    assert!(!text.contains("acme") && !text.contains("gone"), "{text}");
+}

@@ -101,6 +101,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("limits.clients", limits.clients));
     settings.push(setting("limits.logins", limits.logins));
     settings.push(setting("limits.console", limits.console));
+    settings.push(setting("metrics.tenants", config.named_tenants));
     let timeouts = &config.timeouts;
     for (name, time) in [
         ("login", timeouts.login),
@@ -224,6 +225,11 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(
                     key("limits.objects"),
                     placement.transaction.objects.unwrap_or_default(),
+                ),
+                setting(key("limits.statements"), placement.transaction.statements),
+                setting(
+                    key("limits.statement_memory"),
+                    placement.transaction.statement_memory,
                 ),
             ]
         })

@@ -6,9 +6,9 @@ use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
     AdminConsoleFile, AuditFile, ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile,
-    IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, PlacementFile,
-    PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile, TcpKeepalivesFile,
-    TenantFile, TenantLimitsFile, TimeoutsFile,
+    IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
+    PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
+    TcpKeepalivesFile, TenantFile, TenantLimitsFile, TimeoutsFile,
 };
 
 /// What to say of a setting that is none of the `known` ones.
@@ -32,6 +32,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["audit"] => fields::<AuditFile>(),
         ["identify"] => fields::<IdentifyFile>(),
         ["limits"] => fields::<LimitsFile>(),
+        ["metrics"] => fields::<MetricsFile>(),
         ["timeouts"] => fields::<TimeoutsFile>(),
         ["tcp_keepalives"] => fields::<TcpKeepalivesFile>(),
         ["doctor"] => fields::<DoctorFile>(),

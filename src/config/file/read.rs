@@ -75,6 +75,7 @@ impl ConfigFile {
             io_uring: root.section("io_uring"),
             identify: root.section("identify").unwrap_or_default(),
             limits: root.section("limits").unwrap_or_default(),
+            metrics: root.section("metrics").unwrap_or_default(),
             timeouts: root.section("timeouts").unwrap_or_default(),
             tcp_keepalives: root.section("tcp_keepalives").unwrap_or_default(),
             doctor: root.section("doctor").unwrap_or_default(),

@@ -28,6 +28,9 @@ const DEFAULT_RESERVE: usize = 5;
 /// (`max_locks_per_transaction` × `max_connections`).
 const DEFAULT_LOCKS: u32 = 1000;
 
+/// Largest limit of prepared statements of one client.
+const MAX_STATEMENTS: usize = 1_000_000;
+
 /// Largest limit of locks: as many as a lock table may have for each connection.
 const MAX_LOCKS: usize = i32::MAX as usize;
 
@@ -242,9 +245,16 @@ impl Resolver<'_, '_> {
         let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
+        let statements = self.count(
+            &limits.key("statements"),
+            file.limits.statements,
+            MAX_STATEMENTS,
+        );
         let transaction = TransactionLimits {
             savepoints: self.locks(&limits.key("savepoints"), file.limits.savepoints, file.tier),
             objects: self.locks(&limits.key("objects"), file.limits.objects, file.tier),
+            statements: statements.unwrap_or_default(),
+            statement_memory: usize::try_from(file.limits.statement_memory.0).unwrap_or(usize::MAX),
         };
 
         let (user, password) = login?;

@@ -270,6 +270,16 @@ fn a_mistake_names_its_setting_and_line() {
             "line 6: servers.s1.require_auth: allows password, which needs sslmode verify-full, verify-ca with root_cert, or a Unix socket",
         ),
         (
+            "limits: { clients: 10000 }",
+            "limits: { clients: 10000 }\nmetrics: { tenants: 0 }",
+            "line 5: metrics.tenants: must be at least 1",
+        ),
+        (
+            "context: { app.t: '{tenant}' } }",
+            "context: { app.t: '{tenant}' }, limits: { statements: 0 } }",
+            "line 10: placements.free.limits.statements: must be at least 1",
+        ),
+        (
             "10.0.0.1,",
             "10.0.0.1, root_cert: ca,",
             "line 6: servers.s1.root_cert: cannot read /nonexistent/ca: No such file or directory (os error 2)",
