@@ -7,19 +7,20 @@ use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use dashmap::{DashMap, DashSet};
 use rustc_hash::FxBuildHasher;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::{ClientHandle, FIRST_PID};
+use crate::config::diff::Diff;
 use crate::config::{self, Config, Mistake, Route, descriptors};
 use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
@@ -31,6 +32,12 @@ use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::tls::Door;
 use crate::workers::{WorkerId, Workers};
+
+mod halts;
+mod stop;
+
+pub use halts::Scope;
+pub use stop::{OpenConsole, Stop};
 
 /// Connections that may be open for a moment above all limits.
 const CLOSING: usize = 100;
@@ -49,6 +56,12 @@ pub struct App {
     next_client: AtomicU64,
     pub places: Arc<Places>,
     draining: watch::Sender<bool>,
+    /// How the console wants the process to end.
+    stop: watch::Sender<Option<Stop>>,
+    /// What the console has paused and disabled.
+    halts: halts::Halts,
+    /// Sessions of the console that wait for something, by the secret of what they cancel with.
+    consoles: DashMap<Secret, (i32, Arc<Notify>), FxBuildHasher>,
     /// What each main port offers.
     doors: ArcSwap<Vec<Arc<Door>>>,
     /// What a reload reads again.
@@ -59,6 +72,8 @@ pub struct App {
     /// What the doctor found last.
     pub findings: Findings,
     pub started: Instant,
+    /// When that was, in milliseconds of Unix time: no other process has the same.
+    generation: u64,
     /// One reload at a time.
     reloading: Mutex<()>,
 }
@@ -83,6 +98,8 @@ impl App {
     ) -> Result<Arc<Self>> {
         let audit = Audit::start(config.audit.clone())
             .map_err(|e| Error::new(Kind::Internal, "could not start the audit").caused_by(e))?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default();
         let app = Arc::new(Self {
             workers: Workers::new(workers),
             resolver,
@@ -94,6 +111,9 @@ impl App {
             next_client: AtomicU64::new(1),
             places: Arc::default(),
             draining: watch::Sender::new(false),
+            stop: watch::Sender::new(None),
+            halts: halts::Halts::default(),
+            consoles: DashMap::default(),
             doors: ArcSwap::from_pointee(doors(&config)?),
             config: ArcSwap::from_pointee(config),
             config_path,
@@ -102,6 +122,7 @@ impl App {
             metrics: ProxyMetrics::default(),
             findings: Findings::default(),
             started: Instant::now(),
+            generation: now.as_millis().try_into().unwrap_or(0),
             reloading: Mutex::default(),
         });
         app.arrange(&app.config());
@@ -110,6 +131,12 @@ impl App {
 
     pub fn config(&self) -> Arc<Config> {
         self.config.load_full()
+    }
+
+    /// What tells this process from one before it or after it: the numbers of clients begin anew in
+    /// each.
+    pub fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub fn workers(&self) -> &Arc<Workers> {
@@ -180,7 +207,7 @@ impl App {
     ///
     /// # Errors
     /// Every mistake in it; then nothing has changed.
-    pub fn reload_file(&self) -> Result<(), Vec<Mistake>> {
+    pub fn reload_file(&self) -> Result<Diff, Vec<Mistake>> {
         let mistake = |message: String| {
             vec![Mistake {
                 path: String::new(),
@@ -214,7 +241,7 @@ impl App {
     ///
     /// # Errors
     /// TLS settings of a main port that cannot be used; then nothing has changed.
-    pub fn reload(&self, new: Config) -> Result<()> {
+    pub fn reload(&self, new: Config) -> Result<Diff> {
         let _one = self
             .reloading
             .lock()
@@ -234,6 +261,7 @@ impl App {
                 tenant.set_limits(known.limits);
             }
         }
+        self.apply_pauses();
         for instance in self.instances().values() {
             instance.retire_pools(|key| diff.pools_removed.contains(key));
             instance.wake();
@@ -254,7 +282,7 @@ impl App {
             pools_removed = diff.pools_removed.len(),
             "config reloaded"
         );
-        Ok(())
+        Ok(diff)
     }
 
     /// What the main port at this position of the config offers.
@@ -273,10 +301,12 @@ impl App {
         if let Some(tenant) = self.config.load().tenants.get(id) {
             state.set_limits(tenant.limits);
         }
-        self.tenants
-            .entry(id.clone())
-            .or_insert_with(|| Arc::new(state))
-            .clone()
+        let entry = self.tenants.entry(id.clone());
+        let state = entry.or_insert_with(|| Arc::new(state)).clone();
+        // Once it is there: a pause that comes from now on finds it, one that came before is looked
+        // for here.
+        self.apply_pauses_to(&state);
+        state
     }
 
     /// Tenants that have been seen since the start, by name.

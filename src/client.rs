@@ -49,6 +49,16 @@ pub enum Phase {
     Streaming,
 }
 
+/// What a client's task says of it when it is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The number of the phase in which it was asked ([`Progress`]).
+    pub phases: u32,
+    /// Of the statement that is run, or was run last in the transaction. None: its text is not at
+    /// hand, or it is not certain what a literal is in it.
+    pub fingerprint: Option<String>,
+}
+
 /// Why a client is ended, or its statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -113,6 +123,17 @@ pub struct ClientHandle {
     watches: AtomicU32,
     parked: AtomicU8,
     is_to_look: AtomicBool,
+    /// Its `application_name`.
+    application: Mutex<Option<Arc<str>>>,
+    /// The number of the phase that was seen last, and when it was first seen, in microseconds
+    /// after `since`.
+    seen_phases: AtomicU32,
+    seen_at: AtomicU64,
+    /// The number of the phase in which the server last began a COPY.
+    copy: AtomicU32,
+    /// It is asked what it does, and what it said last.
+    asked: AtomicU8,
+    told: Mutex<Option<Box<Told>>>,
     waker: AtomicWaker,
 }
 
@@ -169,6 +190,12 @@ impl ClientHandle {
             watches: AtomicU32::new(0),
             parked: AtomicU8::new(0),
             is_to_look: AtomicBool::new(false),
+            application: Mutex::default(),
+            seen_phases: AtomicU32::new(0),
+            seen_at: AtomicU64::new(0),
+            copy: AtomicU32::new(NEVER),
+            asked: AtomicU8::new(0),
+            told: Mutex::default(),
             waker: AtomicWaker::new(),
         }
     }
@@ -402,6 +429,67 @@ impl ClientHandle {
 
     pub fn set_parked(&self, parked: bool) {
         self.parked.store(parked.into(), Ordering::Relaxed);
+    }
+
+    /// The server begins a COPY for it.
+    pub fn note_copy(&self) {
+        let phases = self.phase.load(Ordering::Relaxed) >> 2;
+        self.copy.store(phases, Ordering::Relaxed);
+    }
+
+    /// Whether a COPY is under way in this phase.
+    pub fn is_copying(&self) -> bool {
+        let progress = self.progress();
+        progress.phase == Phase::Running && self.copy.load(Ordering::Relaxed) == progress.phases
+    }
+
+    /// Takes note of the phase that it is in; returns for how long it has been seen in it. What a
+    /// phase took before somebody looked is not in that.
+    pub fn note_phase(&self) -> Duration {
+        let phases = self.progress().phases;
+        let now = self.age_us();
+        if self.seen_phases.swap(phases, Ordering::Relaxed) != phases {
+            self.seen_at.store(now, Ordering::Relaxed);
+            return Duration::ZERO;
+        }
+        let since = self.seen_at.load(Ordering::Relaxed);
+        Duration::from_micros(now.saturating_sub(since))
+    }
+
+    pub fn application(&self) -> Option<Arc<str>> {
+        let name = self.application.lock();
+        name.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn set_application(&self, name: Option<Arc<str>>) {
+        *(self.application.lock()).unwrap_or_else(PoisonError::into_inner) = name;
+    }
+
+    /// Asks its task what it does. The task answers by [`tell`](Self::tell) when it holds a server
+    /// connection, and else not.
+    pub fn ask(&self) {
+        self.asked.store(1, Ordering::Release);
+        self.call();
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Acquire) != 0
+    }
+
+    pub fn tell(&self, fingerprint: Option<String>) {
+        let told = Told {
+            phases: self.progress().phases,
+            fingerprint,
+        };
+        *(self.told.lock()).unwrap_or_else(PoisonError::into_inner) = Some(Box::new(told));
+        self.asked.store(0, Ordering::Release);
+    }
+
+    /// What it said of the phase that it is in.
+    pub fn told(&self) -> Option<Told> {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = told.as_deref()?;
+        (told.phases == self.progress().phases).then(|| told.clone())
     }
 
     pub fn is_killed(&self) -> bool {

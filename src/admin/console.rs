@@ -1,5 +1,5 @@
 //! The admin console: a session of the PostgreSQL protocol, simple and extended, in which the proxy
-//! itself answers. Reads what others keep, and can do one thing: reload.
+//! itself answers, with PgBouncer's words. Users of `admin.stats_users` may only look.
 //!
 //! The session is pgwire's; what comes from the user passes `inbox` first.
 
@@ -27,14 +27,16 @@ use tokio_util::codec::Framed;
 
 use crate::admin::command::Command;
 use crate::admin::inbox::Inbox;
-use crate::admin::show::{self, Cell, ColumnKind, Row, Show};
-use crate::app::App;
+use crate::admin::show::{self, Cell, Column, ColumnKind, Row};
+use crate::admin::{reloaded, set, verbs};
+use crate::app::{App, OpenConsole};
+use crate::client::{Activity, Phase};
 use crate::config::Mistake;
 use crate::error::{Blame, Error, Kind, Result};
 use crate::frontend::login::AdminLogin;
 use crate::net::stream::Stream;
 use crate::protocol::reply::Replies;
-use crate::protocol::startup::{CancelKey, Secret};
+use crate::protocol::startup::CancelKey;
 use crate::timer;
 
 /// After its session has ended, or the proxy began to stop, an answer that the user does not read is waited for this long.
@@ -56,14 +58,21 @@ pub async fn serve(app: Arc<App>, admin: AdminLogin, peer: SocketAddr) {
         places: _places,
     } = admin;
     tracing::info!(%peer, user, "admin console opened");
-    let welcome = welcome(greeting, &user);
+    let key = app.new_key(4);
+    let console = Arc::new(app.open_console(&key));
+    let welcome = welcome(greeting, &user, &key);
     let mut client = DefaultClient::new(peer, stream.is_tls());
     client.state = PgWireConnectionState::ReadyForQuery;
     let work = async {
         stream.write_all(welcome.bytes()).await.map_err(gone)?;
         stream.flush().await.map_err(gone)?;
         let mut socket = Framed::new(stream, PgWireMessageServerCodec::new(client));
-        let end = converse(&app, &user, inbox.bytes(), &mut socket).await;
+        let answers = Arc::new(Answers {
+            app: app.clone(),
+            console,
+            user: user.clone(),
+        });
+        let end = converse(&answers, inbox.bytes(), &mut socket).await;
         let stream = socket.get_mut();
         let goodbye = async {
             if let Err(error) = &end {
@@ -94,7 +103,7 @@ fn gone(error: std::io::Error) -> Error {
 }
 
 /// What psql and drivers want to hear before the first query.
-fn welcome(mut greeting: Replies, user: &str) -> Replies {
+fn welcome(mut greeting: Replies, user: &str, key: &CancelKey) -> Replies {
     // Drivers compare the number; the words tell people what they are connected to.
     let server_version = format!("15.0 ({})", show::version());
     for (name, value) in [
@@ -111,11 +120,7 @@ fn welcome(mut greeting: Replies, user: &str) -> Replies {
     ] {
         greeting.parameter_status(name, value);
     }
-    // Nothing here takes long enough to be cancelled: a key that nobody knows.
-    greeting.backend_key_data(&CancelKey {
-        pid: rand::random_range(1..i32::MAX),
-        secret: Secret::from_slice(&rand::random::<[u8; 4]>()),
-    });
+    greeting.backend_key_data(key);
     greeting.ready();
     greeting
 }
@@ -124,9 +129,9 @@ fn welcome(mut greeting: Replies, user: &str) -> Replies {
 ///
 /// # Errors
 /// What ends the session, for the user to be told.
-async fn converse(app: &Arc<App>, user: &str, begun: &[u8], socket: &mut Socket) -> Result<()> {
+async fn converse(answers: &Arc<Answers>, begun: &[u8], socket: &mut Socket) -> Result<()> {
+    let app = &answers.app;
     let nothing = Arc::new(NoopHandler);
-    let answers = Arc::new(Answers(app.clone()));
     let mut inbox = Inbox::new(begun);
     let mut draining = pin!(app.draining());
     loop {
@@ -141,7 +146,7 @@ async fn converse(app: &Arc<App>, user: &str, begun: &[u8], socket: &mut Socket)
         if let PgWireFrontendMessage::Terminate(_) = message {
             return Ok(());
         }
-        if begins_command(&message) && !app.config().admin_users.contains_key(user) {
+        if begins_command(&message) && app.config().console_user(&answers.user).is_none() {
             return Err(terminated());
         }
         let extended = message.is_extended_query();
@@ -184,27 +189,103 @@ fn terminated() -> Error {
     )
 }
 
-/// Answers commands, in both protocols.
-struct Answers(Arc<App>);
+/// Answers commands of a session, in both protocols.
+struct Answers {
+    app: Arc<App>,
+    console: Arc<OpenConsole>,
+    user: String,
+}
 
 impl Answers {
     async fn answer(&self, command: Command, formats: &Format) -> PgWireResult<Response> {
-        let app = self.0.clone();
+        let app = self.app.clone();
+        let is_admin = app.config().admin_users.contains_key(&self.user);
+        if !is_admin && !command.is_for_watchers() {
+            return Err(refusal(&admin_needed()));
+        }
+        let done = |tag: &str| Ok(Response::Execution(Tag::new(tag)));
         match command {
             Command::Show(show) => {
+                if show.name == CLIENTS {
+                    ask_clients(&app).await;
+                }
                 let rows = off_thread(move || show.rows(&app)).await?;
-                table(show, rows, formats)
+                table(show.columns, rows, formats, "SHOW")
+            }
+            Command::Parameter((name, value)) => {
+                let column = [show::text(name)];
+                table(&column, vec![show::row![*value]], formats, "SHOW")
             }
             Command::Reload => {
                 tracing::info!("reload asked for on the admin console");
-                match off_thread(move || app.reload_file()).await? {
-                    Ok(()) => Ok(Response::Execution(Tag::new("RELOAD"))),
+                match off_thread(move || reload(&app)).await? {
+                    Ok(rows) => table(reloaded::COLUMNS, rows, formats, "RELOAD"),
                     Err(mistakes) => Err(not_reloaded(&mistakes)),
                 }
             }
-            Command::Set => Ok(Response::Execution(Tag::new("SET"))),
+            Command::Set { key, value } => {
+                let set = off_thread(move || set::apply(&app, &key, &value)).await?;
+                set.map_err(|e| refusal(&e))?;
+                done("SET")
+            }
+            Command::SetNothing => done("SET"),
+            Command::Verb(verb, target) => {
+                let carried_out = verbs::carry_out(&app, &self.console, verb, &target).await;
+                carried_out.map_err(|e| refusal(&e))?;
+                done(verb.word())
+            }
+            Command::KillClient { id, generation } => {
+                verbs::kill_client(&app, id, generation).map_err(|e| refusal(&e))?;
+                done("KILL_CLIENT")
+            }
+            Command::Shutdown(how) => {
+                tracing::warn!(
+                    user = self.user,
+                    ?how,
+                    "shutdown asked for on the admin console"
+                );
+                app.ask_to_stop(how);
+                done("SHUTDOWN")
+            }
         }
     }
+}
+
+/// The table for which clients are asked what they run.
+const CLIENTS: &str = "CLIENTS";
+
+/// Most clients that are asked, and how long their answers are waited for at most.
+const MAX_ASKED: usize = 1000;
+const ANSWER_WITHIN: Duration = Duration::from_millis(50);
+
+/// Asks those that hold a server connection what they run: there are no more of them than server
+/// connections.
+async fn ask_clients(app: &App) {
+    let mut asked = app.clients();
+    asked.retain(|client| {
+        let is_streaming = client.progress().phase == Phase::Streaming;
+        client.activity() == Activity::Active && !is_streaming
+    });
+    asked.truncate(MAX_ASKED);
+    asked.iter().for_each(|client| client.ask());
+    let answers = async {
+        while asked.iter().any(|client| client.is_asked()) {
+            timer::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    // Who does not answer, since its task has much to do or it has just let go, is shown without.
+    let _ = timer::timeout(ANSWER_WITHIN, answers).await;
+}
+
+fn admin_needed() -> Error {
+    Error::new(Kind::InsufficientPrivilege, "admin access needed")
+        .with_detail("Users of admin.stats_users may only look.")
+}
+
+fn reload(app: &App) -> Result<Vec<Row>, Vec<Mistake>> {
+    let old = app.config();
+    let diff = app.reload_file()?;
+    Ok(reloaded::rows(&diff, &old, &app.config()))
 }
 
 /// Runs what takes a while where no client waits for it.
@@ -252,9 +333,9 @@ fn refusal(error: &Error) -> PgWireError {
     PgWireError::UserError(Box::new(info))
 }
 
-/// The columns of `show` in the formats that were asked for.
-fn fields(show: &Show, formats: &Format) -> PgWireResult<Vec<FieldInfo>> {
-    let columns = show.columns.len();
+/// The columns of a table in the formats that were asked for.
+fn fields(table: &[Column], formats: &Format) -> PgWireResult<Vec<FieldInfo>> {
+    let columns = table.len();
     if let Format::Individual(formats) = formats
         && formats.len() != columns
     {
@@ -264,7 +345,7 @@ fn fields(show: &Show, formats: &Format) -> PgWireResult<Vec<FieldInfo>> {
         );
         return Err(refusal(&Error::new(Kind::ProtocolViolation, message)));
     }
-    let fields = show.columns.iter().enumerate().map(|(position, column)| {
+    let fields = table.iter().enumerate().map(|(position, column)| {
         let (datatype, size) = match column.kind {
             ColumnKind::Int => (Type::INT8, 8),
             ColumnKind::Text => (Type::TEXT, -1),
@@ -275,8 +356,13 @@ fn fields(show: &Show, formats: &Format) -> PgWireResult<Vec<FieldInfo>> {
     Ok(fields.collect())
 }
 
-fn table(show: &Show, rows: Vec<Row>, formats: &Format) -> PgWireResult<Response> {
-    let fields = Arc::new(fields(show, formats)?);
+fn table(
+    columns: &[Column],
+    rows: Vec<Row>,
+    formats: &Format,
+    tag: &str,
+) -> PgWireResult<Response> {
+    let fields = Arc::new(fields(columns, formats)?);
     let mut encoder = DataRowEncoder::new(fields.clone());
     let rows: Vec<_> = rows
         .into_iter()
@@ -288,7 +374,7 @@ fn table(show: &Show, rows: Vec<Row>, formats: &Format) -> PgWireResult<Response
         })
         .collect();
     let mut response = QueryResponse::new(fields, futures_util::stream::iter(rows));
-    response.set_command_tag("SHOW");
+    response.set_command_tag(tag);
     Ok(Response::Query(response))
 }
 
@@ -345,8 +431,8 @@ impl ExtendedQueryHandler for Answers {
             );
             return Err(refusal(&Error::new(Kind::ProtocolViolation, message)));
         }
-        self.answer(portal.statement.statement, &portal.result_column_format)
-            .await
+        let command = portal.statement.statement.clone();
+        self.answer(command, &portal.result_column_format).await
     }
 }
 
@@ -378,9 +464,12 @@ impl QueryParser for Parser {
         command: &Command,
         formats: Option<&Format>,
     ) -> PgWireResult<Vec<FieldInfo>> {
+        let formats = formats.unwrap_or(&Format::UnifiedText);
         match command {
-            Command::Show(show) => fields(show, formats.unwrap_or(&Format::UnifiedText)),
-            Command::Reload | Command::Set => Ok(Vec::new()),
+            Command::Show(show) => fields(show.columns, formats),
+            Command::Parameter((name, _)) => fields(&[show::text(name)], formats),
+            Command::Reload => fields(reloaded::COLUMNS, formats),
+            _ => Ok(Vec::new()),
         }
     }
 }

@@ -139,7 +139,7 @@ async fn answer(app: &Arc<App>, request: &Request<Incoming>) -> Response<Full<By
 
 /// Why no client should be sent here.
 fn unready(app: &App) -> Option<&'static str> {
-    if app.is_draining() {
+    if app.is_draining() || app.is_closing() {
         return Some("shutting down");
     }
     let instances = app.instances();

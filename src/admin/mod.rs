@@ -6,7 +6,10 @@ pub mod console;
 pub mod http;
 mod inbox;
 mod metrics;
+mod reloaded;
+mod set;
 mod show;
+mod verbs;
 
 #[cfg(test)]
 pub(crate) mod testing;

@@ -82,6 +82,11 @@ impl Fence {
         &self.server
     }
 
+    /// The address that the server connection was made to, if the server's host is a name.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
     /// When the server connection was made.
     pub fn born(&self) -> SystemTime {
         self.born

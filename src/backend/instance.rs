@@ -1,13 +1,14 @@
 //! A PostgreSQL instance as the proxy uses it: one budget of connections, and the pools that share
 //! it. Its clients may be on several workers; its lock is held for well under a microsecond, and never across a wait.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
+use crate::backend::cancel::Fence;
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
 use crate::backend::context::{self, Settings};
@@ -63,6 +64,15 @@ pub struct Instance {
     pub names: Arc<Names>,
     /// What the last health check found.
     pub health: Health,
+    /// Why no connection could be made last, by database and user, where none was made since.
+    failures: Mutex<BTreeMap<(String, String), Failure>>,
+}
+
+/// Why a connection could not be made, for the operator alone.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    pub when: SystemTime,
+    pub error: Error,
 }
 
 /// Server connections with the same server, database, login and pinned parameters.
@@ -74,6 +84,12 @@ pub struct Pool {
     reserve: AtomicUsize,
     /// The config routes nobody here any more: connections are closed instead of kept.
     retired: AtomicBool,
+    /// Connections that were begun before are closed instead of kept: microseconds after `made`, or
+    /// 0.
+    renewed: AtomicU64,
+    made: Instant,
+    /// Its connections, and when each was begun; some of them may be closed by now.
+    connections: Mutex<Vec<(Instant, Weak<Fence>)>>,
     /// The server does not tell its login which locks it holds.
     hides_locks: AtomicBool,
     pub statements: Interner,
@@ -129,6 +145,7 @@ impl Instance {
             metrics: InstanceMetrics::default(),
             names: Arc::new(Names::new(resolver)),
             health: Health::default(),
+            failures: Mutex::default(),
         });
         let watched = Arc::downgrade(&instance);
         instance.workers.spawn(home, sweep(watched.clone()));
@@ -172,12 +189,31 @@ impl Instance {
         self.queue().drop_unused_pools();
     }
 
+    /// Has the connections of the pools that `which` names made anew: idle ones are closed now,
+    /// those in use when they are given back.
+    pub fn renew_pools(self: &Arc<Self>, which: impl Fn(&PoolKey) -> bool) {
+        for (pool, _) in self.pools() {
+            if which(&pool.key) {
+                pool.renew();
+            }
+        }
+        self.close_idle(|pool, connection| pool.is_outdated(connection.born));
+    }
+
     /// Whether the connection was made with what the config says now (the budget aside), and to an
     /// address that the server still has.
     pub(super) fn is_current(&self, connection: &ServerConnection) -> bool {
         let (now, then) = (self.server.load(), connection.server());
         (Arc::ptr_eq(&now, then) || (now.address == then.address && now.tls == then.tls))
             && connection.peer.is_none_or(|peer| self.names.has(peer))
+    }
+
+    /// The same, by the fence of the connection.
+    fn is_current_by(&self, fence: &Fence) -> bool {
+        let (now, then) = (self.server.load(), fence.server());
+        now.address == then.address
+            && now.tls == then.tls
+            && fence.peer().is_none_or(|peer| self.names.has(peer))
     }
 
     /// The pool for `key`; made when it is first asked for.
@@ -191,6 +227,9 @@ impl Instance {
                 size: AtomicUsize::new(limits.size),
                 reserve: AtomicUsize::new(limits.reserve),
                 retired: AtomicBool::new(false),
+                renewed: AtomicU64::new(0),
+                made: Instant::now(),
+                connections: Mutex::default(),
                 hides_locks: AtomicBool::new(false),
                 statements: Interner::default(),
                 functions: Functions::default(),
@@ -211,6 +250,34 @@ impl Instance {
         }
         drop(queue);
         pool
+    }
+
+    /// Takes note that a connection was made, or of why not.
+    fn note_login(&self, key: &PoolKey, error: Option<&Error>) {
+        let mut failures = lock(&self.failures);
+        if failures.is_empty() && error.is_none() {
+            return;
+        }
+        let login = (key.database.clone(), key.login.user.clone());
+        match error {
+            None => _ = failures.remove(&login),
+            Some(error) => {
+                let failure = Failure {
+                    when: SystemTime::now(),
+                    error: error.clone(),
+                };
+                failures.insert(login, failure);
+            }
+        }
+    }
+
+    /// The logins by which no connection could be made last, as database and user, and why.
+    pub fn failures(&self) -> Vec<((String, String), Failure)> {
+        let failures = lock(&self.failures);
+        failures
+            .iter()
+            .map(|(login, failure)| (login.clone(), failure.clone()))
+            .collect()
     }
 
     /// A place in the budget for a connection of the control plane. Clients go first: at most one idle connection is
@@ -379,6 +446,39 @@ impl Pool {
         self.retired.load(Relaxed)
     }
 
+    fn renew(&self) {
+        let now = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.renewed.store(now.max(1), Relaxed);
+    }
+
+    /// Whether a connection that was begun at `born` is not to be kept, since others are to be
+    /// made.
+    pub(super) fn is_outdated(&self, born: Instant) -> bool {
+        let renewed = self.renewed.load(Relaxed);
+        renewed != 0 && born <= self.made + Duration::from_micros(renewed)
+    }
+
+    /// Its open connections that will be closed as soon as they are given back, by their fences.
+    pub fn closing(&self) -> Vec<Arc<Fence>> {
+        let mut connections = lock(&self.connections);
+        connections.retain(|(_, fence)| fence.strong_count() > 0);
+        let open = connections.iter();
+        let open = open.filter_map(|(born, fence)| Some((*born, fence.upgrade()?)));
+        open.filter(|(born, fence)| self.will_close(*born, fence))
+            .map(|(_, fence)| fence)
+            .collect()
+    }
+
+    fn will_close(&self, born: Instant, fence: &Fence) -> bool {
+        self.is_retired() || self.is_outdated(born) || !self.instance.is_current_by(fence)
+    }
+
+    fn note_connection(&self, connection: &ServerConnection) {
+        let mut connections = lock(&self.connections);
+        connections.retain(|(_, fence)| fence.strong_count() > 0);
+        connections.push((connection.born, Arc::downgrade(connection.fence())));
+    }
+
     pub(super) fn metrics(&self) -> &InstanceMetrics {
         &self.instance.metrics
     }
@@ -401,6 +501,9 @@ impl Pool {
         match connect::connect(&server, &self.instance.names, key, deadline).await {
             Ok(mut connection) => {
                 connection.worker = worker;
+                connection.born = began;
+                self.instance.note_login(&self.key, None);
+                self.note_connection(&connection);
                 self.metrics().connects.add(1);
                 self.instance
                     .queue()
@@ -414,6 +517,9 @@ impl Pool {
                 tracing::warn!(server = %server.name, address = %server.address,
                     user = %self.key.login.user, database = %self.key.database, %error,
                     "could not connect");
+                if error.blame() != Blame::Client {
+                    self.instance.note_login(&self.key, Some(&error));
+                }
                 // What passes is waited for, and what is wrong with one client's parameters is no reason to refuse others.
                 if !error.is_passing() && error.blame() != Blame::Client {
                     *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
@@ -565,6 +671,7 @@ impl Pool {
                 Some(granted) => return Ok(grant(granted)),
                 None => {
                     if self.instance.server().fail_fast
+                        && !tenant.is_paused()
                         && let Some(error) = queue.refusal(self.id)
                     {
                         return Err(error.clone());
@@ -589,7 +696,7 @@ impl Pool {
         let deadline = self.instance.timeouts().checkout;
         let _waiting = tenant.metrics.waiting.enter();
         let began = Instant::now();
-        let granted = line.granted(began, since + deadline).await;
+        let granted = line.granted(since, deadline).await;
         tenant.metrics.waits.record(began.elapsed());
         granted.map(grant)
     }
@@ -643,13 +750,20 @@ impl Line<'_> {
     /// Cancel safe.
     ///
     /// # Errors
-    /// At `end`: why the server lets nobody in, or else 53300.
-    async fn granted(&mut self, mut now: Instant, end: Instant) -> Result<Granted> {
+    /// After the `deadline`, counted from `since` or the end of a pause: why the server lets nobody
+    /// in, or else 53300.
+    async fn granted(&mut self, since: Instant, deadline: Duration) -> Result<Granted> {
+        let mut end = since + deadline;
+        let mut now = Instant::now();
         let mut patience = match self.tenant.active() {
             0 => RESERVE_AFTER,
             _ => RESERVE_AGAIN,
         };
         loop {
+            // A pause is not waited for by the clock.
+            if now >= end {
+                end = self.tenant.waits_since(since).unwrap_or(now) + deadline;
+            }
             if now >= end {
                 return Err(self.in_vain());
             }

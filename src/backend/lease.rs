@@ -382,8 +382,11 @@ impl Lease {
         let now = Instant::now();
         let outlived = now - connection.born > instance.timeouts().server_lifetime;
         let mut queue = instance.queue();
-        let unwanted =
-            connection.switch.is_some() || outlived || queue.is_over() || self.pool.is_retired();
+        let unwanted = connection.switch.is_some()
+            || outlived
+            || queue.is_over()
+            || self.pool.is_retired()
+            || self.pool.is_outdated(connection.born);
         if unwanted || !instance.is_current(&connection) {
             queue.deactivate(&self.tenant);
             drop(queue);

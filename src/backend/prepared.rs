@@ -178,6 +178,21 @@ impl Interner {
         self.epoch.fetch_add(1, Relaxed);
     }
 
+    /// Every statement that is known, oldest first, and by how many clients and server connections:
+    /// for the console.
+    pub fn list(&self) -> Vec<(Arc<Statement>, usize)> {
+        let inner = self.interned.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = inner.statements.values().flat_map(HashMap::values);
+        let mut list: Vec<_> = known
+            .filter_map(|statement| {
+                let references = statement.strong_count();
+                Some((statement.upgrade()?, references))
+            })
+            .collect();
+        list.sort_by_key(|(statement, _)| statement.id);
+        list
+    }
+
     /// The statement with this definition (a Parse body after the name) and [meaning](Self::meaning). `backslashes`:
     /// with these settings `standard_conforming_strings` is off.
     pub fn intern(&self, definition: &[u8], meaning: u64, backslashes: bool) -> Arc<Statement> {

@@ -2,12 +2,15 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::app::{App, Stop};
 use crate::cli::check;
 use crate::cli::log;
 use crate::server::Proxy;
+use crate::timer;
 
 /// Runs the proxy. 0 after SIGTERM or SIGINT, 78 for a config with mistakes, 1 for what the machine
 /// refuses.
@@ -39,23 +42,49 @@ async fn until_signalled(proxy: Proxy) -> std::io::Result<()> {
     let mut reload = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
+    let app = proxy.app().clone();
+    let mut asked = None;
+    let patience = loop {
         tokio::select! {
             _ = reload.recv() => {
-                let app = proxy.app().clone();
+                let app = app.clone();
                 // A long config takes a while to read; its mistakes are logged there.
                 let _ = tokio::task::spawn_blocking(move || app.reload_file()).await;
             }
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break Some(app.config().timeouts.shutdown),
+            _ = interrupt.recv() => break Some(app.config().timeouts.shutdown),
+            how = app.asked_to_stop(asked) => match how {
+                Stop::WaitForClients => asked = Some(how),
+                Stop::WaitForServers => break None,
+                Stop::AtOnce => break Some(Duration::ZERO),
+            },
+            () = last_client(&app), if asked.is_some() => break Some(Duration::ZERO),
         }
-    }
+    };
+    let at_once = async {
+        match app.asked_to_stop(Some(Stop::WaitForServers)).await {
+            // It was this that has it stop.
+            _ if patience == Some(Duration::ZERO) => std::future::pending().await,
+            _ => (),
+        }
+    };
     tokio::select! {
-        _ = proxy.stop() => tracing::info!("stopped"),
+        _ = proxy.stop_within(patience) => tracing::info!("stopped"),
         _ = terminate.recv() => tracing::warn!("stopped at once"),
         _ = interrupt.recv() => tracing::warn!("stopped at once"),
+        () = at_once => tracing::warn!("stopped at once"),
     }
     Ok(())
+}
+
+/// How often it is looked whether a client is there.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until no client is logged in.
+async fn last_client(app: &App) {
+    while app.has_clients() {
+        timer::sleep(LOOK).await;
+    }
 }
 
 /// Every client and server connection is a descriptor; the soft limit is often 1024.

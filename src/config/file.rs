@@ -87,6 +87,8 @@ pub struct HttpFile {
 pub struct AdminConsoleFile {
     /// Who may log in to the console. Required.
     pub users: IndexMap<String, CredentialFile>,
+    /// Who may log in to it and only look, as PgBouncer's `stats_users`. Default: nobody.
+    pub stats_users: IndexMap<String, CredentialFile>,
 }
 
 /// What a user proves itself with: exactly one of the two.

@@ -68,6 +68,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Users of the admin console (database `pgtenant`); empty: no console.
     pub admin_users: BTreeMap<String, Arc<Credential>>,
+    /// Users of the console that may only look.
+    pub stats_users: BTreeMap<String, Arc<Credential>>,
     pub log: Log,
     pub audit: Audit,
     /// OS threads that serve clients, each a runtime of its own.
@@ -84,6 +86,13 @@ pub struct Config {
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: HashMap<TenantId, Arc<Tenant>>,
+}
+
+impl Config {
+    /// What a user of the admin console proves itself with.
+    pub fn console_user(&self, name: &str) -> Option<&Arc<Credential>> {
+        (self.admin_users.get(name)).or_else(|| self.stats_users.get(name))
+    }
 }
 
 /// A main port.

@@ -21,8 +21,8 @@ use indexmap::IndexMap;
 use sha2::{Digest, Sha256};
 
 use super::file::{
-    AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile,
-    ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile,
+    AdminConsoleFile, AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile,
+    IdentifyFile, LimitsFile, ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
 use super::units::{Count, Period};
@@ -144,6 +144,8 @@ pub fn rendezvous<'a>(servers: &'a [ServerName], tenant: &TenantId) -> Option<&'
         .max_by_key(|server| (weight(server), *server))
 }
 
+type Users = BTreeMap<String, Arc<Credential>>;
+
 struct Resolver<'t, 'd> {
     mistakes: Mistakes<'t>,
     dir: &'d Path,
@@ -154,7 +156,8 @@ impl Resolver<'_, '_> {
         let listen = self.listen(file.listen);
         let http = file.http.and_then(|http| self.http(http, &listen));
         let console = file.admin.is_some();
-        let admin_users = file.admin.map(|admin| self.console_users(&admin.users));
+        let (admin_users, stats_users) =
+            self.console_users(&file.admin.unwrap_or_default(), console);
         let log = self.log(file.log);
         let audit = self.audit(file.audit);
         let workers = self.workers(file.workers);
@@ -190,7 +193,8 @@ impl Resolver<'_, '_> {
         Some(Config {
             listen,
             http,
-            admin_users: admin_users.unwrap_or_default(),
+            admin_users,
+            stats_users,
             log: log?,
             audit: audit?,
             workers: workers?,
@@ -310,11 +314,26 @@ impl Resolver<'_, '_> {
         Some(address)
     }
 
-    fn console_users(
-        &mut self,
-        files: &IndexMap<String, CredentialFile>,
-    ) -> BTreeMap<String, Arc<Credential>> {
-        self.users(&At::ROOT.key("admin").key("users"), files, None)
+    /// Who may do all on the console, and who may only look. `console`: there is one.
+    fn console_users(&mut self, file: &AdminConsoleFile, console: bool) -> (Users, Users) {
+        let at = At::ROOT.key("admin");
+        let admins = match console {
+            true => self.users(&at.key("users"), &file.users, None),
+            false => Users::new(),
+        };
+        let stats_at = at.key("stats_users");
+        let watchers = match file.stats_users.is_empty() {
+            true => Users::new(),
+            false => self.users(&stats_at, &file.stats_users, None),
+        };
+        for name in file.stats_users.keys() {
+            if file.users.contains_key(name) {
+                let at = stats_at.key(&**name);
+                self.mistakes
+                    .add(&at, "is in admin.users, too: a user is in one of them");
+            }
+        }
+        (admins, watchers)
     }
 
     fn log(&mut self, file: LogFile) -> Option<Log> {
@@ -501,7 +520,7 @@ impl Resolver<'_, '_> {
         at: &At<'_>,
         files: &IndexMap<String, CredentialFile>,
         separator: Option<char>,
-    ) -> BTreeMap<String, Arc<Credential>> {
+    ) -> Users {
         if files.is_empty() {
             self.mistakes.add(at, "needs at least one user");
         }

@@ -69,6 +69,8 @@ impl Watched {
         let mut shortest = LATEST * 10;
         self.looks += 1;
         app.each_client(|client| {
+            // For the console, which tells since when.
+            client.note_phase();
             let Some(tenant) = config.tenants.get(&client.tenant) else {
                 return;
             };

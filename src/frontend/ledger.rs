@@ -334,6 +334,18 @@ impl Ledger {
         }
     }
 
+    /// What was bound last to the portal without a name, once nothing is owed.
+    pub fn last_bound(&self, obscure: bool) -> Current<'_> {
+        if obscure || !self.owed.is_empty() {
+            return Current::Unknown;
+        }
+        match &self.bound {
+            Bound::Unknown => Current::Unknown,
+            Bound::Unnamed => Current::Unnamed(None),
+            Bound::Named(statement) => Current::Statement(statement),
+        }
+    }
+
     /// What is answered next ends with the ReadyForQuery of its own message, and no Sync.
     pub fn ends_with_query(&self) -> bool {
         matches!(self.owed.front(), Some(Owed::Query(_) | Owed::FunctionCall))

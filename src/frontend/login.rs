@@ -189,6 +189,9 @@ fn close(mut stream: Stream) {
 /// Passes a cancel on if its key is known. Whether it was is not told: the connection just closes.
 async fn cancel(app: &App, key: &CancelKey, peer: SocketAddr) {
     let Some(client) = app.client(key) else {
+        if app.cancel_console(key) {
+            return;
+        }
         tracing::debug!(pid = key.pid, "cancel request with an unknown key");
         attempts::note_cancel(app, peer);
         return;
@@ -270,6 +273,9 @@ impl Prepared {
         let Some(tenant) = still else {
             return Err((stream, moved()));
         };
+        if let Err(error) = app.takes_clients(&tenant.id) {
+            return Err((stream, error));
+        }
         let tenant_state = guard.tenant().clone();
         Ok(Box::new(LoggedIn {
             app: app.clone(),
@@ -423,7 +429,7 @@ fn credential_of(
         Claim::Admin { user } => (
             ADMIN_DATABASE.to_owned(),
             user.clone(),
-            config.admin_users.get(user).cloned(),
+            config.console_user(user).cloned(),
         ),
         Claim::Nobody(_) => (String::new(), startup.user.clone(), None),
     }
@@ -548,6 +554,7 @@ fn permit(
     if let Some((_, error)) = forbidden_parameter(&tenant.route, startup) {
         return Err(error);
     }
+    app.takes_clients(&tenant.id)?;
     let place = app.place_for(places::Kind::Tenant)?;
     let placement = app.admit_to_placement(&tenant.route)?;
     let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {

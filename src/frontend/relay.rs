@@ -41,6 +41,7 @@ use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply;
+use crate::sql::fingerprint::Fingerprint;
 use crate::sql::guard::Guard;
 use crate::timer;
 
@@ -397,6 +398,7 @@ impl<'a> Relay<'a> {
                     return Poll::Ready(Ok(End::Clean));
                 }
                 if self.handle.calls(cx.waker()) != self.answered {
+                    self.tell_if_asked();
                     return Poll::Ready(Ok(End::Called));
                 }
             }
@@ -419,7 +421,9 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(Ok(End::ForeignSequence));
             }
             if !moved {
-                self.handle.calls(cx.waker());
+                if self.handle.calls(cx.waker()) != self.answered {
+                    self.tell_if_asked();
+                }
                 if self.handle.take_look()
                     && let Some(end) = self.look_at_ends()
                 {
@@ -473,6 +477,16 @@ impl<'a> Relay<'a> {
         }
         // A cancel that came too late was for what has just ended.
         self.handle.take_timeout();
+    }
+
+    /// Says what it runs, or ran last, if the console wants to know.
+    #[cold]
+    fn tell_if_asked(&self) {
+        if self.handle.is_asked() {
+            let fingerprint = self.last_text().and_then(Fingerprint::of);
+            self.handle
+                .tell(fingerprint.map(|fingerprint| fingerprint.text));
+        }
     }
 
     /// The server is gone: what it said last goes to the client.

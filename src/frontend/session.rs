@@ -421,9 +421,6 @@ impl Session {
     /// While waiting in line: ready when the client has left (None), or its wait was cancelled or must end.
     fn poll_wait(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Error>> {
         self.standing.registered.calls(cx.waker());
-        if self.standing.registered.is_killed() {
-            return Poll::Ready(None);
-        }
         if self.standing.registered.must_go() {
             return Poll::Ready(Some(farewell(&self.standing.registered)));
         }
@@ -740,6 +737,7 @@ impl Session {
         }
         self.side.outbox.extend(replies.bytes());
         self.side.reported = lease.parameters.clone();
+        self.standing.note_application(&self.side.reported);
     }
 
     /// Answers the message that could not be served, and leaves the client as it was: a Query or

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::app::{App, PlacedClient, Registered, moved};
+use crate::backend::connection::Parameters;
 use crate::backend::instance::Pool;
 use crate::client::Reason;
 use crate::config::{Credential, Route};
@@ -78,6 +79,15 @@ pub(super) fn stopped() -> Error {
 impl Standing {
     pub fn app(&self) -> &Arc<App> {
         self.registered.app()
+    }
+
+    /// Takes note of the name that the client's application has by what it was told.
+    pub fn note_application(&self, reported: &Parameters) {
+        let name = reported.get("application_name").map_or("", |name| &**name);
+        if self.registered.application().as_deref().unwrap_or_default() != name {
+            let name = self.tenant.shared_name(name);
+            self.registered.set_application(Some(name));
+        }
     }
 
     /// Answers a call: may this client go on, and where? True: at another worker.

@@ -1,12 +1,15 @@
 //! From a login to a session: at a worker of its instance the client is told that it is in, the parameters of its server and its cancel
 //! key.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use tokio::runtime;
 
 use crate::app::{App, Registered};
+use crate::auth::MAX_MESSAGE;
 use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
@@ -17,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Session, live, log_refusal, say_last, write};
-use crate::frontend::standing::{Guards, Standing};
+use crate::frontend::standing::{Guards, Standing, farewell};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::tablespaces;
@@ -90,6 +93,10 @@ async fn welcome(
         tracing::warn!(%error, "could not move a client to its worker");
         return None;
     }
+    let needs_server = known_profile(&pool, &login.route, &login.settings).is_none();
+    if needs_server && !Box::pin(wait_for_the_end_of_a_pause(&mut login)).await {
+        return None;
+    }
     let settings = std::mem::take(&mut login.settings);
     if login.route.pooling == Pooling::Transaction && pool.is_profile_due(&settings) {
         let asking = ask_anew(&pool, &login.tenant, &login.route, &settings, worker);
@@ -137,6 +144,46 @@ fn no_connection_in_time() -> Error {
         Kind::TooManyConnections,
         "timed out while waiting for a server connection during login",
     )
+}
+
+/// A client of a paused tenant waits here, however long that takes: its login may need a server
+/// connection. False: it has left, or must go.
+async fn wait_for_the_end_of_a_pause(login: &mut LoggedIn) -> bool {
+    let LoggedIn {
+        stream,
+        inbox,
+        registered,
+        tenant,
+        ..
+    } = login;
+    if !tenant.is_paused() {
+        return true;
+    }
+    let leaves = poll_fn(|cx| {
+        registered.calls(cx.waker());
+        if registered.must_go() {
+            return Poll::Ready(());
+        }
+        while inbox.len() < MAX_MESSAGE {
+            match inbox.poll_fill(cx, stream) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Pending
+    });
+    registered.set_activity(Activity::Waiting);
+    let stays = tokio::select! {
+        () = tenant.resumed() => true,
+        () = leaves => false,
+    };
+    registered.set_activity(Activity::Idle);
+    if !stays && login.registered.must_go() {
+        let last = login.greeting.fatal(&farewell(&login.registered)).bytes();
+        let _ = write(&mut login.stream, last).await;
+    }
+    stays
 }
 
 /// What a client that was welcomed goes on with.
@@ -187,6 +234,7 @@ fn begin_session(
         answered: 0,
         guards,
     };
+    standing.note_application(&side.reported);
     Box::new(Session::new(standing, side, lease))
 }
 

@@ -103,11 +103,18 @@ impl Proxy {
 
     /// Takes no new clients, lets transactions end, and after the deadline ends what is left. Returns
     /// whether all clients had ended by then.
-    pub async fn stop(mut self) -> bool {
-        let deadline = Instant::now() + self.app.config().timeouts.shutdown;
+    pub async fn stop(self) -> bool {
+        let patience = self.app.config().timeouts.shutdown;
+        self.stop_within(Some(patience)).await
+    }
+
+    /// The same with another deadline; none: whatever it takes.
+    pub async fn stop_within(mut self, patience: Option<Duration>) -> bool {
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let is_late = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
         tracing::info!(clients = self.app.connections(), "shutting down");
         self.app.drain();
-        while self.app.connections() > 0 && Instant::now() < deadline {
+        while self.app.connections() > 0 && !is_late() {
             timer::sleep(DRAIN_POLL).await;
         }
         let left = self.app.connections();

@@ -8,6 +8,9 @@ use crate::protocol::startup::Startup;
 /// Database name of the admin console.
 pub const ADMIN_DATABASE: &str = "pgtenant";
 
+/// The same under PgBouncer's name, which its exporters and scripts connect to.
+pub const PGBOUNCER_DATABASE: &str = "pgbouncer";
+
 /// The name of the option that may name the tenant.
 pub const TENANT_OPTION: &str = "pgtenant.tenant";
 
@@ -44,7 +47,11 @@ pub enum Unknown {
 /// is told after the login.
 pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Claim {
     let options = take_option(startup);
-    if startup.database.as_deref() == Some(ADMIN_DATABASE) && !config.admin_users.is_empty() {
+    let names_console = matches!(
+        startup.database.as_deref(),
+        Some(ADMIN_DATABASE | PGBOUNCER_DATABASE)
+    );
+    if names_console && !config.admin_users.is_empty() {
         return Claim::Admin {
             user: startup.user.clone(),
         };
@@ -203,6 +210,8 @@ tenants:
             ("options, user", "app.a app - b", "hints"),
             ("user", "app.a app - a", "hints"),
             ("user", "root pgtenant - -", "admin root"),
+            ("user", "root pgbouncer - -", "admin root"),
+            ("database", "app pgbouncer - -", "admin app"),
         ] {
             assert_eq!(claim(by, login), expected, "[{by}] {login}");
         }

@@ -2,8 +2,10 @@
 //! Survives reloads; kept for as long as the process runs, so that counters never go back.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use tokio::sync::Notify;
 
 use crate::config::TenantLimits;
 use crate::id::TenantId;
@@ -12,6 +14,16 @@ use crate::workers::WorkerId;
 
 /// Names of a tenant's clients that are kept to be shared: more than an application uses, and few, since clients choose them.
 const NAMES: usize = 16;
+
+/// Whether a tenant is paused.
+#[derive(Debug)]
+struct Pause {
+    /// Most server connections without one.
+    limit: usize,
+    is_on: bool,
+    /// When the last ended.
+    ended: Option<Instant>,
+}
 
 #[derive(Debug)]
 pub struct TenantState {
@@ -22,6 +34,7 @@ pub struct TenantState {
     clients: AtomicUsize,
     active: AtomicUsize,
     client_limit: AtomicUsize,
+    /// None while it is paused.
     active_limit: AtomicUsize,
     waiting_limit: AtomicUsize,
     weight: AtomicU32,
@@ -29,6 +42,10 @@ pub struct TenantState {
     accounted: AtomicU64,
     /// Server time in microseconds, for a weight of 1.
     used: AtomicU64,
+    /// The same by the config, and whether it is paused.
+    pause: Mutex<Pause>,
+    /// Tells who waits for the end of a pause.
+    resumed: Notify,
     /// Of its clients: users, databases.
     names: Mutex<Vec<Arc<str>>>,
     /// Where its last client was put: a worker's number and 1, or 0.
@@ -50,6 +67,12 @@ impl TenantState {
             weight: AtomicU32::new(1),
             accounted: AtomicU64::new(0),
             used: AtomicU64::new(0),
+            pause: Mutex::new(Pause {
+                limit: usize::MAX,
+                is_on: false,
+                ended: None,
+            }),
+            resumed: Notify::new(),
             worker: AtomicU32::new(0),
         }
     }
@@ -70,11 +93,12 @@ impl TenantState {
     pub fn set_limits(&self, limits: TenantLimits) {
         self.client_limit
             .store(limits.clients.unwrap_or(usize::MAX), Relaxed);
-        self.active_limit
-            .store(limits.active.unwrap_or(usize::MAX), Relaxed);
         self.waiting_limit
             .store(limits.waiting.unwrap_or(usize::MAX), Relaxed);
         self.weight.store(limits.weight, Relaxed);
+        let mut pause = self.pause();
+        pause.limit = limits.active.unwrap_or(usize::MAX);
+        self.apply(&pause);
     }
 
     /// The server time that its transactions have had, in microseconds for a weight of 1, at least `least`. Called under the lock of
@@ -91,9 +115,57 @@ impl TenantState {
         used
     }
 
-    /// Whether one more of its clients may wait for a server connection; so many do.
+    /// Whether one more of its clients may wait for a server connection; so many do. All may while it
+    /// is paused.
     pub fn may_wait(&self, waiting: usize) -> bool {
-        waiting < self.waiting_limit.load(Relaxed)
+        waiting < self.waiting_limit.load(Relaxed) || self.is_paused()
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, pause: &Pause) {
+        let limit = if pause.is_on { 0 } else { pause.limit };
+        self.active_limit.store(limit, Relaxed);
+    }
+
+    /// Pauses it, or ends that: while it is paused it is given no server connection. Whether that
+    /// is new. Who waits for one is served once its instance is told.
+    pub fn set_paused(&self, paused: bool) -> bool {
+        let mut pause = self.pause();
+        let is_new = pause.is_on != paused;
+        if is_new {
+            pause.is_on = paused;
+            pause.ended = (!paused).then(Instant::now);
+            self.apply(&pause);
+            self.resumed.notify_waiters();
+        }
+        is_new
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.pause().is_on
+    }
+
+    /// From when on a wait that began at `since` counts: not before the end of a pause. None while
+    /// it is paused.
+    pub fn waits_since(&self, since: Instant) -> Option<Instant> {
+        let pause = self.pause();
+        (!pause.is_on).then(|| pause.ended.map_or(since, |ended| ended.max(since)))
+    }
+
+    /// Waits for the end of a pause, if there is one.
+    ///
+    /// Cancel safe.
+    pub async fn resumed(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            if !self.is_paused() {
+                return;
+            }
+            resumed.await;
+        }
     }
 
     /// The worker its last client was put to: its clients are better off together.

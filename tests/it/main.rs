@@ -10,6 +10,7 @@ mod batches;
 mod cancel;
 mod catalogs;
 mod chaos;
+mod console;
 mod differential;
 mod dns;
 mod doctor;

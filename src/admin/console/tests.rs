@@ -78,15 +78,59 @@ async fn what_is_no_command_is_a_syntax_error_and_the_session_goes_on() {
             client.query(sql, &[]).await.unwrap_err(),
         ] {
             let (code, _, _, hint) = refused(&error);
-            assert_eq!((&*code, &*hint), ("42601", "Try SHOW HELP."), "{sql}");
+            assert_eq!((&*code, &*hint), ("08P01", "Try SHOW HELP."), "{sql}");
         }
     }
     client.batch_execute("").await.unwrap();
     client.batch_execute(" ; ").await.unwrap();
     client.batch_execute("SET TimeZone = 'UTC'").await.unwrap();
-    assert_eq!(client.execute("SET x TO 1", &[]).await.unwrap(), 0);
+    let set = client.execute("SET extra_float_digits TO 3", &[]).await;
+    assert_eq!(set.unwrap(), 0);
+    let shown = client.query("SHOW client_encoding", &[]).await.unwrap();
+    assert_eq!(shown[0].get::<_, &str>("client_encoding"), "UTF8");
     assert!(client.query("", &[]).await.unwrap().is_empty());
     assert_eq!(client.query("SHOW VERSION", &[]).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn settings_that_can_be_are_changed_and_others_say_where_they_are() {
+    let app = app(CONFIG, None);
+    let client = connect(listen(&app).await).await;
+    for (set, key, value) in [
+        ("query_wait_timeout = 7", "timeouts.checkout", "7s"),
+        ("query_wait_timeout = '1.5'", "timeouts.checkout", "1500ms"),
+        ("TIMEOUTS.CHECKOUT TO '3m'", "timeouts.checkout", "3m"),
+        ("\"server_idle_timeout\" = 60", "timeouts.server_idle", "1m"),
+        ("max_client_conn = 321", "limits.clients", "321"),
+    ] {
+        client.batch_execute(&format!("SET {set};")).await.unwrap();
+        let shown = client.query("SHOW CONFIG", &[]).await.unwrap();
+        let row = shown.iter().find(|row| row.get::<_, &str>(0) == key);
+        assert_eq!(row.unwrap().get::<_, &str>(1), value, "{set}");
+    }
+    assert_eq!(app.config().limits.clients, 321);
+    for (set, code, word) in [
+        ("default_pool_size = 3", "55P02", "placements.*.pool.size"),
+        ("workers = 3", "55P02", "workers"),
+        ("identify.by = 'user'", "55P02", "identify.by"),
+        (
+            "placements.shared.pool.size = 3",
+            "55P02",
+            "placements.shared.pool.size",
+        ),
+        ("nonsense = 3", "42704", "nonsense"),
+        ("query_wait_timeout = soon", "22023", "timeouts.checkout"),
+        ("query_wait_timeout = 0", "22023", "timeouts.checkout"),
+        ("max_client_conn = -1", "22023", "limits.clients"),
+    ] {
+        let error = client
+            .batch_execute(&format!("SET {set}"))
+            .await
+            .unwrap_err();
+        let (found, message, ..) = refused(&error);
+        assert_eq!(found, code, "{set}");
+        assert!(message.contains(word), "{set}: {message}");
+    }
 }
 
 #[tokio::test]
@@ -113,7 +157,23 @@ async fn a_reload_takes_effect_or_lists_every_mistake() {
 
     let more = "  initech: { placement: shared, users: { app: { password: x } } }\n";
     std::fs::write(&file, format!("{CONFIG}{more}")).unwrap();
-    client.execute("RELOAD", &[]).await.unwrap();
+    let did = client.query("RELOAD", &[]).await.unwrap();
+    let did: Vec<[&str; 3]> = did
+        .iter()
+        .map(|row| [row.get(0), row.get(1), row.get(2)])
+        .collect();
+    // A second tenant in its placement gives that a reserve.
+    let reserve = "placements.shared.pool.reserve";
+    assert_eq!(
+        did,
+        [
+            ["changed", "placement", "shared"],
+            ["added", "tenant", "initech"],
+            ["changed", "setting", reserve]
+        ]
+    );
+    let did = client.query("RELOAD", &[]).await.unwrap();
+    assert_eq!(did[0].get::<_, &str>("action"), "unchanged");
     assert_eq!(app.config().tenants.len(), 3);
     let shown = client.query("SHOW TENANTS", &[]).await.unwrap();
     assert_eq!(shown.len(), 3);

@@ -1,6 +1,7 @@
 //! `SHOW SERVERS`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::{Cell, Column, Row, View, int, row, text, tls};
@@ -8,6 +9,7 @@ use crate::backend::cancel::Fence;
 use crate::backend::connection::ServerConnection;
 use crate::backend::context::Context;
 use crate::backend::instance::{Instance, Pool};
+use crate::client::ClientHandle;
 use crate::config::{Server, ServerAddress};
 use crate::id::ServerName;
 use crate::timestamp::utc;
@@ -16,14 +18,24 @@ pub const COLUMNS: &[Column] = &[
     text("type"),
     text("user"),
     text("database"),
+    text("replication"),
     text("state"),
     text("addr"),
     int("port"),
+    text("local_addr"),
+    int("local_port"),
     text("connect_time"),
+    text("request_time"),
+    int("wait"),
+    int("wait_us"),
+    int("close_needed"),
     text("ptr"),
     text("link"),
     int("remote_pid"),
     text("tls"),
+    text("application_name"),
+    int("prepared_statements"),
+    int("id"),
     text("server"),
     text("tenant"),
     text("context"),
@@ -50,9 +62,35 @@ struct Line {
     context: &'static str,
     idle_seconds: Option<u64>,
     problem: Option<String>,
+    replication: &'static str,
+    request: Option<String>,
+    close_needed: bool,
+    application: String,
 }
 
 impl Line {
+    /// One of which nothing else is known.
+    fn of(kind: &'static str, state: &'static str) -> Self {
+        Self {
+            kind,
+            user: Cell::Null,
+            database: Cell::Null,
+            state,
+            since: None,
+            client: None,
+            pid: None,
+            tls: false,
+            tenant: Cell::Null,
+            context: "",
+            idle_seconds: None,
+            problem: None,
+            replication: "none",
+            request: None,
+            close_needed: false,
+            application: String::new(),
+        }
+    }
+
     fn row(self, server: &Server) -> Row {
         let (addr, port) = match &server.address {
             ServerAddress::Tcp { host, port } => (host.clone(), Some(*port)),
@@ -62,15 +100,25 @@ impl Line {
             self.kind,
             self.user,
             self.database,
+            self.replication,
             self.state,
             addr,
             port,
+            None::<String>,
+            None::<u64>,
             self.since.map(utc),
+            self.request,
+            0_u64,
+            0_u64,
+            u64::from(self.close_needed),
             self.pid.map(|pid| pointer(&server.name, pid)),
             self.client
                 .map_or_else(String::new, super::clients::pointer),
             self.pid,
             tls(self.tls),
+            self.application,
+            None::<u64>,
+            self.pid,
             server.name.as_str(),
             self.tenant,
             self.context,
@@ -80,13 +128,20 @@ impl Line {
     }
 }
 
-/// By server: its health if it is checked, then the connections in use, then the idle ones. Not
-/// listed are those that are just being made, changed to another tenant or closed.
+/// By server: its health if it is checked (type H), the logins that failed last (type L), then the
+/// connections in use, then the idle ones (type S). Not listed are those that are just being made,
+/// changed to another tenant or closed.
 pub fn rows(view: &View) -> Vec<Row> {
     let instances = view.app.instances();
+    let pools = instances.values().flat_map(|instance| instance.pools());
+    let fences: Vec<_> = pools.flat_map(|(pool, _)| pool.closing()).collect();
+    let closing: Closing = fences.iter().map(Arc::as_ptr).collect();
     let mut rows: BTreeMap<&ServerName, Vec<Row>> = instances
         .iter()
-        .map(|(name, instance)| (name, health(instance).into_iter().collect()))
+        .map(|(name, instance)| {
+            let health = health(instance).into_iter();
+            (name, health.chain(failures(view, instance)).collect())
+        })
         .collect();
     for client in view.app.clients() {
         let Some(fence) = client.fence() else {
@@ -98,7 +153,10 @@ pub fn rows(view: &View) -> Vec<Row> {
             user: pool.map(|pool| pool.login.user.as_str()).into(),
             database: pool.map(|pool| pool.database.as_str()).into(),
             tenant: client.tenant.as_str().into(),
-            ..used(&fence, client.id)
+            replication: super::clients::replication(client.progress().phase),
+            request: Some(since(&client)),
+            application: client.application().unwrap_or_default().to_string(),
+            ..used(&fence, client.id, &closing)
         };
         // A server that a reload has removed may be used to the end of a transaction.
         if let Some(rows) = rows.get_mut(&fence.server().name) {
@@ -108,11 +166,20 @@ pub fn rows(view: &View) -> Vec<Row> {
     for (name, instance) in instances.iter() {
         let mut lines = Vec::new();
         instance.for_each_idle(|pool, connection| {
-            lines.push(idle(pool, connection).row(connection.server()));
+            lines.push(idle(pool, connection, &closing).row(connection.server()));
         });
         rows.entry(name).or_default().extend(lines);
     }
     rows.into_values().flatten().collect()
+}
+
+/// By their addresses, the fences of connections that will be closed.
+type Closing = HashSet<*const Fence>;
+
+/// Since when a client has been seen to do what it does.
+fn since(client: &ClientHandle) -> String {
+    let now = SystemTime::now();
+    utc(now.checked_sub(client.note_phase()).unwrap_or(now))
 }
 
 fn health(instance: &Instance) -> Option<Row> {
@@ -120,48 +187,58 @@ fn health(instance: &Instance) -> Option<Row> {
     let login = server.admin.as_ref()?;
     let report = instance.health.report();
     let line = Line {
-        kind: "H",
         user: login.user.as_str().into(),
         database: server.admin_database.as_str().into(),
-        state: report.state.as_str(),
         since: report.since,
-        client: None,
-        pid: None,
-        tls: false,
-        tenant: Cell::Null,
-        context: "",
-        idle_seconds: None,
         problem: report.problem.clone(),
+        ..Line::of("H", report.state.as_str())
     };
     Some(line.row(&server))
 }
 
-fn used(fence: &Fence, client: u64) -> Line {
+/// A row for each login by which no connection could be made last, if a tenant has it still.
+fn failures(view: &View, instance: &Instance) -> Vec<Row> {
+    let server = instance.server();
+    let mut rows = Vec::new();
+    for ((database, user), failure) in instance.failures() {
+        let mut tenants = view.config.tenants.values();
+        let is_wanted = tenants.any(|tenant| {
+            let pool = &tenant.route.pool;
+            pool.server == server.name && pool.database == database && pool.login.user == user
+        });
+        if !is_wanted {
+            continue;
+        }
+        let line = Line {
+            user: user.into(),
+            database: database.into(),
+            since: Some(failure.when),
+            problem: Some(format!("{} {}", failure.error.sqlstate(), failure.error)),
+            ..Line::of("L", "failed")
+        };
+        rows.push(line.row(&server));
+    }
+    rows
+}
+
+fn used(fence: &Fence, client: u64, closing: &Closing) -> Line {
     Line {
-        kind: "S",
-        user: Cell::Null,
-        database: Cell::Null,
-        state: "active",
         since: Some(fence.born()),
         client: Some(client),
         pid: Some(fence.pid()),
         tls: fence.is_tls(),
-        tenant: Cell::Null,
         context: "bound",
-        idle_seconds: None,
-        problem: None,
+        close_needed: closing.contains(&std::ptr::from_ref(fence)),
+        ..Line::of("S", "active")
     }
 }
 
-fn idle(pool: &Pool, connection: &ServerConnection) -> Line {
+fn idle(pool: &Pool, connection: &ServerConnection, closing: &Closing) -> Line {
     let idle = Instant::now().saturating_duration_since(connection.idle_since);
     Line {
-        kind: "S",
         user: pool.key.login.user.as_str().into(),
         database: pool.key.database.as_str().into(),
-        state: "idle",
         since: Some(connection.fence().born()),
-        client: None,
         pid: Some(connection.fence().pid()),
         tls: connection.stream.is_tls(),
         tenant: connection
@@ -175,6 +252,7 @@ fn idle(pool: &Pool, connection: &ServerConnection) -> Line {
             Context::Unknown => "unknown",
         },
         idle_seconds: Some(idle.as_secs()),
-        problem: None,
+        close_needed: closing.contains(&Arc::as_ptr(connection.fence())),
+        ..Line::of("S", "idle")
     }
 }

@@ -18,8 +18,8 @@ use crate::config::{
 };
 use crate::id::{PlacementName, ServerName, TenantId};
 
-/// The database name of the admin console, so not that of a tenant.
-const CONSOLE: &str = "pgtenant";
+/// The database names of the admin console, so not those of a tenant.
+const CONSOLE: [&str; 2] = ["pgtenant", "pgbouncer"];
 
 /// The placeholder that every tenant has.
 const TENANT: &str = "tenant";
@@ -49,7 +49,7 @@ impl Resolver<'_, '_> {
         for (name, file) in files {
             let at = at.key(&**name);
             let id = self.name(&at, TenantId::new(name));
-            if console && name == CONSOLE {
+            if console && CONSOLE.contains(&&**name) {
                 self.mistakes.add(
                     &at,
                     "the name is taken by the database of the admin console",

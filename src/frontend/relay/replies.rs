@@ -8,7 +8,7 @@ use crate::audit::Event;
 use crate::backend::connection::{Parameters, ServerConnection, TooMuchReported};
 use crate::backend::context::{Context, follows_client};
 use crate::backend::switch::{self, Progress};
-use crate::client::Reason;
+use crate::client::{ClientHandle, Reason};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::ledger::{Current, Reply};
@@ -30,6 +30,8 @@ const MAX_COLLECTED: usize = 1 << 20;
 const SEVERITY_WITHIN: usize = 64;
 /// Errors up to this size are searched for names of the proxy's own.
 const MAX_TRANSLATED: usize = 64 * 1024;
+/// The parameter by which applications say who they are.
+const APPLICATION_NAME: &str = "application_name";
 
 impl Relay<'_> {
     /// Reads once and passes what came. `Ok(false)`: the server has closed.
@@ -314,8 +316,12 @@ impl Relay<'_> {
                     if status == b'I' {
                         self.names.forget_portals();
                     }
-                    // Nothing that was sent can fail any more, and outside of a transaction there are no portals.
-                    outbox.trim();
+                    // Nothing that was sent can fail any more, and outside of a transaction there
+                    // are no portals. In one, what was sent last stays: the console may ask what it
+                    // was.
+                    if status == b'I' {
+                        outbox.trim();
+                    }
                     self.obscure &= status != b'I';
                 }
                 if reply != Reply::Unfit {
@@ -357,6 +363,9 @@ impl Relay<'_> {
                     _ => {}
                 }
             }
+            BackendTag::COPY_IN_RESPONSE
+            | BackendTag::COPY_OUT_RESPONSE
+            | BackendTag::COPY_BOTH_RESPONSE => self.handle.note_copy(),
             BackendTag::CLOSE_COMPLETE => self.note_closed(),
             BackendTag::PARSE_COMPLETE => self.note_redefined(),
             BackendTag::PARAMETER_STATUS => {
@@ -365,7 +374,8 @@ impl Relay<'_> {
                     if self.switches && known(parameters) && known(&self.client.reported) {
                         return Ok(Reply::Swallow);
                     }
-                    note_parameter(self.client, context, parameters, name, value).map_err(lost)?;
+                    note_parameter(self.handle, self.client, context, parameters, name, value)
+                        .map_err(lost)?;
                 }
             }
             BackendTag::ERROR_RESPONSE => {
@@ -434,6 +444,16 @@ impl Relay<'_> {
         }
     }
 
+    /// The text of what is run, or else of what was run last, where it is at hand.
+    pub(super) fn last_text(&self) -> Option<&[u8]> {
+        let current = self.current_text().or_else(|| self.last_query());
+        current.or_else(|| match self.ledger.last_bound(self.obscure) {
+            Current::Statement(statement) => Some(statement.text()),
+            Current::Unnamed(before) => self.client.statements.as_ref()?.unnamed_text(before),
+            Current::Query | Current::Unknown => None,
+        })
+    }
+
     /// The text of the last Query, if it was sent last, and in one piece.
     fn last_query(&self) -> Option<&[u8]> {
         let sent = self.server.outbox.last_sent();
@@ -483,6 +503,7 @@ pub(super) fn lost(cause: impl std::fmt::Display) -> Error {
 /// A parameter changed while the client held the connection: the client is told by the frame
 /// itself, and what it can set follows it from now on.
 fn note_parameter(
+    handle: &ClientHandle,
     client: &mut ClientSide,
     context: &mut Context,
     parameters: &mut Arc<Parameters>,
@@ -491,6 +512,9 @@ fn note_parameter(
 ) -> Result<(), TooMuchReported> {
     Arc::make_mut(parameters).insert(name, value)?;
     Arc::make_mut(&mut client.reported).insert(name, value)?;
+    if name == APPLICATION_NAME {
+        handle.set_application(Some(value.into()));
+    }
     if follows_client(name) {
         Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
         if let Context::Bound(binding) = context {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Column, Row, View, row, text};
+use crate::admin::set;
 use crate::config::{self, Config, LogFormat, Login, Server, SslMode};
 
 pub const COLUMNS: &[Column] = &[
@@ -32,17 +33,61 @@ pub fn rows(view: &View) -> Vec<Row> {
         .into_iter()
         .map(|setting| (setting.key, setting.value))
         .collect();
-    let mut settings = globals(&view.config);
-    settings.extend(view.config.servers.values().flat_map(|s| server(s)));
-    settings.extend(placements(&view.config));
+    let mut settings = all(&view.config);
+    let named = set::pgbouncer_names().filter_map(|(name, key)| {
+        let found = settings.iter().find(|setting| setting.key == key)?;
+        let default = defaults.get(key).map(|value| plain(value));
+        Some(row![name, plain(&found.value), default, "yes"])
+    });
+    let named: Vec<_> = named.collect();
+    let rows = settings.drain(..).map(|setting| {
+        let default = defaults.get(&setting.key).cloned();
+        let changeable = if setting.changeable { "yes" } else { "no" };
+        row![setting.key, setting.value, default, changeable]
+    });
+    rows.chain(named).collect()
+}
+
+fn all(config: &Config) -> Vec<Setting> {
+    let mut settings = globals(config);
+    settings.extend(config.servers.values().flat_map(|s| server(s)));
+    settings.extend(placements(config));
     settings
-        .into_iter()
-        .map(|setting| {
-            let default = defaults.get(&setting.key).cloned();
-            let changeable = if setting.changeable { "yes" } else { "no" };
-            row![setting.key, setting.value, default, changeable]
-        })
-        .collect()
+}
+
+/// The keys of all settings that are shown.
+pub fn keys(config: &Config) -> impl Iterator<Item = String> {
+    all(config).into_iter().map(|setting| setting.key)
+}
+
+/// The settings that are there before and after with another value, and that one. What comes and
+/// goes with servers and placements is not told one by one.
+pub fn changes(old: &Config, new: &Config) -> Vec<(String, String)> {
+    let before: HashMap<_, _> = all(old).into_iter().map(|s| (s.key, s.value)).collect();
+    let mut changes = Vec::new();
+    for Setting { key, value, .. } in all(new) {
+        if before.get(&key).is_some_and(|before| *before != value) {
+            let change = format!("{} -> {value}", before[&key]);
+            changes.push((key, change));
+        }
+    }
+    for (users, old, new) in [
+        ("admin.users", &old.admin_users, &new.admin_users),
+        ("admin.stats_users", &old.stats_users, &new.stats_users),
+    ] {
+        if old != new {
+            changes.push((users.to_owned(), "who may use the console".to_owned()));
+        }
+    }
+    changes
+}
+
+/// A period in seconds, as PgBouncer has them; else as it is.
+fn plain(value: &str) -> String {
+    match config::duration(value) {
+        Ok(period) => period.as_secs_f64().to_string(),
+        Err(_) => value.to_owned(),
+    }
 }
 
 struct Setting {
@@ -91,6 +136,9 @@ fn globals(config: &Config) -> Vec<Setting> {
     ));
     for user in config.admin_users.keys() {
         settings.push(setting(format!("admin.users.{user}"), HIDDEN));
+    }
+    for user in config.stats_users.keys() {
+        settings.push(setting(format!("admin.stats_users.{user}"), HIDDEN));
     }
     settings.push(fixed("log.format", format));
     settings.push(fixed("log.filter", &config.log.filter));
