@@ -65,6 +65,10 @@ const WORKS_FOR: Duration = Duration::from_secs(5);
 /// How long a connection over its pool's size stays idle.
 const SURPLUS_LIFE: Duration = Duration::from_secs(5);
 
+/// So many microseconds of server time a tenant that waits can have had before the others, at most: what it used while nobody
+/// waited was nobody else's.
+const MOST_OWED: u64 = 1_000_000;
+
 /// What comes back may go to who is near, on the same worker, past so many at most that came before: no client is overtaken
 /// by more than so many of its tenant's that came later, and no tenant by more than so many others in one turn.
 const NEAR: u64 = 16;
@@ -408,7 +412,7 @@ impl Queue {
     }
 
     fn line_up(&mut self, pool: u64, tenant: &TenantState) {
-        let used = tenant.account(self.used);
+        let used = tenant.account(self.used..=self.used.saturating_add(MOST_OWED));
         let at = self.ring.partition_point(|turn| turn.used <= used);
         let turn = Turn {
             pool,

@@ -473,7 +473,12 @@ impl Reader {
         match symbol {
             b';' => return self.end_statement(),
             b'(' => {
+                let is_procedure = self.command == Command::Call;
+                if is_procedure {
+                    self.call_procedure();
+                }
                 match self.last == Last::Closed && !self.name.is_empty() {
+                    _ if is_procedure => {}
                     true => self.call(),
                     false => self.call_of_command(),
                 }
@@ -532,6 +537,9 @@ impl Reader {
                 };
             }
             _ => {}
+        }
+        if self.command == Command::Call {
+            return self.identifier(word);
         }
         if self.last == Last::Open && self.name.is_empty() {
             self.second_word(word);
@@ -766,9 +774,6 @@ impl Reader {
     /// The name that was read last is called, unless it is a keyword. (Or it is an alias with a list of columns, which
     /// may be looked up in vain.)
     fn call(&mut self) {
-        if self.command == Command::Call {
-            return self.call_procedure();
-        }
         if self.is_plain {
             match keyword(&self.name) {
                 // TREAT(x AS f) calls the function f of pg_catalog, whatever it does.
@@ -786,13 +791,19 @@ impl Reader {
         self.name = called;
     }
 
-    /// A procedure may have the name of any function.
+    /// A procedure may have the name of any function, and of most keywords. PostgreSQL calls no function here; what it is
+    /// called may be one nevertheless, as far as this reader can tell.
     fn call_procedure(&mut self) {
         self.command = Command::Other;
-        match std::str::from_utf8(&self.name) {
-            Ok(name) if !name.is_empty() => self.effects.add_function(name),
+        let called = std::mem::take(&mut self.name);
+        match std::str::from_utf8(&called) {
+            Ok(name) if !name.is_empty() => {
+                self.effects.add_function(name);
+                self.judge(&called);
+            }
             _ => self.effects.what |= What::CODE,
         }
+        self.name = called;
     }
 
     /// Whether an expression stands where the name that was read last does.

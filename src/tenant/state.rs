@@ -1,6 +1,7 @@
 //! What is known of a tenant while the proxy runs: counters, and the limits they are held against.
 //! Survives reloads; kept for as long as the process runs, so that counters never go back.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -101,16 +102,16 @@ impl TenantState {
         self.apply(&pause);
     }
 
-    /// The server time that its transactions have had, in microseconds for a weight of 1, at least `least`. Called under the lock of
-    /// its instance.
-    pub fn account(&self, least: u64) -> u64 {
+    /// The server time that its transactions have had, in microseconds for a weight of 1, within `bounds`. Called under the
+    /// lock of its instance.
+    pub fn account(&self, bounds: RangeInclusive<u64>) -> u64 {
         let total = self.metrics.transactions.sum_us();
         let new = total.saturating_sub(self.accounted.swap(total, Relaxed));
         let weight = u64::from(self.weight.load(Relaxed).max(1));
         // What is less than a microsecond for its weight stays to be accounted.
         self.accounted.fetch_sub(new % weight, Relaxed);
         let used = self.used.load(Relaxed) + new / weight;
-        let used = used.max(least);
+        let used = used.clamp(*bounds.start(), *bounds.end());
         self.used.store(used, Relaxed);
         used
     }

@@ -333,6 +333,37 @@ async fn server_time_is_shared_out_by_weight_and_who_was_away_saves_nothing_up()
     assert!((0.9..1.1).contains(&newcomer), "{later:?}");
 }
 
+#[tokio::test]
+async fn who_had_all_while_nobody_waited_is_not_made_to_wait_for_it() {
+    let mut world = World::new(10);
+    world.fill(&[(Some(0), 0)]);
+    world.pool.instance.pool(
+        &world.pool.key,
+        PoolLimits {
+            size: 1,
+            reserve: 0,
+        },
+    );
+    let hour = Duration::from_secs(3600);
+    world.tenants[0].metrics.transactions.record(hour);
+    let mut held = connection(world.take(1, 0));
+    let mut lines: Vec<_> = (0..2).map(|tenant| world.wait(tenant, 0)).collect();
+    let took = Duration::from_millis(10);
+    for round in 0.. {
+        world.tenants[1].metrics.transactions.record(took);
+        held.turn = TURN;
+        world.put_back(1, held);
+        if lines[0].try_recv().is_ok() {
+            break;
+        }
+        // The other has a second of server time first, and not an hour.
+        assert!(round < 110, "it still waits");
+        assert!(lines[1].try_recv().is_ok());
+        lines[1] = world.wait(1, 0);
+        held = world.connection(Some(1), 0);
+    }
+}
+
 /// A client: of which tenant, on which worker, and what it has.
 struct Client {
     tenant: usize,
