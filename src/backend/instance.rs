@@ -2,6 +2,7 @@
 //! it. Its clients may be on several workers; its lock is held for well under a microsecond, and never across a wait.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -203,17 +204,14 @@ impl Instance {
     /// Whether the connection was made with what the config says now (the budget aside), and to an
     /// address that the server still has.
     pub(super) fn is_current(&self, connection: &ServerConnection) -> bool {
-        let (now, then) = (self.server.load(), connection.server());
-        (Arc::ptr_eq(&now, then) || (now.address == then.address && now.tls == then.tls))
-            && connection.peer.is_none_or(|peer| self.names.has(peer))
+        self.is_there(connection.server(), connection.peer)
     }
 
-    /// The same, by the fence of the connection.
-    fn is_current_by(&self, fence: &Fence) -> bool {
-        let (now, then) = (self.server.load(), fence.server());
-        now.address == then.address
-            && now.tls == then.tls
-            && fence.peer().is_none_or(|peer| self.names.has(peer))
+    /// The same of a connection that was made to this server, at this address if its host is a name.
+    fn is_there(&self, then: &Server, peer: Option<IpAddr>) -> bool {
+        let now = self.server.load();
+        (std::ptr::eq(&**now, then) || (now.address == then.address && now.tls == then.tls))
+            && peer.is_none_or(|peer| self.names.has(peer))
     }
 
     /// The pool for `key`; made when it is first asked for.
@@ -371,6 +369,11 @@ impl Instance {
 
     fn close_idle(self: &Arc<Self>, unwanted: impl FnMut(&Pool, &mut ServerConnection) -> bool) {
         let taken = self.queue().take_idle(unwanted);
+        self.close_all(taken);
+    }
+
+    /// Closes what was taken out of the queue, which is not locked meanwhile.
+    fn close_all(self: &Arc<Self>, taken: Vec<(Arc<Pool>, Box<ServerConnection>)>) {
         for (pool, connection) in taken {
             self.close(pool.id, connection, false);
         }
@@ -379,9 +382,8 @@ impl Instance {
     fn sweep(self: &Arc<Self>) {
         let timeouts = self.timeouts();
         let over = self.queue().is_over();
-        for (pool, connection) in self.queue().take_surplus(Instant::now()) {
-            self.close(pool.id, connection, false);
-        }
+        let surplus = self.queue().take_surplus(Instant::now());
+        self.close_all(surplus);
         self.close_idle(|_, connection| {
             over || connection.idle_since.elapsed() > timeouts.server_idle
                 || connection.born.elapsed() > timeouts.server_lifetime
@@ -470,7 +472,9 @@ impl Pool {
     }
 
     fn will_close(&self, born: Instant, fence: &Fence) -> bool {
-        self.is_retired() || self.is_outdated(born) || !self.instance.is_current_by(fence)
+        self.is_retired()
+            || self.is_outdated(born)
+            || !self.instance.is_there(fence.server(), fence.peer())
     }
 
     fn note_connection(&self, connection: &ServerConnection) {
@@ -517,12 +521,13 @@ impl Pool {
                 tracing::warn!(server = %server.name, address = %server.address,
                     user = %self.key.login.user, database = %self.key.database, %error,
                     "could not connect");
+                // What is wrong with one client's parameters is no reason to refuse others.
                 if error.blame() != Blame::Client {
                     self.instance.note_login(&self.key, Some(&error));
-                }
-                // What passes is waited for, and what is wrong with one client's parameters is no reason to refuse others.
-                if !error.is_passing() && error.blame() != Blame::Client {
-                    *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
+                    // What passes is waited for.
+                    if !error.is_passing() {
+                        *lock(&self.last_failure) = Some((Instant::now(), error.clone()));
+                    }
                 }
                 Err(error)
             }

@@ -121,23 +121,20 @@ impl Grant {
             if !self.is_good(connection).await {
                 return Ok(None);
             }
-        } else {
-            match self.pool.connect(&self.pool.key, self.worker).await {
-                Ok(connection) => lease.held = Held::Connection(connection),
-                Err(error) if self.pool.waits_out(&error) => return Ok(None),
-                Err(error) => return Err(error),
-            }
+        } else if !lease.connect(&self.pool.key, self.worker).await? {
+            return Ok(None);
         }
         let deadline = instance.timeouts().connect;
         lease.busy = true;
         if lease.is_of_another(&self.tenant) {
             match self.may_be_handed_over(&mut lease, wanted, deadline).await {
                 Ok(true) => {}
-                Ok(false) => match lease.connect_anew(self.worker).await {
-                    Ok(()) => reused = false,
-                    Err(error) if self.pool.waits_out(&error) => return Ok(None),
-                    Err(error) => return Err(error),
-                },
+                Ok(false) => {
+                    if !lease.connect(&self.pool.key, self.worker).await? {
+                        return Ok(None);
+                    }
+                    reused = false;
+                }
                 Err(error) => return Ok(self.give_up(&error)),
             }
         }
@@ -245,12 +242,8 @@ impl Grant {
             }
             Some(Granted::Slot) | None => {}
         }
-        match self.pool.connect(key, self.worker).await {
-            Ok(connection) => lease.held = Held::Connection(connection),
-            Err(error) if self.pool.waits_out(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        Ok(Some(lease))
+        let is_in = lease.connect(key, self.worker).await?;
+        Ok(is_in.then_some(lease))
     }
 }
 
@@ -357,19 +350,24 @@ impl Lease {
         had_by.is_some_and(|had| *had != tenant.id)
     }
 
-    /// Puts a new connection in the place of the one that it holds.
+    /// Puts a new connection in its slot, or in the place of the one that it holds. False: the server lets nobody in for now.
     ///
     /// Not cancel safe: what was begun is closed.
     ///
     /// # Errors
     /// 08006 and what the server gave as it refused.
-    async fn connect_anew(&mut self, worker: WorkerId) -> Result<()> {
+    async fn connect(&mut self, key: &PoolKey, worker: WorkerId) -> Result<bool> {
         if let Held::Connection(old) = std::mem::replace(&mut self.held, Held::Slot) {
             old.close(false).await;
         }
-        let connection = self.pool.connect(&self.pool.key, worker).await?;
-        self.held = Held::Connection(connection);
-        Ok(())
+        match self.pool.connect(key, worker).await {
+            Ok(connection) => {
+                self.held = Held::Connection(connection);
+                Ok(true)
+            }
+            Err(error) if self.pool.waits_out(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives the connection back. Only at a clean point: nothing owed in either direction, outside

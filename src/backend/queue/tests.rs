@@ -111,6 +111,15 @@ impl World {
         }
     }
 
+    /// From now on the pool has one connection at most.
+    fn shrink_to_one(&self) {
+        let limits = PoolLimits {
+            size: 1,
+            reserve: 0,
+        };
+        self.pool.instance.pool(&self.pool.key, limits);
+    }
+
     fn take(&mut self, tenant: usize, at: u16) -> Option<Granted> {
         let tenant = self.tenants[tenant].clone();
         self.queue.try_take(self.pool.id, &tenant, worker(at))
@@ -202,13 +211,7 @@ async fn what_comes_back_goes_to_a_client_of_its_worker() {
 async fn no_client_is_overtaken_for_long_by_those_of_another_worker() {
     let mut world = World::new(10);
     world.fill(&[(Some(0), 1)]);
-    world.pool.instance.pool(
-        &world.pool.key,
-        PoolLimits {
-            size: 1,
-            reserve: 0,
-        },
-    );
+    world.shrink_to_one();
     let mut held = connection(world.take(0, 1));
     let mut far = world.wait(0, 0);
     let mut overtaken = 0;
@@ -231,13 +234,7 @@ async fn no_client_is_overtaken_for_long_by_those_of_another_worker() {
 async fn no_tenant_is_overtaken_for_long_by_those_of_another_worker() {
     let mut world = World::new(10);
     world.fill(&[(Some(1), 1)]);
-    world.pool.instance.pool(
-        &world.pool.key,
-        PoolLimits {
-            size: 1,
-            reserve: 0,
-        },
-    );
+    world.shrink_to_one();
     let mut held = connection(world.take(1, 1));
     let mut holder = 1;
     let mut far = world.wait(0, 0);
@@ -285,13 +282,7 @@ async fn one_that_left_the_line_is_passed_over_wherever_it_stood() {
 async fn server_time_is_shared_out_by_weight_and_who_was_away_saves_nothing_up() {
     let mut world = World::new(10);
     world.fill(&[(Some(0), 0)]);
-    world.pool.instance.pool(
-        &world.pool.key,
-        PoolLimits {
-            size: 1,
-            reserve: 0,
-        },
-    );
+    world.shrink_to_one();
     // One of weight 1, one of weight 3, and from the middle on another of weight 1.
     world.tenants[1].set_limits(crate::config::TenantLimits {
         weight: 3,
@@ -337,13 +328,7 @@ async fn server_time_is_shared_out_by_weight_and_who_was_away_saves_nothing_up()
 async fn who_had_all_while_nobody_waited_is_not_made_to_wait_for_it() {
     let mut world = World::new(10);
     world.fill(&[(Some(0), 0)]);
-    world.pool.instance.pool(
-        &world.pool.key,
-        PoolLimits {
-            size: 1,
-            reserve: 0,
-        },
-    );
+    world.shrink_to_one();
     let hour = Duration::from_secs(3600);
     world.tenants[0].metrics.transactions.record(hour);
     let mut held = connection(world.take(1, 0));
