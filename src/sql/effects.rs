@@ -382,7 +382,7 @@ struct Reader {
     /// JOIN or MERGE was: ON may be followed by an expression.
     joins: bool,
     /// Bit n: an expression begins behind the parenthesis that was opened in n others, of
-    /// DISTINCT ON (…) and RETURNING WITH (…).
+    /// DISTINCT ON (…), RETURNING WITH (…) and OPERATOR (…).
     leads: u64,
     mode: LockMode,
     using: Using,
@@ -512,12 +512,13 @@ impl Reader {
         }
     }
 
-    /// Takes note of a parenthesis behind which an expression begins: of DISTINCT ON, and of
-    /// RETURNING WITH.
+    /// Takes note of a parenthesis behind which an expression begins: of DISTINCT ON, of RETURNING
+    /// WITH, and of OPERATOR.
     fn note_lead(&mut self) {
         let leads = match self.last_word {
             Short::ON => self.before_word == Short::DISTINCT,
             Short::WITH => self.before_word == Short::RETURNING,
+            Short::OPERATOR => true,
             _ => false,
         };
         if leads {
@@ -538,7 +539,9 @@ impl Reader {
             }
             _ => {}
         }
-        if self.command == Command::Call {
+        // Behind a dot every word is a name.
+        if self.command == Command::Call || self.last == Last::Dot {
+            self.last_word = Short::default();
             return self.identifier(word);
         }
         if self.last == Last::Open && self.name.is_empty() {
@@ -1198,6 +1201,7 @@ impl Short {
     const ON: Self = Self::of(b"on");
     const JOIN: Self = Self::of(b"join");
     const DISTINCT: Self = Self::of(b"distinct");
+    const OPERATOR: Self = Self::of(b"operator");
     const RETURNING: Self = Self::of(b"returning");
     /// Words behind which an expression may stand, and with it a call of a function whose name is
     /// a keyword.
@@ -1549,6 +1553,10 @@ mod tests {
                 What::TEMPORARY,
             ),
             ("DO 'BEGIN LISTEN a; END'", What::LISTEN),
+            (
+                "CREATE TABLE s.as OF t (options DEFAULT 1_000)",
+                What::SHOWS,
+            ),
             ("DO LANGUAGE plperl $$ 1 $$", What::STUCK),
             ("DO $$ BEGIN NULL; END -- $$; LISTEN a; --\n", What::LISTEN),
             (
@@ -1642,6 +1650,15 @@ mod tests {
             ("SELECT * FROM a CROSS JOIN f(1)", "f"),
             ("SELECT DISTINCT ON (a) f(b) FROM t", "f"),
             ("SELECT a AT TIME ZONE f(), b OPERATOR(x.+) g()", "f g"),
+            (
+                "SELECT a OPERATOR(+) by(), b OPERATOR (s.-) over(1)",
+                "by over",
+            ),
+            (
+                "SELECT s.create(), s.update(1), s.with(2)",
+                "create update with",
+            ),
+            ("CREATE VIEW v AS SELECT s.create(1)", "create"),
             (
                 "SELECT a BETWEEN SYMMETRIC f() AND g(VARIADIC h())",
                 "f g h",
