@@ -5,6 +5,7 @@
 pub const NEWEST_POSTGRESQL: i32 = 18;
 
 pub mod builtin;
+pub mod choice;
 pub mod effects;
 pub mod fingerprint;
 pub mod guard;

@@ -1,0 +1,683 @@
+//! Texts by which an application says for which tenant it works, and what they say: a variable that
+//! is set, `set_config`, RESET and SHOW of it, and the commands that begin and end the transactions
+//! and savepoints such a choice lives in.
+//!
+//! It reads the forms that it knows, and of a text that names a variable in any other way it says
+//! [`Step::Unclear`]: nothing is guessed.
+
+mod tokens;
+
+use super::effects::{Effects, What};
+use tokens::{Token, tokens};
+
+/// Longest text that is read, in bytes.
+pub const MAX_TEXT: usize = 64 * 1024;
+
+/// How long a choice is to last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Session,
+    /// Up to the end of the transaction.
+    Local,
+}
+
+/// Something that is written in the statement, or comes as a parameter of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Term {
+    Literal(String),
+    /// `$n`.
+    Parameter(u16),
+    Null,
+}
+
+/// `set_config(name, value, is_local)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetConfig {
+    pub name: Term,
+    pub value: Term,
+    pub is_local: Term,
+}
+
+/// A parameter that is set, or returns to its default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chosen {
+    /// Position in the list of variables.
+    pub variable: usize,
+    pub scope: Scope,
+    /// None: the default.
+    pub value: Option<String>,
+}
+
+/// One statement of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// BEGIN or START TRANSACTION; true: as the latter.
+    Begin(bool),
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
+    /// PREPARE TRANSACTION.
+    Prepare,
+    Savepoint(String),
+    Release(String),
+    RollbackTo(String),
+    /// SET TRANSACTION.
+    Characteristics,
+    /// SET LOCAL of something else, and nothing more.
+    SetsLocally,
+    /// SET or RESET of a variable.
+    Set(Chosen),
+    /// A SELECT of nothing but one `set_config`; and what the column is called.
+    SetConfig(SetConfig, String),
+    /// A SELECT of nothing but several of them.
+    SetConfigs(Vec<SetConfig>),
+    /// `SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el`.
+    FromJson(Term),
+    /// SHOW of the variable at this position.
+    Show(usize),
+    /// DISCARD ALL or RESET ALL.
+    ResetAll,
+    /// DEALLOCATE or DISCARD ALL: names of prepared statements go. None: all of them.
+    Deallocate(Option<String>),
+    /// It names a variable in another way, or may.
+    Unclear,
+    /// Anything else.
+    Other,
+}
+
+impl Step {
+    /// Whether it chooses, or may.
+    pub fn may_choose(&self) -> bool {
+        matches!(
+            self,
+            Self::Set(_)
+                | Self::SetConfig(..)
+                | Self::SetConfigs(_)
+                | Self::FromJson(_)
+                | Self::ResetAll
+                | Self::Unclear
+        )
+    }
+}
+
+/// The statements of a text, in order; empty ones are none. `variables` are in lower case,
+/// `backslashes`: `standard_conforming_strings` is off.
+pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step> {
+    let may_set = || {
+        let effects = Effects::of(text, backslashes);
+        let settings = effects.settings.iter().map(|setting| &*setting.name);
+        let mut names = settings.chain(effects.local.iter().map(|name| &**name));
+        let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY | What::HIDDEN;
+        effects.what.intersects(unknown | What::RESETS_ALL)
+            || names.any(|name| variables.iter().any(|variable| **variable == *name))
+    };
+    let whole = std::str::from_utf8(text).ok();
+    let whole = whole.filter(|text| text.len() <= MAX_TEXT);
+    let Some(tokens) = whole.and_then(|text| tokens(text, backslashes)) else {
+        return vec![if may_set() {
+            Step::Unclear
+        } else {
+            Step::Other
+        }];
+    };
+    let statements = tokens.split(|token| token.is_symbol(';'));
+    let statements = statements.filter(|statement| !statement.is_empty());
+    let mut steps: Vec<_> = statements
+        .map(|statement| Statement(statement, variables).step())
+        .collect();
+    // What was not understood may set something nevertheless.
+    let is_read = |step: &Step| step.may_choose() && *step != Step::Unclear;
+    let others = steps.iter().any(|step| matches!(step, Step::Other));
+    if others && !steps.iter().any(is_read) && may_set() {
+        for step in steps.iter_mut().filter(|step| **step == Step::Other) {
+            *step = Step::Unclear;
+        }
+    } else if others && steps.iter().any(is_read) {
+        mark_unclear(&mut steps, &tokens, variables);
+    }
+    steps
+}
+
+/// Of a text that chooses, other statements that could do so as well are unclear.
+fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>]) {
+    let statements = tokens.split(|token| token.is_symbol(';'));
+    let statements = statements.filter(|statement| !statement.is_empty());
+    for (step, statement) in steps.iter_mut().zip(statements) {
+        let may_set = |token: &Token| match token {
+            Token::Word(word) | Token::Quoted(word) | Token::Text(word) => {
+                let word = word.to_ascii_lowercase();
+                word.contains("set_config")
+                    || word.contains("pg_settings")
+                    || word == "do"
+                    || word == "execute"
+                    || variables.iter().any(|name| word.contains(&**name))
+            }
+            _ => false,
+        };
+        if *step == Step::Other && statement.iter().any(may_set) {
+            *step = Step::Unclear;
+        }
+    }
+}
+
+/// Tokens of one statement, and the variables.
+#[derive(Clone, Copy)]
+struct Statement<'t>(&'t [Token], &'t [Box<str>]);
+
+/// What is left of a statement that is read from left to right.
+struct Rest<'t>(&'t [Token]);
+
+impl<'t> Rest<'t> {
+    fn next(&mut self) -> Option<&'t Token> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(first)
+    }
+
+    fn word(&mut self, word: &str) -> bool {
+        let is_there = self.0.first().is_some_and(|token| token.is_word(word));
+        if is_there {
+            self.next();
+        }
+        is_there
+    }
+
+    fn any_word(&mut self, words: &[&str]) -> bool {
+        words.iter().any(|word| self.word(word))
+    }
+
+    fn symbol(&mut self, symbol: char) -> bool {
+        let is_there = self.0.first().is_some_and(|token| token.is_symbol(symbol));
+        if is_there {
+            self.next();
+        }
+        is_there
+    }
+
+    fn token(&mut self, token: &Token) -> bool {
+        let is_there = self.0.first() == Some(token);
+        if is_there {
+            self.next();
+        }
+        is_there
+    }
+
+    fn name(&mut self) -> Option<&'t str> {
+        self.next()?.name()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The name of a parameter, in lower case: `a`, `a.b`, `a.b.c`.
+    fn parameter(&mut self) -> Option<String> {
+        let mut name = self.name()?.to_owned();
+        while self.symbol('.') {
+            name.push('.');
+            name.push_str(self.name()?);
+        }
+        Some(name.to_ascii_lowercase())
+    }
+
+    /// A string, a number or a word, as SET takes it for a value (gram.y: var_value).
+    fn value(&mut self) -> Option<String> {
+        let sign = match (self.symbol('-'), self.symbol('+')) {
+            (true, false) => "-",
+            (false, _) => "",
+            (true, true) => return None,
+        };
+        match self.next()? {
+            Token::Number(number) => plain_number(number).map(|number| format!("{sign}{number}")),
+            Token::Text(text) if sign.is_empty() => Some(text.clone()),
+            Token::Word(word) | Token::Quoted(word) if sign.is_empty() => Some(word.clone()),
+            _ => None,
+        }
+    }
+
+    /// An argument of `set_config`.
+    fn term(&mut self) -> Option<Term> {
+        let term = match self.next()? {
+            Token::Text(text) => Term::Literal(text.clone()),
+            Token::Parameter(number) => Term::Parameter(*number),
+            Token::Word(word) if matches!(&**word, "true" | "false") => Term::Literal(word.clone()),
+            Token::Word(word) if word == "null" => Term::Null,
+            _ => return None,
+        };
+        while self.token(&Token::Cast) {
+            let is_kept = match self.next()? {
+                Token::Word(word) => match &term {
+                    Term::Literal(text) if matches!(&**text, "true" | "false") => {
+                        matches!(&**word, "bool" | "boolean" | "text")
+                    }
+                    _ => matches!(&**word, "text" | "varchar" | "bool" | "boolean"),
+                },
+                _ => false,
+            };
+            if !is_kept {
+                return None;
+            }
+        }
+        Some(term)
+    }
+
+    /// A call of `set_config`, and what its column is called.
+    fn set_config(&mut self) -> Option<(SetConfig, String)> {
+        if self.word("pg_catalog") && !self.symbol('.') {
+            return None;
+        }
+        if !self.word("set_config") && !self.token(&Token::Quoted("set_config".to_owned())) {
+            return None;
+        }
+        if !self.symbol('(') {
+            return None;
+        }
+        let name = self.term()?;
+        let value = self.symbol(',').then(|| self.term())??;
+        let is_local = self.symbol(',').then(|| self.term())??;
+        if !self.symbol(')') {
+            return None;
+        }
+        let column = match self.word("as") {
+            true => self.name()?.to_owned(),
+            false => match self.0.first() {
+                None | Some(Token::Symbol(',')) => "set_config".to_owned(),
+                Some(Token::Quoted(name)) => {
+                    self.next();
+                    name.clone()
+                }
+                _ => return None,
+            },
+        };
+        let call = SetConfig {
+            name,
+            value,
+            is_local,
+        };
+        Some((call, column))
+    }
+}
+
+/// A number as PostgreSQL writes it into a parameter: an integer by its value, anything else as it
+/// was written (guc.c: flatten_set_variable_args). None: servers differ.
+fn plain_number(number: &str) -> Option<String> {
+    if number.bytes().all(|byte| byte.is_ascii_digit()) {
+        let value: u64 = number.parse().ok()?;
+        return match i32::try_from(value) {
+            Ok(value) => Some(value.to_string()),
+            Err(_) => Some(number.to_owned()),
+        };
+    }
+    Some(number.to_owned())
+}
+
+impl Statement<'_> {
+    fn variable(&self, name: &str) -> Option<usize> {
+        let mut variables = self.1.iter();
+        variables.position(|variable| **variable == *name)
+    }
+
+    fn step(self) -> Step {
+        let mut rest = Rest(self.0);
+        let Some(Token::Word(first)) = rest.next() else {
+            return Step::Other;
+        };
+        let step = match &**first {
+            "begin" => {
+                rest.any_word(&["work", "transaction"]);
+                modes(&rest).then_some(Step::Begin(false))
+            }
+            "start" => (rest.word("transaction") && modes(&rest)).then_some(Step::Begin(true)),
+            "commit" | "end" => end(&mut rest).map(|chain| Step::Commit { chain }),
+            "rollback" | "abort" => self.rollback(&mut rest),
+            "prepare" => rest.word("transaction").then_some(Step::Prepare),
+            "savepoint" => self.last_name(&mut rest).map(Step::Savepoint),
+            "release" => {
+                rest.word("savepoint");
+                self.last_name(&mut rest).map(Step::Release)
+            }
+            "set" => self.set(&mut rest),
+            "reset" => self.reset(&mut rest),
+            "discard" => rest.word("all").then_some(Step::ResetAll),
+            "deallocate" => deallocate(&mut rest),
+            "show" => self.show(&mut rest),
+            "select" => self.select(&mut rest),
+            _ => None,
+        };
+        step.unwrap_or(Step::Other)
+    }
+
+    fn last_name(&self, rest: &mut Rest<'_>) -> Option<String> {
+        let name = rest.name()?.to_owned();
+        rest.is_empty().then_some(name)
+    }
+
+    fn rollback(&self, rest: &mut Rest<'_>) -> Option<Step> {
+        let before = Rest(rest.0);
+        rest.any_word(&["work", "transaction"]);
+        if rest.word("to") {
+            rest.word("savepoint");
+            return self.last_name(rest).map(Step::RollbackTo);
+        }
+        *rest = before;
+        end(rest).map(|chain| Step::Rollback { chain })
+    }
+
+    fn set(&self, rest: &mut Rest<'_>) -> Option<Step> {
+        let scope = match () {
+            () if rest.word("local") => Scope::Local,
+            () => {
+                // SET session.x is a parameter of that name.
+                let is_scope = rest.0.get(1).is_some_and(|next| !next.is_symbol('.'));
+                if is_scope {
+                    rest.word("session");
+                }
+                Scope::Session
+            }
+        };
+        if rest.word("transaction") && modes(rest) {
+            return (scope == Scope::Session).then_some(Step::Characteristics);
+        }
+        let name = rest.parameter()?;
+        if !rest.word("to") && !rest.symbol('=') {
+            return None;
+        }
+        let variable = self.variable(&name);
+        let value = match rest.word("default") {
+            true => None,
+            false => Some(rest.value()?),
+        };
+        if !rest.is_empty() {
+            return None;
+        }
+        match (variable, scope) {
+            (Some(variable), _) => Some(Step::Set(Chosen {
+                variable,
+                scope,
+                value,
+            })),
+            (None, Scope::Local) => Some(Step::SetsLocally),
+            (None, Scope::Session) => None,
+        }
+    }
+
+    fn reset(&self, rest: &mut Rest<'_>) -> Option<Step> {
+        if rest.word("all") {
+            return rest.is_empty().then_some(Step::ResetAll);
+        }
+        let variable = self.variable(&rest.parameter()?)?;
+        rest.is_empty().then_some(Step::Set(Chosen {
+            variable,
+            scope: Scope::Session,
+            value: None,
+        }))
+    }
+
+    fn show(&self, rest: &mut Rest<'_>) -> Option<Step> {
+        let variable = self.variable(&rest.parameter()?)?;
+        rest.is_empty().then_some(Step::Show(variable))
+    }
+
+    fn select(&self, rest: &mut Rest<'_>) -> Option<Step> {
+        if let Some(term) = from_json(rest.0) {
+            return Some(Step::FromJson(term));
+        }
+        let mut calls = Vec::new();
+        loop {
+            calls.push(rest.set_config()?);
+            if rest.is_empty() {
+                break;
+            }
+            if !rest.symbol(',') {
+                return None;
+            }
+        }
+        Some(match calls.pop() {
+            Some((call, column)) if calls.is_empty() => Step::SetConfig(call, column),
+            last => Step::SetConfigs(calls.into_iter().chain(last).map(|(c, _)| c).collect()),
+        })
+    }
+}
+
+/// Whether only the modes of a transaction are left: their words, and commas.
+fn modes(rest: &Rest<'_>) -> bool {
+    const MODES: [&str; 12] = [
+        "isolation",
+        "level",
+        "read",
+        "only",
+        "write",
+        "serializable",
+        "repeatable",
+        "committed",
+        "uncommitted",
+        "not",
+        "deferrable",
+        ",",
+    ];
+    rest.0.iter().all(|token| match token {
+        Token::Word(word) => MODES.contains(&&**word),
+        token => token.is_symbol(','),
+    })
+}
+
+/// The rest of COMMIT and ROLLBACK: whether another transaction follows at once.
+fn end(rest: &mut Rest<'_>) -> Option<bool> {
+    rest.any_word(&["work", "transaction"]);
+    let chain = match rest.word("and") {
+        true => {
+            let no = rest.word("no");
+            if !rest.word("chain") {
+                return None;
+            }
+            !no
+        }
+        false => false,
+    };
+    rest.is_empty().then_some(chain)
+}
+
+fn deallocate(rest: &mut Rest<'_>) -> Option<Step> {
+    rest.word("prepare");
+    let name = match rest.next()? {
+        Token::Word(word) if word == "all" => None,
+        token => Some(token.name()?.to_owned()),
+    };
+    rest.is_empty().then_some(Step::Deallocate(name))
+}
+
+/// The text by which PostGraphile sets its variables, behind SELECT.
+fn from_json(tokens: &[Token]) -> Option<Term> {
+    let mut rest = Rest(tokens);
+    let number = |n: &str| Token::Number(n.to_owned());
+    let matches = rest.word("set_config") && rest.symbol('(');
+    let element = matches.then(|| rest.name())??;
+    let matches = rest.token(&Token::AsText)
+        && rest.token(&number("0"))
+        && rest.symbol(',')
+        && rest.word(element)
+        && rest.token(&Token::AsText)
+        && rest.token(&number("1"))
+        && rest.symbol(',')
+        && rest.word("true")
+        && rest.symbol(')')
+        && rest.word("from")
+        && rest.word("json_array_elements")
+        && rest.symbol('(');
+    let term = match matches.then(|| rest.next())?? {
+        Token::Parameter(number) => Term::Parameter(*number),
+        Token::Text(text) => Term::Literal(text.clone()),
+        _ => return None,
+    };
+    let matches = rest.token(&Token::Cast) && rest.word("json") && rest.symbol(')');
+    rest.word("as");
+    (matches && rest.word(element) && rest.is_empty()).then_some(term)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(sql: &str) -> Vec<Step> {
+        let variables = ["app.tenant_id".into(), "my.app.org".into()];
+        read(sql.as_bytes(), &variables, false)
+    }
+
+    fn set(variable: usize, scope: Scope, value: Option<&str>) -> Step {
+        Step::Set(Chosen {
+            variable,
+            scope,
+            value: value.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn a_variable_that_is_set_is_read_in_every_form() {
+        let session = |value| set(0, Scope::Session, value);
+        let local = |value| set(0, Scope::Local, value);
+        for (sql, expected) in [
+            ("SET app.tenant_id = 'a'", session(Some("a"))),
+            ("set session App.Tenant_ID to 'a''b'", session(Some("a'b"))),
+            ("SET \"app\".\"tenant_id\" TO $$x$$;", session(Some("x"))),
+            ("SET app.tenant_id = E'\\x61'", session(Some("a"))),
+            ("SET app.tenant_id TO 1", session(Some("1"))),
+            ("SET app.tenant_id TO 0012", session(Some("12"))),
+            ("SET app.tenant_id TO -1", session(Some("-1"))),
+            ("SET app.tenant_id TO 1.50", session(Some("1.50"))),
+            ("SET app.tenant_id TO Acme", session(Some("acme"))),
+            ("SET app.tenant_id TO \"Acme\"", session(Some("Acme"))),
+            ("SET app.tenant_id TO true", session(Some("true"))),
+            (
+                "/* x */ SET LOCAL app . tenant_id = 'a' -- y",
+                local(Some("a")),
+            ),
+            (
+                "SET LOCAL my.app.org = 12",
+                set(1, Scope::Local, Some("12")),
+            ),
+            ("SET LOCAL app.tenant_id TO DEFAULT", local(None)),
+            ("RESET app.tenant_id", session(None)),
+            ("SHOW app.tenant_id", Step::Show(0)),
+            ("SET LOCAL statement_timeout = 5", Step::SetsLocally),
+            ("SET TRANSACTION READ ONLY", Step::Characteristics),
+            ("SET statement_timeout = 5", Step::Other),
+            ("SET app.tenant_id = 'a', 'b'", Step::Unclear),
+            ("SET app.tenant_id FROM CURRENT", Step::Unclear),
+            ("SET app.tenant_id = $1", Step::Unclear),
+            ("SELECT 1", Step::Other),
+            (
+                "START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY",
+                Step::Begin(true),
+            ),
+            ("begin work", Step::Begin(false)),
+            ("END AND CHAIN", Step::Commit { chain: true }),
+            ("COMMIT WORK AND NO CHAIN", Step::Commit { chain: false }),
+            (
+                "ROLLBACK TRANSACTION TO SAVEPOINT a",
+                Step::RollbackTo("a".to_owned()),
+            ),
+            ("RELEASE \"A\"", Step::Release("A".to_owned())),
+            ("COMMIT PREPARED 'a'", Step::Other),
+            ("DISCARD ALL", Step::ResetAll),
+            (
+                "DEALLOCATE PREPARE x",
+                Step::Deallocate(Some("x".to_owned())),
+            ),
+        ] {
+            assert_eq!(steps(sql), [expected], "{sql}");
+        }
+    }
+
+    fn call(name: Term, value: Term, is_local: Term) -> SetConfig {
+        SetConfig {
+            name,
+            value,
+            is_local,
+        }
+    }
+
+    #[test]
+    fn calls_of_set_config_are_read() {
+        let literal = |text: &str| Term::Literal(text.to_owned());
+        let name = || literal("app.tenant_id");
+        let one = |call, column: &str| Step::SetConfig(call, column.to_owned());
+        for (sql, expected) in [
+            (
+                "SELECT set_config('app.tenant_id', 'a', true)",
+                one(call(name(), literal("a"), literal("true")), "set_config"),
+            ),
+            (
+                "SELECT pg_catalog.set_config('app.tenant_id', $1::text, FALSE) AS x;",
+                one(call(name(), Term::Parameter(1), literal("false")), "x"),
+            ),
+            (
+                "select set_config($1, $2, $3)",
+                one(
+                    call(Term::Parameter(1), Term::Parameter(2), Term::Parameter(3)),
+                    "set_config",
+                ),
+            ),
+            (
+                "SELECT set_config('app.tenant_id', NULL, 'on')",
+                one(call(name(), Term::Null, literal("on")), "set_config"),
+            ),
+            (
+                "SELECT set_config('a.b', '1', true), set_config('app.tenant_id', $1, true)",
+                Step::SetConfigs(vec![
+                    call(literal("a.b"), literal("1"), literal("true")),
+                    call(name(), Term::Parameter(1), literal("true")),
+                ]),
+            ),
+            (
+                "select set_config(el->>0, el->>1, true) from json_array_elements($1::json) el",
+                Step::FromJson(Term::Parameter(1)),
+            ),
+            (
+                "SELECT set_config('app.tenant_id', 'a', true) FROM t",
+                Step::Unclear,
+            ),
+            (
+                "SELECT set_config('app.tenant_id', f('a'), true)",
+                Step::Unclear,
+            ),
+            (
+                "SELECT set_config('app.' || 'tenant_id', 'a', true)",
+                Step::Unclear,
+            ),
+            (
+                "WITH _ AS (SELECT set_config('app.tenant_id', 'x', true)) SELECT 1",
+                Step::Unclear,
+            ),
+            (
+                "SELECT 1, set_config('app.tenant_id', 'a', true)",
+                Step::Unclear,
+            ),
+            (
+                "PREPARE x AS SELECT set_config('app.tenant_id', 'a', true)",
+                Step::Unclear,
+            ),
+            ("SELECT set_config('x.y', f(), true)", Step::Other),
+        ] {
+            assert_eq!(steps(sql), [expected], "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_else_of_a_text_could_choose_is_unclear() {
+        let several = "BEGIN; SET LOCAL app.tenant_id = 'a'; SELECT ';' FROM t; COMMIT";
+        let expected = [
+            Step::Begin(false),
+            set(0, Scope::Local, Some("a")),
+            Step::Other,
+            Step::Commit { chain: false },
+        ];
+        assert_eq!(steps(several), expected);
+        let smuggled = "SET app.tenant_id = 'a'; SELECT f(set_config('app.tenant_id', 'b', true))";
+        assert_eq!(steps(smuggled)[1], Step::Unclear);
+        let smuggled = "SET app.tenant_id = 'a'; DO $$ BEGIN PERFORM 1; END $$";
+        assert_eq!(steps(smuggled)[1], Step::Unclear);
+    }
+}
