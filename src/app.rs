@@ -21,7 +21,7 @@ use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::{ClientHandle, FIRST_PID};
 use crate::config::diff::Diff;
-use crate::config::{self, Config, Mistake, Route, descriptors};
+use crate::config::{self, Application, Config, Mistake, Pooling, Route, Tenant, descriptors};
 use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
 use crate::id::{PlacementName, ServerName, TenantId};
@@ -42,6 +42,9 @@ pub use stop::{OpenConsole, Stop};
 /// Connections that may be open for a moment above all limits.
 const CLOSING: usize = 100;
 
+/// A tenant's route, what it is for an application, and the application's variables.
+type DerivedRoute = (Arc<Route>, Arc<Route>, Arc<[Box<str>]>);
+
 pub struct App {
     config: ArcSwap<Config>,
     workers: Arc<Workers>,
@@ -55,6 +58,8 @@ pub struct App {
     clients: DashSet<BySecret, FxBuildHasher>,
     next_client: AtomicU64,
     pub places: Arc<Places>,
+    /// Of applications for tenants: the tenant's route, and the one with the application's variables.
+    routes: DashMap<(TenantId, TenantId), DerivedRoute, FxBuildHasher>,
     draining: watch::Sender<bool>,
     /// How the console wants the process to end.
     stop: watch::Sender<Option<Stop>>,
@@ -110,6 +115,7 @@ impl App {
             clients: DashSet::default(),
             next_client: AtomicU64::new(1),
             places: Arc::default(),
+            routes: DashMap::default(),
             draining: watch::Sender::new(false),
             stop: watch::Sender::new(None),
             halts: halts::Halts::default(),
@@ -167,6 +173,42 @@ impl App {
         let worker = self.workers.place(&wanted);
         tenant.set_worker(worker);
         worker
+    }
+
+    /// Where an application is served for a tenant that it calls `value`: where the tenant lives, with
+    /// the application's variables beside those of the placement.
+    pub fn route_for(
+        &self,
+        application: &Application,
+        tenant: &Arc<Tenant>,
+        value: &str,
+    ) -> Arc<Route> {
+        let base = &tenant.route;
+        let is_missing = |name: &str| base.pinned(name).is_none();
+        let needs_none = base.pooling == Pooling::Transaction
+            && !application.variables.iter().any(|name| is_missing(name));
+        if needs_none {
+            return base.clone();
+        }
+        let key = (application.login.id.clone(), tenant.id.clone());
+        if let Some(known) = self.routes.get(&key)
+            && Arc::ptr_eq(&known.0, base)
+            && known.2 == application.variables
+        {
+            return known.1.clone();
+        }
+        let mut route = (**base).clone();
+        let variables = application.variables.iter();
+        let missing = variables.filter(|name| is_missing(name));
+        let missing: Vec<_> = missing
+            .map(|name| (name.to_string(), value.to_owned()))
+            .collect();
+        route.context.extend(missing);
+        route.pooling = Pooling::Transaction;
+        let route = Arc::new(route);
+        let known = (base.clone(), route.clone(), application.variables.clone());
+        self.routes.insert(key, known);
+        route
     }
 
     /// Makes the instances fit `config`: new ones are built, changed ones reconfigured, others left
@@ -257,10 +299,12 @@ impl App {
             self.doors.store(Arc::new(doors));
         }
         for tenant in &self.tenants {
-            if let Some(known) = new.tenants.get(tenant.key()) {
+            if let Some(known) = new.login(tenant.key().as_str()) {
                 tenant.set_limits(known.limits);
             }
         }
+        self.routes
+            .retain(|(_, tenant), _| new.tenants.contains_key(tenant));
         self.apply_pauses();
         for instance in self.instances().values() {
             instance.retire_pools(|key| diff.pools_removed.contains(key));
@@ -298,7 +342,7 @@ impl App {
             return state.clone();
         }
         let state = TenantState::new(id.clone());
-        if let Some(tenant) = self.config.load().tenants.get(id) {
+        if let Some(tenant) = self.config.load().login(id.as_str()) {
             state.set_limits(tenant.limits);
         }
         let entry = self.tenants.entry(id.clone());
@@ -440,7 +484,7 @@ impl App {
             .map(|client| client.0.clone())
             .filter(|client| {
                 let credential = |config: &'_ Config| {
-                    let tenant = config.tenants.get(&client.tenant)?;
+                    let tenant = config.login(client.tenant.as_str())?;
                     tenant.users.get(&*client.user).cloned()
                 };
                 let now = credential(new);

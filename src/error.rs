@@ -36,6 +36,17 @@ pub enum Kind {
     UndefinedObject,
     /// A prepared statement that only the proxy may name.
     UndefinedStatement,
+    /// The name of a prepared statement is taken.
+    DuplicatePreparedStatement,
+    /// A transaction is served for one tenant, and another is chosen in it; or a command that its
+    /// state does not allow.
+    ActiveTransaction,
+    /// A command that only a transaction block takes.
+    NoActiveTransaction,
+    /// A transaction that has failed takes nothing but its end.
+    InFailedTransaction,
+    /// There is no such savepoint.
+    InvalidSavepoint,
     /// A user cancelled a wait.
     QueryCanceled,
     /// More than the proxy is willing to hold in memory.
@@ -79,6 +90,11 @@ impl Kind {
             Self::InvalidParameterValue => "22023",
             Self::UndefinedObject => "42704",
             Self::UndefinedStatement => "26000",
+            Self::DuplicatePreparedStatement => "42P05",
+            Self::ActiveTransaction => "25001",
+            Self::NoActiveTransaction => "25P01",
+            Self::InFailedTransaction => "25P02",
+            Self::InvalidSavepoint => "3B001",
             Self::QueryCanceled => "57014",
             Self::ProgramLimitExceeded => "54000",
             Self::TransactionTimeout => "25P04",
@@ -102,6 +118,11 @@ impl Kind {
             | Self::InvalidParameterValue
             | Self::UndefinedObject
             | Self::UndefinedStatement
+            | Self::DuplicatePreparedStatement
+            | Self::ActiveTransaction
+            | Self::NoActiveTransaction
+            | Self::InFailedTransaction
+            | Self::InvalidSavepoint
             | Self::QueryCanceled
             | Self::ProgramLimitExceeded
             | Self::TransactionTimeout

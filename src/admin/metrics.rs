@@ -266,7 +266,7 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     tenants.sort_by_key(|tenant| tenant.since);
     let (named, others) = tenants.split_at(config.named_tenants.min(tenants.len()));
     let named = named.iter().map(|tenant| {
-        let known = config.tenants.get(&tenant.id);
+        let known = config.login(tenant.id.as_str());
         // No placement: it was removed.
         let placement = known.map_or("", |known| known.route.placement.name.as_str());
         let labels = [("tenant", tenant.id.as_str()), ("placement", placement)];

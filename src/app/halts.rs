@@ -55,7 +55,7 @@ impl Scope {
     }
 
     fn covers_in(&self, config: &Config, tenant: &TenantId) -> bool {
-        let route = config.tenants.get(tenant).map(|tenant| &*tenant.route);
+        let route = config.login(tenant.as_str()).map(|tenant| &*tenant.route);
         self.covers(tenant, route)
     }
 }

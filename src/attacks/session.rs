@@ -65,6 +65,7 @@ impl Way {
             login: Arc::new(login),
             startup: Vec::new(),
             has_own: false,
+            application: None,
         };
         Self {
             server: Arc::new(server),

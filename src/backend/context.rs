@@ -192,7 +192,10 @@ impl<'c> Change<'c> {
     /// What is to be set.
     fn sets<'s>(&self, wanted: &'s Binding) -> impl Iterator<Item = (&'s str, &'s str)> {
         let variables = self.variables.then_some(&wanted.route.context);
+        // Of nobody, on a connection on which nobody has set them: as in a session that has just begun.
+        let is_nobodys = |value: &str| value.is_empty() && self.applied.is_none() && !self.scrub;
         let variables = variables.into_iter().flatten();
+        let variables = variables.filter(move |(_, value)| !is_nobodys(value));
         let settings = match self.applied {
             Some(applied) if Arc::ptr_eq(applied, &wanted.settings) => Vec::new(),
             Some(applied) => to_set(applied, wanted),
@@ -234,7 +237,9 @@ impl Plan {
             self.set_config(ENCODING, "UTF8");
         }
         if change.variables {
-            for (name, value) in &wanted.route.context {
+            let is_new = change.applied.is_none() && !change.scrub;
+            let variables = wanted.route.context.iter();
+            for (name, value) in variables.filter(|(_, value)| !(is_new && value.is_empty())) {
                 self.set_config(name, value);
             }
         }

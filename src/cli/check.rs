@@ -82,7 +82,7 @@ pub fn report(path: &Path, mistakes: &[Mistake], err: &mut impl Write) -> io::Re
 }
 
 fn summary(config: &Config, out: &mut impl Write) -> io::Result<()> {
-    let pools: HashSet<&PoolKey> = config.tenants.values().map(|t| &t.route.pool).collect();
+    let pools: HashSet<&PoolKey> = config.logins().map(|t| &t.route.pool).collect();
     let mut pools_of: BTreeMap<&ServerName, usize> = BTreeMap::new();
     for pool in &pools {
         *pools_of.entry(&pool.server).or_default() += 1;

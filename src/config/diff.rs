@@ -99,8 +99,7 @@ fn admin(server: &Server) -> impl PartialEq {
 fn pools_removed(old: &Config, new: &Config) -> Vec<PoolKey> {
     let pools = |config: &'_ Config| -> HashSet<PoolKey> {
         config
-            .tenants
-            .values()
+            .logins()
             .map(|tenant| tenant.route.pool.clone())
             .collect()
     };

@@ -46,6 +46,8 @@ pub struct ConfigFile {
     pub servers: Option<IndexMap<String, Option<ServerFile>>>,
     /// Kinds of places by name. Required.
     pub placements: Option<IndexMap<String, Option<PlacementFile>>>,
+    /// Applications that act for tenants, by name. Default: none.
+    pub applications: Option<IndexMap<String, Option<ApplicationFile>>>,
     /// Tenants by id. Required, though it may be `{}`: a file that was cut short must not be read
     /// as one that removes all tenants.
     pub tenants: Option<IndexMap<String, Option<TenantFile>>>,
@@ -564,6 +566,71 @@ pub struct TenantFile {
     pub timeouts: ClientTimeoutsFile,
     /// Default: the placement's.
     pub pooling: Option<Pooling>,
+}
+
+/// `applications.*`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ApplicationFile {
+    /// Who logs in. Required.
+    pub users: IndexMap<String, CredentialFile>,
+    /// For whom it may act. Required.
+    pub tenants: Option<ActsForFile>,
+    /// The placement where it is served while it has chosen no tenant, with the context of nobody.
+    /// Default: its statements are refused then.
+    pub home: Option<String>,
+    /// How it says for which tenant it works. Required.
+    pub choose: Option<ChooseFile>,
+    pub limits: ApplicationLimitsFile,
+    pub timeouts: ClientTimeoutsFile,
+}
+
+/// `applications.*.tenants`: `all`, a list of tenants, or where they live and what attributes they
+/// have.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "`all`, a list of tenants, or a mapping with `placements` or `attributes`"
+)]
+pub enum ActsForFile {
+    All(AllTenants),
+    List(Vec<String>),
+    Those(ThoseFile),
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AllTenants {
+    All,
+}
+
+/// Tenants that have all of this.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ThoseFile {
+    /// They live in one of these. Default: anywhere.
+    pub placements: Option<Vec<String>>,
+    /// They have these attributes. Default: any.
+    pub attributes: IndexMap<String, String>,
+}
+
+/// `applications.*.choose`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ChooseFile {
+    /// The variables that it sets, such as `app.tenant_id`. Required.
+    pub variables: Vec<String>,
+    /// What the value is: `id`, the tenant's, or `attributes.<name>`, which no two tenants have in
+    /// common. Default: id.
+    pub key: Option<String>,
+}
+
+/// `applications.*.limits`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ApplicationLimitsFile {
+    /// Clients at once. Default: no limit but that of the proxy.
+    pub clients: Option<Count>,
 }
 
 /// `tenants.*.limits`.

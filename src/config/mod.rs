@@ -86,9 +86,23 @@ pub struct Config {
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: HashMap<TenantId, Arc<Tenant>>,
+    /// By the id that they log in as, which is no tenant's.
+    pub applications: BTreeMap<TenantId, Arc<Application>>,
 }
 
 impl Config {
+    /// A tenant, or an application as whom it logs in.
+    pub fn login(&self, id: &str) -> Option<&Arc<Tenant>> {
+        let application = || Some(&self.applications.get(id)?.login);
+        self.tenants.get(id).or_else(application)
+    }
+
+    /// Of all tenants and applications.
+    pub fn logins(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        let applications = self.applications.values();
+        (self.tenants.values()).chain(applications.map(|application| &application.login))
+    }
+
     /// What a user of the admin console proves itself with.
     pub fn console_user(&self, name: &str) -> Option<&Arc<Credential>> {
         (self.admin_users.get(name)).or_else(|| self.stats_users.get(name))
@@ -500,6 +514,30 @@ pub struct Tenant {
     pub route: Arc<Route>,
 }
 
+/// An application that logs in once and says by SQL for which tenant it works.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Application {
+    /// As whom it logs in, and where it is served while it has chosen nobody: its own users, limits
+    /// and statistics, and a route whose context is empty values.
+    pub login: Arc<Tenant>,
+    /// Whether it is served there, or refused.
+    pub has_home: bool,
+    /// The variables by which it chooses, in lower case.
+    pub variables: Arc<[Box<str>]>,
+    /// For whom it may act, by what it calls them. None: for all, by their ids.
+    pub tenants: Option<HashMap<String, TenantId>>,
+}
+
+impl Application {
+    /// The tenant that it calls so. None: there is none, or it may not act for it.
+    pub fn tenant<'c>(&self, config: &'c Config, value: &str) -> Option<&'c Arc<Tenant>> {
+        match &self.tenants {
+            None => config.tenants.get(value),
+            Some(known) => config.tenants.get(known.get(value)?),
+        }
+    }
+}
+
 /// Most connections of clients to the whole proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimits {
@@ -619,6 +657,8 @@ pub struct PoolKey {
     pub startup: Vec<(String, String)>,
     /// Whether some of them are a client's own, who may read what the server says of them.
     pub has_own: bool,
+    /// The application whose own they are, on which no tenant's context is ever set.
+    pub application: Option<TenantId>,
 }
 
 /// The parameter of a StartupMessage that asks for a replication connection.

@@ -4,6 +4,7 @@
 //! returns `None` if nothing usable is left. `None` alone is never reported again by a caller, so
 //! one cause gives one mistake.
 
+mod application;
 mod pem;
 mod placement;
 mod server;
@@ -190,6 +191,16 @@ impl Resolver<'_, '_> {
             let limits = &mut Arc::make_mut(tenant).limits;
             limits.clients = limits.clients.or(most);
         }
+        let application_files = file.applications.unwrap_or_default();
+        let context = application::Context {
+            tenants: &tenants,
+            files: &tenant_files,
+            plans: &plans,
+            layers: &layers,
+            identify: &identify,
+            has_console: console,
+        };
+        let applications = self.applications(&application_files, &context);
         Some(Config {
             listen,
             http,
@@ -212,6 +223,7 @@ impl Resolver<'_, '_> {
                 .map(|plan| (plan.placement.name.clone(), plan.placement))
                 .collect(),
             tenants,
+            applications,
         })
     }
 

@@ -71,7 +71,7 @@ impl Watched {
         app.each_client(|client| {
             // For the console, which tells since when.
             client.note_phase();
-            let Some(tenant) = config.tenants.get(&client.tenant) else {
+            let Some(tenant) = config.login(client.tenant.as_str()) else {
                 return;
             };
             let progress = client.progress();

@@ -268,7 +268,7 @@ impl Prepared {
         }));
         let registered = app.register(handle);
         let config = app.config();
-        let now = config.tenants.get(&tenant.id);
+        let now = config.login(tenant.id.as_str());
         let still = now.filter(|now| now.users.get(&*registered.user) == Some(&credential));
         let Some(tenant) = still else {
             return Err((stream, moved()));

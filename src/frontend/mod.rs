@@ -14,6 +14,7 @@
 //! What of it all the audit hears is in `attempts`.
 
 pub mod attempts;
+pub mod choosing;
 pub mod handshake;
 pub mod ledger;
 pub mod locks;

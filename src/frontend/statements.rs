@@ -538,6 +538,72 @@ impl Statements {
         done
     }
 
+    /// Takes note of a statement that the client has prepared and no server knows yet: the proxy
+    /// answers its Parse, of which this is the whole frame.
+    ///
+    /// # Errors
+    /// 42P05 for a name that is taken.
+    pub fn define(
+        &mut self,
+        frame: &[u8],
+        settings: &Arc<Settings>,
+        interner: &Interner,
+        backslashes: bool,
+    ) -> Result<()> {
+        let Some((name, definition)) = frame.get(HEADER..).and_then(split_cstr) else {
+            return Ok(());
+        };
+        if name.is_empty() {
+            let text = split_cstr(definition).map_or(&[][..], |(text, _)| text);
+            self.replace_unnamed(Unnamed::Known(Arc::new(Parse {
+                frame: frame.into(),
+                effects: Effects::of(text, backslashes),
+                backslashes,
+            })));
+            self.unnamed_is_there = false;
+            return Ok(());
+        }
+        if self.is_taken(name) {
+            let name = String::from_utf8_lossy(name);
+            let message = format!("prepared statement \"{name}\" already exists");
+            return Err(Error::new(Kind::DuplicatePreparedStatement, message));
+        }
+        let meaning = interner.meaning(settings);
+        let known = Known {
+            statement: interner.intern(definition, meaning, backslashes),
+            since: interner.epoch(),
+        };
+        self.named.insert(name.into(), known);
+        Ok(())
+    }
+
+    /// Forgets a statement that only the proxy knows of.
+    pub fn forget(&mut self, name: &[u8]) {
+        match name.is_empty() {
+            true => {
+                self.replace_unnamed(Unnamed::None);
+                self.unnamed_is_there = false;
+            }
+            false => {
+                self.named.remove(name);
+            }
+        }
+    }
+
+    /// The text of a statement and the types of its parameters, as its Parse gave them.
+    pub fn definition(&self, name: &[u8]) -> Option<(&[u8], &[u8])> {
+        let definition = match name.is_empty() {
+            true => {
+                let Unnamed::Known(parse) = &self.unnamed else {
+                    return None;
+                };
+                split_cstr(parse.frame.get(HEADER..)?)?.1
+            }
+            false => self.named.get(name)?.statement.definition(),
+        };
+        split_cstr(definition)
+    }
+
     fn meaning(&mut self, target: &Target<'_>) -> u64 {
         if (target.is_meaning_open)() {
             return target.interner.private_meaning();

@@ -243,7 +243,7 @@ fn choose<T>(mut work: Vec<(&TenantId, u64, T)>, share: u32) -> (Vec<TenantId>, 
 fn gather(app: &App, at_work: &[AtWork]) {
     let (config, instances) = (app.config(), app.instances());
     for AtWork { client, .. } in at_work {
-        let tenant = config.tenants.get(&client.tenant);
+        let tenant = config.login(client.tenant.as_str());
         let home = tenant.and_then(|tenant| instances.get(&tenant.route.pool.server));
         let Some(home) = home.map(|instance| instance.home) else {
             continue;

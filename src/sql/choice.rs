@@ -51,8 +51,11 @@ pub struct Chosen {
 /// One statement of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    /// BEGIN or START TRANSACTION; true: as the latter.
-    Begin(bool),
+    /// BEGIN or START TRANSACTION, whole. `starts`: it is the latter.
+    Begin {
+        starts: bool,
+        text: String,
+    },
     Commit {
         chain: bool,
     },
@@ -64,16 +67,18 @@ pub enum Step {
     Savepoint(String),
     Release(String),
     RollbackTo(String),
-    /// SET TRANSACTION.
-    Characteristics,
-    /// SET LOCAL of something else, and nothing more.
-    SetsLocally,
-    /// SET or RESET of a variable.
+    /// SET TRANSACTION, whole.
+    Characteristics(String),
+    /// SET LOCAL of another parameter, named in lower case, and the whole of it.
+    SetsLocally(String, String),
+    /// SET of a variable.
     Set(Chosen),
+    /// RESET of the variable at this position.
+    Reset(usize),
     /// A SELECT of nothing but one `set_config`; and what the column is called.
     SetConfig(SetConfig, String),
-    /// A SELECT of nothing but several of them.
-    SetConfigs(Vec<SetConfig>),
+    /// A SELECT of nothing but several of them, and what their columns are called.
+    SetConfigs(Vec<(SetConfig, String)>),
     /// `SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el`.
     FromJson(Term),
     /// SHOW of the variable at this position.
@@ -94,6 +99,7 @@ impl Step {
         matches!(
             self,
             Self::Set(_)
+                | Self::Reset(_)
                 | Self::SetConfig(..)
                 | Self::SetConfigs(_)
                 | Self::FromJson(_)
@@ -253,7 +259,7 @@ impl<'t> Rest<'t> {
                     Term::Literal(text) if matches!(&**text, "true" | "false") => {
                         matches!(&**word, "bool" | "boolean" | "text")
                     }
-                    _ => matches!(&**word, "text" | "varchar" | "bool" | "boolean"),
+                    _ => matches!(&**word, "text" | "bool" | "boolean"),
                 },
                 _ => false,
             };
@@ -328,9 +334,9 @@ impl Statement<'_> {
         let step = match &**first {
             "begin" => {
                 rest.any_word(&["work", "transaction"]);
-                modes(&rest).then_some(Step::Begin(false))
+                modes(&rest).then(|| self.begin(false))
             }
-            "start" => (rest.word("transaction") && modes(&rest)).then_some(Step::Begin(true)),
+            "start" => (rest.word("transaction") && modes(&rest)).then(|| self.begin(true)),
             "commit" | "end" => end(&mut rest).map(|chain| Step::Commit { chain }),
             "rollback" | "abort" => self.rollback(&mut rest),
             "prepare" => rest.word("transaction").then_some(Step::Prepare),
@@ -348,6 +354,11 @@ impl Statement<'_> {
             _ => None,
         };
         step.unwrap_or(Step::Other)
+    }
+
+    fn begin(&self, starts: bool) -> Step {
+        let text = spelled(self.0).unwrap_or_default();
+        Step::Begin { starts, text }
     }
 
     fn last_name(&self, rest: &mut Rest<'_>) -> Option<String> {
@@ -379,7 +390,8 @@ impl Statement<'_> {
             }
         };
         if rest.word("transaction") && modes(rest) {
-            return (scope == Scope::Session).then_some(Step::Characteristics);
+            let text = spelled(self.0).filter(|_| scope == Scope::Session);
+            return text.map(Step::Characteristics);
         }
         let name = rest.parameter()?;
         if !rest.word("to") && !rest.symbol('=') {
@@ -399,7 +411,7 @@ impl Statement<'_> {
                 scope,
                 value,
             })),
-            (None, Scope::Local) => Some(Step::SetsLocally),
+            (None, Scope::Local) => Some(Step::SetsLocally(name, spelled(self.0)?)),
             (None, Scope::Session) => None,
         }
     }
@@ -409,11 +421,7 @@ impl Statement<'_> {
             return rest.is_empty().then_some(Step::ResetAll);
         }
         let variable = self.variable(&rest.parameter()?)?;
-        rest.is_empty().then_some(Step::Set(Chosen {
-            variable,
-            scope: Scope::Session,
-            value: None,
-        }))
+        rest.is_empty().then_some(Step::Reset(variable))
     }
 
     fn show(&self, rest: &mut Rest<'_>) -> Option<Step> {
@@ -437,9 +445,38 @@ impl Statement<'_> {
         }
         Some(match calls.pop() {
             Some((call, column)) if calls.is_empty() => Step::SetConfig(call, column),
-            last => Step::SetConfigs(calls.into_iter().chain(last).map(|(c, _)| c).collect()),
+            last => Step::SetConfigs(calls.into_iter().chain(last).collect()),
         })
     }
+}
+
+/// A statement spelled anew. None: with a string that would have to be escaped.
+fn spelled(tokens: &[Token]) -> Option<String> {
+    let mut text = String::new();
+    for token in tokens {
+        let follows = !text.is_empty() && !text.ends_with('.') && !token.is_symbol('.');
+        if follows {
+            text.push(' ');
+        }
+        match token {
+            Token::Word(word) | Token::Number(word) => text.push_str(word),
+            Token::Quoted(name) => text.push_str(&quoted(name)),
+            Token::Text(value) if value.contains('\\') => return None,
+            Token::Text(value) => {
+                text.push('\'');
+                text.push_str(&value.replace('\'', "''"));
+                text.push('\'');
+            }
+            Token::Symbol(symbol) => text.push(*symbol),
+            Token::Parameter(_) | Token::Cast | Token::AsText => return None,
+        }
+    }
+    Some(text)
+}
+
+/// A name as SQL has it in double quotes.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Whether only the modes of a transaction are left: their words, and commas.
@@ -526,6 +563,13 @@ mod tests {
         read(sql.as_bytes(), &variables, false)
     }
 
+    fn begin(starts: bool, text: &str) -> Step {
+        Step::Begin {
+            starts,
+            text: text.to_owned(),
+        }
+    }
+
     fn set(variable: usize, scope: Scope, value: Option<&str>) -> Step {
         Step::Set(Chosen {
             variable,
@@ -559,10 +603,16 @@ mod tests {
                 set(1, Scope::Local, Some("12")),
             ),
             ("SET LOCAL app.tenant_id TO DEFAULT", local(None)),
-            ("RESET app.tenant_id", session(None)),
+            ("RESET app.tenant_id", Step::Reset(0)),
             ("SHOW app.tenant_id", Step::Show(0)),
-            ("SET LOCAL statement_timeout = 5", Step::SetsLocally),
-            ("SET TRANSACTION READ ONLY", Step::Characteristics),
+            (
+                "SET LOCAL A.\"b\" = 'it''s'",
+                Step::SetsLocally("a.b".to_owned(), "set local a.\"b\" = 'it''s'".to_owned()),
+            ),
+            (
+                "SET TRANSACTION READ ONLY",
+                Step::Characteristics("set transaction read only".to_owned()),
+            ),
             ("SET statement_timeout = 5", Step::Other),
             ("SET app.tenant_id = 'a', 'b'", Step::Unclear),
             ("SET app.tenant_id FROM CURRENT", Step::Unclear),
@@ -572,7 +622,7 @@ mod tests {
                 "START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY",
                 Step::Begin(true),
             ),
-            ("begin work", Step::Begin(false)),
+            ("begin work", begin(false, "begin work")),
             ("END AND CHAIN", Step::Commit { chain: true }),
             ("COMMIT WORK AND NO CHAIN", Step::Commit { chain: false }),
             (
@@ -627,8 +677,14 @@ mod tests {
             (
                 "SELECT set_config('a.b', '1', true), set_config('app.tenant_id', $1, true)",
                 Step::SetConfigs(vec![
-                    call(literal("a.b"), literal("1"), literal("true")),
-                    call(name(), Term::Parameter(1), literal("true")),
+                    (
+                        call(literal("a.b"), literal("1"), literal("true")),
+                        "set_config".to_owned(),
+                    ),
+                    (
+                        call(name(), Term::Parameter(1), literal("true")),
+                        "set_config".to_owned(),
+                    ),
                 ]),
             ),
             (
@@ -669,7 +725,7 @@ mod tests {
     fn what_else_of_a_text_could_choose_is_unclear() {
         let several = "BEGIN; SET LOCAL app.tenant_id = 'a'; SELECT ';' FROM t; COMMIT";
         let expected = [
-            Step::Begin(false),
+            begin(false, "begin"),
             set(0, Scope::Local, Some("a")),
             Step::Other,
             Step::Commit { chain: false },

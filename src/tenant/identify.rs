@@ -78,6 +78,11 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
     if hints.any(|hint| Some(&hint) != first.as_ref()) {
         return Claim::Nobody(Unknown::Hints);
     }
+    if first.is_none()
+        && let Some(claim) = application(config, startup, by.by_database)
+    {
+        return claim;
+    }
     let named = match (&first, database) {
         (Some(hint), _) => hint,
         (None, Some(database)) if by.by_database => database,
@@ -96,6 +101,33 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
         user: user.to_owned(),
         database_known,
     }
+}
+
+/// The login of an application: by its name as the database, by its home's database, or without any.
+/// A database that is a tenant's name is that tenant's.
+fn application(config: &Config, startup: &Startup, by_database: bool) -> Option<Claim> {
+    let database = startup.database.as_deref();
+    let named = database.and_then(|name| config.applications.get(name));
+    let application = match named {
+        Some(application) => application,
+        None => {
+            let is_tenant = |name: &str| by_database && config.tenants.contains_key(name);
+            let mut applications = config.applications.values();
+            applications.find(|application| {
+                let login = &application.login;
+                let is_home = database.is_none_or(|name| {
+                    let own = application.has_home && name == login.route.pool.database;
+                    (own || name == startup.user) && !is_tenant(name)
+                });
+                is_home && login.users.contains_key(&startup.user)
+            })?
+        }
+    };
+    Some(Claim::Tenant {
+        tenant: application.login.clone(),
+        user: startup.user.clone(),
+        database_known: true,
+    })
 }
 
 fn take_option(startup: &mut Startup) -> Vec<String> {

@@ -104,6 +104,7 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             }),
             startup: vec![("search_path".to_owned(), path.to_owned())],
             has_own: false,
+            application: None,
         };
         let limits = PoolLimits {
             size: 8,

@@ -66,7 +66,7 @@ pub fn rows(view: &View) -> Vec<Row> {
             let progress = client.progress();
             let fence = client.fence();
             let (waited, waited_us) = wait(client.waiting().unwrap_or_default());
-            let tenant = view.config.tenants.get(&client.tenant);
+            let tenant = view.config.login(client.tenant.as_str());
             row![
                 "C",
                 &*client.user,

@@ -147,7 +147,7 @@ pub fn rows(view: &View) -> Vec<Row> {
         let Some(fence) = client.fence() else {
             continue;
         };
-        let tenant = view.config.tenants.get(&client.tenant);
+        let tenant = view.config.login(client.tenant.as_str());
         let pool = tenant.map(|tenant| &tenant.route.pool);
         let line = Line {
             user: pool.map(|pool| pool.login.user.as_str()).into(),

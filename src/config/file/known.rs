@@ -5,7 +5,7 @@ use std::cell::Cell;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
-    AdminConsoleFile, AuditFile, ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile,
+    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile, ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile,
     IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
     PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
     TcpKeepalivesFile, TenantFile, TenantLimitsFile, TimeoutsFile,
@@ -27,7 +27,12 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["listen", _, "tls"] => fields::<ListenTlsFile>(),
         ["http"] => fields::<HttpFile>(),
         ["admin"] => fields::<AdminConsoleFile>(),
-        ["admin", "users", _] | ["tenants", _, "users", _] => fields::<CredentialFile>(),
+        ["admin", "users", _] | ["tenants" | "applications", _, "users", _] => {
+            fields::<CredentialFile>()
+        }
+        ["applications", _] => fields::<ApplicationFile>(),
+        ["applications", _, "choose"] => fields::<ChooseFile>(),
+        ["applications", _, "limits"] => fields::<ApplicationLimitsFile>(),
         ["log"] => fields::<LogFile>(),
         ["audit"] => fields::<AuditFile>(),
         ["identify"] => fields::<IdentifyFile>(),
@@ -37,7 +42,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["tcp_keepalives"] => fields::<TcpKeepalivesFile>(),
         ["doctor"] => fields::<DoctorFile>(),
         ["servers", _] => fields::<ServerFile>(),
-        ["servers" | "placements" | "tenants", _, "timeouts"] => fields::<ClientTimeoutsFile>(),
+        ["servers" | "placements" | "tenants" | "applications", _, "timeouts"] => fields::<ClientTimeoutsFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
         ["servers", _, "seal"] => fields::<SealFile>(),
         ["placements", _] => fields::<PlacementFile>(),

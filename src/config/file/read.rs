@@ -81,6 +81,7 @@ impl ConfigFile {
             doctor: root.section("doctor").unwrap_or_default(),
             servers: root.entries("servers"),
             placements: root.entries("placements"),
+            applications: root.entries("applications"),
             tenants: root.entries("tenants"),
         };
         root.finish();

@@ -19,13 +19,13 @@ use crate::config::{
 use crate::id::{PlacementName, ServerName, TenantId};
 
 /// The database names of the admin console, so not those of a tenant.
-const CONSOLE: [&str; 2] = ["pgtenant", "pgbouncer"];
+pub(super) const CONSOLE: [&str; 2] = ["pgtenant", "pgbouncer"];
 
 /// The placeholder that every tenant has.
 const TENANT: &str = "tenant";
 
 /// Longest value of a context variable, in bytes.
-const MAX_CONTEXT_VALUE: usize = 1024;
+pub(super) const MAX_CONTEXT_VALUE: usize = 1024;
 
 impl Resolver<'_, '_> {
     pub(super) fn tenants(
@@ -117,7 +117,7 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn route(
+    pub(super) fn route(
         &mut self,
         at: &At<'_>,
         id: &TenantId,
@@ -168,6 +168,7 @@ impl Resolver<'_, '_> {
             }),
             startup,
             has_own: false,
+            application: None,
         };
         Some(Route {
             placement: Arc::clone(&plan.placement),
@@ -422,7 +423,7 @@ impl Filling<'_, '_, '_> {
 
 /// What is taken so far, by whom.
 #[derive(Default)]
-struct Places {
+pub(super) struct Places {
     logins: HashSet<Arc<Login>>,
     /// Read once each; `None`: reported.
     password_files: HashMap<String, Option<Secret>>,

@@ -1,0 +1,193 @@
+//! What a Bind message gives a statement that chooses.
+
+use std::borrow::Cow;
+
+use crate::error::{Error, Kind, Result};
+use crate::sql::choice::{SetConfig, Step, Term};
+
+use super::TEXT_OID;
+
+/// `bool` and `json` (pg_type.dat).
+const BOOL_OID: u32 = 16;
+const JSON_OID: u32 = 114;
+/// What clients may declare a parameter of type text to be: nothing, `text`, `unknown`, `varchar`.
+const AS_TEXT: [u32; 4] = [0, TEXT_OID, 705, 1043];
+
+/// Values of parameters, and the formats of the columns.
+#[derive(Debug, Clone, Default)]
+pub struct Bound {
+    /// None is NULL; and whether it is in binary.
+    values: Vec<(Option<Vec<u8>>, bool)>,
+    formats: Vec<i16>,
+}
+
+impl Bound {
+    /// The text of a term; None within is NULL. None: it is not known, or not UTF-8.
+    pub fn text<'t>(&'t self, term: &'t Term) -> Option<Option<Cow<'t, str>>> {
+        Some(match term {
+            Term::Null => None,
+            Term::Literal(text) => Some(Cow::Borrowed(text)),
+            Term::Parameter(number) => match self.value(*number)? {
+                (None, _) => None,
+                (Some(bytes), _) => Some(Cow::Borrowed(std::str::from_utf8(bytes).ok()?)),
+            },
+        })
+    }
+
+    /// A boolean as PostgreSQL reads it (bool.c: parse_bool_with_len); NULL is false to `set_config`.
+    pub fn boolean(&self, term: &Term) -> Option<bool> {
+        if let Term::Parameter(number) = term
+            && let (Some(bytes), true) = self.value(*number)?
+        {
+            return match bytes[..] {
+                [byte] => Some(byte != 0),
+                _ => None,
+            };
+        }
+        let Some(text) = self.text(term)? else {
+            return Some(false);
+        };
+        let text = text.trim().to_ascii_lowercase();
+        let begins = |word: &str, least: usize| text.len() >= least && word.starts_with(&*text);
+        match () {
+            () if begins("true", 1) || begins("yes", 1) || text == "on" || text == "1" => Some(true),
+            () if begins("false", 1) || begins("no", 1) || begins("off", 2) || text == "0" => {
+                Some(false)
+            }
+            () => None,
+        }
+    }
+
+    fn value(&self, number: u16) -> Option<&(Option<Vec<u8>>, bool)> {
+        self.values.get(usize::from(number).checked_sub(1)?)
+    }
+
+    pub fn formats(&self) -> &[i16] {
+        &self.formats
+    }
+}
+
+/// The types of a statement's parameters, `given` by the end of its Parse. None: they are declared
+/// to be what the statement does not take.
+pub fn types_of(step: &Step, given: &[u8]) -> Option<Vec<u32>> {
+    let mut types = Vec::new();
+    let mut note = |term: &Term, oid: u32| {
+        if let Term::Parameter(number) = term {
+            let at = usize::from(*number);
+            if types.len() < at {
+                types.resize(at, 0);
+            }
+            if let Some(slot) = at.checked_sub(1).and_then(|at| types.get_mut(at)) {
+                *slot = oid;
+            }
+        }
+    };
+    let mut call = |call: &SetConfig| {
+        note(&call.name, TEXT_OID);
+        note(&call.value, TEXT_OID);
+        note(&call.is_local, BOOL_OID);
+    };
+    match step {
+        Step::SetConfig(one, _) => call(one),
+        Step::SetConfigs(calls) => calls.iter().for_each(|(one, _)| call(one)),
+        Step::FromJson(term) => note(term, JSON_OID),
+        _ => {}
+    }
+    let (_, given) = given.split_first_chunk::<2>()?;
+    for (i, declared) in given.chunks_exact(4).enumerate() {
+        let declared = u32::from_be_bytes(declared.try_into().ok()?);
+        let own = types.get_mut(i)?;
+        match *own {
+            TEXT_OID if AS_TEXT.contains(&declared) => {
+                // What is told is what was declared, but for `unknown`.
+                *own = if declared == 1043 { declared } else { TEXT_OID };
+            }
+            own if declared == own || declared == 0 || declared == 705 => {}
+            JSON_OID if declared == TEXT_OID => {}
+            _ => return None,
+        }
+    }
+    // A parameter of no use has no type to PostgreSQL either.
+    (!types.contains(&0)).then_some(types)
+}
+
+/// Reads the rest of a Bind, behind its names, for a statement of so many parameters.
+///
+/// # Errors
+/// 08P01 as PostgreSQL says it (postgres.c: exec_bind_message).
+pub fn bound(rest: &[u8], parameters: usize, name: &[u8]) -> Result<Bound> {
+    let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
+    let mut rest = rest;
+    let mut take = |n: usize| -> Result<&[u8]> {
+        let (taken, left) = rest.split_at_checked(n).ok_or_else(malformed)?;
+        rest = left;
+        Ok(taken)
+    };
+    let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
+    let count = |bytes: &[u8]| usize::try_from(number(bytes)).map_err(|_| malformed());
+    let formats = count(take(2)?)?;
+    let formats: Vec<i16> = take(2 * formats)?.chunks_exact(2).map(number).collect();
+    let given = count(take(2)?)?;
+    if given != parameters {
+        let message = format!(
+            "bind message supplies {given} parameters, but prepared statement \"{}\" requires {parameters}",
+            String::from_utf8_lossy(name)
+        );
+        return Err(Error::new(Kind::ProtocolViolation, message));
+    }
+    let mut values = Vec::with_capacity(given);
+    for i in 0..given {
+        let length = take(4)?.try_into().map(i32::from_be_bytes).unwrap_or(-1);
+        let value = match usize::try_from(length) {
+            Ok(length) => Some(take(length)?.to_vec()),
+            Err(_) => None,
+        };
+        let format = match formats[..] {
+            [one] => one,
+            _ => formats.get(i).copied().unwrap_or_default(),
+        };
+        values.push((value, format == 1));
+    }
+    let columns = count(take(2)?)?;
+    let formats = take(2 * columns)?.chunks_exact(2).map(number).collect();
+    Ok(Bound { values, formats })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bind_is_read_with_its_formats() {
+        let message = [
+            &[0, 1, 0, 1][..],
+            &[0, 2],
+            &[0, 0, 0, 1, b'a'],
+            &[0, 0, 0, 1, 1],
+            &[0, 1, 0, 1],
+        ]
+        .concat();
+        let bound = super::bound(&message, 2, b"").unwrap();
+        assert_eq!(bound.text(&Term::Parameter(1)), Some(Some("a".into())));
+        assert_eq!(bound.boolean(&Term::Parameter(2)), Some(true));
+        assert_eq!(bound.formats(), [1]);
+        for cut in 0..message.len() {
+            assert!(super::bound(&message[..cut], 2, b"").is_err(), "{cut}");
+        }
+        assert!(super::bound(&message, 1, b"x").is_err());
+    }
+
+    #[test]
+    fn booleans_are_read_as_postgresql_reads_them() {
+        let read = |text: &str| Bound::default().boolean(&Term::Literal(text.to_owned()));
+        for text in ["t", "TRUE", "y", "yes", "on", "1", " tr "] {
+            assert_eq!(read(text), Some(true), "{text}");
+        }
+        for text in ["f", "false", "n", "no", "of", "off", "0"] {
+            assert_eq!(read(text), Some(false), "{text}");
+        }
+        for text in ["", "o", "2", "truth"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}
