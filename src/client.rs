@@ -125,6 +125,8 @@ pub struct ClientHandle {
     is_to_look: AtomicBool,
     /// Its `application_name`.
     application: Mutex<Option<Arc<str>>>,
+    /// Of an application's: for which tenant it was served last, or is.
+    serves: Mutex<Option<TenantId>>,
     /// The number of the phase that was seen last, and when it was first seen, in microseconds
     /// after `since`.
     seen_phases: AtomicU32,
@@ -191,6 +193,7 @@ impl ClientHandle {
             parked: AtomicU8::new(0),
             is_to_look: AtomicBool::new(false),
             application: Mutex::default(),
+            serves: Mutex::default(),
             seen_phases: AtomicU32::new(0),
             seen_at: AtomicU64::new(0),
             copy: AtomicU32::new(NEVER),
@@ -320,6 +323,17 @@ impl ClientHandle {
     /// What keeps it on its server connection in transaction pooling.
     pub fn pins(&self) -> Pins {
         Pins::from_bits_truncate(self.pins.load(Ordering::Relaxed))
+    }
+
+    /// It is served for this tenant now.
+    pub fn serve(&self, tenant: Option<TenantId>) {
+        *self.serves.lock().unwrap_or_else(PoisonError::into_inner) = tenant;
+    }
+
+    /// For whom it was served last, or is: itself, unless it is an application's.
+    pub fn serves(&self) -> TenantId {
+        let serves = self.serves.lock().unwrap_or_else(PoisonError::into_inner);
+        serves.clone().unwrap_or_else(|| self.tenant.clone())
     }
 
     pub fn set_pins(&self, pins: Pins) {

@@ -35,6 +35,8 @@ pub struct Switch {
     left: usize,
     /// What the first of them is answered by next.
     next: Next,
+    /// So many of them, the last, are of the client's own transaction.
+    clients: usize,
 }
 
 /// The answers to Parse, Bind and Execute.
@@ -123,7 +125,30 @@ pub fn go_ahead(
         },
         left: batch.statements,
         next: Next::ParseComplete,
+        clients: 0,
     });
+}
+
+/// Puts statements with which the client's transaction begins before what it says next. The change of
+/// tenant that is about to be sent goes ahead of them.
+pub fn begin_with(connection: &mut ServerConnection, statements: &[String]) {
+    let mut batch = Batch::default();
+    for text in statements {
+        batch.statement(text, &[]);
+    }
+    connection.outbox.extend(&batch.request);
+    if let Some(switch) = &mut connection.switch {
+        switch.left += batch.statements;
+        switch.clients = batch.statements;
+    } else if let Context::Bound(binding) = &connection.context {
+        connection.switch = Some(Switch {
+            binding: binding.clone(),
+            left: batch.statements,
+            next: Next::ParseComplete,
+            clients: batch.statements,
+        });
+        connection.context = Context::Unknown;
+    }
 }
 
 /// Extended messages of the unnamed statement. DISCARD ALL drops all others.
@@ -242,7 +267,14 @@ impl Switch {
                 }
             }
             (BackendTag::ERROR_RESPONSE, _) => {
-                return Progress::Failed(failed(&ErrorFields::read(body)));
+                let fields = ErrorFields::read(body);
+                return Progress::Failed(match self.left <= self.clients {
+                    true => {
+                        let kind = crate::error::Kind::InvalidParameterValue;
+                        fields.clone().into_error(kind)
+                    }
+                    false => failed(&fields),
+                });
             }
             // What the last client listened to.
             (
@@ -318,6 +350,7 @@ tenants: { a: { placement: p, users: { app: { password: a } } } }";
             },
             left: 3,
             next: Next::ParseComplete,
+            clients: 0,
         };
         let good = "12C12DC12C";
         let play = |tags: &str| {

@@ -45,8 +45,11 @@ const HOW: &str = "Send the choice as a statement of its own: SET name = 'value'
 /// What becomes of a message.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The proxy answers it with this, whole.
-    Answered(Vec<u8>),
+    /// The proxy answers it with this, whole. `refused`: with this error.
+    Answered {
+        said: Vec<u8>,
+        refused: Option<Error>,
+    },
     /// It goes to the server.
     Passes,
 }
@@ -89,6 +92,14 @@ pub struct Choosing {
     held: Vec<String>,
     /// For whom the open transaction or pipeline is served, once it is.
     served: Option<Option<Value>>,
+    /// A query was answered in the open transaction: what it began with cannot be changed any more.
+    has_queried: bool,
+    /// For whom it was served last.
+    last: Option<Value>,
+    /// It keeps its server connection, and so is served for that tenant and no other.
+    is_kept: bool,
+    /// The message that comes next was heard already, and passes.
+    passes_next: bool,
     /// The last choice was refused, and nothing is served until another succeeds.
     barred: bool,
     /// What was sent to the server and is not answered.
@@ -107,6 +118,10 @@ impl Choosing {
             model: Model::default(),
             held: Vec::new(),
             served: None,
+            has_queried: false,
+            last: None,
+            is_kept: false,
+            passes_next: false,
             barred: false,
             pending: VecDeque::new(),
             portals: HashMap::new(),
@@ -207,25 +222,68 @@ impl Choosing {
         let application = application.ok_or_else(crate::app::moved)?;
         self.permitted(application, &config, value)?;
         match &self.served {
-            Some(served) if served.as_ref() != Some(value) => Err(another()),
+            Some(served) if served.as_ref() != Some(value) => Err(self.another()),
             _ => Ok(()),
         }
+    }
+
+    /// In one transaction, and while the client keeps its server connection, one tenant.
+    fn another(&self) -> Error {
+        let (message, hint) = match self.is_kept && self.model.block() == Block::None {
+            true => (
+                "another tenant cannot be chosen while the session keeps its server connection",
+                "Drop temporary tables, UNLISTEN, and give back advisory locks and cursors WITH HOLD first.",
+            ),
+            false => (
+                "another tenant cannot be chosen in a transaction that is served",
+                "Choose the tenant before the first statement of a transaction.",
+            ),
+        };
+        Error::new(Kind::ActiveTransaction, message).with_hint(hint)
     }
 
     // ---- what a server has said ----
 
     /// What goes to a server now is served for this tenant, up to the end of its transaction.
     pub fn begin_serving(&mut self) {
-        self.model.begin_implicit();
+        self.enter();
         let current = self.model.current().cloned();
         self.served.get_or_insert(current);
         self.held.clear();
+    }
+
+    /// It keeps its server connection between transactions, or does not.
+    pub fn keep(&mut self, keeps: bool) {
+        self.is_kept = keeps;
+        if keeps && self.served.is_none() {
+            self.served = Some(self.last.clone());
+        }
+    }
+
+    /// It has given its server connection back.
+    pub fn let_go(&mut self) {
+        self.is_kept = false;
+        self.passes_next = false;
+        if self.model.block() == Block::None {
+            self.served = None;
+        }
+    }
+
+    /// What was heard when no server had the transaction is not heard again.
+    pub fn pass_next(&mut self) {
+        self.passes_next = true;
+    }
+
+    pub fn take_pass(&mut self) -> bool {
+        std::mem::take(&mut self.passes_next)
     }
 
     /// Nothing of what was to be served was run.
     pub fn not_served(&mut self) {
         self.pending.clear();
         self.served = None;
+        self.passes_next = false;
+        self.skips = false;
         self.model.fail();
         if !self.model.is_explicit() {
             self.model.end_implicit();
@@ -239,6 +297,8 @@ impl Choosing {
             Some(event) => event,
             None => return,
         };
+        // Behind a COMMIT in a text the next transaction of it begins.
+        self.enter();
         self.model.apply(&event);
     }
 
@@ -256,23 +316,42 @@ impl Choosing {
         // What was chosen is not known for certain: nobody is.
         self.barred |= !is_certain;
         if status == b'I' {
-            self.served = None;
+            self.last = self.served.take().unwrap_or_default();
+            self.served = self.is_kept.then(|| self.last.clone());
             self.portals.clear();
         }
+    }
+
+    /// What comes now is run in a transaction.
+    fn enter(&mut self) {
+        self.has_queried &= self.model.block() != Block::None;
+        self.model.begin_implicit();
+    }
+
+    /// Whether the open transaction has failed, and so takes nothing but its end.
+    fn is_aborted(&self) -> bool {
+        self.model.is_explicit() && self.model.has_failed()
     }
 
     fn expect(&mut self, event: Event) {
         self.pending.push_back(event);
     }
 
+    /// Whether something that was sent to the server may change what is chosen, or end the
+    /// transaction: what comes next waits until that is known.
+    pub fn is_in_doubt(&self) -> bool {
+        self.pending.iter().any(|event| *event != Event::Nothing)
+    }
+
     // ---- what the client says ----
 
     /// Whether the proxy would answer this message, of which `frame` is the whole, while a server
     /// has the transaction. If so, what that owes must be answered first.
-    pub fn answers(&self, tag: FrontendTag, frame: &[u8], statements: &Statements) -> bool {
-        let body = &frame[HEADER..];
+    pub fn answers(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
+        let (body, statements) = (&frame[HEADER..], &around.statements);
         let is_local = |portal: &[u8]| matches!(self.portals.get(portal), Some(Portal::Local { .. }));
         match tag {
+            FrontendTag::QUERY => self.may_matter(body),
             FrontendTag::PARSE => {
                 let text = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
                 text.is_some_and(|(text, _)| self.may_matter(text))
@@ -294,6 +373,50 @@ impl Choosing {
             FrontendTag::EXECUTE => split_cstr(body).is_some_and(|(name, _)| is_local(name)),
             _ => false,
         }
+    }
+
+    /// Whether a message that passes may set a variable of the application's: what it sets it to was
+    /// looked at.
+    pub fn chooses(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
+        let text = match tag {
+            FrontendTag::QUERY => split_cstr(&frame[HEADER..]).map(|(text, _)| text),
+            FrontendTag::PARSE => {
+                let definition = split_cstr(&frame[HEADER..]);
+                definition.and_then(|(_, rest)| split_cstr(rest)).map(|(text, _)| text)
+            }
+            _ => None,
+        };
+        let steps = |text: &[u8]| self.read(text, around.backslashes);
+        text.filter(|text| self.may_matter(text))
+            .is_some_and(|text| steps(text).iter().any(Step::may_choose))
+    }
+
+    /// Deals with a message that is too long to be looked at whole.
+    ///
+    /// # Errors
+    /// As [`hear`](Self::hear).
+    pub fn hear_long(&mut self, tag: FrontendTag, start: &[u8], around: &Around<'_>) -> Result<()> {
+        match tag {
+            FrontendTag::QUERY => {
+                self.may_serve()?;
+                self.enter();
+            }
+            FrontendTag::BIND => {
+                let names = split_cstr(start.get(HEADER..).unwrap_or_default());
+                let names = names.and_then(|(portal, rest)| Some((portal, split_cstr(rest)?.0)));
+                let Some((portal, name)) = names else {
+                    return Err(unclear());
+                };
+                let definition = around.statements.definition(name);
+                if definition.is_some_and(|(text, _)| self.may_matter(text)) {
+                    return Err(unclear());
+                }
+                self.portals
+                    .insert(portal.into(), Portal::Server(Event::Nothing));
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Whether a text may choose or show: cheap, and true for more than do.
@@ -322,7 +445,7 @@ impl Choosing {
     ) -> Result<Verdict> {
         let body = &frame[HEADER..];
         if self.skips && tag != FrontendTag::SYNC && self.served.is_none() {
-            return Ok(Verdict::Answered(Vec::new()));
+            return Ok(answered(Said::default()));
         }
         match tag {
             FrontendTag::QUERY => {
@@ -342,9 +465,9 @@ impl Choosing {
                 }
                 let mut said = Said::default();
                 said.ready(self.model.status());
-                Ok(Verdict::Answered(said.0))
+                Ok(answered(said))
             }
-            FrontendTag::FLUSH if self.served.is_none() => Ok(Verdict::Answered(Vec::new())),
+            FrontendTag::FLUSH if self.served.is_none() => Ok(answered(Said::default())),
             FrontendTag::FUNCTION_CALL => {
                 self.may_serve()?;
                 self.expect(Event::Nothing);
@@ -374,12 +497,15 @@ impl Choosing {
                         said.ready(self.model.status());
                     }
                     _ => {
-                        self.model.begin_implicit();
+                        self.enter();
                         self.model.fail();
                         self.skips = true;
                     }
                 }
-                Verdict::Answered(said.0)
+                Verdict::Answered {
+                    said: said.0,
+                    refused: Some(error),
+                }
             }
         }
     }
@@ -390,7 +516,7 @@ impl Choosing {
             return Err(aborted());
         }
         match &self.served {
-            Some(served) if served.as_ref() != self.model.current() => Err(another()),
+            Some(served) if served.as_ref() != self.model.current() => Err(self.another()),
             _ => Ok(()),
         }
     }
@@ -405,13 +531,21 @@ impl Choosing {
         if steps.is_empty() {
             said.empty_query();
         }
-        if steps.len() > 1 {
-            self.model.begin_implicit();
-        }
         for step in &steps {
+            if steps.len() > 1 {
+                self.enter();
+            }
             let may_answer = self.served.is_none() || is_always_local(step);
-            if may_answer && self.run(step, &Bound::default(), Mode::Query, &mut said)? {
-                continue;
+            let run = match may_answer {
+                true => self.run(step, &Bound::default(), Mode::Query, &mut said),
+                false => Ok(false),
+            };
+            match run {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) if self.served.is_some() => return Err(error),
+                // What it said before stands.
+                Err(error) => return Ok(self.failed_query(said, error)),
             }
             // It needs a server, and goes there whole.
             let (is_barred, model) = (self.barred, before);
@@ -423,13 +557,35 @@ impl Choosing {
         self.model.end_implicit();
         around.statements.query();
         said.ready(self.model.status());
-        Ok(Verdict::Answered(said.0))
+        Ok(answered(said))
+    }
+
+    fn failed_query(&mut self, mut said: Said, error: Error) -> Verdict {
+        said.error(&error);
+        self.model.fail();
+        self.model.end_implicit();
+        said.ready(self.model.status());
+        Verdict::Answered {
+            said: said.0,
+            refused: Some(error),
+        }
     }
 
     /// A text goes to a server whole: what it chooses must be the tenant that it is served for.
     fn pass(&mut self, steps: &[Step]) -> Result<()> {
+        if self.is_aborted() && self.served.is_none() {
+            // The server would have to be brought to the same failure first.
+            return Err(match is_exit(&steps[0]) {
+                true => Error::new(
+                    Kind::FeatureNotSupported,
+                    "a transaction that failed before it was served ends by a statement alone",
+                )
+                .with_hint("Send ROLLBACK as a statement of its own."),
+                false => aborted(),
+            });
+        }
         let mut ahead = self.clone();
-        ahead.model.begin_implicit();
+        ahead.enter();
         let mut events = Vec::new();
         let mut target = self.served.clone();
         let mut chosen: Vec<Option<Value>> = Vec::new();
@@ -453,7 +609,7 @@ impl Choosing {
                 }
                 let current = ahead.model.current().cloned();
                 if *target.get_or_insert_with(|| current.clone()) != current {
-                    return Err(another());
+                    return Err(self.another());
                 }
             }
             events.push(event);
@@ -461,14 +617,14 @@ impl Choosing {
         let target = target.unwrap_or_else(|| ahead.model.current().cloned());
         if chosen.iter().any(|value| *value != target) {
             return Err(match chosen.iter().all(Option::is_some) {
-                true => another(),
+                true => self.another(),
                 false => unclear(),
             });
         }
         if !chosen.is_empty() {
             self.barred = false;
         }
-        self.model.begin_implicit();
+        self.enter();
         self.pending.extend(events);
         self.served.get_or_insert(target);
         Ok(())
@@ -522,7 +678,7 @@ impl Choosing {
             let is_local = bound.boolean(&call.is_local).ok_or_else(unclear)?;
             let value = value_of(value.as_deref());
             if matches!(&event, Event::Choose { value: before, .. } if *before != value) {
-                return Err(another());
+                return Err(self.another());
             }
             event = Event::Choose { value, is_local };
         }
@@ -589,24 +745,21 @@ impl Choosing {
             return Ok(Verdict::Passes);
         };
         let step = self.step_of(text, around);
+        // PostgreSQL has nothing against a text without a statement.
+        let is_empty = self.served.is_some() && text.trim_ascii().is_empty();
+        if self.is_aborted() && !is_exit(&step) && !is_empty {
+            return Err(aborted());
+        }
         if step == Step::Unclear || (self.is_known(&step) && bound::types_of(&step, types).is_none()) {
             return Err(unclear());
         }
         if !self.is_known(&step) {
-            return self.may_parse().map(|()| Verdict::Passes);
+            return Ok(Verdict::Passes);
         }
         (around.statements).define(frame, around.settings, around.interner, around.backslashes)?;
         let mut said = Said::default();
         said.parse_complete();
-        Ok(Verdict::Answered(said.0))
-    }
-
-    /// In a transaction that has failed before any server had it, nothing is parsed.
-    fn may_parse(&self) -> Result<()> {
-        match self.served.is_none() && self.model.is_explicit() && self.model.has_failed() {
-            true => Err(aborted()),
-            false => Ok(()),
-        }
+        Ok(answered(said))
     }
 
     fn bind(&mut self, body: &[u8], around: &mut Around<'_>) -> Result<Verdict> {
@@ -619,9 +772,16 @@ impl Choosing {
         let definition = around.statements.definition(name);
         let Some((text, types)) = definition else {
             self.portals.insert(portal.into(), Portal::Server(Event::Nothing));
-            return self.may_parse().map(|()| Verdict::Passes);
+            return match self.is_aborted() && self.served.is_none() {
+                true => Err(aborted()),
+                false => Ok(Verdict::Passes),
+            };
         };
         let step = self.step_of(text, around);
+        let is_empty = self.served.is_some() && text.trim_ascii().is_empty();
+        if self.is_aborted() && !is_exit(&step) && !is_empty {
+            return Err(aborted());
+        }
         let is_local = is_always_local(&step) || (self.served.is_none() && self.may_hold(&step));
         let event = match self.is_known(&step) {
             true => {
@@ -640,7 +800,7 @@ impl Choosing {
                     self.portals.insert(portal, local);
                     let mut said = Said::default();
                     said.bind_complete();
-                    return Ok(Verdict::Answered(said.0));
+                    return Ok(answered(said));
                 }
                 event
             }
@@ -652,10 +812,9 @@ impl Choosing {
                 return Err(unclear());
             }
             // It is served for the tenant that it chooses.
-            self.model.begin_implicit();
+            self.enter();
             self.served.get_or_insert(value.clone());
         }
-        self.may_parse()?;
         self.portals.insert(portal.into(), Portal::Server(event));
         Ok(Verdict::Passes)
     }
@@ -686,7 +845,7 @@ impl Choosing {
             }
             _ => return Verdict::Passes,
         }
-        Verdict::Answered(said.0)
+        answered(said)
     }
 
     /// What a statement returns.
@@ -732,7 +891,7 @@ impl Choosing {
                 Step::Show(_) => "SHOW",
                 _ => "SELECT 0",
             });
-            return Ok(Verdict::Answered(said.0));
+            return Ok(answered(said));
         }
         // Of one row and no more, PostgreSQL does not look whether there is another.
         let is_one = rows.first_chunk().is_some_and(|rows| i32::from_be_bytes(*rows) == 1);
@@ -740,14 +899,14 @@ impl Choosing {
             true => Mode::OneRow,
             false => Mode::Execute,
         };
-        self.model.begin_implicit();
+        self.enter();
         if !self.run(&step, &bound, mode, &mut said)? {
             return Err(unclear());
         }
         if let Some(Portal::Local { is_done, .. }) = self.portals.get_mut(name) {
             *is_done = true;
         }
-        Ok(Verdict::Answered(said.0))
+        Ok(answered(said))
     }
 
     fn close(&mut self, body: &[u8], around: &mut Around<'_>) -> Verdict {
@@ -756,8 +915,8 @@ impl Choosing {
         match body.split_first() {
             Some((b'P', name)) => {
                 let name = split_cstr(name).map_or(&[][..], |(name, _)| name);
-                match self.portals.remove(name) {
-                    Some(Portal::Local { .. }) => Verdict::Answered(said.0),
+                match (self.portals.remove(name), &self.served) {
+                    (Some(Portal::Local { .. }), _) | (_, None) => answered(said),
                     _ => Verdict::Passes,
                 }
             }
@@ -765,7 +924,7 @@ impl Choosing {
                 let name = split_cstr(name).map_or(&[][..], |(name, _)| name);
                 // Where no server is, the name is all there is to it.
                 around.statements.forget(name);
-                Verdict::Answered(said.0)
+                answered(said)
             }
             _ => Verdict::Passes,
         }
@@ -775,11 +934,7 @@ impl Choosing {
 
     /// Carries a step out, and says what PostgreSQL would. False: it needs a server.
     fn run(&mut self, step: &Step, bound: &Bound, mode: Mode, said: &mut Said) -> Result<bool> {
-        let is_end = matches!(
-            step,
-            Step::Commit { .. } | Step::Rollback { .. } | Step::RollbackTo(_)
-        );
-        if self.model.has_failed() && !is_end {
+        if self.model.has_failed() && !is_exit(step) {
             return Err(aborted());
         }
         if self.served.is_none() && self.may_hold(step) {
@@ -790,7 +945,11 @@ impl Choosing {
                 let value = value_of(chosen.value.as_deref());
                 let is_local = chosen.scope == Scope::Local;
                 self.choose(value, is_local)?;
-                if is_local && self.model.block() == Block::None {
+                let is_in_block = match mode {
+                    Mode::Query => self.model.block() != Block::None,
+                    _ => self.model.is_explicit(),
+                };
+                if is_local && !is_in_block {
                     let message = "SET LOCAL can only be used in transaction blocks";
                     said.warning(Kind::NoActiveTransaction.sqlstate(), message);
                 }
@@ -808,6 +967,7 @@ impl Choosing {
                     return Ok(false);
                 };
                 self.choose(value.clone(), is_local)?;
+                self.has_queried = true;
                 let value = value.as_deref().unwrap_or_default();
                 mode.say_row(column, value, "SELECT 1", said);
             }
@@ -831,6 +991,25 @@ impl Choosing {
         Ok(())
     }
 
+    /// What PostgreSQL does not let a transaction be after its first query (xact.c, variable.c).
+    fn check_characteristics(&self, text: &str) -> Result<()> {
+        let is_read_only = || self.held.iter().any(|text| text.contains("only"));
+        let message = match () {
+            () if !self.has_queried => return Ok(()),
+            () if text.contains("isolation") => {
+                "SET TRANSACTION ISOLATION LEVEL must be called before any query"
+            }
+            () if text.contains("write") && is_read_only() => {
+                "transaction read-write mode must be set before any query"
+            }
+            () if text.contains("deferrable") => {
+                "SET TRANSACTION [NOT] DEFERRABLE must be called before any query"
+            }
+            () => return Ok(()),
+        };
+        Err(Error::new(Kind::ActiveTransaction, message))
+    }
+
     /// Carries out what belongs to a transaction that no server has.
     fn hold(&mut self, step: &Step, said: &mut Said) -> Result<()> {
         let warns = |said: &mut Said, kind: Kind, message| said.warning(kind.sqlstate(), message);
@@ -843,6 +1022,8 @@ impl Choosing {
                         "there is already a transaction in progress",
                     ),
                     false => {
+                        self.has_queried &= self.model.block() != Block::None;
+                        self.check_characteristics(text)?;
                         self.model.apply(&Event::Begin);
                         self.held.push(text.clone());
                     }
@@ -890,6 +1071,9 @@ impl Choosing {
                 said.complete("ROLLBACK");
             }
             Step::Characteristics(text) | Step::SetsLocally(_, text) => {
+                if matches!(step, Step::Characteristics(_)) {
+                    self.check_characteristics(text)?;
+                }
                 self.held.push(text.clone());
                 said.complete("SET");
             }
@@ -910,6 +1094,13 @@ impl Choosing {
                 format!("savepoint \"{name}\" does not exist"),
             )),
         }
+    }
+}
+
+fn answered(said: Said) -> Verdict {
+    Verdict::Answered {
+        said: said.0,
+        refused: None,
     }
 }
 
@@ -943,6 +1134,14 @@ fn is_always_local(step: &Step) -> bool {
     )
 }
 
+/// Whether a transaction that has failed takes it (postgres.c: IsTransactionExitStmt).
+fn is_exit(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::Commit { .. } | Step::Rollback { .. } | Step::RollbackTo(_) | Step::Prepare
+    )
+}
+
 /// Whether it begins or ends a transaction or a savepoint.
 fn is_control(step: &Step) -> bool {
     matches!(
@@ -970,13 +1169,6 @@ fn has_parameters(call: &SetConfig) -> bool {
 /// An empty value is nobody's, as `''` is to a policy.
 fn value_of(value: Option<&str>) -> Option<Value> {
     value.filter(|value| !value.is_empty()).map(Value::from)
-}
-
-/// In one transaction, one tenant.
-fn another() -> Error {
-    let message = "another tenant cannot be chosen in a transaction that is served";
-    Error::new(Kind::ActiveTransaction, message)
-        .with_hint("Choose the tenant before the first statement of a transaction.")
 }
 
 fn unclear() -> Error {

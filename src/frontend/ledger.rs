@@ -503,6 +503,11 @@ impl Ledger {
         self.owed.is_empty()
     }
 
+    /// Whether the server passes over all that comes before the next Sync.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
     /// Whether the server would answer a Query of the proxy's own, whose answers come next.
     pub fn can_be_asked(&self) -> bool {
         self.owed.is_empty()

@@ -13,6 +13,7 @@
 //!
 //! What of it all the audit hears is in `attempts`.
 
+pub mod application;
 pub mod attempts;
 pub mod choosing;
 pub mod handshake;

@@ -27,6 +27,7 @@ use crate::backend::connection::Parameters;
 use crate::backend::context::Settings;
 use crate::client::{Activity, ClientHandle};
 use crate::error::Error;
+use crate::frontend::choosing::Choosing;
 use crate::frontend::session::{Session, live};
 use crate::frontend::standing::Standing;
 use crate::frontend::state::SessionState;
@@ -60,6 +61,7 @@ pub struct Parked {
     pub state: SessionState,
     /// None: it has none.
     pub statements: Option<Box<Statements>>,
+    pub choosing: Option<Box<Choosing>>,
 }
 
 /// What calls mean for a client that is parked.

@@ -9,6 +9,7 @@
 //! the other takes what was read before, so memory is bounded.
 
 mod calls;
+mod choice;
 mod inspect;
 mod messages;
 mod naming;
@@ -30,6 +31,7 @@ use crate::backend::instance::Pool;
 use crate::client::{ClientHandle, Phase};
 use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
+use crate::frontend::choosing::Choosing;
 use crate::frontend::ledger::Ledger;
 use crate::frontend::locks::Locks;
 use crate::frontend::state::SessionState;
@@ -77,9 +79,19 @@ pub struct ClientSide {
     pub guard: Option<Arc<Guard>>,
     pub limits: TransactionLimits,
     pub audit: Audit,
+    /// Of an application: for whom it works.
+    pub choosing: Option<Box<Choosing>>,
 }
 
 impl ClientSide {
+    /// Nothing of what was to be served was run. Returns the status of the next ReadyForQuery.
+    pub fn not_served(&mut self) -> u8 {
+        self.choosing.as_mut().map_or(b'I', |choosing| {
+            choosing.not_served();
+            choosing.status()
+        })
+    }
+
     /// Waits until all that the client was told has left for the operating system, or it takes no more, or is killed: as a server that
     /// closes a connection does.
     pub async fn told(&mut self, handle: &ClientHandle) {
@@ -175,6 +187,10 @@ pub struct Relay<'a> {
     /// SQL that names prepared statements.
     names: Names,
     inquiry: Inquiry,
+    /// A choice waits until what was sent before it is answered.
+    choice_waits: bool,
+    /// The message at hand chooses the tenant that it is served for.
+    chooses: bool,
     /// The client has been told all there is, and has said nothing since.
     is_quiet: bool,
     /// The client went when it was not heard, and what it had said before waits.
@@ -204,6 +220,9 @@ impl<'a> Relay<'a> {
         let keep = client.statements.is_none() || !client.state.pins().is_empty();
         let switches = server.switch.is_some();
         client.state.doubt_reports(switches);
+        if let Some(choosing) = &mut client.choosing {
+            choosing.keep(keep);
+        }
         let mut ledger = Ledger::default();
         match (&mut client.statements, keep) {
             (Some(statements), false) => {
@@ -246,6 +265,8 @@ impl<'a> Relay<'a> {
             locks: Locks::default(),
             names: Names::default(),
             inquiry: Inquiry::default(),
+            choice_waits: false,
+            chooses: false,
             is_quiet: true,
             left_words: false,
             silences: None,

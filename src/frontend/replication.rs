@@ -136,6 +136,7 @@ pub async fn serve(login: LoggedIn) {
     tracing::debug!(tenant = %client.tenant.id, user = %client.registered.user, client = client.registered.id,
         replication = wanted.mode.value(), "logged in");
     let side = ClientSide {
+        choosing: None,
         stream,
         inbox,
         outbox: Buffer::new(),

@@ -25,7 +25,8 @@ use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
 use crate::client::{Activity, Phase};
-use crate::config::Pooling;
+use crate::backend::switch;
+use crate::config::{Pooling, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
@@ -48,8 +49,8 @@ const READ_AHEAD: usize = 64 * 1024;
 const MAX_ROUNDS: usize = 8;
 
 pub struct Session {
-    standing: Standing,
-    side: ClientSide,
+    pub(super) standing: Standing,
+    pub(super) side: ClientSide,
     /// The server connection it begins with, here or after it has moved.
     lease: Option<Box<Lease>>,
     /// Bytes still to come of a message that is passed over.
@@ -90,6 +91,15 @@ fn move_on(mut session: Box<Session>) {
         }
     };
     workers.spawn(worker, live(Box::pin(arrives)));
+}
+
+/// What a client may not run there.
+pub(super) fn guard_of(route: &Route, is_application: bool) -> Option<Arc<Guard>> {
+    match is_application {
+        true => Some(Guard::of_application(route)),
+        false => Guard::of(route),
+    }
+    .map(Arc::new)
 }
 
 /// The server does not say what the client left.
@@ -165,6 +175,7 @@ impl Session {
             reported: side.reported,
             state: side.state,
             statements: side.statements.filter(|s| !s.is_empty()).map(Box::new),
+            choosing: side.choosing,
         })
     }
 
@@ -180,14 +191,17 @@ impl Session {
             reported,
             state,
             statements,
+            choosing,
         } = parked;
+        let guard = guard_of(&standing.route, choosing.is_some());
         let side = ClientSide {
+            choosing,
             stream: Stream::attach(socket)?,
             inbox: Buffer::new(),
             outbox: Buffer::new(),
             statements: Some(statements.map_or_else(Statements::default, |boxed| *boxed)),
             state,
-            guard: Guard::of(&standing.route).map(Arc::new),
+            guard,
             limits: standing.route.placement.transaction,
             audit: standing.app().audit.clone(),
             settings,
@@ -269,20 +283,35 @@ impl Session {
             stream,
             inbox,
             outbox,
+            choosing,
             ..
         } = &self.side;
-        let is_still = inbox.is_empty() && outbox.is_drained() && self.stray == 0;
+        let is_at_rest = choosing.as_ref().is_none_or(|choosing| choosing.is_at_rest());
+        let is_still = is_at_rest && inbox.is_empty() && outbox.is_drained() && self.stray == 0;
         self.may_park() && is_still && self.lease.is_none() && stream.can_detach()
     }
 
     /// From a message of the client that is there to the clean point behind it. `Break`: the client has left.
     async fn serve_message(&mut self) -> Result<ControlFlow<()>> {
+        if self.side.choosing.is_some() {
+            return Box::pin(self.serve_application()).await;
+        }
+        self.serve_here(&[]).await
+    }
+
+    /// The same where it is served now. `held`: with what the client's transaction begins.
+    pub(super) async fn serve_here(&mut self, held: &[String]) -> Result<ControlFlow<()>> {
         let checkout = match self.checkout_at_once() {
             Ok(lease) => Checkout::Leased(lease),
             Err(grant) => Box::pin(self.checkout(grant)).await,
         };
         match checkout {
-            Checkout::Leased(lease) => self.use_lease(lease).await,
+            Checkout::Leased(mut lease) => {
+                if !held.is_empty() {
+                    switch::begin_with(&mut lease, held);
+                }
+                self.use_lease(lease).await
+            }
             Checkout::Refused(error) => Box::pin(self.refuse_batch(&error)).await,
             Checkout::Gone => Ok(ControlFlow::Break(())),
         }
@@ -351,7 +380,7 @@ impl Session {
         let route = self.standing.route.clone();
         let moves = self.standing.look_around(self.side.statements.as_mut())?;
         if !Arc::ptr_eq(&route, &self.standing.route) {
-            self.side.guard = Guard::of(&self.standing.route).map(Arc::new);
+            self.side.guard = guard_of(&self.standing.route, self.side.choosing.is_some());
             self.side.limits = self.standing.route.placement.transaction;
         }
         Ok(moves)
@@ -467,6 +496,9 @@ impl Session {
                 end => break (end, clean),
             }
         };
+        if let Some(choosing) = &mut self.side.choosing {
+            choosing.let_go();
+        }
         self.standing.registered.set_activity(Activity::Idle);
         self.standing.registered.enter(Phase::Idle);
         if self.side.state.may_have_made_code() {
@@ -718,7 +750,12 @@ impl Session {
         if self.is_asked_to_park() {
             self.enrol();
         }
-        match Arc::ptr_eq(&pool, &self.standing.pool) && route.same_context(&self.standing.route) {
+        let is_there = match &self.side.choosing {
+            Some(choosing) => choosing.place()?.route.pool == route.pool,
+            None => true,
+        };
+        let same_pool = is_there && Arc::ptr_eq(&pool, &self.standing.pool);
+        match same_pool && route.same_context(&self.standing.route) {
             true => Ok(elsewhere),
             false => Err(moved()),
         }
@@ -742,12 +779,13 @@ impl Session {
 
     /// Answers the message that could not be served, and leaves the client as it was: a Query or
     /// FunctionCall with an error, an extended batch with an error up to its Sync.
-    async fn refuse_batch(&mut self, error: &Error) -> Result<ControlFlow<()>> {
+    pub(super) async fn refuse_batch(&mut self, error: &Error) -> Result<ControlFlow<()>> {
         if self.standing.registered.must_go() {
             return Err(error.clone());
         }
         log_refusal(&self.standing.registered, error);
         self.standing.tenant.metrics.refused.add(1);
+        self.side.not_served();
         self.side.outbox.extend(Replies::new().error(error).bytes());
         self.skip_batch().await
     }
@@ -764,7 +802,10 @@ impl Session {
                 _ => {}
             }
         }
-        self.side.outbox.extend(Replies::new().ready().bytes());
+        let status = self.side.choosing.as_ref();
+        let status = status.map_or(b'I', |choosing| choosing.status());
+        let ready = Replies::new().ready_for(status).bytes().to_vec();
+        self.side.outbox.extend(&ready);
         let ClientSide { outbox, stream, .. } = &mut self.side;
         let flushed = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
         Ok(match flushed {

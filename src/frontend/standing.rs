@@ -100,10 +100,16 @@ impl Standing {
             return Err(farewell(&self.registered));
         }
         let config = self.app().config();
-        let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
+        // An application's client may be served for another now.
+        let own = self.registered.tenant.as_str();
+        let tenant = config.login(own).ok_or_else(moved)?;
         let credential = tenant.users.get(&*self.registered.user).ok_or_else(moved)?;
         if *credential != self.credential {
             return Err(moved());
+        }
+        if config.applications.contains_key(own) {
+            // Where it goes is looked up with its next transaction.
+            return Ok(self.registered.worker() != self.worker);
         }
         if tenant.route == self.route {
             return Ok(self.registered.worker() != self.worker);

@@ -17,6 +17,7 @@ use crate::backend::lease::Lease;
 use crate::client::Activity;
 use crate::config::{Credential, Pooling, Route};
 use crate::error::{Error, Kind, Result};
+use crate::frontend::choosing::Choosing;
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
 use crate::frontend::session::{Session, live, log_refusal, say_last, write};
@@ -211,13 +212,20 @@ fn begin_session(
     } = profile;
     tenant.metrics.logins.add(1);
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
+    let application = app.config().applications.get(&tenant.id).cloned();
+    let choosing = application.map(|application| Box::new(Choosing::new(app.clone(), &application)));
+    let guard = match &choosing {
+        Some(_) => Some(Guard::of_application(&route)),
+        None => Guard::of(&route),
+    };
     let side = ClientSide {
+        choosing,
         stream,
         inbox,
         outbox: Buffer::new(),
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
-        guard: Guard::of(&route).map(Arc::new),
+        guard: guard.map(Arc::new),
         limits: route.placement.transaction,
         audit: app.audit.clone(),
         settings,

@@ -109,6 +109,11 @@ impl Replies {
         self.push(&ReadyForQuery::new(TransactionStatus::Idle))
     }
 
+    /// ReadyForQuery with this status: `I`, `T` or `E`.
+    pub fn ready_for(&mut self, status: u8) -> &mut Self {
+        self.frame(BackendTag::READY_FOR_QUERY, |body| body.put_u8(status))
+    }
+
     /// An ErrorResponse of severity FATAL: the connection ends after it.
     pub fn fatal(&mut self, error: &Error) -> &mut Self {
         self.error_response("FATAL", error)

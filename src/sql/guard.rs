@@ -41,6 +41,8 @@ pub struct Guard {
     /// Names of the variables that only the proxy sets, in lower case.
     context: Box<[Box<str>]>,
     allow: BTreeSet<Shared>,
+    /// Nothing but these is refused.
+    context_only: bool,
 }
 
 fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
@@ -72,11 +74,37 @@ impl Guard {
                 .map(|name| name.to_ascii_lowercase().into())
                 .collect(),
             allow,
+            context_only: false,
         }
     }
 
+    /// What an application may not run there: in posture plain it may all but choose by what is not
+    /// understood.
+    pub fn of_application(route: &Route) -> Self {
+        Self::of(route).unwrap_or_else(|| {
+            let names = route.context.iter().map(|(name, _)| name.as_str());
+            Self {
+                context_only: true,
+                ..Self::new(names, BTreeSet::new())
+            }
+        })
+    }
+
     pub fn allows(&self, shared: Shared) -> bool {
-        self.allow.contains(&shared)
+        self.context_only || self.allow.contains(&shared)
+    }
+
+    /// As [`check`](Self::check), for a statement that is known to set `chosen`, in lower case, to what
+    /// they are.
+    ///
+    /// # Errors
+    /// The first offence.
+    pub fn check_but(&self, effects: &Effects, chosen: &[Box<str>]) -> Result<(), Offence> {
+        let is_chosen = |name: &str| chosen.iter().any(|own| **own == *name);
+        let mut others = effects.clone();
+        others.settings.retain(|setting| !is_chosen(&setting.name));
+        others.local.retain(|name| !is_chosen(name));
+        self.check(&others)
     }
 
     /// Whether a text with these effects may run.
@@ -85,6 +113,9 @@ impl Guard {
     /// The first offence.
     pub fn check(&self, effects: &Effects) -> Result<(), Offence> {
         let what = effects.what;
+        if self.context_only {
+            return self.check_names(effects);
+        }
         if what.contains(What::HIDDEN) {
             let message = "permission denied for a statement that cannot be read";
             return Err(offence("hidden", message, BE_PLAIN));
@@ -97,10 +128,7 @@ impl Guard {
         // Who may run code may have it set whatever it likes.
         let runs_code = what.intersects(What::CODE | What::CALLS | What::RUNS_STRINGS)
             && self.allows(Shared::Code);
-        let settings = effects.settings.iter().map(|setting| &*setting.name);
-        for name in settings.chain(effects.local.iter().map(|name| &**name)) {
-            self.check_name(name)?;
-        }
+        self.check_names(effects)?;
         if what.intersects(What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY) && !runs_code {
             let message = "permission denied to set a parameter that is not named in the statement";
             return Err(offence("set", message, BE_PLAIN));
@@ -135,15 +163,25 @@ impl Guard {
             return Err(unsafe_encoding());
         }
         // Those of the context are compared with the tenant's own.
+        if self.context_only {
+            return Ok(());
+        }
         match PROTECTED.contains(&&*name) && value != STARTS_WITH {
             true => self.check_name(&name),
             false => Ok(()),
         }
     }
 
+    fn check_names(&self, effects: &Effects) -> Result<(), Offence> {
+        let settings = effects.settings.iter().map(|setting| &*setting.name);
+        let mut names = settings.chain(effects.local.iter().map(|name| &**name));
+        names.try_for_each(|name| self.check_name(name))
+    }
+
     fn check_name(&self, name: &str) -> Result<(), Offence> {
         let mut context = self.context.iter();
-        if PROTECTED.contains(&name) || context.any(|own| own.eq_ignore_ascii_case(name)) {
+        let is_protected = !self.context_only && PROTECTED.contains(&name);
+        if is_protected || context.any(|own| own.eq_ignore_ascii_case(name)) {
             let message = format!("permission denied to set parameter \"{name}\"");
             return Err(offence("set", &message, ASK_OPERATOR));
         }

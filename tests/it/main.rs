@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // that is how a test fails
 
+mod applications;
 mod attacks;
 mod audit;
 mod bad_input;

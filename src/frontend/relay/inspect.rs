@@ -271,11 +271,15 @@ impl Relay<'_> {
     ///
     /// # Errors
     /// 42501 in posture guarded and up.
-    fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<()> {
+    pub(super) fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<()> {
         let Some(guard) = &self.client.guard else {
             return Ok(());
         };
-        guard.check(effects).map_err(|offence| {
+        let checked = match &self.client.choosing {
+            Some(choosing) if self.chooses => guard.check_but(effects, choosing.variables()),
+            _ => guard.check(effects),
+        };
+        checked.map_err(|offence| {
             let error =
                 Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
             self.note_refused(offence.kind, text, &error);
@@ -286,7 +290,7 @@ impl Relay<'_> {
     }
 
     /// The guard has refused something.
-    fn note_refused(&self, rule: &str, statement: Option<&[u8]>, error: &Error) {
+    pub(super) fn note_refused(&self, rule: &str, statement: Option<&[u8]>, error: &Error) {
         self.metrics.refused.add(1);
         self.client.audit.record(&Event {
             kind: audit::Kind::Guard,
@@ -299,7 +303,7 @@ impl Relay<'_> {
 
     /// Sends something in place of a message that the client may not send, at which the server fails as the message
     /// should: the transaction fails with it, and what the client is told comes in its turn.
-    fn send_refused(&mut self, tag: FrontendTag, is_named: bool, error: &Error) {
+    pub(super) fn send_refused(&mut self, tag: FrontendTag, is_named: bool, error: &Error) {
         const TEXT: &[u8] = b"refused by pgtenant\0";
         let parses = tag == FrontendTag::PARSE;
         let sent = match (parses, is_named) {

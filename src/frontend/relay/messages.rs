@@ -13,6 +13,7 @@ use crate::protocol::frame::{FrontendTag, HEADER, Header, frame};
 use crate::protocol::reply;
 use crate::sql::effects::{Effects, What};
 
+use super::choice::Heard;
 use super::inspect::{Looked, has_text};
 use super::naming::Executed;
 use super::{ClientSide, HIGH_WATER, Hold, Relay, frame_size};
@@ -106,6 +107,7 @@ impl Relay<'_> {
             | self.name_is_open
             | self.names.drains()
             | self.flush_asked
+            | self.choice_waits
             | self.inquiry.is_pending()
             | self.server.switch.is_some();
         (waits && self.still_waits())
@@ -131,8 +133,10 @@ impl Relay<'_> {
             self.note_drained();
         }
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
+        self.choice_waits &= !self.ledger.is_empty();
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
+            || self.choice_waits
             || self.inquiry.is_pending()
             // A Sync ends what guards the change of tenant.
             || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
@@ -197,6 +201,20 @@ impl Relay<'_> {
                 self.ledger.push(Owed::CopyEnd);
                 break false;
             }
+            if self.client.choosing.is_some() {
+                match self.look_at_choice(tag, run, here, size) {
+                    Ok(Heard::Passes) => {}
+                    Ok(Heard::Waits) => break false,
+                    Ok(Heard::Answered) => {
+                        self.client.inbox.move_to(&mut self.server.outbox, run);
+                        run = 0;
+                        self.pass_refused(size);
+                        self.heard = true;
+                        continue;
+                    }
+                    Err(error) => break self.refuse(error),
+                }
+            }
             let looked = match tag {
                 FrontendTag::EXECUTE | FrontendTag::DESCRIBE => {
                     self.look_at_portal(tag, run, here, size)
@@ -224,7 +242,8 @@ impl Relay<'_> {
                     self.begin_names(uses);
                 }
             }
-            if ends_transaction(tag) && self.hold == Hold::AtSync {
+            let is_stepwise = self.client.choosing.is_some();
+            if ends_transaction(tag) && (is_stepwise || self.hold == Hold::AtSync) {
                 self.hold = Hold::Now;
             }
             let mut rest = size;
@@ -284,6 +303,9 @@ impl Relay<'_> {
             self.heard = true;
         };
         self.client.inbox.move_to(&mut self.server.outbox, run);
+        if self.choice_waits {
+            self.server.outbox.extend(reply::FLUSH);
+        }
         if self.owes_too_much() && !std::mem::replace(&mut self.flush_asked, true) {
             // Without a Sync the server may keep its answers to itself for long.
             self.server.outbox.extend(reply::FLUSH);

@@ -250,7 +250,7 @@ impl Relay<'_> {
         let mut replies = Replies::new();
         replies.error(error);
         if answered {
-            replies.ready();
+            replies.ready_for(self.client.not_served());
         }
         self.client.outbox.extend(replies.bytes());
         self.not_switched = Some(End::NotSwitched {
@@ -300,6 +300,9 @@ impl Relay<'_> {
             BackendTag::READY_FOR_QUERY => {
                 let status = bytes.get(HEADER).copied().unwrap_or_default();
                 self.queries += 1;
+                if let Some(choosing) = &mut self.client.choosing {
+                    choosing.ready(status);
+                }
                 if status == b'I'
                     && let Some(began) = self.transaction_began.take()
                 {
@@ -331,6 +334,9 @@ impl Relay<'_> {
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
+                if let Some(choosing) = &mut self.client.choosing {
+                    choosing.complete(command);
+                }
                 if let Err(error) = self.locks.complete(command, &self.client.limits) {
                     self.refused.get_or_insert(error);
                 }
@@ -363,6 +369,11 @@ impl Relay<'_> {
                     _ => {}
                 }
             }
+            BackendTag::EMPTY_QUERY_RESPONSE | BackendTag::PORTAL_SUSPENDED => {
+                if let Some(choosing) = &mut self.client.choosing {
+                    choosing.complete(b"");
+                }
+            }
             BackendTag::COPY_IN_RESPONSE
             | BackendTag::COPY_OUT_RESPONSE
             | BackendTag::COPY_BOTH_RESPONSE => self.handle.note_copy(),
@@ -381,6 +392,9 @@ impl Relay<'_> {
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
                 self.client.state.note_failure();
+                if let Some(choosing) = &mut self.client.choosing {
+                    choosing.fail();
+                }
                 let body = &bytes[HEADER..size.min(bytes.len())];
                 let fatal = is_fatal(body);
                 self.fatal_seen |= fatal;

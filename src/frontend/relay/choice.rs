@@ -1,0 +1,108 @@
+//! What an application says while a server has its transaction.
+
+use crate::error::Result;
+use crate::frontend::choosing::{Around, MAX_MESSAGE, Verdict};
+use crate::protocol::frame::FrontendTag;
+
+use super::inspect::Looked;
+use super::{ClientSide, Relay};
+
+/// What becomes of a message of an application's.
+pub(super) enum Heard {
+    Passes,
+    /// More of it is needed, or answers to what was sent before it.
+    Waits,
+    /// The proxy has answered it, or sends something else in its place.
+    Answered,
+}
+
+impl Relay<'_> {
+    /// Looks at a message of `size` bytes at `at` in the client's inbox, of which `here` are there.
+    ///
+    /// # Errors
+    /// What ends the client.
+    pub(super) fn look_at_choice(
+        &mut self,
+        tag: FrontendTag,
+        at: usize,
+        here: usize,
+        size: usize,
+    ) -> Result<Heard> {
+        self.chooses = false;
+        let concerns = matches!(
+            tag,
+            FrontendTag::QUERY
+                | FrontendTag::PARSE
+                | FrontendTag::BIND
+                | FrontendTag::DESCRIBE
+                | FrontendTag::EXECUTE
+                | FrontendTag::CLOSE
+                | FrontendTag::FUNCTION_CALL
+        );
+        let ClientSide {
+            inbox,
+            statements: Some(statements),
+            choosing: Some(choosing),
+            settings,
+            ..
+        } = &mut *self.client
+        else {
+            return Ok(Heard::Passes);
+        };
+        if !concerns || self.ledger.copy_is_open() || self.ledger.is_skipping() {
+            return Ok(Heard::Passes);
+        }
+        if here < size && size <= MAX_MESSAGE {
+            return Ok(Heard::Waits);
+        }
+        let backslashes = self.server.parameters.backslashes();
+        let mut around = Around {
+            statements,
+            settings,
+            interner: &self.pool.statements,
+            backslashes,
+        };
+        let frame = &inbox.bytes()[at..at + here.min(size)];
+        if choosing.take_pass() {
+            self.chooses = choosing.chooses(tag, frame, &around);
+            return Ok(Heard::Passes);
+        }
+        let is_whole = here >= size;
+        let must_follow =
+            choosing.is_in_doubt() || (is_whole && choosing.answers(tag, frame, &around));
+        if must_follow && !self.ledger.is_empty() {
+            // PostgreSQL's answers to what was sent before it come first.
+            self.choice_waits = true;
+            return Ok(Heard::Waits);
+        }
+        let heard = match is_whole {
+            true => choosing.hear(tag, frame, &mut around),
+            false => choosing.hear_long(tag, frame, &around).map(|()| Verdict::Passes),
+        };
+        match heard {
+            Ok(Verdict::Passes) => {
+                self.chooses = is_whole && choosing.chooses(tag, frame, &around);
+                Ok(Heard::Passes)
+            }
+            Ok(Verdict::Answered { said, .. }) => {
+                self.client.outbox.extend(&said);
+                Ok(Heard::Answered)
+            }
+            Err(error) => {
+                let text = None;
+                self.note_refused("choice", text, &error);
+                if tag == FrontendTag::QUERY || tag == FrontendTag::FUNCTION_CALL {
+                    if here < size {
+                        return Err(error);
+                    }
+                    self.send_refused(FrontendTag::QUERY, false, &error);
+                    return Ok(Heard::Answered);
+                }
+                match self.refuse_message(here, size, error)? {
+                    Looked::Answered => Ok(Heard::Answered),
+                    _ => Ok(Heard::Waits),
+                }
+            }
+        }
+    }
+}
