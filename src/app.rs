@@ -19,7 +19,7 @@ use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
-use crate::client::{ClientHandle, FIRST_PID};
+use crate::client::{Activity, ClientHandle, FIRST_PID};
 use crate::config::diff::Diff;
 use crate::config::{self, Application, Config, Mistake, Pooling, Route, Tenant, descriptors};
 use crate::error::{Error, Kind, Result};
@@ -495,13 +495,21 @@ impl App {
                 Arc::downgrade(&client)
             })
             .collect();
-        if revoked.is_empty() {
+        // Of applications: between transactions they find out themselves.
+        let served = self.serving_gone(new);
+        if revoked.is_empty() && served.is_empty() {
             return;
         }
         let grace = new.timeouts.revoked;
         self.workers.spawn(self.workers.in_turn(0), async move {
             timer::sleep(grace).await;
-            let left: Vec<_> = revoked.iter().filter_map(Weak::upgrade).collect();
+            let still = served.iter().filter_map(|(client, tenant)| {
+                let client = client.upgrade()?;
+                let is_open = client.activity() != Activity::Idle;
+                (is_open && client.serves() == *tenant).then_some(client)
+            });
+            let left = revoked.iter().filter_map(Weak::upgrade).chain(still);
+            let left: Vec<_> = left.collect();
             if !left.is_empty() {
                 tracing::warn!(
                     clients = left.len(),
@@ -510,6 +518,15 @@ impl App {
             }
             left.iter().for_each(|client| client.kill());
         });
+    }
+
+    /// Clients of applications that use a server connection for a tenant that is gone, and that tenant.
+    fn serving_gone(&self, new: &Config) -> Vec<(Weak<ClientHandle>, TenantId)> {
+        let clients = self.clients.iter().map(|client| client.0.clone());
+        let busy = clients.filter(|client| client.activity() != Activity::Idle);
+        busy.map(|client| (Arc::downgrade(&client), client.serves()))
+            .filter(|(_, tenant)| new.login(tenant.as_str()).is_none())
+            .collect()
     }
 
     // ---- the end ----

@@ -3,6 +3,7 @@
 //!
 //! A command is a word, and what it is about. Names are written as they are, or in double quotes.
 
+use crate::admin::explain::Question;
 use crate::admin::set;
 use crate::admin::show::{self, Show};
 use crate::app::Stop;
@@ -14,6 +15,8 @@ pub enum Command {
     /// A parameter of PostgreSQL that drivers ask for, and what they are told.
     Parameter(&'static (&'static str, &'static str)),
     Reload,
+    /// EXPLAIN ROUTE.
+    Explain(Question),
     Set {
         key: String,
         value: String,
@@ -130,6 +133,9 @@ impl Command {
         if command.is("reload") {
             return Ok(arguments.is_empty().then_some(Self::Reload));
         }
+        if command.is("explain") {
+            return Ok(explain(arguments).map(Self::Explain));
+        }
         if command.is("suspend") && arguments.is_empty() {
             let message = "SUSPEND is not supported";
             return Err(Error::new(Kind::FeatureNotSupported, message).with_hint(
@@ -160,10 +166,31 @@ impl Command {
     pub fn is_for_watchers(&self) -> bool {
         match self {
             Self::Show(show) => !show.is_for_admins,
-            Self::Parameter(_) | Self::SetNothing => true,
+            Self::Parameter(_) | Self::SetNothing | Self::Explain(_) => true,
             _ => false,
         }
     }
+}
+
+/// `ROUTE <user> [<database>] [FOR <tenant>]`.
+fn explain(arguments: &[Word]) -> Option<Question> {
+    let [route, user, rest @ ..] = arguments else {
+        return None;
+    };
+    let (database, rest) = match rest {
+        [database, rest @ ..] if !database.is("for") => (Some(database.text.clone()), rest),
+        rest => (None, rest),
+    };
+    let tenant = match rest {
+        [] => None,
+        [word, tenant] if word.is("for") => Some(tenant.text.clone()),
+        _ => return None,
+    };
+    route.is("route").then(|| Question {
+        user: user.text.clone(),
+        database,
+        tenant,
+    })
 }
 
 fn shutdown(arguments: &[Word]) -> Option<Stop> {
@@ -295,6 +322,14 @@ mod tests {
             ("select version", "show VERSION"),
             ("SHOW client_encoding", "parameter client_encoding"),
             ("reload;", "Reload"),
+            (
+                "explain route web for acme",
+                "Explain(Question { user: \"web\", database: None, tenant: Some(\"acme\") })",
+            ),
+            (
+                "EXPLAIN ROUTE app.acme \"my db\" FOR \"a b\"",
+                "Explain(Question { user: \"app.acme\", database: Some(\"my db\"), tenant: Some(\"a b\") })",
+            ),
             ("PAUSE", "Verb(Pause, All)"),
             ("pause acme;", "Verb(Pause, Name(\"acme\"))"),
             ("PAUSE \"a\"\"b c\"", "Verb(Pause, Name(\"a\\\"b c\"))"),

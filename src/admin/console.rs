@@ -28,7 +28,7 @@ use tokio_util::codec::Framed;
 use crate::admin::command::Command;
 use crate::admin::inbox::Inbox;
 use crate::admin::show::{self, Cell, Column, ColumnKind, Row};
-use crate::admin::{reloaded, set, verbs};
+use crate::admin::{explain, reloaded, set, verbs};
 use crate::app::{App, OpenConsole};
 use crate::client::{Activity, Phase};
 use crate::config::Mistake;
@@ -222,6 +222,10 @@ impl Answers {
                     Ok(rows) => table(reloaded::COLUMNS, rows, formats, "RELOAD"),
                     Err(mistakes) => Err(not_reloaded(&mistakes)),
                 }
+            }
+            Command::Explain(question) => {
+                let rows = off_thread(move || explain::rows(&app, &question)).await?;
+                table(explain::COLUMNS, rows, formats, "EXPLAIN")
             }
             Command::Set { key, value } => {
                 let set = off_thread(move || set::apply(&app, &key, &value)).await?;
@@ -469,6 +473,7 @@ impl QueryParser for Parser {
             Command::Show(show) => fields(show.columns, formats),
             Command::Parameter((name, _)) => fields(&[show::text(name)], formats),
             Command::Reload => fields(reloaded::COLUMNS, formats),
+            Command::Explain(_) => fields(explain::COLUMNS, formats),
             _ => Ok(Vec::new()),
         }
     }

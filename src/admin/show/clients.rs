@@ -39,6 +39,7 @@ pub const COLUMNS: &[Column] = &[
     text("since"),
     int("seconds"),
     text("fingerprint"),
+    text("serves"),
 ];
 
 /// What names a client in `ptr`, and in `link` of `SHOW SERVERS`.
@@ -53,7 +54,8 @@ pub fn pointer(id: u64) -> String {
 /// `activity` says more than PgBouncer's `state`, `since` (and in whole seconds `seconds`) how long
 /// it has been so: clients are looked at once a second, so it may have begun up to a second before.
 /// `fingerprint` is of the statement that is run, or was run last in the transaction, without
-/// literals; where its text is at hand. `id` and `generation` name a client for good.
+/// literals; where its text is at hand. `serves` is the tenant that an application's client was
+/// served for last, or is; of others it is their own. `id` and `generation` name a client for good.
 pub fn rows(view: &View) -> Vec<Row> {
     let generation = view.app.generation();
     let now = SystemTime::now();
@@ -104,6 +106,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 since,
                 lasts.as_secs(),
                 client.told().and_then(|told| told.fingerprint),
+                client.serves().as_str(),
             ]
         })
         .collect()

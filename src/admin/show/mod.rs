@@ -5,6 +5,7 @@
 //! pgtenant's own follows. Nothing shows a password, a verifier, a cancel key or a literal of a
 //! statement.
 
+mod applications;
 mod clients;
 mod databases;
 mod dns;
@@ -158,7 +159,7 @@ pub struct View<'a> {
 }
 
 /// Every `SHOW`, in the order of the help.
-pub static SHOWS: [Show; 27] = [
+pub static SHOWS: [Show; 28] = [
     show(
         "HELP",
         "this list",
@@ -170,6 +171,12 @@ pub static SHOWS: [Show; 27] = [
         "every tenant: where it lives, how much it uses and may use",
         tenants::COLUMNS,
         tenants::rows,
+    ),
+    show(
+        "APPLICATIONS",
+        "every application: as whom it logs in, and for how many tenants it may act",
+        applications::COLUMNS,
+        applications::rows,
     ),
     show(
         "DATABASES",
