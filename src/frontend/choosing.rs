@@ -657,6 +657,7 @@ impl Choosing {
             | Step::SetsLocally(..)
             | Step::Show(_)
             | Step::Deallocate(_)
+            | Step::Empty
             | Step::Other => Event::Nothing,
         })
     }
@@ -706,6 +707,7 @@ impl Choosing {
     fn step_of(&self, text: &[u8], around: &Around<'_>) -> Step {
         let mut steps = self.read(text, around.backslashes);
         match (steps.pop(), steps.is_empty()) {
+            (None, _) => Step::Empty,
             (Some(step), true) => step,
             (Some(step), false) if step.may_choose() || steps.iter().any(Step::may_choose) => {
                 Step::Unclear
@@ -724,8 +726,7 @@ impl Choosing {
     /// Whether it can be carried out without a server, while none has the transaction.
     fn may_hold(&self, step: &Step) -> bool {
         match step {
-            Step::Begin { .. } => true,
-            Step::Commit { .. } | Step::Rollback { .. } => true,
+            Step::Begin { .. } | Step::Commit { .. } | Step::Rollback { .. } | Step::Empty => true,
             Step::Savepoint(_)
             | Step::Release(_)
             | Step::RollbackTo(_)
@@ -745,9 +746,7 @@ impl Choosing {
             return Ok(Verdict::Passes);
         };
         let step = self.step_of(text, around);
-        // PostgreSQL has nothing against a text without a statement.
-        let is_empty = self.served.is_some() && text.trim_ascii().is_empty();
-        if self.is_aborted() && !is_exit(&step) && !is_empty {
+        if self.is_aborted() && !is_exit(&step) {
             return Err(aborted());
         }
         if step == Step::Unclear || (self.is_known(&step) && bound::types_of(&step, types).is_none()) {
@@ -773,13 +772,12 @@ impl Choosing {
         let Some((text, types)) = definition else {
             self.portals.insert(portal.into(), Portal::Server(Event::Nothing));
             return match self.is_aborted() && self.served.is_none() {
-                true => Err(aborted()),
+                true => Err(no_statement(name)),
                 false => Ok(Verdict::Passes),
             };
         };
         let step = self.step_of(text, around);
-        let is_empty = self.served.is_some() && text.trim_ascii().is_empty();
-        if self.is_aborted() && !is_exit(&step) && !is_empty {
+        if self.is_aborted() && !is_exit(&step) {
             return Err(aborted());
         }
         let is_local = is_always_local(&step) || (self.served.is_none() && self.may_hold(&step));
@@ -1070,6 +1068,7 @@ impl Choosing {
                 self.held.push(format!("ROLLBACK TO {}", quoted(name)));
                 said.complete("ROLLBACK");
             }
+            Step::Empty => said.empty_query(),
             Step::Characteristics(text) | Step::SetsLocally(_, text) => {
                 if matches!(step, Step::Characteristics(_)) {
                     self.check_characteristics(text)?;
@@ -1134,11 +1133,16 @@ fn is_always_local(step: &Step) -> bool {
     )
 }
 
-/// Whether a transaction that has failed takes it (postgres.c: IsTransactionExitStmt).
+/// Whether a transaction that has failed takes it (postgres.c: IsTransactionExitStmt), or it is
+/// nothing at all.
 fn is_exit(step: &Step) -> bool {
     matches!(
         step,
-        Step::Commit { .. } | Step::Rollback { .. } | Step::RollbackTo(_) | Step::Prepare
+        Step::Commit { .. }
+            | Step::Rollback { .. }
+            | Step::RollbackTo(_)
+            | Step::Prepare
+            | Step::Empty
     )
 }
 
@@ -1169,6 +1173,17 @@ fn has_parameters(call: &SetConfig) -> bool {
 /// An empty value is nobody's, as `''` is to a policy.
 fn value_of(value: Option<&str>) -> Option<Value> {
     value.filter(|value| !value.is_empty()).map(Value::from)
+}
+
+fn no_statement(name: &[u8]) -> Error {
+    let message = match name.is_empty() {
+        true => "unnamed prepared statement does not exist".to_owned(),
+        false => format!(
+            "prepared statement \"{}\" does not exist",
+            String::from_utf8_lossy(name)
+        ),
+    };
+    Error::new(Kind::UndefinedStatement, message)
 }
 
 fn unclear() -> Error {

@@ -89,6 +89,8 @@ pub enum Step {
     Deallocate(Option<String>),
     /// It names a variable in another way, or may.
     Unclear,
+    /// No statement at all.
+    Empty,
     /// Anything else.
     Other,
 }

@@ -48,6 +48,8 @@ pub struct Args {
     pub port: Option<u16>,
 }
 
+/// A tenant of each tier.
+const CHOSEN: [&str; 4] = ["globex", "stark", "soylent", "acme"];
 const READY: Duration = Duration::from_secs(20);
 const PROXY_ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(10))];
 /// What a shell says of a program that Ctrl-C ended.
@@ -86,6 +88,7 @@ async fn show(args: &Args) -> Result<Stage> {
     wrong.extend(stage.show_tenants().await?);
     wrong.extend(stage.show_attempts().await?);
     wrong.extend(stage.show_turns().await?);
+    wrong.extend(stage.show_application().await?);
     if !wrong.is_empty() {
         let log = stage.proxy.log_tail();
         return Err(Error::new(format!(
@@ -296,6 +299,34 @@ impl Stage {
         Ok(wrong)
     }
 
+    /// One connection of an application, which chooses a tenant of another tier for each transaction.
+    async fn show_application(&self) -> Result<Vec<String>> {
+        let tiers: Vec<_> = CHOSEN.iter().filter_map(|name| Tenant::named(name)).collect();
+        let client = checks::connect(&self.proxy.application(&self.secret)).await;
+        let client = client.map_err(|error| Error::new(format!("web: {}", describe(&error))))?;
+        let mut wrong = Vec::new();
+        let mut table = Table::new(["set by the application", "tier", "instance", "database", "rows it sees"]);
+        for tenant in tiers {
+            let choose = format!("SELECT set_config('app.tenant_id', '{}', false)", tenant.name);
+            let chosen = client.batch_execute(&choose).await;
+            chosen.map_err(|error| failed(tenant, &error))?;
+            let place = checks::place(&client).await?;
+            let orders = checks::orders(&client).await?;
+            if orders != tenant.orders() || place.database != tenant.database() {
+                wrong.push(format!("for {} the application sees {orders:?}", tenant.name));
+            }
+            table.row([
+                format!("app.tenant_id = {}", tenant.name),
+                tenant.place.tier.to_owned(),
+                place.server,
+                place.database,
+                items(&orders),
+            ]);
+        }
+        println!("An application with one connection chooses its tenants by set_config:\n\n{table}");
+        Ok(wrong)
+    }
+
     /// Until Ctrl-C, SIGTERM or the death of the proxy.
     async fn stay(&self) -> Result<()> {
         println!("\nTry it:\n");
@@ -448,6 +479,18 @@ impl Proxy {
             .user(user)
             .password(tenant.password())
             .dbname(database)
+            .connect_timeout(READY);
+        config
+    }
+
+    fn application(&self, secret: &str) -> Config {
+        let mut config = Config::new();
+        config
+            .host(self.address.ip().to_string())
+            .port(self.address.port())
+            .user("web")
+            .password(secret)
+            .dbname("web")
             .connect_timeout(READY);
         config
     }
