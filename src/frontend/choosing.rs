@@ -1103,6 +1103,35 @@ fn answered(said: Said) -> Verdict {
     }
 }
 
+/// What a statement sets by `set_config`, by name: `text` and `types` of its Parse, the `rest` of a Bind
+/// behind its names. None: it sets in another way, or to what is not known.
+pub fn bound_values(
+    text: &[u8],
+    types: &[u8],
+    rest: &[u8],
+    name: &[u8],
+    backslashes: bool,
+) -> Option<Vec<(String, Option<String>)>> {
+    let mut steps = choice::read(text, &[], backslashes);
+    let (step, is_alone) = (steps.pop()?, steps.is_empty());
+    let calls: Vec<&SetConfig> = match &step {
+        Step::SetConfig(call, _) => vec![call],
+        Step::SetConfigs(calls) => calls.iter().map(|(call, _)| call).collect(),
+        // It names what it sets to.
+        _ => return Some(Vec::new()),
+    };
+    let types = bound::types_of(&step, types).filter(|_| is_alone)?;
+    let bound = bound(rest, types.len(), name).ok()?;
+    calls
+        .into_iter()
+        .map(|call| {
+            let name = bound.text(&call.name)??.into_owned();
+            let value = bound.text(&call.value)?;
+            Some((name, value.map(|value| value.into_owned())))
+        })
+        .collect()
+}
+
 /// How a statement is run, and so what of its answer is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {

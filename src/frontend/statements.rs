@@ -49,6 +49,8 @@ pub struct Statements {
     meaning: Option<(Arc<Settings>, u64)>,
     /// What the server connection at hand has under the client's own names.
     own: Option<Box<Own>>,
+    /// Some of them may set a variable of the context to what their parameters say.
+    checks_binds: bool,
 }
 
 /// The named statements of a client. Most clients have none, or are idle, so what is always there is small.
@@ -240,6 +242,7 @@ impl Statements {
             // It is found again.
             meaning: _,
             own: _,
+            checks_binds: _,
         } = self;
         let is_unnamed = matches!(unnamed, Unnamed::None) && !unnamed_awaits;
         named.len() == 0 && is_unnamed
@@ -575,6 +578,15 @@ impl Statements {
         };
         self.named.insert(name.into(), known);
         Ok(())
+    }
+
+    /// From here on, what is bound is looked at.
+    pub fn check_binds(&mut self) {
+        self.checks_binds = true;
+    }
+
+    pub fn checks_binds(&self) -> bool {
+        self.checks_binds
     }
 
     /// Forgets a statement that only the proxy knows of.

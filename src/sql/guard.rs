@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 
+use super::choice::{self, Chosen, SetConfig, Step, Term};
 use super::effects::{Effects, What, is_safe_encoding};
 use crate::config::{Route, SEALED_VARIABLE, Shared};
 
@@ -40,6 +41,8 @@ const BE_PLAIN: &str =
 pub struct Guard {
     /// Names of the variables that only the proxy sets, in lower case.
     context: Box<[Box<str>]>,
+    /// What the first of them are set to.
+    own: Box<[Box<str>]>,
     allow: BTreeSet<Shared>,
     /// Nothing but these is refused.
     context_only: bool,
@@ -64,7 +67,11 @@ impl Guard {
             // What such a role leaves in catalogs is its own.
             allow.insert(Shared::Catalogs);
         }
-        placement.guard.then(|| Self::new(names, allow))
+        let own = route.context.iter().map(|(_, value)| value.as_str().into());
+        placement.guard.then(|| Self {
+            own: own.collect(),
+            ..Self::new(names, allow)
+        })
     }
 
     /// `context`: names of the variables that only the proxy sets.
@@ -73,6 +80,7 @@ impl Guard {
             context: context
                 .map(|name| name.to_ascii_lowercase().into())
                 .collect(),
+            own: Box::default(),
             allow,
             context_only: false,
         }
@@ -92,6 +100,88 @@ impl Guard {
 
     pub fn allows(&self, shared: Shared) -> bool {
         self.context_only || self.allow.contains(&shared)
+    }
+
+    /// As [`check`](Self::check), for a text with these effects: one that sets a variable of the context
+    /// to what it is may do so. True: that is decided by the parameters of the text
+    /// ([`check_bound`](Self::check_bound)).
+    ///
+    /// # Errors
+    /// The first offence.
+    pub fn check_text(
+        &self,
+        effects: &Effects,
+        text: &[u8],
+        backslashes: bool,
+    ) -> Result<bool, Offence> {
+        let Err(offence) = self.check(effects) else {
+            return Ok(false);
+        };
+        if offence.kind != "set" || self.own.is_empty() {
+            return Err(offence);
+        }
+        let names = self.context.get(..self.own.len()).unwrap_or_default();
+        let mut by_parameters = false;
+        for step in choice::read(text, names, backslashes) {
+            let calls: Vec<&SetConfig> = match &step {
+                Step::Set(Chosen {
+                    variable, value, ..
+                }) => match value.as_deref() == self.own.get(*variable).map(|own| &**own) {
+                    true => continue,
+                    false => return Err(offence),
+                },
+                Step::SetConfig(call, _) => vec![call],
+                Step::SetConfigs(calls) => calls.iter().map(|(call, _)| call).collect(),
+                step if step.may_choose() => return Err(offence),
+                _ => continue,
+            };
+            for call in calls {
+                match (&call.name, &call.value) {
+                    (Term::Literal(name), Term::Literal(value)) => {
+                        if !self.is_own(name, value) {
+                            return Err(offence);
+                        }
+                    }
+                    (Term::Literal(name), Term::Parameter(_)) => {
+                        by_parameters |= self.position(name).is_some();
+                    }
+                    _ => return Err(offence),
+                }
+            }
+        }
+        self.check_but(effects, names).map(|()| by_parameters)
+    }
+
+    /// Whether these values may be set, by name.
+    ///
+    /// # Errors
+    /// One is of the context, and is something else there.
+    pub fn check_bound(&self, values: &[(String, Option<String>)]) -> Result<(), Offence> {
+        let foreign = values
+            .iter()
+            .find(|(name, value)| !self.is_own(name, value.as_deref().unwrap_or_default()));
+        match foreign {
+            Some((name, _)) => self.check_name(&name.to_ascii_lowercase()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a text with these effects names a variable of the context.
+    pub fn names(&self, effects: &Effects) -> bool {
+        let settings = effects.settings.iter().map(|setting| &*setting.name);
+        let mut names = settings.chain(effects.local.iter().map(|name| &**name));
+        names.any(|name| self.position(name).is_some())
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        let mut names = self.context.iter();
+        names.position(|own| own.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether a parameter is none of the context, or is what it is there.
+    fn is_own(&self, name: &str, value: &str) -> bool {
+        self.position(name)
+            .is_none_or(|at| self.own.get(at).is_some_and(|own| **own == *value))
     }
 
     /// As [`check`](Self::check), for a statement that is known to set `chosen`, in lower case, to what
@@ -236,6 +326,12 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+/// Of values that are not known.
+pub fn unreadable() -> Offence {
+    let message = "permission denied to set a variable to what cannot be read";
+    offence("set", message, BE_PLAIN)
 }
 
 fn unsafe_encoding() -> Offence {

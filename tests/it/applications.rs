@@ -332,3 +332,69 @@ async fn what_is_held_begins_the_transaction_as_it_was_said() {
     assert_eq!(status(&mut wire, "ROLLBACK").await, 'I');
     assert_eq!(wire.column("SELECT 1").await, ["1"]);
 }
+
+/// A login of a tenant's own may say whose it is, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_own_user_sets_its_own_value_and_no_other() {
+    for pooling in ["transaction", "session"] {
+        let setup = Setup {
+            pooling,
+            ..Setup::default()
+        };
+        let world = crate::harness::world().await;
+        let yaml = setup.yaml(world);
+        let proxy = Running::start(&yaml.replace(
+            "context: { app.tenant_id",
+            "posture: guarded, context: { app.tenant_id",
+        ));
+        let a = tenant("t06");
+        let mut wire = proxy.raw(&a).await;
+        for (sql, expected) in [
+            ("SET app.tenant_id = 't06'", ""),
+            ("BEGIN; SET LOCAL app.tenant_id TO $$t06$$; COMMIT", ""),
+            ("SELECT set_config('app.tenant_id', 't06', true)", ""),
+            ("SELECT set_config('work_mem', '5MB', true), set_config('App.Tenant_id', 't06', false)", ""),
+            ("SET app.tenant_id = 't07'", "42501"),
+            ("SELECT set_config('app.tenant_id', 't07', true)", "42501"),
+            ("SELECT set_config('app.tenant_id', 't06', true), set_config('app.tenant_id', 't07', true)", "42501"),
+            ("SET app.tenant_id = 't06'; SET app.tenant_id = 't07'", "42501"),
+            ("SET app.tenant_id = 't06'; SELECT set_config('app.tenant_id', lower('T07'), true)", "42501"),
+            ("SET app.tenant_id = 't06'; SET ROLE postgres", "42501"),
+            ("RESET app.tenant_id", "42501"),
+            ("SET app.tenant_id TO ''", "42501"),
+        ] {
+            assert_eq!(state(&mut wire, sql).await, expected, "{pooling}: {sql}");
+            assert_eq!(wire.column(BODIES).await, a.bodies(), "{pooling}: {sql}");
+        }
+        let by_parameter = "SELECT set_config('app.tenant_id', $1, true)";
+        let reuse = [
+            parse("own", by_parameter),
+            bind("", "own", &[Some("t06")]),
+            execute("", 0),
+            sync(),
+            bind("", "own", &[Some("t07")]),
+            execute("", 0),
+            sync(),
+        ];
+        for (sent, expected) in [
+            ([extended(by_parameter, &[Some("t06")]), sync()].concat(), &[""; 1][..]),
+            ([extended(by_parameter, &[Some("t07")]), sync()].concat(), &["42501"]),
+            ([extended(by_parameter, &[None]), sync()].concat(), &["42501"]),
+            ([extended("SELECT set_config($1, $2, $3)", &[Some("app.tenant_id"), Some("t07"), Some("t")]), sync()].concat(), &["42501"]),
+            (reuse.concat(), &["", "42501"]),
+        ] {
+            wire.send(&sent).await;
+            for expected in expected {
+                let frames = wire.until_ready().await;
+                let error = frames.iter().find(|frame| frame.tag == b'E');
+                let state = error.map(|frame| frame.sqlstate()).unwrap_or_default();
+                // Where the names of statements are not known, no parameter is: the Parse is refused.
+                match pooling {
+                    "session" => assert!(["42501", "26000"].contains(&&*state), "{state}"),
+                    _ => assert_eq!(state, *expected),
+                }
+            }
+            assert_eq!(wire.column(BODIES).await, a.bodies());
+        }
+    }
+}

@@ -6,6 +6,7 @@ use crate::audit::{self, Event};
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
+use crate::frontend::choosing::bound_values;
 use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
@@ -67,9 +68,18 @@ impl Relay<'_> {
         let permitted = self.permit(&effects, Some(text));
         self.end_inquiry(&effects);
         // What is prepared takes nothing before it is run.
-        let permitted = permitted.and_then(|()| match prepares {
-            true => Ok(()),
-            false => self.locks.check(&effects, &self.client.limits),
+        let permitted = permitted.and_then(|by_parameters| match prepares {
+            true => Ok(by_parameters),
+            false => (self.locks.check(&effects, &self.client.limits)).map(|()| by_parameters),
+        });
+        let permitted = permitted.and_then(|by_parameters| match &mut self.client.statements {
+            // Without the names of statements it is not known what a Bind is for.
+            None if by_parameters => Err(parameters_unknown()),
+            Some(statements) if by_parameters => {
+                statements.check_binds();
+                Ok(())
+            }
+            _ => Ok(()),
         });
         if let Err(error) = permitted {
             self.send_refused(tag, is_named, &error);
@@ -267,26 +277,65 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Whether the client may run what does this. `text`: the statement, if it is at hand.
+    /// Whether the client may run what does this. `text`: the statement, if it is at hand. True: if what it sets
+    /// by its parameters is what it is.
     ///
     /// # Errors
     /// 42501 in posture guarded and up.
-    pub(super) fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<()> {
+    pub(super) fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<bool> {
         let Some(guard) = &self.client.guard else {
-            return Ok(());
+            return Ok(false);
         };
-        let checked = match &self.client.choosing {
-            Some(choosing) if self.chooses => guard.check_but(effects, choosing.variables()),
-            _ => guard.check(effects),
+        let checked = match (&self.client.choosing, text) {
+            (Some(choosing), _) if self.chooses => {
+                let checked = guard.check_but(effects, choosing.variables());
+                checked.map(|()| false)
+            }
+            (None, Some(text)) => guard.check_text(effects, text, self.backslashes()),
+            _ => guard.check(effects).map(|()| false),
         };
-        checked.map_err(|offence| {
+        let by_parameters = checked.map_err(|offence| {
             let error =
                 Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
             self.note_refused(offence.kind, text, &error);
             error
         })?;
         self.permit_calls(effects)
-            .inspect_err(|error| self.note_refused("code", text, error))
+            .inspect_err(|error| self.note_refused("code", text, error))?;
+        Ok(by_parameters)
+    }
+
+    /// Looks at what a Bind of `size` bytes at `at` in the client's inbox, of which `here` are there, sets a
+    /// variable of the context to, if its statement does.
+    pub(super) fn look_at_bound(&mut self, at: usize, here: usize, size: usize) -> Result<Looked> {
+        let (Some(guard), Some(statements)) = (&self.client.guard, &self.client.statements) else {
+            return Ok(Looked::Passes);
+        };
+        if here < size && size <= LOOKED_AT_FOR_NAMES {
+            return Ok(Looked::NeedMore);
+        }
+        let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
+        let names = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
+        let Some((name, values)) = names else {
+            return Ok(Looked::Passes);
+        };
+        let definition = statements.definition(name);
+        let values = definition.and_then(|(text, types)| {
+            let named = guard.names(&Effects::of(text, self.backslashes()));
+            named.then(|| bound_values(text, types, values, name, self.backslashes()))
+        });
+        let checked = match values {
+            None => return Ok(Looked::Passes),
+            Some(Some(values)) if here >= size => guard.check_bound(&values),
+            Some(_) => Err(crate::sql::guard::unreadable()),
+        };
+        let Err(offence) = checked else {
+            return Ok(Looked::Passes);
+        };
+        let error =
+            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
+        self.note_refused(offence.kind, None, &error);
+        self.refuse_message(here, size, error)
     }
 
     /// The guard has refused something.
@@ -400,6 +449,12 @@ impl Relay<'_> {
             }
         }
     }
+}
+
+fn parameters_unknown() -> Error {
+    let message = "permission denied to set a variable of the tenant's context by a parameter";
+    Error::new(Kind::InsufficientPrivilege, message)
+        .with_hint("In session pooling, write the value into the statement.")
 }
 
 /// What became of a look at a text.

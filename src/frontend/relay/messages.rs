@@ -142,6 +142,11 @@ impl Relay<'_> {
             || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
     }
 
+    fn checks_binds(&self) -> bool {
+        let statements = self.client.statements.as_ref();
+        statements.is_some_and(Statements::checks_binds)
+    }
+
     pub(super) fn waits(&self) -> bool {
         self.hold == Hold::Now || self.name_is_open || self.names.drains()
     }
@@ -221,6 +226,7 @@ impl Relay<'_> {
                 }
                 // Which portal it makes must be known.
                 FrontendTag::BIND if here == HEADER && size > HEADER => Ok(Looked::NeedMore),
+                FrontendTag::BIND if self.checks_binds() => self.look_at_bound(run, here, size),
                 _ if !self.client.state.is_watched() => Ok(Looked::Passes),
                 FrontendTag::FUNCTION_CALL => self.look_at_call(run, here, size),
                 _ if has_text(tag) => self.look_at_text(tag, run, here, size),
