@@ -88,7 +88,8 @@ fn for_application(
     let Some(value) = value else {
         return match application.has_home {
             true => {
-                let why = "no tenant is chosen: it is served at its home, with the context of nobody";
+                let why =
+                    "no tenant is chosen: it is served at its home, with the context of nobody";
                 served(name, None, user, &login.route, why)
             }
             false => nobody(user, "no tenant is chosen, and it has no home"),

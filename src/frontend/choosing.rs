@@ -349,7 +349,8 @@ impl Choosing {
     /// has the transaction. If so, what that owes must be answered first.
     pub fn answers(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
         let (body, statements) = (&frame[HEADER..], &around.statements);
-        let is_local = |portal: &[u8]| matches!(self.portals.get(portal), Some(Portal::Local { .. }));
+        let is_local =
+            |portal: &[u8]| matches!(self.portals.get(portal), Some(Portal::Local { .. }));
         match tag {
             FrontendTag::QUERY => self.may_matter(body),
             FrontendTag::PARSE => {
@@ -382,7 +383,9 @@ impl Choosing {
             FrontendTag::QUERY => split_cstr(&frame[HEADER..]).map(|(text, _)| text),
             FrontendTag::PARSE => {
                 let definition = split_cstr(&frame[HEADER..]);
-                definition.and_then(|(_, rest)| split_cstr(rest)).map(|(text, _)| text)
+                definition
+                    .and_then(|(_, rest)| split_cstr(rest))
+                    .map(|(text, _)| text)
             }
             _ => None,
         };
@@ -426,7 +429,11 @@ impl Choosing {
                 .any(|window| window.eq_ignore_ascii_case(word))
         };
         let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
-        finds(b"set_config") || self.variables.iter().any(|name| finds(last(name).as_bytes()))
+        finds(b"set_config")
+            || self
+                .variables
+                .iter()
+                .any(|name| finds(last(name).as_bytes()))
     }
 
     fn read(&self, text: &[u8], backslashes: bool) -> Vec<Step> {
@@ -749,7 +756,9 @@ impl Choosing {
         if self.is_aborted() && !is_exit(&step) {
             return Err(aborted());
         }
-        if step == Step::Unclear || (self.is_known(&step) && bound::types_of(&step, types).is_none()) {
+        if step == Step::Unclear
+            || (self.is_known(&step) && bound::types_of(&step, types).is_none())
+        {
             return Err(unclear());
         }
         if !self.is_known(&step) {
@@ -770,7 +779,8 @@ impl Choosing {
         };
         let definition = around.statements.definition(name);
         let Some((text, types)) = definition else {
-            self.portals.insert(portal.into(), Portal::Server(Event::Nothing));
+            self.portals
+                .insert(portal.into(), Portal::Server(Event::Nothing));
             return match self.is_aborted() && self.served.is_none() {
                 true => Err(no_statement(name)),
                 false => Ok(Verdict::Passes),
@@ -892,7 +902,9 @@ impl Choosing {
             return Ok(answered(said));
         }
         // Of one row and no more, PostgreSQL does not look whether there is another.
-        let is_one = rows.first_chunk().is_some_and(|rows| i32::from_be_bytes(*rows) == 1);
+        let is_one = rows
+            .first_chunk()
+            .is_some_and(|rows| i32::from_be_bytes(*rows) == 1);
         let mode = match is_one {
             true => Mode::OneRow,
             false => Mode::Execute,
@@ -1026,7 +1038,11 @@ impl Choosing {
                         self.held.push(text.clone());
                     }
                 }
-                said.complete(if *starts { "START TRANSACTION" } else { "BEGIN" });
+                said.complete(if *starts {
+                    "START TRANSACTION"
+                } else {
+                    "BEGIN"
+                });
             }
             Step::Commit { chain } | Step::Rollback { chain } => {
                 let commits = matches!(step, Step::Commit { .. });

@@ -24,8 +24,8 @@ use crate::app::{Registered, moved};
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
 use crate::backend::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
-use crate::client::{Activity, Phase};
 use crate::backend::switch;
+use crate::client::{Activity, Phase};
 use crate::config::{Pooling, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::parking::{self, Parked};
@@ -286,7 +286,9 @@ impl Session {
             choosing,
             ..
         } = &self.side;
-        let is_at_rest = choosing.as_ref().is_none_or(|choosing| choosing.is_at_rest());
+        let is_at_rest = choosing
+            .as_ref()
+            .is_none_or(|choosing| choosing.is_at_rest());
         let is_still = is_at_rest && inbox.is_empty() && outbox.is_drained() && self.stray == 0;
         self.may_park() && is_still && self.lease.is_none() && stream.can_detach()
     }

@@ -213,7 +213,8 @@ fn begin_session(
     tenant.metrics.logins.add(1);
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
     let application = app.config().applications.get(&tenant.id).cloned();
-    let choosing = application.map(|application| Box::new(Choosing::new(app.clone(), &application)));
+    let choosing =
+        application.map(|application| Box::new(Choosing::new(app.clone(), &application)));
     let guard = match &choosing {
         Some(_) => Some(Guard::of_application(&route)),
         None => Guard::of(&route),

@@ -622,7 +622,10 @@ mod tests {
             ("SELECT 1", Step::Other),
             (
                 "START TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY",
-                Step::Begin(true),
+                begin(
+                    true,
+                    "start transaction isolation level serializable , read only",
+                ),
             ),
             ("begin work", begin(false, "begin work")),
             ("END AND CHAIN", Step::Commit { chain: true }),

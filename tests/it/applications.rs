@@ -56,10 +56,22 @@ async fn the_tenant_that_is_set_is_the_route() {
         for tenant in of_each_tier(&proxy) {
             let name = &tenant.name;
             for (before, after) in [
-                (format!("SET app.tenant_id = '{name}'"), "RESET app.tenant_id"),
-                (format!("BEGIN|SET LOCAL app.tenant_id TO '{name}'"), "COMMIT"),
-                (format!("BEGIN READ ONLY|SELECT set_config('app.tenant_id', '{name}', true)"), "ROLLBACK"),
-                (format!("SELECT set_config('app.tenant_id', '{name}', false)"), "SET app.tenant_id TO ''"),
+                (
+                    format!("SET app.tenant_id = '{name}'"),
+                    "RESET app.tenant_id",
+                ),
+                (
+                    format!("BEGIN|SET LOCAL app.tenant_id TO '{name}'"),
+                    "COMMIT",
+                ),
+                (
+                    format!("BEGIN READ ONLY|SELECT set_config('app.tenant_id', '{name}', true)"),
+                    "ROLLBACK",
+                ),
+                (
+                    format!("SELECT set_config('app.tenant_id', '{name}', false)"),
+                    "SET app.tenant_id TO ''",
+                ),
             ] {
                 for statement in before.split('|') {
                     let frames = wire.query(statement).await;
@@ -71,13 +83,24 @@ async fn the_tenant_that_is_set_is_the_route() {
                 assert_eq!(wire.column("SHOW app.tenant_id").await, [name.as_str()]);
                 let frames = wire.query("SELECT current_setting('app.tenant_id')").await;
                 assert_eq!(column(&frames), [name.as_str()], "{name}: {before}");
-                assert_eq!(errors(&wire.query(after).await), [""; 0], "{name}: {before}");
+                assert_eq!(
+                    errors(&wire.query(after).await),
+                    [""; 0],
+                    "{name}: {before}"
+                );
                 let frames = wire.query(BODIES).await;
-                assert_eq!((rows(&frames).len(), errors(&frames).len()), (0, 0), "{name}: {before}");
+                assert_eq!(
+                    (rows(&frames).len(), errors(&frames).len()),
+                    (0, 0),
+                    "{name}: {before}"
+                );
             }
             // By a parameter, in one pipeline with what it is for.
             let batch = [
-                extended("SELECT set_config('app.tenant_id', $1, true)", &[Some(name)]),
+                extended(
+                    "SELECT set_config('app.tenant_id', $1, true)",
+                    &[Some(name)],
+                ),
                 extended(BODIES, &[]),
                 sync(),
             ];
@@ -99,7 +122,11 @@ async fn the_tenant_that_is_set_is_the_route() {
             let frames = wire.query(&text).await;
             assert_eq!(errors(&frames), [""; 0], "{name}: {text}");
             assert_eq!(wire.column(BODIES).await, tenant.bodies(), "{name}: {text}");
-            assert_eq!(wire.column("SHOW statement_timeout").await, ["10s"], "{name}");
+            assert_eq!(
+                wire.column("SHOW statement_timeout").await,
+                ["10s"],
+                "{name}"
+            );
             wire.query("RESET app.tenant_id").await;
             wire.query("RESET statement_timeout").await;
         }
@@ -194,11 +221,18 @@ async fn what_may_not_be_is_refused_and_nothing_is_half_done() {
     ] {
         let state = state(&mut wire, unclear).await;
         assert_eq!(state, "0A000", "{unclear}");
-        assert_eq!(wire.column(BODIES).await, tenant("b0").bodies(), "{unclear}");
+        assert_eq!(
+            wire.column(BODIES).await,
+            tenant("b0").bodies(),
+            "{unclear}"
+        );
     }
     // By extended messages, up to the Sync.
     let batch = [
-        extended("SELECT set_config('app.tenant_id', $1, true)", &[Some("t01")]),
+        extended(
+            "SELECT set_config('app.tenant_id', $1, true)",
+            &[Some("t01")],
+        ),
         extended(BODIES, &[]),
         sync(),
     ];
@@ -268,11 +302,13 @@ async fn what_ties_a_session_to_a_tenant_is_told() {
 async fn a_move_between_two_transactions_is_not_noticed() {
     let world = crate::harness::world().await;
     let moved = "m0: { placement: free, users: { app: { password: x } } }";
-    let at = |placement: &str| Setup {
+    let at = |placement: &str| {
+        Setup {
         sections: WEB.to_owned(),
         tenants: moved.replace("free", placement),
         placements: "later: { tier: database, server: shared, database: \"db_d5\", login: { user: db_d5, password: secret } }".to_owned(),
         ..Setup::default()
+    }
     };
     let without_d5 = || {
         let mut tenants = crate::harness::all_tenants();
@@ -282,13 +318,17 @@ async fn a_move_between_two_transactions_is_not_noticed() {
     let proxy = Running::start(&at("free").yaml_for(world, &without_d5()));
     let mut wire = log_in(&proxy, None).await;
     wire.query("SET app.tenant_id = 'm0'").await;
-    wire.send(&[parse("q", "SELECT current_database()"), sync()].concat()).await;
+    wire.send(&[parse("q", "SELECT current_database()"), sync()].concat())
+        .await;
     wire.until_ready().await;
     let named = [bind("", "q", &[]), execute("", 0), sync()].concat();
     for (placement, database) in [("free", "app"), ("later", "db_d5"), ("free", "app")] {
         proxy.reload(&at(placement).yaml_for(world, &without_d5()));
         assert_eq!(wire.column("SELECT current_database()").await, [database]);
-        assert_eq!(wire.column("SELECT current_setting('app.tenant_id')").await, ["m0"]);
+        assert_eq!(
+            wire.column("SELECT current_setting('app.tenant_id')").await,
+            ["m0"]
+        );
         wire.send(&named).await;
         let frames = wire.until_ready().await;
         assert_eq!(column(&frames), [database], "{placement}");
@@ -305,24 +345,52 @@ async fn what_is_held_begins_the_transaction_as_it_was_said() {
     let proxy = setup(WEB).start().await;
     let mut wire = log_in(&proxy, None).await;
     for (begin, name, expected) in [
-        ("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", "transaction_isolation", "serializable"),
-        ("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", "transaction_read_only", "on"),
-        ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE", "transaction_isolation", "repeatable read"),
-        ("BEGIN|SET TRANSACTION READ ONLY", "transaction_read_only", "on"),
+        (
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            "transaction_isolation",
+            "serializable",
+        ),
+        (
+            "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY",
+            "transaction_read_only",
+            "on",
+        ),
+        (
+            "START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE",
+            "transaction_isolation",
+            "repeatable read",
+        ),
+        (
+            "BEGIN|SET TRANSACTION READ ONLY",
+            "transaction_read_only",
+            "on",
+        ),
         ("BEGIN|SET LOCAL work_mem = '7MB'", "work_mem", "7MB"),
-        ("BEGIN|SAVEPOINT \"A\"|SET LOCAL work_mem = '7MB'|ROLLBACK TO \"A\"|RELEASE \"A\"", "work_mem", "4MB"),
+        (
+            "BEGIN|SAVEPOINT \"A\"|SET LOCAL work_mem = '7MB'|ROLLBACK TO \"A\"|RELEASE \"A\"",
+            "work_mem",
+            "4MB",
+        ),
         ("BEGIN", "transaction_isolation", "read committed"),
     ] {
         for said in begin.split('|') {
             assert_eq!(status(&mut wire, said).await, 'T', "{begin}");
         }
         assert_eq!(state(&mut wire, "SET LOCAL app.tenant_id = 'b0'").await, "");
-        assert_eq!(wire.column(&format!("SHOW {name}")).await, [expected], "{begin}");
+        assert_eq!(
+            wire.column(&format!("SHOW {name}")).await,
+            [expected],
+            "{begin}"
+        );
         assert_eq!(wire.column(BODIES).await, tenant("b0").bodies());
         assert_eq!(status(&mut wire, "COMMIT").await, 'I');
     }
     // What does not begin as it was said is told with the first statement, and nothing of it is run.
-    for said in ["BEGIN", "SET LOCAL work_mem = 'much'", "SET LOCAL app.tenant_id = 't00'"] {
+    for said in [
+        "BEGIN",
+        "SET LOCAL work_mem = 'much'",
+        "SET LOCAL app.tenant_id = 't00'",
+    ] {
         assert_eq!(state(&mut wire, said).await, "");
     }
     let frames = wire.query("INSERT INTO plain VALUES (1)").await;
@@ -353,12 +421,24 @@ async fn a_tenants_own_user_sets_its_own_value_and_no_other() {
             ("SET app.tenant_id = 't06'", ""),
             ("BEGIN; SET LOCAL app.tenant_id TO $$t06$$; COMMIT", ""),
             ("SELECT set_config('app.tenant_id', 't06', true)", ""),
-            ("SELECT set_config('work_mem', '5MB', true), set_config('App.Tenant_id', 't06', false)", ""),
+            (
+                "SELECT set_config('work_mem', '5MB', true), set_config('App.Tenant_id', 't06', false)",
+                "",
+            ),
             ("SET app.tenant_id = 't07'", "42501"),
             ("SELECT set_config('app.tenant_id', 't07', true)", "42501"),
-            ("SELECT set_config('app.tenant_id', 't06', true), set_config('app.tenant_id', 't07', true)", "42501"),
-            ("SET app.tenant_id = 't06'; SET app.tenant_id = 't07'", "42501"),
-            ("SET app.tenant_id = 't06'; SELECT set_config('app.tenant_id', lower('T07'), true)", "42501"),
+            (
+                "SELECT set_config('app.tenant_id', 't06', true), set_config('app.tenant_id', 't07', true)",
+                "42501",
+            ),
+            (
+                "SET app.tenant_id = 't06'; SET app.tenant_id = 't07'",
+                "42501",
+            ),
+            (
+                "SET app.tenant_id = 't06'; SELECT set_config('app.tenant_id', lower('T07'), true)",
+                "42501",
+            ),
             ("SET app.tenant_id = 't06'; SET ROLE postgres", "42501"),
             ("RESET app.tenant_id", "42501"),
             ("SET app.tenant_id TO ''", "42501"),
@@ -377,10 +457,29 @@ async fn a_tenants_own_user_sets_its_own_value_and_no_other() {
             sync(),
         ];
         for (sent, expected) in [
-            ([extended(by_parameter, &[Some("t06")]), sync()].concat(), &[""; 1][..]),
-            ([extended(by_parameter, &[Some("t07")]), sync()].concat(), &["42501"]),
-            ([extended(by_parameter, &[None]), sync()].concat(), &["42501"]),
-            ([extended("SELECT set_config($1, $2, $3)", &[Some("app.tenant_id"), Some("t07"), Some("t")]), sync()].concat(), &["42501"]),
+            (
+                [extended(by_parameter, &[Some("t06")]), sync()].concat(),
+                &[""; 1][..],
+            ),
+            (
+                [extended(by_parameter, &[Some("t07")]), sync()].concat(),
+                &["42501"],
+            ),
+            (
+                [extended(by_parameter, &[None]), sync()].concat(),
+                &["42501"],
+            ),
+            (
+                [
+                    extended(
+                        "SELECT set_config($1, $2, $3)",
+                        &[Some("app.tenant_id"), Some("t07"), Some("t")],
+                    ),
+                    sync(),
+                ]
+                .concat(),
+                &["42501"],
+            ),
             (reuse.concat(), &["", "42501"]),
         ] {
             wire.send(&sent).await;

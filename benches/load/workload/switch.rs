@@ -22,12 +22,16 @@ const KEYS: u32 = 500;
 const ROWS: u32 = 3;
 /// Who is not subject to the policies.
 const BYPASSING: &str = "bare";
+/// Who logs in to pgtenant for all tenants.
+const APPLICATION: &str = "web";
 const SEALING: Duration = Duration::from_secs(30);
 
 /// What pgtenant is compared with.
 const RATIOS: Ratios = &[
     (Way::Plain.title(), Way::Application.title()),
     (Way::Sealed.title(), Way::Application.title()),
+    (Way::Chosen.title(), Way::Application.title()),
+    (Way::ChosenText.title(), Way::Text.title()),
 ];
 
 /// How the tenant of a transaction is set.
@@ -36,8 +40,14 @@ pub enum Way {
     /// Nobody sets it: the ceiling.
     Bare,
     Application,
+    /// The same in one Query.
+    Text,
     Plain,
     Sealed,
+    /// An application's own login, in posture plain.
+    Chosen,
+    /// The same in one Query.
+    ChosenText,
 }
 
 impl Way {
@@ -45,6 +55,9 @@ impl Way {
         match self {
             Self::Bare => "PgBouncer, tenant spelled out",
             Self::Application => "PgBouncer, application sets",
+            Self::Text => "PgBouncer, application sets in one Query",
+            Self::Chosen => "pgtenant, application sets",
+            Self::ChosenText => "pgtenant, application sets in one Query",
             Self::Plain => "pgtenant, plain",
             Self::Sealed => "pgtenant, sealed",
         }
@@ -54,7 +67,8 @@ impl Way {
     fn user(self, tenant: &str) -> String {
         match self {
             Self::Bare => BYPASSING.to_owned(),
-            Self::Application => USER.to_owned(),
+            Self::Application | Self::Text => USER.to_owned(),
+            Self::Chosen | Self::ChosenText => APPLICATION.to_owned(),
             Self::Plain | Self::Sealed => format!("{USER}.{tenant}"),
         }
     }
@@ -109,7 +123,8 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
             "Each client is another tenant's; all share {POOL_SIZE} server connections. A transaction is one simple Query: \
              `SELECT tenant_id, body FROM orders WHERE key = …`, {ROWS} of {} rows, told apart by row level security on an \
              indexed column (FORCE; the role is not the owner). *Application sets*: BEGIN, set_config(…, true), SELECT and COMMIT, \
-             each sent when the one before is answered. *Tenant spelled out*: the SELECT with `tenant_id = '…'`, by a role \
+             each sent when the one before is answered; through pgtenant by the login of an application. *In one Query*: \
+             BEGIN, SET LOCAL, SELECT and COMMIT as one text. *Tenant spelled out*: the SELECT with `tenant_id = '…'`, by a role \
              without row level security, which is the most that a pooler of this kind can give.",
             ROWS * KEYS * TENANTS
         ),
@@ -125,9 +140,13 @@ async fn start(ground: &Ground<'_>) -> Result<Vec<(Way, Target)>> {
     bed.cluster.run(DATABASE, &sql(&bed.password)).await?;
     bed.settle().await?;
     let plain = pgtenant(bed, USER, "plain").await?;
+    let chosen = [
+        pgtenant(bed, USER, "plain").await?,
+        pgtenant(bed, USER, "plain").await?,
+    ];
     let mut targets = Vec::new();
     if ground.has(Kind::PgBouncer) {
-        for way in [Way::Bare, Way::Application] {
+        for way in [Way::Bare, Way::Application, Way::Text] {
             let users = [USER, BYPASSING];
             let target = bed.pgbouncer(ground, &users, &Setup::default()).await?;
             targets.push((way, target));
@@ -136,6 +155,9 @@ async fn start(ground: &Ground<'_>) -> Result<Vec<(Way, Target)>> {
     if ground.has(Kind::Pgtenant) {
         targets.push((Way::Plain, bed.serve(plain.0, &plain.1)?));
         targets.push((Way::Sealed, bed.serve(sealed.0, &sealed.1)?));
+        for (way, (place, config)) in [Way::Chosen, Way::ChosenText].into_iter().zip(chosen) {
+            targets.push((way, bed.serve(place, &config)?));
+        }
     }
     for (_, target) in &targets {
         target.ready(&tenant(0)).await?;
@@ -218,25 +240,37 @@ impl Clients {
 
 /// As an application makes it that sets the tenant, or as one that leaves that to the proxy.
 async fn transaction(client: &mut Client, way: Way, tenant: &str) -> Result<()> {
-    if way != Way::Application {
-        return select(client, way, tenant).await;
+    match way {
+        Way::Application | Way::Chosen => {}
+        Way::Text | Way::ChosenText => {
+            let before = format!("BEGIN; SET LOCAL app.tenant_id = '{tenant}'; ");
+            return select(client, way, tenant, &before, "; COMMIT").await;
+        }
+        _ => return select(client, way, tenant, "", "").await,
     }
     client.exchange(&query("BEGIN")).await?;
     let set = format!("SELECT set_config('app.tenant_id', '{tenant}', true)");
     client.exchange(&query(&set)).await?;
-    select(client, way, tenant).await?;
+    select(client, way, tenant, "", "").await?;
     client.exchange(&query("COMMIT")).await?;
     Ok(())
 }
 
-/// The rows of one key, all of which must be this tenant's.
-async fn select(client: &mut Client, way: Way, tenant: &str) -> Result<()> {
+/// The rows of one key, all of which must be this tenant's; with what is said in the same Query.
+async fn select(
+    client: &mut Client,
+    way: Way,
+    tenant: &str,
+    before: &str,
+    after: &str,
+) -> Result<()> {
     let key = rand::rng().random_range(0..KEYS);
     let spelled = match way {
         Way::Bare => format!("tenant_id = '{tenant}' AND "),
         _ => String::new(),
     };
-    let sql = format!("SELECT tenant_id, body FROM orders WHERE {spelled}key = {key}");
+    let sql =
+        format!("{before}SELECT tenant_id, body FROM orders WHERE {spelled}key = {key}{after}");
     client.send(&query(&sql)).await?;
     let mut rows = 0;
     // A DataRow: number of columns, then the length of the first one and its bytes.

@@ -301,19 +301,34 @@ impl Stage {
 
     /// One connection of an application, which chooses a tenant of another tier for each transaction.
     async fn show_application(&self) -> Result<Vec<String>> {
-        let tiers: Vec<_> = CHOSEN.iter().filter_map(|name| Tenant::named(name)).collect();
+        let tiers: Vec<_> = CHOSEN
+            .iter()
+            .filter_map(|name| Tenant::named(name))
+            .collect();
         let client = checks::connect(&self.proxy.application(&self.secret)).await;
         let client = client.map_err(|error| Error::new(format!("web: {}", describe(&error))))?;
         let mut wrong = Vec::new();
-        let mut table = Table::new(["set by the application", "tier", "instance", "database", "rows it sees"]);
+        let mut table = Table::new([
+            "set by the application",
+            "tier",
+            "instance",
+            "database",
+            "rows it sees",
+        ]);
         for tenant in tiers {
-            let choose = format!("SELECT set_config('app.tenant_id', '{}', false)", tenant.name);
+            let choose = format!(
+                "SELECT set_config('app.tenant_id', '{}', false)",
+                tenant.name
+            );
             let chosen = client.batch_execute(&choose).await;
             chosen.map_err(|error| failed(tenant, &error))?;
             let place = checks::place(&client).await?;
             let orders = checks::orders(&client).await?;
             if orders != tenant.orders() || place.database != tenant.database() {
-                wrong.push(format!("for {} the application sees {orders:?}", tenant.name));
+                wrong.push(format!(
+                    "for {} the application sees {orders:?}",
+                    tenant.name
+                ));
             }
             table.row([
                 format!("app.tenant_id = {}", tenant.name),
@@ -323,7 +338,9 @@ impl Stage {
                 items(&orders),
             ]);
         }
-        println!("An application with one connection chooses its tenants by set_config:\n\n{table}");
+        println!(
+            "An application with one connection chooses its tenants by set_config:\n\n{table}"
+        );
         Ok(wrong)
     }
 

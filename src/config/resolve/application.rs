@@ -50,13 +50,16 @@ impl Resolver<'_, '_> {
             let Some(file) = file else { continue };
             for user in file.users.keys() {
                 if let Some(other) = taken.insert(user, name) {
-                    let message =
-                        format_args!("is a user of application {other}, too: its login would be both's");
+                    let message = format_args!(
+                        "is a user of application {other}, too: its login would be both's"
+                    );
                     self.mistakes.add(&at.key("users").key(&**user), message);
                 }
             }
             let users = self.users(&at.key("users"), &file.users, context.identify.by_user);
-            if let Some(application) = id.and_then(|id| self.application(&at, id, file, users, context)) {
+            if let Some(application) =
+                id.and_then(|id| self.application(&at, id, file, users, context))
+            {
                 applications.insert(application.login.id.clone(), Arc::new(application));
             }
         }
@@ -66,8 +69,10 @@ impl Resolver<'_, '_> {
     /// An application logs in by its name, which is nobody else's.
     fn own_name(&mut self, at: &At<'_>, name: &str, context: &Context<'_, '_>) {
         if context.files.contains_key(name) {
-            self.mistakes
-                .add(at, "is the name of a tenant, too: its login would be both's");
+            self.mistakes.add(
+                at,
+                "is the name of a tenant, too: its login would be both's",
+            );
         }
         if context.has_console && CONSOLE.contains(&name) {
             let message = "the name is taken by the database of the admin console";
@@ -103,7 +108,9 @@ impl Resolver<'_, '_> {
         };
         let variables = variables?;
         self.both_ways(at, file, &route, home.is_some(), context);
-        let nobody = variables.iter().map(|name| (name.to_string(), String::new()));
+        let nobody = variables
+            .iter()
+            .map(|name| (name.to_string(), String::new()));
         let route = Route {
             context: nobody.collect(),
             schema: None,
@@ -141,8 +148,10 @@ impl Resolver<'_, '_> {
     fn variables(&mut self, at: &At<'_>, file: &ApplicationFile) -> Option<Arc<[Box<str>]>> {
         let choose = file.choose.as_ref();
         let Some(choose) = choose.filter(|choose| !choose.variables.is_empty()) else {
-            self.mistakes
-                .add(&at.key("variables"), "is required: what the application sets");
+            self.mistakes.add(
+                &at.key("variables"),
+                "is required: what the application sets",
+            );
             return None;
         };
         let mut names = Vec::new();
@@ -155,7 +164,8 @@ impl Resolver<'_, '_> {
                     && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
             };
             // A parameter of PostgreSQL's own means something else to it.
-            if !name.contains('.') || !name.split('.').all(is_part) || name.starts_with("pgtenant.") {
+            if !name.contains('.') || !name.split('.').all(is_part) || name.starts_with("pgtenant.")
+            {
                 let message = "must be a variable of the application's own, such as app.tenant_id";
                 self.mistakes.add(&at.index(i), message);
                 return None;
@@ -189,7 +199,9 @@ impl Resolver<'_, '_> {
                         self.mistakes.add(&tenants_at.index(i), message);
                     }
                 }
-                let known = names.iter().filter_map(|name| context.tenants.get_key_value(&**name));
+                let known = names
+                    .iter()
+                    .filter_map(|name| context.tenants.get_key_value(&**name));
                 known.map(|(id, _)| id).collect()
             }
             ActsForFile::Those(those) => {
@@ -217,14 +229,19 @@ impl Resolver<'_, '_> {
 
     /// The attribute that the value is of. Within: None for the id.
     fn key(&mut self, at: &At<'_>, file: &ApplicationFile) -> Option<Option<String>> {
-        let key = file.choose.as_ref().and_then(|choose| choose.key.as_deref());
+        let key = file
+            .choose
+            .as_ref()
+            .and_then(|choose| choose.key.as_deref());
         match key {
             None | Some("id") => Some(None),
             Some(key) => match key.strip_prefix(ATTRIBUTES) {
                 Some(name) if !name.is_empty() => Some(Some(name.to_owned())),
                 _ => {
-                    self.mistakes
-                        .add(at, "must be `id` or an attribute, such as `attributes.org_id`");
+                    self.mistakes.add(
+                        at,
+                        "must be `id` or an attribute, such as `attributes.org_id`",
+                    );
                     None
                 }
             },
@@ -270,12 +287,7 @@ impl Resolver<'_, '_> {
         Some(value.clone())
     }
 
-    fn home<'p>(
-        &mut self,
-        at: &At<'_>,
-        name: &str,
-        context: &Context<'p, '_>,
-    ) -> Option<&'p Plan> {
+    fn home<'p>(&mut self, at: &At<'_>, name: &str, context: &Context<'p, '_>) -> Option<&'p Plan> {
         let Some(plan) = context.plans.get(name) else {
             self.mistakes
                 .add(at, format_args!("there is no placement {name:?}"));
@@ -283,7 +295,8 @@ impl Resolver<'_, '_> {
         };
         let plan = plan.as_ref()?;
         if plan.placement.tier != Tier::Pool {
-            let message = "must be a placement of tier pool: in others there is no place of nobody's";
+            let message =
+                "must be a placement of tier pool: in others there is no place of nobody's";
             self.mistakes.add(at, message);
             return None;
         }
@@ -313,7 +326,8 @@ impl Resolver<'_, '_> {
             password,
             plan.placement.servers.first(),
         ) else {
-            let message = "must be a placement whose database and login are the same for all tenants";
+            let message =
+                "must be a placement whose database and login are the same for all tenants";
             self.mistakes.add(at, message);
             return None;
         };

@@ -50,7 +50,9 @@ impl Bound {
         let text = text.trim().to_ascii_lowercase();
         let begins = |word: &str, least: usize| text.len() >= least && word.starts_with(&*text);
         match () {
-            () if begins("true", 1) || begins("yes", 1) || text == "on" || text == "1" => Some(true),
+            () if begins("true", 1) || begins("yes", 1) || text == "on" || text == "1" => {
+                Some(true)
+            }
             () if begins("false", 1) || begins("no", 1) || begins("off", 2) || text == "0" => {
                 Some(false)
             }

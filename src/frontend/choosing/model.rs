@@ -11,12 +11,19 @@ pub type Value = Arc<str>;
 pub enum Event {
     Nothing,
     Begin,
-    Commit { chain: bool },
-    Rollback { chain: bool },
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
     Savepoint(String),
     Release(String),
     RollbackTo(String),
-    Choose { value: Option<Value>, is_local: bool },
+    Choose {
+        value: Option<Value>,
+        is_local: bool,
+    },
     ResetAll,
 }
 
@@ -266,7 +273,10 @@ mod tests {
             ("begin savepoint:s local:a to:s commit", "- - a - -"),
             ("begin savepoint:s set:a release:s rollback", "- - a a -"),
             ("begin savepoint:s set:a release:s commit", "- - a a a"),
-            ("begin set:a savepoint:s set:b savepoint:s set:c to:s to:s release:s to:s", "- a a b b c b b b a"),
+            (
+                "begin set:a savepoint:s set:b savepoint:s set:c to:s to:s release:s to:s",
+                "- a a b b c b b b a",
+            ),
             ("begin set:a commit:chain local:b rollback", "- a a b a"),
             ("text local:a end", "- a -"),
             ("text set:a fail end", "- a a -"),

@@ -91,7 +91,8 @@ impl Said {
     }
 
     pub fn error(&mut self, error: &Error) {
-        self.0.extend_from_slice(Replies::new().error(error).bytes());
+        self.0
+            .extend_from_slice(Replies::new().error(error).bytes());
     }
 
     pub fn warning(&mut self, sqlstate: &str, message: &str) {

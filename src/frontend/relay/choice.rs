@@ -77,7 +77,9 @@ impl Relay<'_> {
         }
         let heard = match is_whole {
             true => choosing.hear(tag, frame, &mut around),
-            false => choosing.hear_long(tag, frame, &around).map(|()| Verdict::Passes),
+            false => choosing
+                .hear_long(tag, frame, &around)
+                .map(|()| Verdict::Passes),
         };
         match heard {
             Ok(Verdict::Passes) => {

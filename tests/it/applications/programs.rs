@@ -43,10 +43,16 @@ const STATEMENTS: [(u32, &str); 35] = [
     (1, "SET LOCAL app.tenant_id TO DEFAULT"),
     (5, "SELECT set_config('app.tenant_id', '{t}', true)"),
     (3, "SELECT set_config('app.tenant_id', '{t}', false)"),
-    (1, "select pg_catalog.set_config('App.Tenant_Id', '{t}', 'on') AS chosen;"),
+    (
+        1,
+        "select pg_catalog.set_config('App.Tenant_Id', '{t}', 'on') AS chosen;",
+    ),
     (1, "SELECT set_config('app.tenant_id', '', false)"),
     (1, "SELECT set_config('app.tenant_id', NULL, true)"),
-    (2, "SELECT set_config('work_mem', '8MB', true), set_config('app.tenant_id', '{t}', true)"),
+    (
+        2,
+        "SELECT set_config('work_mem', '8MB', true), set_config('app.tenant_id', '{t}', true)",
+    ),
     (8, BODIES),
     (4, "SELECT current_setting('app.tenant_id', true)"),
     (2, "SELECT 1/0"),
@@ -65,7 +71,10 @@ const WITH_PARAMETERS: [(&str, &str); 6] = [
     ("SELECT set_config('app.tenant_id', $1, true)", "{t}"),
     ("SELECT set_config('app.tenant_id', $1::text, false)", "{t}"),
     ("SELECT set_config($1, $2, $3)", "app.tenant_id|{t}|true"),
-    ("select set_config(el->>0, el->>1, true) from json_array_elements($1::json) el", "[[\"app.tenant_id\",\"{t}\"],[\"work_mem\",\"6MB\"]]"),
+    (
+        "select set_config(el->>0, el->>1, true) from json_array_elements($1::json) el",
+        "[[\"app.tenant_id\",\"{t}\"],[\"work_mem\",\"6MB\"]]",
+    ),
     ("SELECT body FROM items WHERE id = $1", "1"),
     ("SELECT set_config('work_mem', $1, true)", "7MB"),
 ];
@@ -106,7 +115,11 @@ fn extended(rng: &mut StdRng, number: usize, known: &mut Vec<(String, usize)>) -
                 let values = filled(values, rng);
                 let is_list = !text.contains("json");
                 let list = values.split('|').map(str::to_owned);
-                let values = if is_list { list.collect() } else { vec![values] };
+                let values = if is_list {
+                    list.collect()
+                } else {
+                    vec![values]
+                };
                 ((*text).to_owned(), values)
             }
             false => (statement(rng), Vec::new()),
@@ -124,7 +137,10 @@ fn extended(rng: &mut StdRng, number: usize, known: &mut Vec<(String, usize)>) -
                     bytes.extend(describe(b'S', &name));
                 }
                 if rng.random_bool(0.7) && !text.is_empty() {
-                    known.push((text.clone(), format!("{number}{}", said.len()).parse().expect("a number")));
+                    known.push((
+                        text.clone(),
+                        format!("{number}{}", said.len()).parse().expect("a number"),
+                    ));
                 }
                 name
             }
@@ -184,7 +200,14 @@ fn seen(frame: &Frame) -> Option<String> {
             frame.sqlstate(),
             frame.field(b'M').unwrap_or_default()
         ),
-        b'D' => format!("D {:?}", frame.values().into_iter().map(Option::unwrap_or_default).collect::<Vec<_>>()),
+        b'D' => format!(
+            "D {:?}",
+            frame
+                .values()
+                .into_iter()
+                .map(Option::unwrap_or_default)
+                .collect::<Vec<_>>()
+        ),
         tag => format!("{} {}", tag as char, text(&frame.body)),
     })
 }
@@ -223,7 +246,10 @@ async fn play(seed: u64, here: &mut Wire, there: &mut Wire) -> Result<usize, Str
         let direct = all_seen(&there.until_ready().await);
         if is_refused(&ours) {
             // What it said before that is right.
-            let before = ours.iter().position(|line| line.starts_with('E')).unwrap_or(0);
+            let before = ours
+                .iter()
+                .position(|line| line.starts_with('E'))
+                .unwrap_or(0);
             return match ours[..before] == direct[..before.min(direct.len())] {
                 true => Ok(number),
                 false => Err(format!("seed {seed}: {log:#?}\n{ours:#?}\n{direct:#?}")),
@@ -274,5 +300,8 @@ async fn random_programs_get_the_replies_of_postgresql() {
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
     println!("{programs} programs, {steps} steps, {whole} of at least four");
-    assert!(steps as u64 > programs * 3, "{steps} steps of {programs} programs");
+    assert!(
+        steps as u64 > programs * 3,
+        "{steps} steps of {programs} programs"
+    );
 }
