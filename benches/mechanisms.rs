@@ -234,7 +234,7 @@ fn ledger(criterion: &mut Criterion) {
             for _ in 0..500 {
                 waits |= ledger.may_change(black_box(b"s1"), None);
                 ledger.push(Owed::Bind(Portal::Unnamed, None));
-                ledger.push(Owed::Execute);
+                ledger.push(Owed::Execute(None));
             }
             ledger.push(Owed::Sync);
             for _ in 0..500 {
@@ -254,7 +254,7 @@ fn ledger(criterion: &mut Criterion) {
                     Owed::Parse(None, Undo::Nothing),
                     Owed::Bind(Portal::Unnamed, None),
                     Owed::Describe(None),
-                    Owed::Execute,
+                    Owed::Execute(None),
                     Owed::Sync,
                 ] {
                     ledger.push(black_box(owed));

@@ -301,6 +301,7 @@ impl App {
         for tenant in &self.tenants {
             if let Some(known) = new.login(tenant.key().as_str()) {
                 tenant.set_limits(known.limits);
+                tenant.set_slow(known.slow);
             }
         }
         self.routes
@@ -344,6 +345,7 @@ impl App {
         let state = TenantState::new(id.clone());
         if let Some(tenant) = self.config.load().login(id.as_str()) {
             state.set_limits(tenant.limits);
+            state.set_slow(tenant.slow);
         }
         let entry = self.tenants.entry(id.clone());
         let state = entry.or_insert_with(|| Arc::new(state)).clone();

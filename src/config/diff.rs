@@ -39,7 +39,8 @@ pub struct Diff {
     /// The listening addresses are the same, and certificate, key or `required` of one is not:
     /// holds for the next client.
     pub listen_tls_changed: bool,
-    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `io_uring`, `log`.
+    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `io_uring`, `log.format`
+    /// and `log.filter`.
     pub needs_restart: Vec<&'static str>,
 }
 
@@ -51,7 +52,7 @@ impl Diff {
 }
 
 /// Compares. Settings that are read afresh each time they are used (identify, timeouts, TCP
-/// keepalives, limits of the proxy, users of the console), or at each reload (audit), are not listed.
+/// keepalives, limits of the proxy, users of the console, the slow log), or at each reload (audit), are not listed.
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let mut diff = Diff {
         pools_removed: pools_removed(old, new),
@@ -193,7 +194,8 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("http", old.http != new.http),
         ("workers", old.workers != new.workers),
         ("io_uring", old.io_uring != new.io_uring),
-        ("log", old.log != new.log),
+        ("log.format", old.log.format != new.log.format),
+        ("log.filter", old.log.filter != new.log.filter),
     ];
     changed
         .into_iter()

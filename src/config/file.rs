@@ -111,6 +111,8 @@ pub struct LogFile {
     pub format: LogFormat,
     /// A `tracing` filter. Default: info.
     pub filter: String,
+    /// A statement or transaction that takes this long has a line in the log; 0: none has. Default: 0.
+    pub slow: Option<Limit>,
 }
 
 impl Default for LogFile {
@@ -118,8 +120,18 @@ impl Default for LogFile {
         Self {
             format: LogFormat::Text,
             filter: "info".to_owned(),
+            slow: None,
         }
     }
+}
+
+/// `servers.*.log`, `placements.*.log` and `tenants.*.log`: of their clients.
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ClientLogFile {
+    /// A statement or transaction that takes this long has a line in the log; 0: none has. Default: that of the
+    /// placement, then of the server, then of the whole file.
+    pub slow: Option<Limit>,
 }
 
 /// `audit`.
@@ -352,6 +364,7 @@ pub struct ServerFile {
     /// What contexts are sealed with. Required for placements of posture sealed.
     pub seal: Option<SealFile>,
     pub timeouts: ClientTimeoutsFile,
+    pub log: ClientLogFile,
 }
 
 impl Default for ServerFile {
@@ -367,6 +380,7 @@ impl Default for ServerFile {
             admin: None,
             seal: None,
             timeouts: ClientTimeoutsFile::default(),
+            log: ClientLogFile::default(),
         }
     }
 }
@@ -452,6 +466,7 @@ pub struct PlacementFile {
     /// Of each of its tenants that is given none. Default: 1.
     pub weight: Count,
     pub timeouts: ClientTimeoutsFile,
+    pub log: ClientLogFile,
 }
 
 impl Default for PlacementFile {
@@ -474,6 +489,7 @@ impl Default for PlacementFile {
             limits: PlacementLimitsFile::default(),
             weight: Count(1),
             timeouts: ClientTimeoutsFile::default(),
+            log: ClientLogFile::default(),
         }
     }
 }
@@ -564,6 +580,7 @@ pub struct TenantFile {
     /// Where tenants wait for server connections, server time is shared out by their weights. From 1 to 1000. Default: the placement's.
     pub weight: Option<Count>,
     pub timeouts: ClientTimeoutsFile,
+    pub log: ClientLogFile,
     /// Default: the placement's.
     pub pooling: Option<Pooling>,
 }

@@ -143,6 +143,8 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter, e.g. `info` or `pgtenant=debug`.
     pub filter: String,
+    /// Of tenants where nothing nearer says it: what takes so long is in the slow log. Each tenant has its own.
+    pub slow: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -511,6 +513,8 @@ pub struct Tenant {
     pub users: BTreeMap<String, Arc<Credential>>,
     pub limits: TenantLimits,
     pub timeouts: ClientTimeouts,
+    /// What takes so long is in the slow log. None: nothing is.
+    pub slow: Option<Duration>,
     pub route: Arc<Route>,
 }
 

@@ -26,7 +26,7 @@ use super::file::{
     IdentifyFile, LimitsFile, ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile,
 };
 use super::outline::{At, Mistakes};
-use super::units::{Count, Period};
+use super::units::{Count, Limit, Period};
 use super::{
     Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier,
     Secret, TcpKeepalives, Timeouts,
@@ -159,6 +159,7 @@ impl Resolver<'_, '_> {
         let console = file.admin.is_some();
         let (admin_users, stats_users) =
             self.console_users(&file.admin.unwrap_or_default(), console);
+        let slow = file.log.slow;
         let log = self.log(file.log);
         let audit = self.audit(file.audit);
         let workers = self.workers(file.workers);
@@ -182,7 +183,7 @@ impl Resolver<'_, '_> {
         let tcp_keepalives = self.tcp_keepalives(&file.tcp_keepalives);
         let servers = self.servers(&server_files, tcp_keepalives);
         let plans = self.placements(&placement_files, &server_files, &tenant_files);
-        let layers = timeouts::Layers::new(&file.timeouts, &server_files);
+        let layers = timeouts::Layers::new(&file.timeouts, slow, &server_files);
         let clients = limits.map_or(0, |limits| limits.clients);
         let most = self.clients_of_tenant(&file.limits, clients, tenant_files.len());
         let mut tenants =
@@ -363,6 +364,7 @@ impl Resolver<'_, '_> {
         Some(Log {
             format: file.format,
             filter: file.filter,
+            slow: file.slow.and_then(|Limit(slow)| slow),
         })
     }
 

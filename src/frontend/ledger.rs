@@ -83,6 +83,7 @@ pub enum Current<'a> {
     /// The only message owed, a Query.
     Query,
     Statement(&'a Statement),
+    Text(&'a [u8]),
     /// The statement without a name; as it was before messages that were sent since, if there are any.
     Unnamed(Option<&'a Unnamed>),
 }
@@ -196,7 +197,7 @@ impl Ledger {
             | BackendTag::PORTAL_SUSPENDED => {
                 self.copy = None;
                 match self.front() {
-                    Some(Owed::Execute) => {
+                    Some(Owed::Execute(_)) => {
                         self.owed.pop_front();
                     }
                     _ => self.said = Said::Whole,
@@ -217,7 +218,7 @@ impl Ledger {
     pub fn owes_rows(&self) -> bool {
         match self.owed.front() {
             Some(Owed::Query(_)) => self.said != Said::Failed || self.is_lenient(),
-            Some(Owed::Execute) => true,
+            Some(Owed::Execute(_)) => true,
             _ => self.is_lenient(),
         }
     }
@@ -241,7 +242,7 @@ impl Ledger {
             return self.is_lenient();
         };
         let is_query = matches!(front, Owed::Query(_));
-        let runs = is_query || matches!(front, Owed::Execute);
+        let runs = is_query || matches!(front, Owed::Execute(_));
         let fits = match tag {
             Tag::READY_FOR_QUERY if !matches!(status, b'I' | b'T' | b'E') => return false,
             Tag::READY_FOR_QUERY => match front {
@@ -257,7 +258,7 @@ impl Ledger {
             | Tag::COPY_OUT_RESPONSE
             | Tag::COPY_BOTH_RESPONSE
             | Tag::COPY_DONE => runs,
-            Tag::PORTAL_SUSPENDED => matches!(front, Owed::Execute),
+            Tag::PORTAL_SUSPENDED => matches!(front, Owed::Execute(_)),
             Tag::ROW_DESCRIPTION => is_query || matches!(front, Owed::Describe(_)),
             Tag::PARAMETER_DESCRIPTION | Tag::NO_DATA => matches!(front, Owed::Describe(_)),
             Tag::PARSE_COMPLETE => front.is_parse(),
@@ -314,7 +315,11 @@ impl Ledger {
         });
         match front {
             Some(Owed::Query(_)) if self.owed.len() == 1 => Current::Query,
-            Some(Owed::Execute | Owed::Bind(_, None)) if obscure => Current::Unknown,
+            Some(Owed::Execute(Some(ran))) => match ran.text() {
+                Some(text) => Current::Text(text),
+                None => Current::Unknown,
+            },
+            Some(Owed::Execute(None) | Owed::Bind(_, None)) if obscure => Current::Unknown,
             Some(
                 Owed::Parse(Some(statement), _)
                 | Owed::SwallowedParse(Some(statement))
@@ -325,13 +330,28 @@ impl Ledger {
                 | Owed::SwallowedParse(None)
                 | Owed::Bind(_, None),
             ) => Current::Unnamed(before),
-            Some(Owed::Execute) => match &self.bound {
+            Some(Owed::Execute(None)) => match &self.bound {
                 Bound::Unknown => Current::Unknown,
                 Bound::Unnamed => Current::Unnamed(before),
                 Bound::Named(statement) => Current::Statement(statement),
             },
             _ => Current::Unknown,
         }
+    }
+
+    /// Whether an Execute is answered next.
+    pub fn is_at_execute(&mut self) -> bool {
+        matches!(self.front(), Some(Owed::Execute(_)))
+    }
+
+    /// Whether what is answered next ends with a ReadyForQuery.
+    pub fn is_at_end(&mut self) -> bool {
+        self.front().is_some_and(Owed::ends_with_ready)
+    }
+
+    /// Whether a Sync is answered next.
+    pub fn is_at_sync(&self) -> bool {
+        matches!(self.owed.front(), Some(Owed::Sync))
     }
 
     /// What was bound last to the portal without a name, once nothing is owed.
@@ -663,6 +683,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frontend::owed::Ran;
     use crate::frontend::statements::Parse;
     use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
     use crate::sql::effects::Effects;
@@ -682,7 +703,7 @@ mod tests {
                 ("P", false) => ledger.push(Owed::Parse(None, Undo::Nothing)),
                 ("B", false) => ledger.push(Owed::Bind(Portal::Unnamed, None)),
                 ("D", false) => ledger.push(Owed::Describe(None)),
-                ("E", false) => ledger.push(Owed::Execute),
+                ("E", false) => ledger.push(Owed::Execute(None)),
                 ("C", false) => ledger.push(Owed::Close(Undo::Nothing)),
                 ("c", false) => ledger.push(Owed::CopyEnd),
                 (tag, true) => assert!(hear(&mut ledger, tag), "{script}: {tag}"),
@@ -738,7 +759,7 @@ mod tests {
                     }
                     let is_part_of_a_reply = match ledger.front() {
                         Some(Owed::Query(_)) => "T C I D d c H G W".contains(stray),
-                        Some(Owed::Execute) => "D d c H G W".contains(stray),
+                        Some(Owed::Execute(_)) => "D d c H G W".contains(stray),
                         Some(Owed::Describe(_)) => stray == "t",
                         _ => false,
                     };
@@ -951,6 +972,7 @@ mod tests {
             Current::Unknown => "?".to_owned(),
             Current::Query => "query".to_owned(),
             Current::Statement(statement) => String::from_utf8_lossy(statement.text()).into_owned(),
+            Current::Text(text) => String::from_utf8_lossy(text).into_owned(),
             Current::Unnamed(None) => "unnamed".to_owned(),
             Current::Unnamed(Some(Unnamed::Known(parse))) => {
                 String::from_utf8_lossy(&parse.frame).into()
@@ -967,7 +989,7 @@ mod tests {
         ledger.reply(BackendTag::READY_FOR_QUERY, b'I');
 
         ledger.push(Owed::Bind(Portal::Unnamed, named()));
-        ledger.push(Owed::Execute);
+        ledger.push(Owed::Execute(None));
         assert_eq!(told(&ledger), "x");
         ledger.reply(BackendTag::BIND_COMPLETE, 0);
         assert_eq!(told(&ledger), "x");
@@ -975,7 +997,7 @@ mod tests {
 
         ledger.push(parse(b"zero"));
         ledger.push(Owed::Bind(Portal::Unnamed, None));
-        ledger.push(Owed::Execute);
+        ledger.push(Owed::Execute(None));
         for reply in [BackendTag::PARSE_COMPLETE, BackendTag::BIND_COMPLETE] {
             assert_eq!(told(&ledger), "unnamed");
             ledger.reply(reply, 0);
@@ -989,11 +1011,14 @@ mod tests {
         );
         ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
         ledger.reply(BackendTag::PARSE_COMPLETE, 0);
-        ledger.push(Owed::Execute);
+        ledger.push(Owed::Execute(None));
         assert_eq!(
             told(&ledger),
             "?",
             "the portal is still that of the one before"
         );
+        ledger.reply(BackendTag::COMMAND_COMPLETE, 0);
+        ledger.push(Owed::Execute(Some(Ran::Text(b"known"[..].into()))));
+        assert_eq!(told(&ledger), "known", "whatever else was bound");
     }
 }

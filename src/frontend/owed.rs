@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
-use crate::frontend::statements::{Name, Undo};
+use crate::frontend::statements::{Name, Parse, Undo};
 use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 
 /// A message that has, or stands for, a reply.
@@ -24,7 +24,8 @@ pub enum Owed {
     /// And the statement that it names, if the proxy has sent another name in its place.
     Bind(Portal, Option<(Name, Arc<Statement>)>),
     Describe(Option<(Name, Arc<Statement>)>),
-    Execute,
+    /// And what it runs, while the slow log is on and where that is known.
+    Execute(Option<Ran>),
     Close(Undo),
     /// A Parse or Close of the proxy's own: its reply is swallowed.
     SwallowedParse(Option<Arc<Statement>>),
@@ -46,6 +47,25 @@ pub enum Owed {
     NoPortal,
     /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
     CopyEnd,
+}
+
+/// A statement that an Execute runs.
+#[derive(Debug, Clone)]
+pub enum Ran {
+    Statement(Arc<Statement>),
+    Unnamed(Arc<Parse>),
+    Text(Arc<[u8]>),
+}
+
+impl Ran {
+    /// None: what defines it is malformed.
+    pub fn text(&self) -> Option<&[u8]> {
+        match self {
+            Self::Statement(statement) => Some(statement.text()),
+            Self::Unnamed(parse) => parse.text(),
+            Self::Text(text) => Some(text),
+        }
+    }
 }
 
 /// The name of a portal that there is not, unless the client itself has made one of this name.
@@ -109,7 +129,7 @@ impl Owed {
     fn is_change(&self) -> bool {
         match self {
             // What is most of what is owed comes first.
-            Self::Sync | Self::Execute | Self::Bind(..) | Self::Describe(_) => false,
+            Self::Sync | Self::Execute(_) | Self::Bind(..) | Self::Describe(_) => false,
             Self::Parse(Some(_), _)
             | Self::SwallowedParse(_)
             | Self::SwallowedClose(_)

@@ -15,6 +15,7 @@ mod messages;
 mod naming;
 mod notices;
 mod replies;
+mod slow;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -50,6 +51,7 @@ use crate::timer;
 use self::calls::Inquiry;
 use self::messages::Step;
 use self::naming::Names;
+pub use self::slow::{SlowLog, Texts};
 
 /// A side is not read while the other still holds this many bytes of it.
 const HIGH_WATER: usize = 64 * 1024;
@@ -81,6 +83,8 @@ pub struct ClientSide {
     pub audit: Audit,
     /// Of an application: for whom it works.
     pub choosing: Option<Box<Choosing>>,
+    /// In session pooling, while the slow log is on: what it has prepared.
+    pub texts: Option<Box<Texts>>,
 }
 
 impl ClientSide {
@@ -137,6 +141,7 @@ pub struct Relay<'a> {
     pub pool: &'a Pool,
     pub handle: &'a ClientHandle,
     pub metrics: &'a TenantMetrics,
+    slow: SlowLog<'a>,
     /// Calls answered so far.
     pub answered: u32,
     /// Session pooling, or the connection is pinned: a clean point is no end.
@@ -151,6 +156,8 @@ pub struct Relay<'a> {
     /// What is still to come from the server of a frame is not for the client.
     swallows_rest: bool,
     transaction_began: Option<Instant>,
+    /// Since what was sent first that no ReadyForQuery has answered; or since the last one, if more was sent before that.
+    statement_began: Option<Instant>,
     /// Once it was asked for: the clock is read once for all that one read has brought.
     now: Option<Instant>,
     /// ReadyForQuery messages that are not in the metrics yet, which other workers write, too.
@@ -215,7 +222,7 @@ impl<'a> Relay<'a> {
         server: &'a mut ServerConnection,
         pool: &'a Pool,
         handle: &'a ClientHandle,
-        metrics: &'a TenantMetrics,
+        slow: SlowLog<'a>,
     ) -> Self {
         let keep = client.statements.is_none() || !client.state.pins().is_empty();
         let switches = server.switch.is_some();
@@ -236,7 +243,8 @@ impl<'a> Relay<'a> {
             server,
             pool,
             handle,
-            metrics,
+            metrics: slow.metrics(),
+            slow,
             answered: 0,
             keep,
             ledger,
@@ -245,6 +253,7 @@ impl<'a> Relay<'a> {
             server_rest: 0,
             swallows_rest: false,
             transaction_began: None,
+            statement_began: None,
             now: None,
             queries: 0,
             fatal_seen: false,
@@ -495,6 +504,9 @@ impl<'a> Relay<'a> {
                 }
                 self.handle.enter(Phase::Running);
             }
+        }
+        if !self.is_quiet {
+            self.begin_next();
         }
         // A cancel that came too late was for what has just ended.
         self.handle.take_timeout();

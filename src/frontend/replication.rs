@@ -21,7 +21,7 @@ use crate::backend::lease::Lease;
 use crate::client::{Activity, Phase};
 use crate::config::{Config, Credential, Route, Server, Tenant, Tier, TransactionLimits};
 use crate::error::{Error, Kind, Result};
-use crate::frontend::relay::{ClientSide, End, Relay};
+use crate::frontend::relay::{ClientSide, End, Relay, SlowLog};
 use crate::frontend::session::{log_refusal, say_last, write};
 use crate::frontend::standing::{Guards, stopped};
 use crate::frontend::state::SessionState;
@@ -147,6 +147,7 @@ pub async fn serve(login: LoggedIn) {
         audit: client.app.audit.clone(),
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),
+        texts: None,
     };
     client.run(side, &pool, &mut lease).await;
     if !client.registered.let_go() {
@@ -196,8 +197,8 @@ impl Client {
         self.registered.take_hold(lease.fence());
         self.registered.set_activity(Activity::Active);
         self.registered.enter(Phase::Streaming);
-        let metrics = &self.tenant.metrics;
-        let mut relay = Relay::new(&mut side, lease, pool, &self.registered, metrics);
+        let slow = SlowLog::of_replication(&self.tenant);
+        let mut relay = Relay::new(&mut side, lease, pool, &self.registered, slow);
         let end = self.relay(&mut relay).await;
         if let Ok(End::ClientGone) = end {
             relay.play_out().await;

@@ -18,7 +18,7 @@ use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::app::{Registered, moved};
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
@@ -29,7 +29,7 @@ use crate::client::{Activity, Phase};
 use crate::config::{Pooling, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::parking::{self, Parked};
-use crate::frontend::relay::{ClientSide, End, Relay, foreign_sequence, frame_size};
+use crate::frontend::relay::{ClientSide, End, Relay, SlowLog, foreign_sequence, frame_size};
 use crate::frontend::standing::{Standing, farewell};
 use crate::frontend::statements::Statements;
 use crate::net::stream::Stream;
@@ -136,7 +136,8 @@ enum Woken {
 
 /// How a wait for a server connection ended.
 enum Checkout {
-    Leased(Lease),
+    /// After so long a wait.
+    Leased(Lease, Duration),
     Refused(Error),
     Gone,
 }
@@ -206,6 +207,7 @@ impl Session {
             audit: standing.app().audit.clone(),
             settings,
             reported,
+            texts: None,
         };
         Ok(Self::new(standing, side, None))
     }
@@ -228,7 +230,9 @@ impl Session {
     async fn run(&mut self) -> Result<Departure> {
         self.standing.registered.move_in();
         if let Some(lease) = self.lease.take()
-            && Box::pin(self.use_lease(*lease)).await?.is_break()
+            && Box::pin(self.use_lease(*lease, Duration::ZERO))
+                .await?
+                .is_break()
         {
             return Ok(Departure::Left);
         }
@@ -304,15 +308,15 @@ impl Session {
     /// The same where it is served now. `held`: with what the client's transaction begins.
     pub(super) async fn serve_here(&mut self, held: &[String]) -> Result<ControlFlow<()>> {
         let checkout = match self.checkout_at_once() {
-            Ok(lease) => Checkout::Leased(lease),
+            Ok(lease) => Checkout::Leased(lease, Duration::ZERO),
             Err(grant) => Box::pin(self.checkout(grant)).await,
         };
         match checkout {
-            Checkout::Leased(mut lease) => {
+            Checkout::Leased(mut lease, waited) => {
                 if !held.is_empty() {
                     switch::begin_with(&mut lease, held);
                 }
-                self.use_lease(lease).await
+                self.use_lease(lease, waited).await
             }
             Checkout::Refused(error) => Box::pin(self.refuse_batch(&error)).await,
             Checkout::Gone => Ok(ControlFlow::Break(())),
@@ -421,12 +425,12 @@ impl Session {
                 },
             };
             let grant = match grant.lease_at_once(&self.standing.route, &self.side.settings) {
-                Ok(lease) => return Checkout::Leased(lease),
+                Ok(lease) => return Checkout::Leased(lease, since.elapsed()),
                 Err(grant) => grant,
             };
             let wanted = self.binding();
             match Box::pin(grant.lease_for_message(&wanted)).await {
-                Ok(Some(lease)) => return Checkout::Leased(lease),
+                Ok(Some(lease)) => return Checkout::Leased(lease, since.elapsed()),
                 Ok(None) => {}
                 Err(error) => return Checkout::Refused(error),
             }
@@ -472,12 +476,17 @@ impl Session {
         Poll::Pending
     }
 
-    /// Relays on a lease until it is given back or the client is at its end (`Break`).
-    async fn use_lease(&mut self, mut lease: Lease) -> Result<ControlFlow<()>> {
+    /// Relays on a lease until it is given back or the client is at its end (`Break`). `waited`: for how long the client did
+    /// for it.
+    async fn use_lease(
+        &mut self,
+        mut lease: Lease,
+        mut waited: Duration,
+    ) -> Result<ControlFlow<()>> {
         self.tell_parameters(&lease);
         self.standing.registered.set_activity(Activity::Active);
         let (end, clean) = loop {
-            let (end, clean) = self.relay(&mut lease).await;
+            let (end, clean) = self.relay(&mut lease, std::mem::take(&mut waited)).await;
             match end {
                 Ok(End::Clean) if clean => {
                     if self.is_settled() || Box::pin(self.settle(&mut lease)).await? {
@@ -705,16 +714,17 @@ impl Session {
 
     /// Relays once. Returns whether the server connection is at a clean point, with no cancel under
     /// way; if not, the lease knows whether something may still run on it.
-    async fn relay(&mut self, lease: &mut Lease) -> (Result<End>, bool) {
+    async fn relay(&mut self, lease: &mut Lease, waited: Duration) -> (Result<End>, bool) {
         self.standing.registered.take_hold(lease.fence());
         lease.busy = true;
-        let metrics = &self.standing.tenant.metrics;
+        let placement = self.standing.route.placement.name.as_str();
+        let slow = SlowLog::new(&self.standing.tenant, placement, waited);
         let mut relay = Relay::new(
             &mut self.side,
             lease,
             &self.standing.pool,
             &self.standing.registered,
-            metrics,
+            slow,
         );
         relay.answered = self.standing.answered;
         let end = relay.run().await;
@@ -724,6 +734,9 @@ impl Session {
             Ok(End::ForeignSequence) => true,
             Ok(_) => relay.is_clean(),
         };
+        if !clean {
+            relay.tell_unanswered();
+        }
         let owed = !relay.ledger.is_empty();
         let end = relay.refusal().map_or(end, Err);
         lease.busy = owed && !relay.server_gone;

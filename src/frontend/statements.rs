@@ -16,7 +16,7 @@ use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Failed, Ledger};
 use crate::frontend::locks::Locks;
-use crate::frontend::owed::{Owed, Portal};
+use crate::frontend::owed::{Owed, Portal, Ran};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::sql::effects::{Effects, What};
@@ -122,6 +122,14 @@ pub struct Parse {
     pub effects: Effects,
     /// It was read with backslash escapes in plain strings.
     pub backslashes: bool,
+}
+
+impl Parse {
+    /// None: it is malformed.
+    pub fn text(&self) -> Option<&[u8]> {
+        let (_, definition) = split_cstr(self.frame.get(HEADER..)?)?;
+        split_cstr(definition).map(|(text, _)| text)
+    }
 }
 
 impl Unnamed {
@@ -646,8 +654,19 @@ impl Statements {
         let Unnamed::Known(parse) = before.unwrap_or(&self.unnamed) else {
             return None;
         };
-        let (_, definition) = split_cstr(parse.frame.get(HEADER..)?)?;
-        split_cstr(definition).map(|(text, _)| text)
+        parse.text()
+    }
+
+    /// The statement of this name, as it is; the one without a name has the empty one.
+    pub fn ran(&self, name: &[u8]) -> Option<Ran> {
+        match (name, &self.unnamed) {
+            (b"", Unnamed::Known(parse)) => Some(Ran::Unnamed(parse.clone())),
+            (b"", _) => None,
+            _ => {
+                let known = self.named.get(name)?;
+                Some(Ran::Statement(known.statement.clone()))
+            }
+        }
     }
 
     /// Whether only the connection at hand has what the client will bind.

@@ -231,6 +231,7 @@ fn begin_session(
         audit: app.audit.clone(),
         settings,
         reported,
+        texts: None,
     };
     let standing = Standing {
         registered,

@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -39,6 +39,8 @@ pub struct TenantState {
     active_limit: AtomicUsize,
     waiting_limit: AtomicUsize,
     weight: AtomicU32,
+    /// What takes so long is in the slow log, in microseconds; `u64::MAX`: nothing is.
+    slow: AtomicU64,
     /// Of `metrics.transactions`, what is in `used` by now.
     accounted: AtomicU64,
     /// Server time in microseconds, for a weight of 1.
@@ -66,6 +68,7 @@ impl TenantState {
             active_limit: AtomicUsize::new(usize::MAX),
             waiting_limit: AtomicUsize::new(usize::MAX),
             weight: AtomicU32::new(1),
+            slow: AtomicU64::new(u64::MAX),
             accounted: AtomicU64::new(0),
             used: AtomicU64::new(0),
             pause: Mutex::new(Pause {
@@ -100,6 +103,19 @@ impl TenantState {
         let mut pause = self.pause();
         pause.limit = limits.active.unwrap_or(usize::MAX);
         self.apply(&pause);
+    }
+
+    /// From what time on what it does is in the slow log. None: nothing is.
+    pub fn slow(&self) -> Option<Duration> {
+        match self.slow.load(Relaxed) {
+            u64::MAX => None,
+            us => Some(Duration::from_micros(us)),
+        }
+    }
+
+    pub fn set_slow(&self, slow: Option<Duration>) {
+        let us = slow.and_then(|slow| u64::try_from(slow.as_micros()).ok());
+        self.slow.store(us.unwrap_or(u64::MAX), Relaxed);
     }
 
     /// The server time that its transactions have had, in microseconds for a weight of 1, within `bounds`. Called under the

@@ -48,6 +48,7 @@ mod selftest;
 mod session_attacks;
 mod session_model;
 mod session_state;
+mod slow_log;
 mod strays;
 mod tiers;
 mod timeouts;

@@ -142,6 +142,8 @@ fn globals(config: &Config) -> Vec<Setting> {
     }
     settings.push(fixed("log.format", format));
     settings.push(fixed("log.filter", &config.log.filter));
+    let slow = config.log.slow.map_or_else(|| "0".to_owned(), period);
+    settings.push(setting("log.slow", slow));
     settings.extend(audit(config));
     settings.push(fixed("workers", config.workers));
     settings.extend(identify(config));

@@ -17,6 +17,7 @@ pub const COLUMNS: &[Column] = &[
     int("max_clients"),
     int("max_active"),
     text("users"),
+    int("log_slow_ms"),
 ];
 
 /// Every tenant of the config by name, seen or not.
@@ -44,6 +45,9 @@ pub fn rows(view: &View) -> Vec<Row> {
                 tenant.limits.clients,
                 tenant.limits.active,
                 users.join(","),
+                tenant
+                    .slow
+                    .map(|slow| u64::try_from(slow.as_millis()).unwrap_or(u64::MAX)),
             ]
         })
         .collect()

@@ -98,8 +98,9 @@ fn a_change_of_the_file_changes_what_it_must_and_nothing_else() {
         (
             "workers: 2",
             "workers: 2\nlog: { format: json }",
-            "restart [log]",
+            "restart [log.format]",
         ),
+        ("workers: 2", "workers: 2\nlog: { slow: 1s }", ""),
         ("10.0.0.1", "10.0.0.3", "server changed [a]"),
         (
             "10.0.0.2,",

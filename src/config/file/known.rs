@@ -5,11 +5,10 @@ use std::cell::Cell;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
-    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile,
-    ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
-    ListenTlsFile, LogFile, LoginFile, MetricsFile, PlacementFile, PlacementLimitsFile, PoolFile,
-    SealFile, ServerAdminFile, ServerFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile,
-    TimeoutsFile,
+    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile, ClientLogFile, ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile,
+    IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
+    PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
+    TcpKeepalivesFile, TenantFile, TenantLimitsFile, TimeoutsFile,
 };
 
 /// What to say of a setting that is none of the `known` ones.
@@ -43,11 +42,8 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["tcp_keepalives"] => fields::<TcpKeepalivesFile>(),
         ["doctor"] => fields::<DoctorFile>(),
         ["servers", _] => fields::<ServerFile>(),
-        [
-            "servers" | "placements" | "tenants" | "applications",
-            _,
-            "timeouts",
-        ] => fields::<ClientTimeoutsFile>(),
+        ["servers" | "placements" | "tenants" | "applications", _, "timeouts"] => fields::<ClientTimeoutsFile>(),
+        ["servers" | "placements" | "tenants", _, "log"] => fields::<ClientLogFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
         ["servers", _, "seal"] => fields::<SealFile>(),
         ["placements", _] => fields::<PlacementFile>(),

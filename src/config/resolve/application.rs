@@ -11,7 +11,7 @@ use super::tenant::{CONSOLE, MAX_CONTEXT_VALUE};
 use super::timeouts::Layers;
 use super::{Resolver, Users};
 use crate::config::file::{
-    ActsForFile, ApplicationFile, ClientTimeoutsFile, TenantFile, ThoseFile,
+    ActsForFile, ApplicationFile, ClientLogFile, ClientTimeoutsFile, TenantFile, ThoseFile,
 };
 use crate::config::outline::At;
 use crate::config::{
@@ -128,6 +128,9 @@ impl Resolver<'_, '_> {
             Tier::Pool,
             [placement, file.timeouts],
         );
+        let log = home.map_or_else(ClientLogFile::default, |plan| plan.log);
+        let server = route.pool.server.as_str();
+        let slow = (context.layers).slow(server, [log, ClientLogFile::default()]);
         Some(Application {
             has_home: file.home.is_some(),
             login: Arc::new(Tenant {
@@ -138,6 +141,7 @@ impl Resolver<'_, '_> {
                     ..TenantLimits::default()
                 },
                 timeouts,
+                slow,
                 route: Arc::new(route),
             }),
             variables,

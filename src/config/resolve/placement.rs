@@ -8,7 +8,9 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
-use crate::config::file::{ClientTimeoutsFile, LoginFile, PlacementFile, ServerFile, TenantFile};
+use crate::config::file::{
+    ClientLogFile, ClientTimeoutsFile, LoginFile, PlacementFile, ServerFile, TenantFile,
+};
 use crate::config::outline::At;
 use crate::config::units::Count;
 use crate::config::{
@@ -53,6 +55,7 @@ pub(super) struct Plan {
     /// compares them so.
     pub context: Vec<(String, Template)>,
     pub timeouts: ClientTimeoutsFile,
+    pub log: ClientLogFile,
     /// Of a tenant that is given none.
     pub weight: u32,
     /// In posture sealed: the tenant's name in the database.
@@ -292,6 +295,7 @@ impl Resolver<'_, '_> {
             startup: startup(&context, posture),
             context,
             timeouts: file.timeouts,
+            log: file.log,
             weight: self.weight(&at.key("weight"), file.weight),
             seal_tenant,
         })

@@ -88,6 +88,7 @@ impl Resolver<'_, '_> {
                     route.placement.tier,
                     [plan.timeouts, file.timeouts],
                 ),
+                slow: layers.slow(route.pool.server.as_str(), [plan.log, file.log]),
                 route: Arc::new(route),
             };
             tenants.insert(id, Arc::new(tenant));

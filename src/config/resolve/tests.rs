@@ -1066,6 +1066,34 @@ fn a_file_that_is_not_text_is_a_mistake_with_a_line() {
 }
 
 #[test]
+fn the_slow_log_of_a_tenant_is_that_of_what_is_nearest() {
+    let text = "log: { slow: 1s }\n\
+        servers:\n  near: { host: h, max_connections: 10, log: { slow: 2s } }\n  far: { host: i, max_connections: 10 }\n\
+        placements:\n  \
+        a: { tier: database, server: near, database: d, login: { user: u } }\n  \
+        b: { tier: database, server: near, database: e, login: { user: u }, log: { slow: 3s } }\n  \
+        c: { tier: database, server: far, database: f, login: { user: u } }\n\
+        tenants:\n  \
+        a: { placement: a, users: { u: { password: p } } }\n  \
+        b: { placement: b, users: { u: { password: p } } }\n  \
+        c: { placement: c, users: { u: { password: p } } }\n";
+    let slow = |text: &str, name: &str| {
+        let config = load_text(text, Path::new(""), &|_| None).unwrap();
+        config.tenants[&TenantId::new(name).unwrap()].slow
+    };
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    for (name, expected) in [("a", 2), ("b", 3), ("c", 1)] {
+        assert_eq!(slow(text, name), seconds(expected), "{name}");
+    }
+    let own = text.replace("placement: b,", "placement: b, log: { slow: 4s },");
+    assert_eq!(slow(&own, "b"), seconds(4));
+    let off = text.replace("placement: b,", "placement: b, log: { slow: 0 },");
+    assert_eq!(slow(&off, "b"), None);
+    let unset = text.replace("log: { slow: 1s }\n", "");
+    assert_eq!(slow(&unset, "c"), None);
+}
+
+#[test]
 fn an_empty_file_is_a_mistake() {
     for text in ["", "~", "# nothing\n"] {
         assert_eq!(resolve(text).unwrap_err(), ["the file is empty"]);

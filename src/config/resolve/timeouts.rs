@@ -1,11 +1,12 @@
-//! What ends clients that take too long: said for the whole proxy, a server, a placement or a tenant, the nearer first.
+//! What ends clients that take too long, and what of them is in the slow log: said for the whole proxy, a server, a
+//! placement or a tenant, the nearer first.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use indexmap::IndexMap;
 
-use crate::config::file::{ClientTimeoutsFile, ServerFile, TimeoutsFile};
+use crate::config::file::{ClientLogFile, ClientTimeoutsFile, ServerFile, TimeoutsFile};
 use crate::config::units::Limit;
 use crate::config::{ClientTimeouts, Tier};
 
@@ -14,32 +15,47 @@ const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10 * 60);
 
 /// What is said of all tenants, and of those of a server.
 pub(super) struct Layers<'f> {
-    proxy: ClientTimeoutsFile,
-    servers: HashMap<&'f str, ClientTimeoutsFile>,
+    proxy: (ClientTimeoutsFile, ClientLogFile),
+    servers: HashMap<&'f str, (ClientTimeoutsFile, ClientLogFile)>,
 }
 
 impl<'f> Layers<'f> {
-    pub fn new(file: &TimeoutsFile, servers: &'f IndexMap<String, Option<ServerFile>>) -> Self {
+    pub fn new(
+        file: &TimeoutsFile,
+        slow: Option<Limit>,
+        servers: &'f IndexMap<String, Option<ServerFile>>,
+    ) -> Self {
+        let timeouts = ClientTimeoutsFile {
+            statement: file.statement,
+            transaction: file.transaction,
+            idle_in_transaction: file.idle_in_transaction,
+            idle_session: file.idle_session,
+            pinned: file.pinned,
+        };
+        let of_server = |file: &ServerFile| (file.timeouts, file.log);
         Self {
-            proxy: ClientTimeoutsFile {
-                statement: file.statement,
-                transaction: file.transaction,
-                idle_in_transaction: file.idle_in_transaction,
-                idle_session: file.idle_session,
-                pinned: file.pinned,
-            },
+            proxy: (timeouts, ClientLogFile { slow }),
             servers: servers
                 .iter()
-                .filter_map(|(name, file)| Some((name.as_str(), file.as_ref()?.timeouts)))
+                .filter_map(|(name, file)| Some((name.as_str(), of_server(file.as_ref()?))))
                 .collect(),
         }
     }
 
+    /// From what time on what a tenant there does is in the slow log. `nearer`: as of [`of`](Self::of).
+    pub fn slow(&self, server: &str, nearer: [ClientLogFile; 2]) -> Option<Duration> {
+        let (_, server) = self.servers.get(server).copied().unwrap_or_default();
+        let [placement, tenant] = nearer;
+        let layers = [tenant, placement, server, self.proxy.1];
+        let Limit(time) = layers.iter().find_map(|file| file.slow)?;
+        time
+    }
+
     /// Those of a tenant that lives there. `nearer`: what its placement says, and then what it says itself.
     pub fn of(&self, server: &str, tier: Tier, nearer: [ClientTimeoutsFile; 2]) -> ClientTimeouts {
-        let server = self.servers.get(server).copied().unwrap_or_default();
+        let (server, _) = self.servers.get(server).copied().unwrap_or_default();
         let [placement, tenant] = nearer;
-        let layers = [tenant, placement, server, self.proxy];
+        let layers = [tenant, placement, server, self.proxy.0];
         let find = |limit: fn(&ClientTimeoutsFile) -> Option<Limit>| {
             layers.iter().find_map(limit).map(|Limit(time)| time)
         };

@@ -2,10 +2,8 @@
 
 use std::io;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
 
 use crate::backend::connection::ServerConnection;
-use crate::client::Phase;
 use crate::error::{Error, Result};
 use crate::frontend::owed::{Owed, Portal};
 use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
@@ -189,12 +187,7 @@ impl Relay<'_> {
             if tag == FrontendTag::TERMINATE {
                 break true;
             }
-            if std::mem::take(&mut self.is_quiet) {
-                self.handle.enter(Phase::Running);
-            }
-            if self.transaction_began.is_none() {
-                self.transaction_began = Some(*self.now.get_or_insert_with(Instant::now));
-            }
+            self.begin_message();
             if self.waits() && !is_of_copy(tag) {
                 // It waits for an answer that comes only when the COPY is over; the server passes over this if it
                 // has failed already.
@@ -224,6 +217,7 @@ impl Relay<'_> {
                 FrontendTag::EXECUTE | FrontendTag::DESCRIBE => {
                     self.look_at_portal(tag, run, here, size)
                 }
+                _ if self.slow.holds(tag, here, size) => Ok(Looked::NeedMore),
                 // Which portal it makes must be known.
                 FrontendTag::BIND if here == HEADER && size > HEADER => Ok(Looked::NeedMore),
                 FrontendTag::BIND if self.checks_binds() => self.look_at_bound(run, here, size),
@@ -307,6 +301,7 @@ impl Relay<'_> {
             }
             run += here;
             self.heard = true;
+            self.note_sent();
         };
         self.client.inbox.move_to(&mut self.server.outbox, run);
         if self.choice_waits {
@@ -331,6 +326,7 @@ impl Relay<'_> {
         let sent = std::mem::take(&mut self.refused_frames);
         self.server.outbox.extend(&sent);
         self.client.inbox.consume(size);
+        self.note_sent();
     }
 
     /// Deals with an Execute at `run` in the client's inbox, if its statement names prepared statements. True: it waits, for the rest
@@ -385,6 +381,7 @@ impl Relay<'_> {
             ..
         } = target;
         self.obscure |= obscure;
+        let is_sent = matches!(rewritten, Rewritten::Consumed(_));
         let awaits = statements.awaits_bind();
         if pins {
             self.client.state.pin_statement();
@@ -409,6 +406,9 @@ impl Relay<'_> {
             }
             self.note_effects(&effects);
         }
+        if is_sent {
+            self.note_named(tag, 0, size);
+        }
         Ok(rewritten)
     }
 
@@ -430,6 +430,7 @@ impl Relay<'_> {
 
     /// What a message of `size` bytes at `at` in the client's inbox, that passes as it is, will be answered with.
     pub(super) fn owed(&mut self, tag: FrontendTag, at: usize, size: usize) -> Option<Owed> {
+        self.note_named(tag, at, size);
         Some(match tag {
             FrontendTag::QUERY => {
                 let last = self.client.inbox.bytes()[at..].get(size - 1);
@@ -448,9 +449,10 @@ impl Relay<'_> {
             }
             FrontendTag::DESCRIBE => Owed::Describe(None),
             FrontendTag::EXECUTE => {
-                let portal = self.client.inbox.bytes()[at..].get(HEADER);
-                self.obscure |= portal != Some(&0);
-                Owed::Execute
+                let body = self.client.inbox.bytes()[at..].get(HEADER..);
+                let body = body.unwrap_or_default();
+                self.obscure |= body.first() != Some(&0);
+                Owed::Execute(self.slow.executes(body))
             }
             FrontendTag::CLOSE => Owed::Close(Undo::Nothing),
             FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL => Owed::CopyEnd,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
-use std::time::Instant;
 
 use crate::audit::Event;
 use crate::backend::connection::{Parameters, ServerConnection, TooMuchReported};
@@ -44,6 +43,7 @@ impl Relay<'_> {
             Poll::Ready(Ok(_)) => {
                 let before = self.client.outbox.len();
                 let passed = self.pass_server_frames();
+                self.end_timing();
                 self.server.inbox.trim();
                 self.metrics
                     .sent
@@ -158,6 +158,9 @@ impl Relay<'_> {
             };
             if tag == BackendTag::ERROR_RESPONSE {
                 self.audit_error(&bytes[HEADER..size.min(bytes.len())]);
+            }
+            if self.slow.is_timing() {
+                self.time_reply(tag);
             }
             let reply = match tag {
                 BackendTag::DATA_ROW | BackendTag::COPY_DATA => match self.ledger.owes_rows() {
@@ -303,13 +306,6 @@ impl Relay<'_> {
                 if let Some(choosing) = &mut self.client.choosing {
                     choosing.ready(status);
                 }
-                if status == b'I'
-                    && let Some(began) = self.transaction_began.take()
-                {
-                    let now = *self.now.get_or_insert_with(Instant::now);
-                    let time = now.saturating_duration_since(began);
-                    self.metrics.transactions.record(time);
-                }
                 let reply = self.ledger.reply(tag, status);
                 if status == b'I' {
                     self.locks.end(self.ledger.is_empty());
@@ -318,6 +314,7 @@ impl Relay<'_> {
                 if self.ledger.is_empty() {
                     if status == b'I' {
                         self.names.forget_portals();
+                        self.slow.end_portals();
                     }
                     // Nothing that was sent can fail any more, and outside of a transaction there
                     // are no portals. In one, what was sent last stays: the console may ask what it
@@ -328,6 +325,7 @@ impl Relay<'_> {
                     self.obscure &= status != b'I';
                 }
                 if reply != Reply::Unfit {
+                    self.note_ready(status);
                     self.enter_phase(status);
                 }
                 return Ok(reply);
@@ -353,6 +351,7 @@ impl Relay<'_> {
                         if let Some(statements) = &mut self.client.statements {
                             statements.clear();
                         }
+                        self.client.texts = None;
                         if command == b"DISCARD ALL" {
                             *sequences_of = None;
                             // Not clean: something may have been pipelined behind it.
@@ -453,6 +452,7 @@ impl Relay<'_> {
         match self.ledger.current(self.obscure) {
             Current::Query => self.last_query(),
             Current::Statement(statement) => Some(statement.text()),
+            Current::Text(text) => Some(text),
             Current::Unnamed(before) => self.client.statements.as_ref()?.unnamed_text(before),
             Current::Unknown => None,
         }
@@ -464,7 +464,7 @@ impl Relay<'_> {
         current.or_else(|| match self.ledger.last_bound(self.obscure) {
             Current::Statement(statement) => Some(statement.text()),
             Current::Unnamed(before) => self.client.statements.as_ref()?.unnamed_text(before),
-            Current::Query | Current::Unknown => None,
+            Current::Query | Current::Text(_) | Current::Unknown => None,
         })
     }
 
