@@ -34,6 +34,7 @@ use crate::tls::Door;
 use crate::workers::{WorkerId, Workers};
 
 mod halts;
+mod periods;
 mod stop;
 
 pub use halts::Scope;
@@ -77,6 +78,7 @@ pub struct App {
     /// What the doctor found last.
     pub findings: Findings,
     pub started: Instant,
+    periods: Mutex<periods::Periods>,
     /// When that was, in milliseconds of Unix time: no other process has the same.
     generation: u64,
     /// One reload at a time.
@@ -103,6 +105,7 @@ impl App {
     ) -> Result<Arc<Self>> {
         let audit = Audit::start(config.audit.clone())
             .map_err(|e| Error::new(Kind::Internal, "could not start the audit").caused_by(e))?;
+        let started = Instant::now();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.unwrap_or_default();
         let app = Arc::new(Self {
@@ -127,7 +130,8 @@ impl App {
             audit,
             metrics: ProxyMetrics::default(),
             findings: Findings::default(),
-            started: Instant::now(),
+            started,
+            periods: Mutex::new(periods::Periods::from(started)),
             generation: now.as_millis().try_into().unwrap_or(0),
             reloading: Mutex::default(),
         });

@@ -1,9 +1,14 @@
 //! Counters that anybody may add to and the admin console and the metrics endpoint read. Plain
 //! atomics: adding costs a few nanoseconds and never waits.
 
+mod recent;
+
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+use self::recent::Recent;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -58,7 +63,10 @@ pub struct Latency {
 
 impl Latency {
     pub fn record(&self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.record_us(microseconds(time));
+    }
+
+    fn record_us(&self, us: u64) {
         let bucket = LATENCY_BOUNDS_US.partition_point(|&bound| bound < us);
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
@@ -87,17 +95,61 @@ impl Latency {
     }
 }
 
+fn microseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The same, and percentiles of late ([`Recent`]).
+#[derive(Debug, Default)]
+pub struct Times {
+    all: Latency,
+    /// From the first of them on.
+    recent: OnceLock<Box<Recent>>,
+}
+
+impl Deref for Times {
+    type Target = Latency;
+
+    fn deref(&self) -> &Latency {
+        &self.all
+    }
+}
+
+impl Times {
+    pub fn record(&self, time: Duration) {
+        let us = microseconds(time);
+        self.all.record_us(us);
+        self.recent.get_or_init(Box::default).record(us);
+    }
+
+    /// The times, in microseconds, that so many percent did not exceed since the last whole period began, off by a fifth at most.
+    /// None: there were none.
+    pub fn percentiles<const N: usize>(&self, percent: [u64; N]) -> Option<[u64; N]> {
+        self.recent.get()?.percentiles(percent)
+    }
+
+    fn end_period(&self) {
+        if let Some(recent) = self.recent.get() {
+            recent.end_period();
+        }
+    }
+}
+
 /// What one tenant has done.
 #[derive(Debug, Default)]
 pub struct TenantMetrics {
     /// Logins that succeeded.
     pub logins: Counter,
+    /// From accept to the end of such a login.
+    pub login_times: Latency,
     /// Logins refused after the tenant was known: wrong password, limits.
     pub refused: Counter,
     /// ReadyForQuery messages: simple queries and Syncs.
     pub queries: Counter,
     /// Times a server connection came back at a clean point (in session pooling: transactions too).
-    pub transactions: Latency,
+    pub transactions: Times,
+    /// From what a client sent first, or the ReadyForQuery before where it had sent more by then, to the ReadyForQuery.
+    pub statements: Times,
     /// ErrorResponses from servers.
     pub errors: Counter,
     /// Bytes from clients and to clients.
@@ -106,7 +158,7 @@ pub struct TenantMetrics {
     /// Clients waiting for a server connection now.
     pub waiting: Gauge,
     /// How long those that had to wait did.
-    pub waits: Latency,
+    pub waits: Times,
     /// Server connections that changed to this tenant.
     pub switches: Counter,
     /// CancelRequests passed on.
@@ -115,6 +167,15 @@ pub struct TenantMetrics {
     pub timeouts: Counter,
     /// Events of the audit, written or not.
     pub audited: Counter,
+}
+
+impl TenantMetrics {
+    /// A period is over ([`Times::percentiles`]). One caller at a time.
+    pub fn end_period(&self) {
+        for times in [&self.transactions, &self.statements, &self.waits] {
+            times.end_period();
+        }
+    }
 }
 
 /// What the whole proxy has done outside of any tenant.

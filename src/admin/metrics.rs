@@ -335,7 +335,17 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         out.counter(name, help, labelled.iter().map(|&(l, t)| (l, sum(t))))?;
     }
     type Histogram = (&'static str, &'static str, fn(&TenantState) -> &Latency);
-    let histograms: [Histogram; 2] = [
+    let histograms: [Histogram; 4] = [
+        (
+            "tenant_login_seconds",
+            "From accept to the end of logins that succeeded",
+            |t| &t.metrics.login_times,
+        ),
+        (
+            "tenant_statement_seconds",
+            "How long servers took for simple queries and batches up to a Sync",
+            |t| &t.metrics.statements,
+        ),
         (
             "tenant_transaction_seconds",
             "Duration of transactions",

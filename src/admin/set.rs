@@ -33,7 +33,7 @@ const fn setting(key: &'static str, pgbouncer: &'static str, kind: SettingKind) 
 }
 
 /// What PgBouncer has under another name is found by both.
-static SETTINGS: [Setting; 28] = [
+static SETTINGS: [Setting; 29] = [
     setting("limits.logins", "", Count(|c| &mut c.limits.logins)),
     setting("limits.console", "", Count(|c| &mut c.limits.console)),
     setting(
@@ -76,6 +76,11 @@ static SETTINGS: [Setting; 28] = [
         "timeouts.dns_max_ttl",
         "dns_max_ttl",
         Period(|c| &mut c.timeouts.dns_max_ttl),
+    ),
+    setting(
+        "metrics.period",
+        "stats_period",
+        Period(|c| &mut c.stats_period),
     ),
     setting("timeouts.statement", "query_timeout", InFile),
     setting("timeouts.transaction", "transaction_timeout", InFile),

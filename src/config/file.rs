@@ -227,12 +227,15 @@ impl Default for LimitsFile {
 pub struct MetricsFile {
     /// Tenants that have series of their own; the others are one. Default: 1000.
     pub tenants: Count,
+    /// Averages and percentiles on the console are over the last one or two of these. Default: 60s.
+    pub period: Period,
 }
 
 impl Default for MetricsFile {
     fn default() -> Self {
         Self {
             tenants: Count(1000),
+            period: Period(Duration::from_secs(60)),
         }
     }
 }

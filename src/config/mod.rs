@@ -81,6 +81,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Tenants that have metrics of their own.
     pub named_tenants: usize,
+    /// Averages and percentiles on the console are over the last one or two of these.
+    pub stats_period: Duration,
     pub tcp_keepalives: TcpKeepalives,
     pub doctor: Doctor,
     pub servers: IndexMap<ServerName, Arc<Server>>,

@@ -214,6 +214,7 @@ impl Resolver<'_, '_> {
             identify,
             limits: limits?,
             named_tenants: named_tenants?,
+            stats_period: file.metrics.period.0,
             timeouts: timeouts(&file.timeouts),
             tcp_keepalives,
             doctor: doctor?,

@@ -6,5 +6,6 @@ pub mod door;
 mod gate;
 pub mod harden;
 pub mod health;
+pub mod periods;
 pub mod seal;
 pub mod timeouts;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -84,6 +85,7 @@ async fn begin(
     peer: SocketAddr,
     counted: Place,
 ) -> Admitted {
+    let accepted = Instant::now();
     let (mut stream, startup, sni) = match handshake::open(
         tcp,
         door.tls.as_ref(),
@@ -137,10 +139,12 @@ async fn begin(
             greeting,
             places: [counted, place],
         }),
-        Ok(Outcome::Tenant(prepared)) => match prepared.finish(app, stream, inbox, counted) {
-            Ok(login) => Admitted::Tenant(login),
-            Err((stream, error)) => refuse(app, stream, peer, (&user, tenant), &error).await,
-        },
+        Ok(Outcome::Tenant(prepared)) => {
+            match prepared.finish(app, stream, inbox, (counted, accepted)) {
+                Ok(login) => Admitted::Tenant(login),
+                Err((stream, error)) => refuse(app, stream, peer, (&user, tenant), &error).await,
+            }
+        }
         Err(error) => refuse(app, stream, peer, (&user, tenant), &error).await,
     }
 }
@@ -240,7 +244,7 @@ impl Prepared {
         app: &Arc<App>,
         stream: Stream,
         inbox: Buffer,
-        connection: Place,
+        (connection, accepted): (Place, Instant),
     ) -> Result<Box<LoggedIn>, (Stream, Error)> {
         let Self {
             tenant,
@@ -281,6 +285,7 @@ impl Prepared {
             app: app.clone(),
             stream,
             inbox,
+            accepted,
             accepted_by: Handle::current().id(),
             registered,
             tenant: tenant_state,

@@ -89,6 +89,7 @@ pub async fn serve(login: LoggedIn) {
         app,
         mut stream,
         inbox,
+        accepted,
         accepted_by,
         registered,
         tenant,
@@ -132,7 +133,9 @@ pub async fn serve(login: LoggedIn) {
     if write(&mut stream, greeting.bytes()).await.is_err() {
         return;
     }
-    client.tenant.metrics.logins.add(1);
+    let metrics = &client.tenant.metrics;
+    metrics.logins.add(1);
+    metrics.login_times.record(accepted.elapsed());
     tracing::debug!(tenant = %client.tenant.id, user = %client.registered.user, client = client.registered.id,
         replication = wanted.mode.value(), "logged in");
     let side = ClientSide {

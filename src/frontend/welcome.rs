@@ -39,6 +39,7 @@ pub struct LoggedIn {
     pub stream: Stream,
     /// What the client has said since it proved who it is.
     pub inbox: Buffer,
+    pub accepted: Instant,
     /// The runtime that the stream is registered with.
     pub accepted_by: runtime::Id,
     pub registered: Registered,
@@ -203,6 +204,7 @@ fn begin_session(
         route,
         credential,
         guards,
+        accepted,
         ..
     } = login;
     let Profile {
@@ -211,6 +213,7 @@ fn begin_session(
         lease,
     } = profile;
     tenant.metrics.logins.add(1);
+    tenant.metrics.login_times.record(accepted.elapsed());
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
     let application = app.config().applications.get(&tenant.id).cloned();
     let choosing =

@@ -52,6 +52,7 @@ mod slow_log;
 mod strays;
 mod tiers;
 mod timeouts;
+mod times;
 mod tls;
 mod tools;
 mod waits;

@@ -87,6 +87,8 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
     for us in [50, 100, 2_000, 60_000_000] {
         seen.metrics.transactions.record(Duration::from_micros(us));
     }
+    seen.metrics.statements.record(Duration::from_micros(700));
+    seen.metrics.login_times.record(Duration::from_millis(20));
     seen.metrics.audited.add(2);
     app.metrics.accepted.add(4);
     attempts::note_cancel(&app, ([127, 0, 0, 1], 1).into());
@@ -147,6 +149,23 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             format!("pgtenant_tenant_transaction_seconds_count{{{tenant}}}"),
             4.0,
         ),
+        (
+            format!("pgtenant_tenant_statement_seconds_bucket{{le=\"0.001\",{tenant}}}"),
+            1.0,
+        ),
+        (
+            format!("pgtenant_tenant_statement_seconds_sum{{{tenant}}}"),
+            0.0007,
+        ),
+        (
+            format!("pgtenant_tenant_login_seconds_bucket{{le=\"0.01\",{tenant}}}"),
+            0.0,
+        ),
+        (
+            format!("pgtenant_tenant_login_seconds_count{{{tenant}}}"),
+            1.0,
+        ),
+        (format!("pgtenant_tenant_wait_seconds_count{{{tenant}}}"), 0.0),
         (
             "pgtenant_server_max_connections{server=\"main\"}".to_owned(),
             5.0,

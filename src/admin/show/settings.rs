@@ -152,6 +152,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("limits.logins", limits.logins));
     settings.push(setting("limits.console", limits.console));
     settings.push(setting("metrics.tenants", config.named_tenants));
+    settings.push(setting("metrics.period", period(config.stats_period)));
     let timeouts = &config.timeouts;
     for (name, time) in [
         ("login", timeouts.login),

@@ -41,7 +41,19 @@ pub const COLUMNS: &[Column] = &[
     int("total_cancel_count"),
     int("total_audit_count"),
     int("total_requests"),
+    int("p50_query_time"),
+    int("p95_query_time"),
+    int("p99_query_time"),
+    int("p50_xact_time"),
+    int("p95_xact_time"),
+    int("p99_xact_time"),
+    int("p50_wait_time"),
+    int("p95_wait_time"),
+    int("p99_wait_time"),
 ];
+
+/// Those that are told of times.
+const PERCENT: [u64; 3] = [50, 95, 99];
 
 pub const TOTALS_COLUMNS: &[Column] = &[text("name"), int("value")];
 
@@ -202,6 +214,10 @@ pub fn rows(view: &View) -> Vec<Row> {
             metrics.audited.get(),
             metrics.queries.get(),
         ]);
+        for times in [&metrics.statements, &metrics.transactions, &metrics.waits] {
+            let percentiles = times.percentiles(PERCENT).map(|told| told.map(Some));
+            row.extend(percentiles.unwrap_or_default().map(Cell::from));
+        }
         row
     })
 }

@@ -114,3 +114,39 @@ async fn only_servers_with_an_admin_login_have_a_row_of_health() {
     let state = cell(show, &rows, ("server", "main"), "state");
     assert_eq!(*state, Cell::from("unknown"));
 }
+
+#[tokio::test]
+async fn percentiles_are_of_the_last_periods_and_null_without_any() {
+    let app = app(CONFIG, None);
+    let id = crate::id::TenantId::new("globex").unwrap();
+    let tenant = app.tenant(&id);
+    let show = find("STATS").unwrap();
+    let told = |column: &str| {
+        let rows = show.rows(&app);
+        match cell(show, &rows, ("tenant", "globex"), column) {
+            Cell::Int(told) => Some(*told),
+            _ => None,
+        }
+    };
+    assert_eq!(told("p50_query_time"), None);
+    for ms in 1..=100 {
+        let time = std::time::Duration::from_millis(ms);
+        tenant.metrics.statements.record(time);
+        tenant.metrics.transactions.record(2 * time);
+    }
+    for _ in 0..2 {
+        for (column, exact) in [
+            ("p50_query_time", 50_000),
+            ("p95_query_time", 95_000),
+            ("p99_query_time", 99_000),
+            ("p50_xact_time", 100_000),
+            ("p99_xact_time", 198_000),
+        ] {
+            let told = told(column).unwrap();
+            assert!((told - exact).abs() * 5 <= exact, "{column}: {told}");
+        }
+        assert_eq!(told("p99_wait_time"), None);
+        app.end_period(std::time::Instant::now());
+    }
+    assert_eq!(told("p99_query_time"), None);
+}

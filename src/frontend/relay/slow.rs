@@ -248,7 +248,9 @@ impl Relay<'_> {
     pub(super) fn note_ready(&mut self, status: u8) {
         let now = *self.now.get_or_insert_with(Instant::now);
         if let Some(began) = self.statement_began.take() {
-            self.slow.transaction.server += now.saturating_duration_since(began);
+            let time = now.saturating_duration_since(began);
+            self.metrics.statements.record(time);
+            self.slow.transaction.server += time;
             self.slow.transaction.statements += 1;
         }
         if status == b'I'
