@@ -38,6 +38,7 @@ mod periods;
 mod stop;
 
 pub use halts::Scope;
+pub use periods::Periods;
 pub use stop::{OpenConsole, Stop};
 
 /// Connections that may be open for a moment above all limits.

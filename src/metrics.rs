@@ -2,13 +2,15 @@
 //! atomics: adding costs a few nanoseconds and never waits.
 
 mod recent;
+mod totals;
 
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use self::recent::Recent;
+pub use self::totals::Totals;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -146,10 +148,16 @@ pub struct TenantMetrics {
     pub refused: Counter,
     /// ReadyForQuery messages: simple queries and Syncs.
     pub queries: Counter,
+    /// Times a client was given a server connection.
+    pub assignments: Counter,
     /// Times a server connection came back at a clean point (in session pooling: transactions too).
     pub transactions: Times,
     /// From what a client sent first, or the ReadyForQuery before where it had sent more by then, to the ReadyForQuery.
     pub statements: Times,
+    /// Statements with names that clients prepared, that servers did, and that were bound.
+    pub client_parses: Counter,
+    pub server_parses: Counter,
+    pub binds: Counter,
     /// ErrorResponses from servers.
     pub errors: Counter,
     /// Bytes from clients and to clients.
@@ -167,6 +175,8 @@ pub struct TenantMetrics {
     pub timeouts: Counter,
     /// Events of the audit, written or not.
     pub audited: Counter,
+    /// What had been counted when the last whole period began, and when it ended.
+    snapshots: Mutex<Option<Box<[Totals; 2]>>>,
 }
 
 impl TenantMetrics {
@@ -175,6 +185,24 @@ impl TenantMetrics {
         for times in [&self.transactions, &self.statements, &self.waits] {
             times.end_period();
         }
+        let now = Totals::of(self);
+        let mut snapshots = self.snapshots();
+        let [older, newer] = &mut **snapshots.get_or_insert_default();
+        *older = std::mem::replace(newer, now);
+    }
+
+    /// What had been counted when the last whole period began.
+    pub fn before(&self) -> Totals {
+        let snapshots = self.snapshots();
+        snapshots
+            .as_ref()
+            .map_or_else(Totals::default, |snapshots| snapshots[0])
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, Option<Box<[Totals; 2]>>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -116,6 +116,17 @@ pub struct Ledger {
     binds_unnamed: bool,
     /// The server's portal without a name may be the one of a Query that failed.
     portal_is_stale: bool,
+    counts: Named,
+}
+
+/// Statements with names, counted as PgBouncer does.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Named {
+    /// Parse messages of clients.
+    pub client_parses: u32,
+    /// Parse messages to servers.
+    pub server_parses: u32,
+    pub binds: u32,
 }
 
 impl Ledger {
@@ -127,6 +138,7 @@ impl Ledger {
     /// Records that a message was sent (or is answered by the proxy).
     pub fn push(&mut self, message: Owed) {
         self.idle = false;
+        self.count(&message);
         self.lenient |= self.copy_is_open() && !matches!(message, Owed::Sync | Owed::CopyEnd);
         match message {
             Owed::Sync if self.copy_is_open() => {
@@ -159,6 +171,34 @@ impl Ledger {
             }
         }
         self.owed.push_back(message);
+    }
+
+    fn count(&mut self, message: &Owed) {
+        let counts = &mut self.counts;
+        match message {
+            Owed::Parse(Some(_), _) => {
+                counts.client_parses += 1;
+                counts.server_parses += 1;
+            }
+            Owed::FakeParse(_) => counts.client_parses += 1,
+            Owed::SwallowedParse(Some(_)) | Owed::Copy(_) => counts.server_parses += 1,
+            Owed::Bind(_, Some(_)) => counts.binds += 1,
+            _ => {}
+        }
+    }
+
+    /// A Parse, or else a Bind, of a statement with a name passes as it is.
+    pub fn count_passed(&mut self, is_parse: bool) {
+        let counts = &mut self.counts;
+        counts.client_parses += u32::from(is_parse);
+        counts.server_parses += u32::from(is_parse);
+        counts.binds += u32::from(!is_parse);
+    }
+
+    /// What was counted since this was last asked. None: nothing.
+    pub fn take_counts(&mut self) -> Option<Named> {
+        let counts = std::mem::take(&mut self.counts);
+        (counts != Named::default()).then_some(counts)
     }
 
     /// Records a reply by its tag; `status` is what a ReadyForQuery says.

@@ -136,6 +136,7 @@ pub async fn serve(login: LoggedIn) {
     let metrics = &client.tenant.metrics;
     metrics.logins.add(1);
     metrics.login_times.record(accepted.elapsed());
+    metrics.assignments.add(1);
     tracing::debug!(tenant = %client.tenant.id, user = %client.registered.user, client = client.registered.id,
         replication = wanted.mode.value(), "logged in");
     let side = ClientSide {

@@ -316,6 +316,7 @@ impl Session {
                 if !held.is_empty() {
                     switch::begin_with(&mut lease, held);
                 }
+                self.standing.tenant.metrics.assignments.add(1);
                 self.use_lease(lease, waited).await
             }
             Checkout::Refused(error) => Box::pin(self.refuse_batch(&error)).await,

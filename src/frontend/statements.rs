@@ -742,6 +742,9 @@ impl Statements {
         let known = self.provide(statement, known, target);
         target.obscure = !portal.is_empty() || (known.is_none() && !statement.is_empty());
         let bound = Portal::named(portal);
+        if known.is_none() && !statement.is_empty() {
+            target.ledger.count_passed(false);
+        }
         target.ledger.push(Owed::Bind(bound, known.clone()));
         let Some((_, known)) = known else {
             return Ok(Rewritten::Consumed(0));
@@ -772,6 +775,7 @@ impl Statements {
             ));
         }
         target.pins = true;
+        target.ledger.count_passed(true);
         target.ledger.push(Owed::Parse(None, Undo::Nothing));
         Ok(Rewritten::Consumed(0))
     }

@@ -214,6 +214,7 @@ fn begin_session(
     } = profile;
     tenant.metrics.logins.add(1);
     tenant.metrics.login_times.record(accepted.elapsed());
+    tenant.metrics.assignments.add(u64::from(lease.is_some()));
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
     let application = app.config().applications.get(&tenant.id).cloned();
     let choosing =

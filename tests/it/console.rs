@@ -1,6 +1,7 @@
 //! The admin console as operators of PgBouncer use it: its columns, its verbs, its exporter.
 
 mod incidents;
+mod stats;
 mod verbs;
 
 use std::collections::BTreeMap;

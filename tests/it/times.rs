@@ -20,9 +20,7 @@ fn times(proxy: &Running, name: &str) -> [(u64, u64); 2] {
 async fn statements_are_timed_without_what_their_client_lets_pass_between_them() {
     let pause = Duration::from_millis(150);
     let slow = "SELECT pg_sleep(0.1)";
-    let batch = |text: &str| {
-        [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat()
-    };
+    let batch = |text: &str| [parse("", text), bind("", "", &[]), execute("", 0), sync()].concat();
     for pooling in ["transaction", "session"] {
         let setup = Setup {
             pooling,
@@ -43,19 +41,30 @@ async fn statements_are_timed_without_what_their_client_lets_pass_between_them()
         client.query("COMMIT").await;
         let [statements, transactions] = times(&proxy, "t00");
         assert_eq!((statements.0, transactions.0), (4, 1), "{pooling}");
-        assert!((199..400).contains(&statements.1), "{pooling}: {statements:?}");
+        assert!(
+            (199..400).contains(&statements.1),
+            "{pooling}: {statements:?}"
+        );
         assert!(transactions.1 >= 649, "{pooling}: {transactions:?}");
 
         // A pipeline: each has its own time, and none that of another.
         let mut client = proxy.raw(&tenants[1]).await;
-        client.send(&[batch(slow), query("SELECT 1"), batch(slow)].concat()).await;
+        client
+            .send(&[batch(slow), query("SELECT 1"), batch(slow)].concat())
+            .await;
         for _ in 0..3 {
             client.until_ready().await;
         }
         let [statements, transactions] = times(&proxy, "t01");
         assert_eq!((statements.0, transactions.0), (3, 3), "{pooling}");
-        assert!((199..300).contains(&statements.1), "{pooling}: {statements:?}");
-        assert!((199..300).contains(&transactions.1), "{pooling}: {transactions:?}");
+        assert!(
+            (199..300).contains(&statements.1),
+            "{pooling}: {statements:?}"
+        );
+        assert!(
+            (199..300).contains(&transactions.1),
+            "{pooling}: {transactions:?}"
+        );
 
         // Half a message is not sent, and what fails has a time, too.
         let mut client = proxy.raw(&tenants[2]).await;
@@ -68,13 +77,18 @@ async fn statements_are_timed_without_what_their_client_lets_pass_between_them()
         let [statements, _] = times(&proxy, "t02");
         assert_eq!(statements.0, 1, "{pooling}");
         if pooling == "transaction" {
-            assert!((99..200).contains(&statements.1), "{pooling}: {statements:?}");
+            assert!(
+                (99..200).contains(&statements.1),
+                "{pooling}: {statements:?}"
+            );
         }
 
         // A Flush of nothing begins nothing.
         let mut client = proxy.raw(&tenants[3]).await;
         client.query("BEGIN").await;
-        client.send(&[flush(), message(b'd', &[b"stray"])].concat()).await;
+        client
+            .send(&[flush(), message(b'd', &[b"stray"])].concat())
+            .await;
         tokio::time::sleep(pause).await;
         client.query("COMMIT").await;
         let [statements, _] = times(&proxy, "t03");

@@ -231,7 +231,7 @@ pub static SHOWS: [Show; 28] = [
     },
     show(
         "STATS",
-        "what tenants have done since the start; averages are over that time too",
+        "what tenants have done since the start; averages and percentiles are of the last minute or two (metrics.period)",
         stats::COLUMNS,
         stats::rows,
     ),

@@ -1,9 +1,11 @@
 //! `SHOW STATS`, `STATS_TOTALS`, `STATS_AVERAGES` and `TOTALS`.
 
-use std::ops::AddAssign;
+use std::sync::MutexGuard;
+use std::time::Instant;
 
 use super::{Cell, Column, Row, View, int, row, text};
-use crate::metrics::{Latency, TenantMetrics};
+use crate::app::Periods;
+use crate::metrics::{Latency, TenantMetrics, Totals};
 
 pub const COLUMNS: &[Column] = &[
     text("database"),
@@ -89,7 +91,7 @@ pub const STATS_AVERAGES_COLUMNS: &[Column] = &[
     int("avg_client_login_count"),
 ];
 
-/// PgBouncer's names in `TOTALS`, in the order of [`Numbers::totals`].
+/// PgBouncer's names in `TOTALS`, in the order of [`Totals::in_order`].
 const TOTALS: [&str; 12] = [
     "server_assignment_count",
     "xact_count",
@@ -105,87 +107,29 @@ const TOTALS: [&str; 12] = [
     "client_login_count",
 ];
 
-/// What is counted of a tenant, or of all. Times are in microseconds. No clock is read for each
-/// statement, so the time of queries is that of transactions; Parse and Bind messages are not
-/// counted.
-#[derive(Debug, Clone, Copy, Default)]
-struct Numbers {
-    transactions: u64,
-    queries: u64,
-    received: u64,
-    sent: u64,
-    transaction_time: u64,
-    wait_time: u64,
-    waits: u64,
-    logins: u64,
+/// Since when averages are: the beginning of the last whole period. While this is there, no period ends.
+struct Span<'a> {
+    periods: MutexGuard<'a, Periods>,
+    now: Instant,
 }
 
-impl Numbers {
-    fn of(metrics: &TenantMetrics) -> Self {
+impl<'a> Span<'a> {
+    fn of(view: &'a View) -> Self {
+        let periods = view.app.periods();
         Self {
-            transactions: metrics.transactions.count(),
-            queries: metrics.queries.get(),
-            received: metrics.received.get(),
-            sent: metrics.sent.get(),
-            transaction_time: metrics.transactions.sum_us(),
-            wait_time: metrics.waits.sum_us(),
-            waits: metrics.waits.count(),
-            logins: metrics.logins.get(),
+            periods,
+            now: Instant::now(),
         }
     }
 
-    fn totals(&self) -> [u64; 12] {
-        [
-            self.transactions,
-            self.transactions,
-            self.queries,
-            self.received,
-            self.sent,
-            self.transaction_time,
-            self.transaction_time,
-            self.wait_time,
-            0,
-            0,
-            0,
-            self.logins,
-        ]
+    fn averages(&self, totals: &Totals, before: &Totals) -> [u64; 12] {
+        let span = self.now.saturating_duration_since(self.periods.older);
+        totals.averages(before, span).in_order()
     }
 
-    /// Per second of `uptime`, and of times the mean.
-    fn averages(&self, uptime: u64) -> [u64; 12] {
-        let mean = |time: u64, count: u64| time / count.max(1);
-        [
-            self.transactions / uptime,
-            self.transactions / uptime,
-            self.queries / uptime,
-            self.received / uptime,
-            self.sent / uptime,
-            mean(self.transaction_time, self.transactions),
-            mean(self.transaction_time, self.queries.max(self.transactions)),
-            mean(self.wait_time, self.waits),
-            0,
-            0,
-            0,
-            self.logins / uptime,
-        ]
+    fn averages_of(&self, metrics: &TenantMetrics) -> [u64; 12] {
+        self.averages(&Totals::of(metrics), &metrics.before())
     }
-}
-
-impl AddAssign for Numbers {
-    fn add_assign(&mut self, other: Self) {
-        self.transactions += other.transactions;
-        self.queries += other.queries;
-        self.received += other.received;
-        self.sent += other.sent;
-        self.transaction_time += other.transaction_time;
-        self.wait_time += other.wait_time;
-        self.waits += other.waits;
-        self.logins += other.logins;
-    }
-}
-
-fn uptime(view: &View) -> u64 {
-    view.app.started.elapsed().as_secs().max(1)
 }
 
 fn cells(numbers: impl IntoIterator<Item = u64>) -> impl Iterator<Item = Cell> {
@@ -193,15 +137,14 @@ fn cells(numbers: impl IntoIterator<Item = u64>) -> impl Iterator<Item = Cell> {
 }
 
 /// A row for each tenant that has been seen since the start, by name, also for those that a reload
-/// removed. Averages are over the time since the start.
+/// removed.
 pub fn rows(view: &View) -> Vec<Row> {
-    let uptime = uptime(view);
+    let span = Span::of(view);
     each(view, |id, metrics| {
-        let numbers = Numbers::of(metrics);
         let route = view.config.tenants.get(id).map(|tenant| &tenant.route);
         let mut row = row![id.as_str()];
-        row.extend(cells(numbers.totals()));
-        row.extend(cells(numbers.averages(uptime)));
+        row.extend(cells(Totals::of(metrics).in_order()));
+        row.extend(cells(span.averages_of(metrics)));
         row.extend(row![
             id.as_str(),
             route.map(|route| route.placement.name.as_str()),
@@ -237,32 +180,34 @@ fn each(view: &View, row: impl Fn(&crate::id::TenantId, &TenantMetrics) -> Row) 
 pub fn totals_of_each(view: &View) -> Vec<Row> {
     each(view, |id, metrics| {
         let mut row = row![id.as_str()];
-        row.extend(cells(Numbers::of(metrics).totals()));
+        row.extend(cells(Totals::of(metrics).in_order()));
         row
     })
 }
 
 pub fn averages_of_each(view: &View) -> Vec<Row> {
-    let uptime = uptime(view);
+    let span = Span::of(view);
     each(view, |id, metrics| {
         let mut row = row![id.as_str()];
-        row.extend(cells(Numbers::of(metrics).averages(uptime)));
+        row.extend(cells(span.averages_of(metrics)));
         row
     })
 }
 
 /// Of all tenants together.
 pub fn totals(view: &View) -> Vec<Row> {
-    let mut all = Numbers::default();
+    let span = Span::of(view);
+    let (mut all, mut before) = (Totals::default(), Totals::default());
     for tenant in view.seen.values() {
-        all += Numbers::of(&tenant.metrics);
+        all = all.and(&Totals::of(&tenant.metrics));
+        before = before.and(&tenant.metrics.before());
     }
     let named = |prefix: &'static str, numbers: [u64; 12]| {
         let named = TOTALS.into_iter().zip(numbers);
         named.map(move |(name, number)| row![format!("{prefix}_{name}"), number])
     };
-    let averages = all.averages(uptime(view));
-    named("total", all.totals())
+    let averages = span.averages(&all, &before);
+    named("total", all.in_order())
         .chain(named("avg", averages))
         .collect()
 }

@@ -7,7 +7,7 @@ use crate::backend::connection::ServerConnection;
 use crate::error::{Error, Result};
 use crate::frontend::owed::{Owed, Portal};
 use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
-use crate::protocol::frame::{FrontendTag, HEADER, Header, frame};
+use crate::protocol::frame::{FrontendTag, HEADER, Header, frame, split_cstr};
 use crate::protocol::reply;
 use crate::sql::effects::{Effects, What};
 
@@ -442,10 +442,20 @@ impl Relay<'_> {
             }
             FrontendTag::FUNCTION_CALL => Owed::FunctionCall,
             FrontendTag::SYNC => Owed::Sync,
-            FrontendTag::PARSE => Owed::Parse(None, Undo::Nothing),
+            FrontendTag::PARSE => {
+                let name = self.client.inbox.bytes()[at..].get(HEADER);
+                if name.is_some_and(|first| *first != 0) {
+                    self.ledger.count_passed(true);
+                }
+                Owed::Parse(None, Undo::Nothing)
+            }
             FrontendTag::BIND => {
-                let portal = self.client.inbox.bytes()[at..].get(HEADER..)?;
-                Owed::Bind(Portal::named(portal), None)
+                let body = self.client.inbox.bytes()[at..].get(HEADER..)?;
+                let name = split_cstr(body).and_then(|(_, rest)| rest.first());
+                if name.is_some_and(|first| *first != 0) {
+                    self.ledger.count_passed(false);
+                }
+                Owed::Bind(Portal::named(body), None)
             }
             FrontendTag::DESCRIBE => Owed::Describe(None),
             FrontendTag::EXECUTE => {

@@ -49,6 +49,11 @@ impl Relay<'_> {
                     .sent
                     .add((self.client.outbox.len() - before) as u64);
                 self.metrics.queries.add(std::mem::take(&mut self.queries));
+                if let Some(named) = self.ledger.take_counts() {
+                    self.metrics.client_parses.add(named.client_parses.into());
+                    self.metrics.server_parses.add(named.server_parses.into());
+                    self.metrics.binds.add(named.binds.into());
+                }
                 Poll::Ready(passed.map(|()| true))
             }
         }
