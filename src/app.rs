@@ -28,6 +28,7 @@ use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
 use crate::places::{self, Place, Places};
 use crate::protocol::startup::{CancelKey, Secret};
+use crate::tenant::meter::Meter;
 use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::tls::Door;
@@ -55,7 +56,9 @@ pub struct App {
     next_home: AtomicUsize,
     instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
     tenants: DashMap<TenantId, Arc<TenantState>, FxBuildHasher>,
-    placements: DashMap<PlacementName, Arc<AtomicUsize>, FxBuildHasher>,
+    placements: DashMap<PlacementName, Arc<PlacementState>, FxBuildHasher>,
+    /// What all clients have used of the rates of the whole proxy.
+    pub meter: Arc<Meter>,
     /// Clients that are logged in, by the secret of what they cancel with.
     clients: DashSet<BySecret, FxBuildHasher>,
     next_client: AtomicU64,
@@ -86,12 +89,20 @@ pub struct App {
     reloading: Mutex<()>,
 }
 
+/// What is known of a placement while the proxy runs.
+#[derive(Default)]
+struct PlacementState {
+    clients: AtomicUsize,
+    /// What all its clients have used of its rates.
+    meter: Arc<Meter>,
+}
+
 /// A client of a placement, counted for as long as this lives.
-pub struct PlacedClient(Arc<AtomicUsize>);
+pub struct PlacedClient(Arc<PlacementState>);
 
 impl Drop for PlacedClient {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.clients.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -116,6 +127,7 @@ impl App {
             instances: ArcSwap::default(),
             tenants: DashMap::default(),
             placements: DashMap::default(),
+            meter: Arc::default(),
             clients: DashSet::default(),
             next_client: AtomicU64::new(1),
             places: Arc::default(),
@@ -137,6 +149,7 @@ impl App {
             reloading: Mutex::default(),
         });
         app.arrange(&app.config());
+        app.set_rates(&app.config());
         Ok(app)
     }
 
@@ -299,6 +312,7 @@ impl App {
         self.arrange(&new);
         let new = Arc::new(new);
         self.config.store(new.clone());
+        self.set_rates(&new);
         self.audit.reconfigure(new.audit.clone());
         if diff.listen_tls_changed {
             self.doors.store(Arc::new(doors));
@@ -420,9 +434,9 @@ impl App {
     /// 53300 over the placement's limit.
     pub fn admit_to_placement(&self, route: &Route) -> Result<PlacedClient> {
         let name = &route.placement.name;
-        let counter = self.placements.entry(name.clone()).or_default().clone();
-        let before = counter.fetch_add(1, Ordering::Relaxed);
-        let placed = PlacedClient(counter);
+        let placement = self.placement_state(name);
+        let before = placement.clients.fetch_add(1, Ordering::Relaxed);
+        let placed = PlacedClient(placement);
         if route.placement.max_clients.is_some_and(|max| before >= max) {
             return Err(Error::new(
                 Kind::TooManyConnections,
@@ -430,6 +444,26 @@ impl App {
             ));
         }
         Ok(placed)
+    }
+
+    fn placement_state(&self, name: &PlacementName) -> Arc<PlacementState> {
+        if let Some(known) = self.placements.get(name) {
+            return known.clone();
+        }
+        self.placements.entry(name.clone()).or_default().clone()
+    }
+
+    /// What all clients of a placement have used of its rates.
+    pub fn placement_meter(&self, name: &PlacementName) -> Arc<Meter> {
+        self.placement_state(name).meter.clone()
+    }
+
+    /// Puts the rates of the proxy and of its placements in force; servers and tenants have theirs with their other settings.
+    fn set_rates(&self, config: &Config) {
+        self.meter.set(config.rates);
+        for placement in config.placements.values() {
+            self.placement_meter(&placement.name).set(placement.rates);
+        }
     }
 
     /// A number for a client that no other had or will have.

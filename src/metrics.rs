@@ -175,6 +175,11 @@ pub struct TenantMetrics {
     pub timeouts: Counter,
     /// Events of the audit, written or not.
     pub audited: Counter,
+    /// Statements that had to wait for a rate, at each level, and that were refused since they would have had to wait too long.
+    pub rate_waits: Counter,
+    pub rate_refusals: Counter,
+    /// Times a result was held back for the rate of bytes.
+    pub rate_pauses: Counter,
     /// What had been counted when the last whole period began, and when it ended.
     snapshots: Mutex<Option<Box<[Totals; 2]>>>,
 }

@@ -288,7 +288,7 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         let sum = |tenants: &[Arc<TenantState>]| tenants.iter().map(|t| read(t)).sum();
         out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, sum(t))))?;
     }
-    let counters: [(&str, &str, Read<u64>); 10] = [
+    let counters: [(&str, &str, Read<u64>); 13] = [
         ("tenant_logins", "Logins that succeeded", |t| {
             t.metrics.logins.get()
         }),
@@ -328,6 +328,21 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
             "tenant_audit_events",
             "Events of the audit, written or not",
             |t| t.metrics.audited.get(),
+        ),
+        (
+            "tenant_rate_waits",
+            "Statements that had to wait for a rate, at each level",
+            |t| t.metrics.rate_waits.get(),
+        ),
+        (
+            "tenant_rate_refusals",
+            "Statements refused since they would have had to wait too long for a rate",
+            |t| t.metrics.rate_refusals.get(),
+        ),
+        (
+            "tenant_rate_pauses",
+            "Times a result was held back for the rate of bytes",
+            |t| t.metrics.rate_pauses.get(),
         ),
     ];
     for (name, help, read) in counters {

@@ -8,7 +8,8 @@ use crate::backend::connect;
 use crate::backend::connection::ServerConnection;
 use crate::backend::dns::{Names, Resolver};
 use crate::config::{
-    Login, PoolKey, RequireAuth, Secret, Server, ServerAddress, ServerTls, SslMode, TcpKeepalives,
+    Login, PoolKey, Rates, RequireAuth, Secret, Server, ServerAddress, ServerTls, SslMode,
+    TcpKeepalives,
 };
 use crate::error::Error;
 use crate::id::ServerName;
@@ -50,6 +51,7 @@ impl Way {
             },
             require_auth: RequireAuth::default(),
             max_connections: 0,
+            rates: Rates::default(),
             fail_fast: false,
             admin: None,
             admin_database: String::new(),

@@ -24,6 +24,7 @@ use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::id::TenantId;
 use crate::metrics::InstanceMetrics;
+use crate::tenant::meter::Meter;
 use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::workers::{WorkerId, Workers};
@@ -61,6 +62,8 @@ pub struct Instance {
     by_key: Mutex<HashMap<PoolKey, Weak<Pool>>>,
     next_pool: AtomicU64,
     pub metrics: InstanceMetrics,
+    /// What all its clients have used of its rates.
+    pub meter: Arc<Meter>,
     /// The addresses of the server, if its host is a name.
     pub names: Arc<Names>,
     /// What the last health check found.
@@ -144,10 +147,12 @@ impl Instance {
             by_key: Mutex::default(),
             next_pool: AtomicU64::new(1),
             metrics: InstanceMetrics::default(),
+            meter: Arc::default(),
             names: Arc::new(Names::new(resolver)),
             health: Health::default(),
             failures: Mutex::default(),
         });
+        instance.meter.set(instance.server().rates);
         let watched = Arc::downgrade(&instance);
         instance.workers.spawn(home, sweep(watched.clone()));
         instance.workers.spawn(home, watch_name(watched));
@@ -171,6 +176,7 @@ impl Instance {
     pub fn reconfigure(self: &Arc<Self>, server: Arc<Server>, timeouts: Timeouts) {
         self.timeouts.store(Arc::new(timeouts));
         let limit = budget(&server);
+        self.meter.set(server.rates);
         if *self.server() != *server {
             self.server.store(server);
         }

@@ -81,7 +81,7 @@ fn servers(old: &Config, new: &Config, diff: &mut Diff) {
         if before.address != server.address || login(before) != login(server) {
             diff.servers_changed.push(name.clone());
         }
-        if before.max_connections != server.max_connections {
+        if before.max_connections != server.max_connections || before.rates != server.rates {
             diff.servers_resized.push(name.clone());
         }
         if admin(before) != admin(server) {
@@ -127,6 +127,7 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
             || before.reuse != placement.reuse
             || before.tolerate != placement.tolerate
             || before.max_clients != placement.max_clients
+            || before.rates != placement.rates
         {
             diff.placements_resized.push(name.clone());
         }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::units::{Count, Limit, Period, Size};
+use super::units::{Count, Limit, Period, RateFile, Size};
 use super::{LogFormat, Pooling, Posture, RequireAuth, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
@@ -208,6 +208,10 @@ pub struct LimitsFile {
     pub console: Count,
     /// Clients of one tenant, where its own `limits` say nothing. Default: with several tenants three quarters of `clients`.
     pub tenant: Option<Count>,
+    /// Statements per second of all clients together, as a number or with a burst. Default: no limit.
+    pub statements_per_second: Option<RateFile<Count>>,
+    /// Bytes per second to them, the same. Default: no limit.
+    pub bytes_per_second: Option<RateFile<Size>>,
 }
 
 impl Default for LimitsFile {
@@ -217,6 +221,8 @@ impl Default for LimitsFile {
             logins: None,
             console: Count(10),
             tenant: None,
+            statements_per_second: None,
+            bytes_per_second: None,
         }
     }
 }
@@ -366,6 +372,7 @@ pub struct ServerFile {
     pub admin: Option<ServerAdminFile>,
     /// What contexts are sealed with. Required for placements of posture sealed.
     pub seal: Option<SealFile>,
+    pub limits: ServerLimitsFile,
     pub timeouts: ClientTimeoutsFile,
     pub log: ClientLogFile,
 }
@@ -382,10 +389,21 @@ impl Default for ServerFile {
             fail_fast: false,
             admin: None,
             seal: None,
+            limits: ServerLimitsFile::default(),
             timeouts: ClientTimeoutsFile::default(),
             log: ClientLogFile::default(),
         }
     }
+}
+
+/// `servers.*.limits`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ServerLimitsFile {
+    /// Statements per second of all its clients together, as a number or with a burst. Default: no limit.
+    pub statements_per_second: Option<RateFile<Count>>,
+    /// Bytes per second to them, the same. Default: no limit.
+    pub bytes_per_second: Option<RateFile<Size>>,
 }
 
 /// `servers.*.seal`.
@@ -553,6 +571,10 @@ pub struct PlacementLimitsFile {
     pub statements: Count,
     /// Bytes of them. Default: 16MB.
     pub statement_memory: Size,
+    /// Statements per second of all clients of its tenants together, as a number or with a burst. Default: no limit.
+    pub statements_per_second: Option<RateFile<Count>>,
+    /// Bytes per second to them, the same. Default: no limit.
+    pub bytes_per_second: Option<RateFile<Size>>,
 }
 
 impl Default for PlacementLimitsFile {
@@ -563,6 +585,8 @@ impl Default for PlacementLimitsFile {
             objects: None,
             statements: Count(10_000),
             statement_memory: Size(16 << 20),
+            statements_per_second: None,
+            bytes_per_second: None,
         }
     }
 }
@@ -663,6 +687,10 @@ pub struct TenantLimitsFile {
     pub active: Option<Count>,
     /// Clients that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
+    /// Statements per second of all its clients together, as a number or with a burst. Default: no limit.
+    pub statements_per_second: Option<RateFile<Count>>,
+    /// Bytes per second to them, the same. Default: no limit.
+    pub bytes_per_second: Option<RateFile<Size>>,
 }
 
 #[cfg(test)]

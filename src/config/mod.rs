@@ -78,6 +78,8 @@ pub struct Config {
     pub io_uring: bool,
     pub identify: Identify,
     pub limits: ClientLimits,
+    /// Of all clients together.
+    pub rates: Rates,
     pub timeouts: Timeouts,
     /// Tenants that have metrics of their own.
     pub named_tenants: usize,
@@ -290,6 +292,8 @@ pub struct Server {
     pub require_auth: RequireAuth,
     /// Most connections the proxy opens to this instance, over all its pools.
     pub max_connections: usize,
+    /// Of all its clients together.
+    pub rates: Rates,
     /// While it cannot be reached or takes no more connections, clients are told so at once.
     pub fail_fast: bool,
     /// Login of the health check; it takes one of `max_connections`.
@@ -478,6 +482,8 @@ pub struct Placement {
     pub tolerate: BTreeSet<String>,
     /// Most clients of all tenants of this placement together.
     pub max_clients: Option<usize>,
+    /// Of all clients of this placement together.
+    pub rates: Rates,
     pub transaction: TransactionLimits,
     pub tenants: usize,
 }
@@ -555,6 +561,21 @@ pub struct ClientLimits {
     pub console: usize,
 }
 
+/// How much may go in each second, and how much of it at once after a while with nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u64,
+    pub burst: u64,
+}
+
+/// How fast clients may go. None: there is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rates {
+    pub statements: Option<Rate>,
+    /// Bytes of what servers answer.
+    pub bytes: Option<Rate>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TenantLimits {
     /// Most clients logged in at once.
@@ -563,6 +584,8 @@ pub struct TenantLimits {
     pub active: Option<usize>,
     /// Most clients that wait for a server connection at once.
     pub waiting: Option<usize>,
+    /// Of all its clients together.
+    pub rates: Rates,
     /// Its share of the server time for which several tenants wait, beside those of the others.
     pub weight: u32,
 }
@@ -573,6 +596,7 @@ impl Default for TenantLimits {
             clients: None,
             active: None,
             waiting: None,
+            rates: Rates::default(),
             weight: 1,
         }
     }

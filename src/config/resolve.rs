@@ -7,6 +7,7 @@
 mod application;
 mod pem;
 mod placement;
+mod rates;
 mod server;
 mod tenant;
 mod timeouts;
@@ -166,6 +167,11 @@ impl Resolver<'_, '_> {
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
         let limits = self.client_limits(&limits_at, &file.limits);
+        let rates = self.rates(
+            &limits_at,
+            file.limits.statements_per_second,
+            file.limits.bytes_per_second,
+        );
         let metrics_at = At::ROOT.key("metrics");
         let named_tenants = self.count(
             &metrics_at.key("tenants"),
@@ -213,6 +219,7 @@ impl Resolver<'_, '_> {
             io_uring: file.io_uring.unwrap_or(true),
             identify,
             limits: limits?,
+            rates,
             named_tenants: named_tenants?,
             stats_period: file.metrics.period.0,
             timeouts: timeouts(&file.timeouts),

@@ -1,9 +1,12 @@
 //! Values with a unit as people write them: durations, sizes and counts.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, Visitor};
 
 /// Longest duration accepted. Beyond a year a mistake is likelier than an intention.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -27,6 +30,34 @@ pub struct Count(pub u64);
 /// A length of time that something may take; None, written as `0`: any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<Duration>);
+
+/// A rate in the file: a value for each second, or `{ rate: 100, burst: 200 }`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateFile<V> {
+    /// None: it is not given, which is a mistake.
+    pub rate: Option<V>,
+    /// Default: what goes in one second.
+    pub burst: Option<V>,
+}
+
+/// The second form of it.
+#[derive(Debug, Deserialize)]
+#[serde(default, bound = "V: Deserialize<'de>", expecting = "a mapping")]
+pub struct RateParts<V> {
+    /// For each second. Required.
+    pub rate: Option<V>,
+    /// At once, after a while with nothing. Default: what goes in one second.
+    pub burst: Option<V>,
+}
+
+impl<V> Default for RateParts<V> {
+    fn default() -> Self {
+        Self {
+            rate: None,
+            burst: None,
+        }
+    }
+}
 
 /// Reads `15s` and the like.
 ///
@@ -161,6 +192,46 @@ impl<'de> Deserialize<'de> for Count {
             }
         }
         deserializer.deserialize_any(Number)
+    }
+}
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for RateFile<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Either<V> {
+            type Value = RateFile<V>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value for each second, or a mapping with `rate` and `burst`")
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+                plain(V::deserialize(number.into_deserializer()))
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+                plain(V::deserialize(number.into_deserializer()))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                plain(V::deserialize(text.into_deserializer()))
+            }
+
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Self::Value, M::Error> {
+                let parts = RateParts::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(RateFile {
+                    rate: parts.rate,
+                    burst: parts.burst,
+                })
+            }
+        }
+        fn plain<V, E>(rate: Result<V, E>) -> Result<RateFile<V>, E> {
+            Ok(RateFile {
+                rate: Some(rate?),
+                burst: None,
+            })
+        }
+        deserializer.deserialize_any(Either(PhantomData))
     }
 }
 

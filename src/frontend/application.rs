@@ -144,6 +144,7 @@ impl Session {
         standing.route = route;
         self.side.guard = guard_of(&standing.route, true);
         self.side.limits = standing.route.placement.transaction;
+        self.side.throttle = standing.throttle();
         Ok(())
     }
 

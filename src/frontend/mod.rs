@@ -11,7 +11,7 @@
 //!    A replication client has a server connection of its own instead, and `replication` does 3 to 6 for it.
 //! 6. The end: what is owed is played out, what is not clean is closed.
 //!
-//! What of it all the audit hears is in `attempts`.
+//! What of it all the audit hears is in `attempts`; what keeps a client within the rates of the config is in `throttle`.
 
 pub mod application;
 pub mod attempts;
@@ -30,4 +30,5 @@ pub mod state;
 pub mod statements;
 pub mod tablespaces;
 pub mod text;
+pub mod throttle;
 pub mod welcome;

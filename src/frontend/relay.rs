@@ -14,6 +14,7 @@ mod inspect;
 mod messages;
 mod naming;
 mod notices;
+mod rates;
 mod replies;
 mod slow;
 
@@ -38,6 +39,7 @@ use crate::frontend::locks::Locks;
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::text::TextReader;
+use crate::frontend::throttle::Throttle;
 use crate::metrics::TenantMetrics;
 use crate::net::silence::Silence;
 use crate::net::stream::Stream;
@@ -80,6 +82,8 @@ pub struct ClientSide {
     /// In posture guarded and up.
     pub guard: Option<Arc<Guard>>,
     pub limits: TransactionLimits,
+    /// Of a client that may not go as fast as it can.
+    pub throttle: Option<Box<Throttle>>,
     pub audit: Audit,
     /// Of an application: for whom it works.
     pub choosing: Option<Box<Choosing>>,
@@ -198,6 +202,10 @@ pub struct Relay<'a> {
     choice_waits: bool,
     /// The message at hand chooses the tenant that it is served for.
     chooses: bool,
+    /// The client is not heard before its next statement is within its rates.
+    awaits_rate: bool,
+    /// The server is not read before what it sent is within the rates.
+    is_slowed: bool,
     /// The client has been told all there is, and has said nothing since.
     is_quiet: bool,
     /// The client went when it was not heard, and what it had said before waits.
@@ -276,6 +284,8 @@ impl<'a> Relay<'a> {
             inquiry: Inquiry::default(),
             choice_waits: false,
             chooses: false,
+            awaits_rate: false,
+            is_slowed: false,
             is_quiet: true,
             left_words: false,
             silences: None,
@@ -347,6 +357,9 @@ impl<'a> Relay<'a> {
             if self.server_gone {
                 return self.poll_last_words(cx).map(|_| false);
             }
+            if self.client.throttle.is_some() && self.poll_rates(cx) {
+                continue;
+            }
             self.handle.calls(cx.waker());
             return Poll::Pending;
         }
@@ -401,7 +414,7 @@ impl<'a> Relay<'a> {
         loop {
             let mut moved = std::mem::take(&mut begins);
             // 1. What the server says comes first: it frees the connection.
-            if !moved && self.client.outbox.len() < HIGH_WATER {
+            if !moved && !self.is_slowed && self.client.outbox.len() < HIGH_WATER {
                 match self.poll_server(cx) {
                     Poll::Ready(Ok(true)) => moved = true,
                     Poll::Ready(Ok(false)) => return self.poll_last_words(cx),
@@ -451,6 +464,9 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(Ok(End::ForeignSequence));
             }
             if !moved {
+                if self.client.throttle.is_some() && self.poll_rates(cx) {
+                    continue;
+                }
                 if self.handle.calls(cx.waker()) != self.answered {
                     self.tell_if_asked();
                 }

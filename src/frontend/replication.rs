@@ -25,6 +25,7 @@ use crate::frontend::relay::{ClientSide, End, Relay, SlowLog};
 use crate::frontend::session::{log_refusal, say_last, write};
 use crate::frontend::standing::{Guards, stopped};
 use crate::frontend::state::SessionState;
+use crate::frontend::throttle::Throttle;
 use crate::frontend::welcome::LoggedIn;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::startup::{Replication, Startup};
@@ -148,6 +149,7 @@ pub async fn serve(login: LoggedIn) {
         state: SessionState::unwatched(),
         guard: None,
         limits: TransactionLimits::NONE,
+        throttle: Throttle::new(&client.app, &client.tenant, &client.route, &pool.instance),
         audit: client.app.audit.clone(),
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),
@@ -250,6 +252,9 @@ impl Client {
                         return Err(stopped());
                     }
                     self.may_go_on(relay.server.server())?;
+                    let instance = &relay.pool.instance;
+                    let throttle = Throttle::new(&self.app, &self.tenant, &self.route, instance);
+                    relay.set_throttle(throttle);
                     heard = Some(calls);
                     if is_clean {
                         relay.answered = calls;

@@ -32,6 +32,7 @@ use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, SlowLog, foreign_sequence, frame_size};
 use crate::frontend::standing::{Standing, farewell};
 use crate::frontend::statements::Statements;
+use crate::frontend::throttle::Toll;
 use crate::net::stream::Stream;
 use crate::net::watch::Watch;
 use crate::protocol::buffer::Buffer;
@@ -204,6 +205,7 @@ impl Session {
             state,
             guard,
             limits: standing.route.placement.transaction,
+            throttle: standing.throttle(),
             audit: standing.app().audit.clone(),
             settings,
             reported,
@@ -307,6 +309,13 @@ impl Session {
 
     /// The same where it is served now. `held`: with what the client's transaction begins.
     pub(super) async fn serve_here(&mut self, held: &[String]) -> Result<ControlFlow<()>> {
+        if self.side.throttle.is_some() {
+            match Box::pin(self.wait_for_rates()).await {
+                Ok(()) => {}
+                Err(Some(error)) => return Box::pin(self.refuse_batch(&error)).await,
+                Err(None) => return Ok(ControlFlow::Break(())),
+            }
+        }
         let checkout = match self.checkout_at_once() {
             Ok(lease) => Checkout::Leased(lease, Duration::ZERO),
             Err(grant) => Box::pin(self.checkout(grant)).await,
@@ -386,6 +395,7 @@ impl Session {
     fn look_around(&mut self) -> Result<bool> {
         let route = self.standing.route.clone();
         let moves = self.standing.look_around(self.side.statements.as_mut())?;
+        self.side.throttle = self.standing.throttle();
         if !Arc::ptr_eq(&route, &self.standing.route) {
             self.side.guard = guard_of(&self.standing.route, self.side.choosing.is_some());
             self.side.limits = self.standing.route.placement.transaction;
@@ -438,6 +448,39 @@ impl Session {
         }
     }
 
+    /// Waits until the client's next statement is within its rates.
+    ///
+    /// # Errors
+    /// Why it is not to be served; none if the client has left.
+    async fn wait_for_rates(&mut self) -> Result<(), Option<Error>> {
+        let mut is_first = true;
+        loop {
+            let Some(throttle) = &mut self.side.throttle else {
+                return Ok(());
+            };
+            match throttle.pay(true) {
+                Toll::Paid => return Ok(()),
+                Toll::Refused(error) => return Err(Some(error)),
+                Toll::Waits => {}
+            }
+            if std::mem::take(&mut is_first) {
+                // A cancel of an earlier wait that came too late.
+                self.standing.registered.take_cancelled();
+            }
+            self.standing.registered.set_activity(Activity::Waiting);
+            let waited = poll_fn(|cx| {
+                if let Poll::Ready(error) = self.poll_wait(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                let throttle = self.side.throttle.as_mut();
+                throttle.map_or(Poll::Ready(()), |t| t.poll(cx)).map(Ok)
+            });
+            let waited = waited.await;
+            self.standing.registered.set_activity(Activity::Idle);
+            waited?;
+        }
+    }
+
     /// Waits for its turn, as it has since then. None: the client has left.
     async fn wait_in_line(&mut self, since: Instant) -> Option<Result<Grant>> {
         // A cancel of an earlier wait that came too late.
@@ -454,7 +497,7 @@ impl Session {
         waited
     }
 
-    /// While waiting in line: ready when the client has left (None), or its wait was cancelled or must end.
+    /// While waiting in line or for a rate: ready when the client has left (None), or its wait was cancelled or must end.
     fn poll_wait(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Error>> {
         self.standing.registered.calls(cx.waker());
         if self.standing.registered.must_go() {

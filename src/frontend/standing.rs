@@ -9,6 +9,7 @@ use crate::client::Reason;
 use crate::config::{Credential, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::statements::Statements;
+use crate::frontend::throttle::Throttle;
 use crate::places::Place;
 use crate::tenant::state::{ClientGuard, TenantState};
 use crate::workers::WorkerId;
@@ -79,6 +80,11 @@ pub(super) fn stopped() -> Error {
 impl Standing {
     pub fn app(&self) -> &Arc<App> {
         self.registered.app()
+    }
+
+    /// What keeps it within its rates, if there are any.
+    pub fn throttle(&self) -> Option<Box<Throttle>> {
+        Throttle::new(self.app(), &self.tenant, &self.route, &self.pool.instance)
     }
 
     /// Takes note of the name that the client's application has by what it was told.

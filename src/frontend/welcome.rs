@@ -25,6 +25,7 @@ use crate::frontend::standing::{Guards, Standing, farewell};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::tablespaces;
+use crate::frontend::throttle::Throttle;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::reply::Replies;
@@ -232,6 +233,7 @@ fn begin_session(
         state: SessionState::new(&route, &settings),
         guard: guard.map(Arc::new),
         limits: route.placement.transaction,
+        throttle: Throttle::new(&app, &tenant, &route, &pool.instance),
         audit: app.audit.clone(),
         settings,
         reported,

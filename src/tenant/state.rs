@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::config::TenantLimits;
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
+use crate::tenant::meter::Meter;
 use crate::workers::WorkerId;
 
 /// Names of a tenant's clients that are kept to be shared: more than an application uses, and few, since clients choose them.
@@ -30,6 +31,8 @@ struct Pause {
 pub struct TenantState {
     pub id: TenantId,
     pub metrics: TenantMetrics,
+    /// What all its clients have used of its rates.
+    pub meter: Arc<Meter>,
     /// When it was first seen.
     pub since: Instant,
     clients: AtomicUsize,
@@ -60,6 +63,7 @@ impl TenantState {
         Self {
             id,
             metrics: TenantMetrics::default(),
+            meter: Arc::default(),
             since: Instant::now(),
             clients: AtomicUsize::new(0),
             names: Mutex::default(),
@@ -100,6 +104,7 @@ impl TenantState {
         self.waiting_limit
             .store(limits.waiting.unwrap_or(usize::MAX), Relaxed);
         self.weight.store(limits.weight, Relaxed);
+        self.meter.set(limits.rates);
         let mut pause = self.pause();
         pause.limit = limits.active.unwrap_or(usize::MAX);
         self.apply(&pause);

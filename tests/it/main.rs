@@ -41,6 +41,7 @@ mod prepared_sql;
 mod procedures;
 mod process_ids;
 mod promotion;
+mod rates;
 mod replication;
 mod require_auth;
 mod seal;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Column, Row, View, row, text};
 use crate::admin::set;
-use crate::config::{self, Config, LogFormat, Login, Server, SslMode};
+use crate::config::{self, Config, LogFormat, Login, Rate, Rates, Server, SslMode};
 
 pub const COLUMNS: &[Column] = &[
     text("key"),
@@ -151,6 +151,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("limits.clients", limits.clients));
     settings.push(setting("limits.logins", limits.logins));
     settings.push(setting("limits.console", limits.console));
+    settings.extend(rates("limits", config.rates));
     settings.push(setting("metrics.tenants", config.named_tenants));
     settings.push(setting("metrics.period", period(config.stats_period)));
     let timeouts = &config.timeouts;
@@ -229,6 +230,7 @@ fn server(server: &Server) -> Vec<Setting> {
         setting(key("require_auth"), server.require_auth),
         setting(key("max_connections"), server.max_connections),
     ];
+    settings.extend(rates(&key("limits"), server.rates));
     if let Some(Login { user, password }) = server.admin.as_deref() {
         settings.push(setting(key("admin.user"), user));
         if password.is_some() {
@@ -254,7 +256,8 @@ fn placements(config: &Config) -> Vec<Setting> {
                 .map(crate::id::ServerName::as_str)
                 .collect();
             let clients = placement.max_clients;
-            [
+            let rates = rates(&key("limits"), placement.rates);
+            let settings = [
                 setting(key("tier"), placement.tier),
                 setting(key("servers"), servers.join(",")),
                 setting(key("pooling"), placement.pooling),
@@ -282,9 +285,31 @@ fn placements(config: &Config) -> Vec<Setting> {
                     key("limits.statement_memory"),
                     placement.transaction.statement_memory,
                 ),
-            ]
+            ];
+            settings.into_iter().chain(rates)
         })
         .collect()
+}
+
+/// Those of one level, whose `limits` are named so; empty where there is no limit.
+fn rates(limits: &str, rates: Rates) -> [Setting; 2] {
+    let plain: fn(u64) -> String = |n| n.to_string();
+    [
+        ("statements_per_second", rates.statements, plain),
+        ("bytes_per_second", rates.bytes, |n| {
+            format!("{}kB", n >> 10)
+        }),
+    ]
+    .map(|(name, rate, shown)| {
+        let value = rate.map_or_else(String::new, |Rate { per_second, burst }| {
+            let (rate, burst) = (shown(per_second), shown(burst));
+            match rate == burst {
+                true => rate,
+                false => format!("{{ rate: {rate}, burst: {burst} }}"),
+            }
+        });
+        setting(format!("{limits}.{name}"), value)
+    })
 }
 
 fn joined(items: &BTreeSet<impl ToString>) -> String {

@@ -18,6 +18,11 @@ pub const COLUMNS: &[Column] = &[
     int("max_active"),
     text("users"),
     int("log_slow_ms"),
+    int("statements_per_second"),
+    int("bytes_per_second"),
+    int("rate_waits"),
+    int("rate_refusals"),
+    int("rate_pauses"),
 ];
 
 /// Every tenant of the config by name, seen or not.
@@ -28,6 +33,7 @@ pub fn rows(view: &View) -> Vec<Row> {
         .into_iter()
         .map(|tenant| {
             let route = &tenant.route;
+            let rates = tenant.limits.rates;
             let seen = view.seen.get(&tenant.id);
             let users: Vec<&str> = tenant.users.keys().map(String::as_str).collect();
             row![
@@ -48,6 +54,11 @@ pub fn rows(view: &View) -> Vec<Row> {
                 tenant
                     .slow
                     .map(|slow| u64::try_from(slow.as_millis()).unwrap_or(u64::MAX)),
+                rates.statements.map(|rate| rate.per_second),
+                rates.bytes.map(|rate| rate.per_second),
+                seen.map_or(0, |tenant| tenant.metrics.rate_waits.get()),
+                seen.map_or(0, |tenant| tenant.metrics.rate_refusals.get()),
+                seen.map_or(0, |tenant| tenant.metrics.rate_pauses.get()),
             ]
         })
         .collect()

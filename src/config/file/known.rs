@@ -8,8 +8,10 @@ use super::{
     AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile, ClientLogFile, ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile,
     IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
     PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
-    TcpKeepalivesFile, TenantFile, TenantLimitsFile, TimeoutsFile,
+    ServerLimitsFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile, TimeoutsFile,
 };
+
+use crate::config::units::{Count, RateParts};
 
 /// What to say of a setting that is none of the `known` ones.
 pub fn unknown_setting(key: &str, known: &[&str]) -> String {
@@ -45,6 +47,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["servers" | "placements" | "tenants" | "applications", _, "timeouts"] => fields::<ClientTimeoutsFile>(),
         ["servers" | "placements" | "tenants", _, "log"] => fields::<ClientLogFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
+        ["servers", _, "limits"] => fields::<ServerLimitsFile>(),
         ["servers", _, "seal"] => fields::<SealFile>(),
         ["placements", _] => fields::<PlacementFile>(),
         ["placements", _, "login"] => fields::<LoginFile>(),
@@ -52,6 +55,13 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["placements", _, "limits"] => fields::<PlacementLimitsFile>(),
         ["tenants", _] => fields::<TenantFile>(),
         ["tenants", _, "limits"] => fields::<TenantLimitsFile>(),
+        ["limits", "statements_per_second" | "bytes_per_second"]
+        | [
+            "servers" | "placements" | "tenants",
+            _,
+            "limits",
+            "statements_per_second" | "bytes_per_second",
+        ] => fields::<RateParts<Count>>(),
         _ => &[],
     }
 }

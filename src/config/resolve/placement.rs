@@ -248,6 +248,11 @@ impl Resolver<'_, '_> {
         let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
+        let rates = self.rates(
+            &limits,
+            file.limits.statements_per_second,
+            file.limits.bytes_per_second,
+        );
         let statements = self.count(
             &limits.key("statements"),
             file.limits.statements,
@@ -279,6 +284,7 @@ impl Resolver<'_, '_> {
             reuse: file.pool.reuse,
             tolerate: file.pool.tolerate.iter().cloned().collect(),
             max_clients,
+            rates,
             transaction,
             tenants: known.tenants,
         };

@@ -78,6 +78,11 @@ impl Resolver<'_, '_> {
                 "must be at least 2, because the admin login takes one",
             );
         }
+        let rates = self.rates(
+            &at.key("limits"),
+            file.limits.statements_per_second,
+            file.limits.bytes_per_second,
+        );
         let admin = match &file.admin {
             Some(admin) => Some(Arc::new(self.admin(&at.key("admin"), admin)?)),
             None => None,
@@ -97,6 +102,7 @@ impl Resolver<'_, '_> {
             tls: tls?,
             require_auth: require_auth?,
             max_connections: max_connections?,
+            rates,
             fail_fast: file.fail_fast,
             admin,
             admin_database,

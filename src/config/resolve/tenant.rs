@@ -65,6 +65,11 @@ impl Resolver<'_, '_> {
                 clients: self.optional_count(&limits_at.key("clients"), file.limits.clients),
                 active: self.optional_count(&limits_at.key("active"), file.limits.active),
                 waiting: self.optional_count(&limits_at.key("waiting"), file.limits.waiting),
+                rates: self.rates(
+                    &limits_at,
+                    file.limits.statements_per_second,
+                    file.limits.bytes_per_second,
+                ),
                 ..TenantLimits::default()
             };
             let plan = self.plan(&at, file, plans);

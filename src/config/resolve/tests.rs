@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Pooling, Tier};
+use crate::config::{Pooling, Rate, Rates, Tier};
 
 const BASE: &str = "\
 listen: [{ address: 127.0.0.1:6432 }]
@@ -514,6 +514,56 @@ fn a_mistake_names_its_setting_and_line() {
             "f1: { limits: { active: 0 }, ",
             "line 20: tenants.f1.limits.active: must be at least 1",
         ),
+        (
+            "f1: { ",
+            "f1: { limits: { statements_per_second: 0 }, ",
+            "line 20: tenants.f1.limits.statements_per_second: must be from 1 to 10000000",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { statements_per_second: { burst: 3 } }, ",
+            "line 20: tenants.f1.limits.statements_per_second.rate: is required",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { statements_per_second: { rate: 3, burst: 0 } }, ",
+            "line 20: tenants.f1.limits.statements_per_second.burst: must be from 1 to 10000000",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { statements_per_second: { rate: 3, bursts: 4 } }, ",
+            "line 20: tenants.f1.limits.statements_per_second.bursts: unknown setting, did you mean `burst`?",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { bytes_per_second: 100 }, ",
+            "line 20: tenants.f1.limits.bytes_per_second: needs a unit: 100kB, 100MB or 100GB",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { bytes_per_second: { rate: 1MB, burst: 8kB } }, ",
+            "line 20: tenants.f1.limits.bytes_per_second.burst: must be at least 64kB",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { bytes_per_second: [1MB] }, ",
+            "line 20: tenants.f1.limits.bytes_per_second: must be a value for each second, or a mapping with `rate` and `burst`, not a list",
+        ),
+        (
+            "limits: { clients: 10000 }",
+            "limits: { statements_per_second: 99999999 }",
+            "line 4: limits.statements_per_second: must be from 1 to 10000000",
+        ),
+        (
+            "10.0.0.1, ",
+            "10.0.0.1, limits: { bytes_per_second: 5kB }, ",
+            "line 6: servers.s1.limits.bytes_per_second: must be at least 64kB",
+        ),
+        (
+            "context: { app.t: '{tenant}' } }",
+            "context: { app.t: '{tenant}' }, limits: { statements_per_second: fast } }",
+            "line 10: placements.free.limits.statements_per_second: must be a whole number",
+        ),
     ] {
         let found = resolve(&changed(&[(from, to)])).expect_err(to);
         assert_eq!(
@@ -522,6 +572,45 @@ fn a_mistake_names_its_setting_and_line() {
             "{from} → {to}: {found:#?}"
         );
     }
+}
+
+#[test]
+fn rates_are_given_at_every_level_as_a_number_or_with_a_burst() {
+    let config = resolve(&changed(&[
+        (
+            "limits: { clients: 10000 }",
+            "limits: { statements_per_second: 5000 }",
+        ),
+        (
+            "10.0.0.1, ",
+            "10.0.0.1, limits: { bytes_per_second: { rate: 1MB } }, ",
+        ),
+        (
+            "context: { app.t: '{tenant}' } }",
+            "context: { app.t: '{tenant}' }, limits: { statements_per_second: { rate: 70, burst: '7' } } }",
+        ),
+        (
+            "f1: { ",
+            "f1: { limits: { bytes_per_second: { rate: 100kB, burst: 64kB } }, ",
+        ),
+    ]))
+    .expect("it is valid");
+    let rate = |per_second, burst| Some(Rate { per_second, burst });
+    let statements = |statements| Rates {
+        statements,
+        bytes: None,
+    };
+    let bytes = |bytes| Rates {
+        statements: None,
+        bytes,
+    };
+    assert_eq!(config.rates, statements(rate(5000, 5000)));
+    assert_eq!(config.servers["s1"].rates, bytes(rate(1 << 20, 1 << 20)));
+    assert_eq!(config.servers["s2"].rates, Rates::default());
+    assert_eq!(config.placements["free"].rates, statements(rate(70, 7)));
+    let own = |tenant| config.tenants[tenant].limits.rates;
+    assert_eq!(own("f1"), bytes(rate(100 << 10, 64 << 10)));
+    assert_eq!(own("f2"), Rates::default());
 }
 
 #[test]

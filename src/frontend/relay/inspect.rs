@@ -20,7 +20,7 @@ use super::{Hold, Relay, foreign_sequence};
 
 /// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
 /// looked at as it passes.
-const LOOKED_AT_WHOLE: usize = 8 * 1024;
+pub(super) const LOOKED_AT_WHOLE: usize = 8 * 1024;
 /// The same for a client whose prepared statements a text may name: what it names must be known before it passes.
 const LOOKED_AT_FOR_NAMES: usize = 64 * 1024;
 /// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`, `loread`,

@@ -14,6 +14,7 @@ use crate::sql::effects::{Effects, What};
 use super::choice::Heard;
 use super::inspect::{Looked, has_text};
 use super::naming::Executed;
+use super::rates::Passage;
 use super::{ClientSide, HIGH_WATER, Hold, Relay, frame_size};
 
 /// So much of what the client says is read while it is not heard, in bytes.
@@ -107,6 +108,7 @@ impl Relay<'_> {
             | self.flush_asked
             | self.choice_waits
             | self.inquiry.is_pending()
+            | self.awaits_rate
             | self.server.switch.is_some();
         (waits && self.still_waits())
             || self.owes_too_much()
@@ -136,6 +138,7 @@ impl Relay<'_> {
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
             || self.choice_waits
             || self.inquiry.is_pending()
+            || self.awaits_rate
             // A Sync ends what guards the change of tenant.
             || (self.server.switch.is_some() && self.client_rest == 0 && self.ledger.has_sent_end())
     }
@@ -187,6 +190,18 @@ impl Relay<'_> {
             if tag == FrontendTag::TERMINATE {
                 break true;
             }
+            if self.client.throttle.is_some() {
+                match self.pay(tag, here, size) {
+                    Passage::Open => {}
+                    Passage::Closed => break false,
+                    Passage::Refused => {
+                        self.client.inbox.move_to(&mut self.server.outbox, run);
+                        run = 0;
+                        self.pass_refused(tag, size);
+                        continue;
+                    }
+                }
+            }
             self.begin_message();
             if self.waits() && !is_of_copy(tag) {
                 // It waits for an answer that comes only when the COPY is over; the server passes over this if it
@@ -206,7 +221,7 @@ impl Relay<'_> {
                     Ok(Heard::Answered) => {
                         self.client.inbox.move_to(&mut self.server.outbox, run);
                         run = 0;
-                        self.pass_refused(size);
+                        self.pass_refused(tag, size);
                         self.heard = true;
                         continue;
                     }
@@ -233,7 +248,7 @@ impl Relay<'_> {
                 Ok(Looked::Answered) => {
                     self.client.inbox.move_to(&mut self.server.outbox, run);
                     run = 0;
-                    self.pass_refused(size);
+                    self.pass_refused(tag, size);
                     continue;
                 }
                 Ok(Looked::Names(uses)) => {
@@ -265,7 +280,7 @@ impl Relay<'_> {
                     },
                     Ok(Rewritten::Refused(error)) => match self.refuse_message(here, size, error) {
                         Ok(Looked::Answered) => {
-                            self.pass_refused(size);
+                            self.pass_refused(tag, size);
                             continue;
                         }
                         Ok(_) => break false,
@@ -302,6 +317,9 @@ impl Relay<'_> {
             run += here;
             self.heard = true;
             self.note_sent();
+            if let Some(throttle) = &mut self.client.throttle {
+                throttle.note_sent(tag);
+            }
         };
         self.client.inbox.move_to(&mut self.server.outbox, run);
         if self.choice_waits {
@@ -321,8 +339,11 @@ impl Relay<'_> {
         leaves
     }
 
-    /// Sends what goes in the place of a message of `size` bytes, at the front of the client's inbox.
-    fn pass_refused(&mut self, size: usize) {
+    /// Sends what goes in the place of a message of this kind and of `size` bytes, at the front of the client's inbox.
+    fn pass_refused(&mut self, tag: FrontendTag, size: usize) {
+        if let Some(throttle) = &mut self.client.throttle {
+            throttle.note_sent(tag);
+        }
         let sent = std::mem::take(&mut self.refused_frames);
         self.server.outbox.extend(&sent);
         self.client.inbox.consume(size);

@@ -45,9 +45,11 @@ impl Relay<'_> {
                 let passed = self.pass_server_frames();
                 self.end_timing();
                 self.server.inbox.trim();
-                self.metrics
-                    .sent
-                    .add((self.client.outbox.len() - before) as u64);
+                let sent = self.client.outbox.len() - before;
+                self.metrics.sent.add(sent as u64);
+                if let Some(throttle) = &mut self.client.throttle {
+                    self.is_slowed = throttle.note_received(sent);
+                }
                 self.metrics.queries.add(std::mem::take(&mut self.queries));
                 if let Some(named) = self.ledger.take_counts() {
                     self.metrics.client_parses.add(named.client_parses.into());
