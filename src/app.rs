@@ -321,6 +321,7 @@ impl App {
             if let Some(known) = new.login(tenant.key().as_str()) {
                 tenant.set_limits(known.limits);
                 tenant.set_slow(known.slow);
+                tenant.set_timeouts(known.own_timeouts);
             }
         }
         self.routes
@@ -365,6 +366,7 @@ impl App {
         if let Some(tenant) = self.config.load().login(id.as_str()) {
             state.set_limits(tenant.limits);
             state.set_slow(tenant.slow);
+            state.set_timeouts(tenant.own_timeouts);
         }
         let entry = self.tenants.entry(id.clone());
         let state = entry.or_insert_with(|| Arc::new(state)).clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::ops::Deref;
+use std::ops::{Deref, RangeInclusive};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -134,6 +134,8 @@ pub struct ServerConnection {
     /// The address that it was made to, if the server's host is a name.
     pub peer: Option<IpAddr>,
     pub born: Instant,
+    /// Its part of the lifetime that the config gives, in thousandths.
+    lives: u32,
     pub idle_since: Instant,
     /// Leases in a row to the tenant it is bound to, while others waited.
     pub turn: u32,
@@ -141,6 +143,10 @@ pub struct ServerConnection {
     pub turn_began: Instant,
     pub kept: Kept,
 }
+
+/// How much of the lifetime of the config a connection lives, in thousandths: those that were made together, after a
+/// restart or under a load, do not all end together.
+const LIVES: RangeInclusive<u32> = 800..=1000;
 
 /// For whom an idle connection is kept for a moment while others wait, and until when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -180,6 +186,7 @@ impl ServerConnection {
             server,
             peer,
             born: now,
+            lives: rand::random_range(LIVES),
             idle_since: now,
             turn: 0,
             turn_began: now,
@@ -190,6 +197,11 @@ impl ServerConnection {
     pub fn set_key(&mut self, key: CancelKey) {
         let tls = self.stream.is_tls();
         self.fence = Arc::new(Fence::new(self.server.clone(), self.peer, key, tls));
+    }
+
+    /// Whether it is to be replaced, where connections live so long.
+    pub fn has_outlived(&self, lifetime: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.born) > lifetime * self.lives / *LIVES.end()
     }
 
     pub fn fence(&self) -> &Arc<Fence> {
@@ -439,5 +451,32 @@ tenants:
         assert_eq!(connection.parameters["TimeZone"], "UTC");
         drop(far);
         assert!(!come(&runtimes[1], &mut connection));
+    }
+
+    #[tokio::test]
+    async fn connections_that_were_made_together_do_not_end_together() {
+        const LIFETIME: Duration = Duration::from_secs(1000);
+        let config = load_text(CONFIG, Path::new("."), &|_| None).unwrap();
+        let server = config.servers.values().next().unwrap().clone();
+        let made = |_| {
+            let (near, _) = UnixStream::pair().unwrap();
+            ServerConnection::new(Stream::Plain(near.into()), server.clone(), None)
+        };
+        let connections: Vec<_> = (0..200).map(made).collect();
+        let born = |connection: &ServerConnection| connection.born;
+        let ended = |after: u64| {
+            let after = Duration::from_secs(after);
+            let ended = connections.iter();
+            ended
+                .filter(|c| c.has_outlived(LIFETIME, born(c) + after))
+                .count()
+        };
+        assert_eq!((ended(799), ended(1001)), (0, 200));
+        // In each of the four quarters of that time a quarter of them ends, about.
+        for quarter in 0..4 {
+            let from = 800 + 50 * quarter;
+            let count = ended(from + 50) - ended(from);
+            assert!((20..=90).contains(&count), "{quarter}: {count}");
+        }
     }
 }

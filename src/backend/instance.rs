@@ -388,11 +388,12 @@ impl Instance {
     fn sweep(self: &Arc<Self>) {
         let timeouts = self.timeouts();
         let over = self.queue().is_over();
-        let surplus = self.queue().take_surplus(Instant::now());
+        let now = Instant::now();
+        let surplus = self.queue().take_surplus(now);
         self.close_all(surplus);
         self.close_idle(|_, connection| {
             over || connection.idle_since.elapsed() > timeouts.server_idle
-                || connection.born.elapsed() > timeouts.server_lifetime
+                || connection.has_outlived(timeouts.server_lifetime, now)
                 || !connection.is_alive()
         });
         self.queue().drop_unused_pools();
@@ -494,11 +495,12 @@ impl Pool {
     }
 
     /// Makes a connection, whose slot the caller holds; with parameters of the client's own, as `key` has them.
-    /// `worker`: this one.
+    /// `worker`: this one. `deadline`: how long it may take.
     pub(super) async fn connect(
         &self,
         key: &PoolKey,
         worker: WorkerId,
+        deadline: Duration,
     ) -> Result<Box<ServerConnection>> {
         if let Some((when, error)) = &*lock(&self.last_failure)
             && when.elapsed() < BACKOFF
@@ -506,7 +508,6 @@ impl Pool {
             return Err(error.clone());
         }
         let server = self.instance.server();
-        let deadline = self.instance.timeouts().connect;
         let began = Instant::now();
         match connect::connect(&server, &self.instance.names, key, deadline).await {
             Ok(mut connection) => {
@@ -704,7 +705,7 @@ impl Pool {
             worker,
             receiver,
         };
-        let deadline = self.instance.timeouts().checkout;
+        let deadline = tenant.checkout_timeout(&self.instance.timeouts());
         let _waiting = tenant.metrics.waiting.enter();
         let began = Instant::now();
         let granted = line.granted(since, deadline).await;
@@ -810,7 +811,7 @@ impl Line<'_> {
         let instance = &self.pool.instance;
         let refusal = instance.queue().refusal(self.pool.id).cloned();
         refusal.unwrap_or_else(|| {
-            let deadline = instance.timeouts().checkout;
+            let deadline = self.tenant.checkout_timeout(&instance.timeouts());
             let message = format!("no server connection became free within {deadline:?}");
             Error::new(Kind::TooManyConnections, message)
         })

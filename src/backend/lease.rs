@@ -124,7 +124,7 @@ impl Grant {
         } else if !lease.connect(&self.pool.key, self.worker).await? {
             return Ok(None);
         }
-        let deadline = instance.timeouts().connect;
+        let deadline = self.tenant.connect_timeout(&instance.timeouts());
         lease.busy = true;
         if lease.is_of_another(&self.tenant) {
             match self.may_be_handed_over(&mut lease, wanted, deadline).await {
@@ -360,7 +360,8 @@ impl Lease {
         if let Held::Connection(old) = std::mem::replace(&mut self.held, Held::Slot) {
             old.close(false).await;
         }
-        match self.pool.connect(key, worker).await {
+        let deadline = self.tenant.connect_timeout(&self.pool.instance.timeouts());
+        match self.pool.connect(key, worker, deadline).await {
             Ok(connection) => {
                 self.held = Held::Connection(connection);
                 Ok(true)
@@ -378,7 +379,7 @@ impl Lease {
         };
         let instance = &self.pool.instance;
         let now = Instant::now();
-        let outlived = now - connection.born > instance.timeouts().server_lifetime;
+        let outlived = connection.has_outlived(instance.timeouts().server_lifetime, now);
         let mut queue = instance.queue();
         let unwanted = connection.switch.is_some()
             || outlived

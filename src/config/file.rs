@@ -261,6 +261,12 @@ pub struct ClientTimeoutsFile {
     pub idle_session: Option<Limit>,
     /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit. Default: as said.
     pub pinned: Option<Limit>,
+    /// From accept to a finished login, once it is known whose login it is. Default: as said.
+    pub login: Option<Period>,
+    /// Waiting for a server connection or a rate. Default: as said.
+    pub checkout: Option<Period>,
+    /// Connecting to a server for a client, or changing the tenant of a server connection. Default: as said.
+    pub connect: Option<Period>,
 }
 
 /// `timeouts`.
@@ -279,7 +285,7 @@ pub struct TimeoutsFile {
     pub pinned: Option<Limit>,
     /// From accept to a finished login. Default: 15s.
     pub login: Period,
-    /// Waiting for a server connection. Default: 10s.
+    /// Waiting for a server connection or a rate. Default: 10s.
     pub checkout: Period,
     /// Connecting to a server. Default: 5s.
     pub connect: Period,
@@ -289,7 +295,7 @@ pub struct TimeoutsFile {
     pub shutdown: Period,
     /// An idle server connection is closed after this. Default: 10m.
     pub server_idle: Period,
-    /// A server connection is replaced after this. Default: 1h.
+    /// A server connection is replaced after this, or up to a fifth of it before: each has an end of its own. Default: 1h.
     pub server_lifetime: Period,
     /// A server's name is resolved again after this. Default: 15s.
     pub dns_max_ttl: Period,

@@ -189,7 +189,7 @@ pub struct Identify {
 pub struct Timeouts {
     /// From accept to a finished login.
     pub login: Duration,
-    /// How long a client waits for a server connection.
+    /// How long a client waits for a server connection, or for a rate.
     pub checkout: Duration,
     /// TCP, TLS and login to a server; also the time a change of tenant context may take.
     pub connect: Duration,
@@ -199,10 +199,18 @@ pub struct Timeouts {
     pub shutdown: Duration,
     /// An idle server connection is closed after this time.
     pub server_idle: Duration,
-    /// A server connection is closed at its next clean point after this age.
+    /// A server connection is closed at its next clean point after this age, or up to a fifth of it before.
     pub server_lifetime: Duration,
     /// The addresses of a server whose host is a name are looked up again after this time.
     pub dns_max_ttl: Duration,
+}
+
+/// What a tenant has of its own in place of [`Timeouts`]. None: it has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnTimeouts {
+    pub login: Option<Duration>,
+    pub checkout: Option<Duration>,
+    pub connect: Option<Duration>,
 }
 
 /// What ends a client, or its statement, that takes too long. None: nothing does.
@@ -523,6 +531,7 @@ pub struct Tenant {
     pub timeouts: ClientTimeouts,
     /// What takes so long is in the slow log. None: nothing is.
     pub slow: Option<Duration>,
+    pub own_timeouts: OwnTimeouts,
     pub route: Arc<Route>,
 }
 

@@ -137,12 +137,14 @@ fn verdict(
 }
 
 fn end(app: &App, client: &Arc<ClientHandle>, reason: Reason) {
-    app.tenant(&client.tenant).metrics.timeouts.add(1);
+    let tenant = app.tenant(&client.tenant);
+    tenant.metrics.timeouts.add(1);
     tracing::info!(tenant = %client.tenant, user = %client.user, client = client.id, ?reason, "timed out");
     match (reason, client.fence()) {
         (Reason::Statement, Some(fence)) => {
             client.note_timeout();
-            let (id, deadline) = (client.id, app.config().timeouts.connect);
+            let id = client.id;
+            let deadline = tenant.connect_timeout(&app.config().timeouts);
             tokio::spawn(async move {
                 if let Err(error) = fence.cancel(id, deadline).await {
                     tracing::warn!(client = id, %error, "could not cancel a statement that timed out");

@@ -1,5 +1,7 @@
 //! From an accepted socket to a client that is logged in, on whatever worker accepted it.
 
+mod limit;
+
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,8 +31,9 @@ use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
 use crate::sql::guard::Guard;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
-use crate::timer;
 use crate::tls::Door;
+
+use self::limit::Limit;
 
 /// What came of a connection.
 pub enum Admitted {
@@ -62,12 +65,13 @@ pub async fn admit(
 ) -> Admitted {
     let config = app.config();
     let stranger = app.places.greet(config.limits.logins);
-    let begun = timer::timeout(config.timeouts.login, begin(app, door, tcp, peer, counted));
+    let limit = Limit::new(config.timeouts.login);
+    let begun = limit.keep(begin(app, door, tcp, peer, counted, &limit));
     let why = tokio::select! {
         biased;
         admitted = begun => match admitted {
-            Ok(admitted) => return admitted,
-            Err(_) => "login took too long",
+            Some(admitted) => return admitted,
+            None => "login took too long",
         },
         () = stranger.must_go() => "login took longest, and others come",
     };
@@ -84,6 +88,7 @@ async fn begin(
     tcp: TcpStream,
     peer: SocketAddr,
     counted: Place,
+    limit: &Limit,
 ) -> Admitted {
     let accepted = Instant::now();
     let (mut stream, startup, sni) = match handshake::open(
@@ -126,7 +131,7 @@ async fn begin(
     let user = startup.user.clone();
     let mut inbox = Buffer::new();
     let mut tenant = None;
-    let client = (&mut stream, &mut inbox, &mut tenant);
+    let client = (&mut stream, &mut inbox, &mut tenant, limit);
     match log_in(app, door, client, startup, sni.as_deref(), peer).await {
         Ok(Outcome::Admin {
             user,
@@ -202,9 +207,10 @@ async fn cancel(app: &App, key: &CancelKey, peer: SocketAddr) {
     };
     client.cancel_wait();
     let Some(fence) = client.fence() else { return };
-    let deadline = app.config().timeouts.connect;
+    let tenant = app.tenant(&client.tenant);
+    let deadline = tenant.connect_timeout(&app.config().timeouts);
     match fence.cancel(client.id, deadline).await {
-        Ok(true) => app.tenant(&client.tenant).metrics.cancels.add(1),
+        Ok(true) => tenant.metrics.cancels.add(1),
         Ok(false) => {}
         Err(error) => tracing::warn!(tenant = %client.tenant, %error, "cancel request failed"),
     }
@@ -309,7 +315,7 @@ impl Prepared {
 async fn log_in(
     app: &Arc<App>,
     door: &Door,
-    (stream, inbox, whose): (&mut Stream, &mut Buffer, &mut Option<TenantId>),
+    (stream, inbox, whose, limit): (&mut Stream, &mut Buffer, &mut Option<TenantId>, &Limit),
     mut startup: Startup,
     sni: Option<&str>,
     peer: SocketAddr,
@@ -318,6 +324,7 @@ async fn log_in(
     let claim = identify(&config, &mut startup, sni);
     if let Claim::Tenant { tenant, .. } = &claim {
         *whose = Some(tenant.id.clone());
+        limit.set(tenant.own_timeouts.login);
     }
     let (scope, user, credential) = credential_of(&config, &claim, &startup);
     let verifiers = &app.verifiers;

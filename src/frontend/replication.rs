@@ -218,12 +218,13 @@ impl Client {
             if !can_be_told {
                 return;
             }
+            let deadline = self.tenant.connect_timeout(&self.app.config().timeouts);
             let ClientSide { stream, outbox, .. } = &mut side;
             let goodbye = async {
                 let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
                 say_last(stream, &error).await;
             };
-            let _ = timer::timeout(self.app.config().timeouts.connect, goodbye).await;
+            let _ = timer::timeout(deadline, goodbye).await;
             return;
         }
         side.told(&self.registered).await;

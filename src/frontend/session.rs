@@ -604,7 +604,7 @@ impl Session {
     /// there is no pool, its locks, tables and subscriptions do not stay until the next client comes.
     async fn scrub(&self, mut lease: Lease) {
         lease.busy = true;
-        let deadline = self.standing.app().config().timeouts.connect;
+        let deadline = self.standing.connect_timeout();
         match context::scrub(&mut lease, deadline).await {
             Ok(()) => {
                 lease.busy = false;
@@ -693,14 +693,14 @@ impl Session {
         if frames.is_empty() {
             return Ok(());
         }
-        let deadline = self.standing.app().config().timeouts.connect;
+        let deadline = self.standing.connect_timeout();
         let closed = timer::timeout(deadline, residue::close(lease, &frames, outbox));
         closed.await.unwrap_or_else(|_| Err(not_told()))
     }
 
     /// Asks the server what cannot be known without it.
     async fn ask(&mut self, lease: &mut Lease) -> Result<(Question, Option<Answer>)> {
-        let deadline = self.standing.app().config().timeouts.connect;
+        let deadline = self.standing.connect_timeout();
         for round in 0.. {
             let ClientSide {
                 state,
@@ -793,7 +793,7 @@ impl Session {
     /// Sets the tenant context, and the client's settings, again for a client that keeps its connection.
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
         let wanted = self.binding();
-        let deadline = self.standing.app().config().timeouts.connect;
+        let deadline = self.standing.connect_timeout();
         context::adopt(lease, &wanted, deadline, None, &mut self.side.outbox)
             .await
             .map_err(Refusal::into_error)?;
@@ -932,6 +932,6 @@ impl Session {
             let _ = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
             let _ = tokio::io::AsyncWriteExt::shutdown(stream).await;
         };
-        let _ = timer::timeout(self.standing.app().config().timeouts.connect, goodbye).await;
+        let _ = timer::timeout(self.standing.connect_timeout(), goodbye).await;
     }
 }

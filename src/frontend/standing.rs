@@ -1,6 +1,7 @@
 //! What a client is to the proxy, whatever it does at the moment: whose it is, where it belongs, what it is counted in.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::app::{App, PlacedClient, Registered, moved};
 use crate::backend::connection::Parameters;
@@ -85,6 +86,11 @@ impl Standing {
     /// What keeps it within its rates, if there are any.
     pub fn throttle(&self) -> Option<Box<Throttle>> {
         Throttle::new(self.app(), &self.tenant, &self.route, &self.pool.instance)
+    }
+
+    /// How long what the proxy itself asks a server for this client may take.
+    pub fn connect_timeout(&self) -> Duration {
+        self.tenant.connect_timeout(&self.app().config().timeouts)
     }
 
     /// Takes note of the name that the client's application has by what it was told.

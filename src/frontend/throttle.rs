@@ -80,7 +80,7 @@ impl Throttle {
         Some(Box::new(Self {
             tenant: tenant.clone(),
             levels: levels.collect(),
-            patience: app.config().timeouts.checkout,
+            patience: tenant.checkout_timeout(&app.config().timeouts),
             next: 0,
             since: None,
             wait: None,

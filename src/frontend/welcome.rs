@@ -103,14 +103,14 @@ async fn welcome(
     let settings = std::mem::take(&mut login.settings);
     if login.route.pooling == Pooling::Transaction && pool.is_profile_due(&settings) {
         let asking = ask_anew(&pool, &login.tenant, &login.route, &settings, worker);
-        let deadline = login.app.config().timeouts.login;
+        let deadline = login.tenant.login_timeout(&login.app.config().timeouts);
         // With no answer, what is known stands: whether the server is there is not a login's to find out.
         let _ = Box::pin(timer::timeout(deadline, asking)).await;
     }
     let profile = match known_profile(&pool, &login.route, &settings) {
         Some(profile) => profile,
         None => {
-            let deadline = login.app.config().timeouts.login;
+            let deadline = login.tenant.login_timeout(&login.app.config().timeouts);
             let profile = profile(&pool, &login.tenant, &login.route, settings, worker);
             login.registered.set_activity(Activity::Waiting);
             let waited = Box::pin(timer::timeout(deadline, profile)).await;
@@ -393,7 +393,7 @@ async fn own_connection(
         .pool
         .with_own(settings, variables(&wanted.route));
     let mut lease = pool.connect_alone(tenant, worker, &key).await?;
-    let deadline = pool.instance.timeouts().connect;
+    let deadline = tenant.connect_timeout(&pool.instance.timeouts());
     let nobody = &mut Buffer::new();
     context::adopt(&mut lease, wanted, deadline, None, nobody)
         .await

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::config::TenantLimits;
+use crate::config::{OwnTimeouts, TenantLimits, Timeouts};
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
 use crate::tenant::meter::Meter;
@@ -44,6 +44,10 @@ pub struct TenantState {
     weight: AtomicU32,
     /// What takes so long is in the slow log, in microseconds; `u64::MAX`: nothing is.
     slow: AtomicU64,
+    /// In milliseconds; 0: as in the whole proxy.
+    login: AtomicU64,
+    checkout: AtomicU64,
+    connect: AtomicU64,
     /// Of `metrics.transactions`, what is in `used` by now.
     accounted: AtomicU64,
     /// Server time in microseconds, for a weight of 1.
@@ -73,6 +77,9 @@ impl TenantState {
             waiting_limit: AtomicUsize::new(usize::MAX),
             weight: AtomicU32::new(1),
             slow: AtomicU64::new(u64::MAX),
+            login: AtomicU64::new(0),
+            checkout: AtomicU64::new(0),
+            connect: AtomicU64::new(0),
             accounted: AtomicU64::new(0),
             used: AtomicU64::new(0),
             pause: Mutex::new(Pause {
@@ -121,6 +128,32 @@ impl TenantState {
     pub fn set_slow(&self, slow: Option<Duration>) {
         let us = slow.and_then(|slow| u64::try_from(slow.as_micros()).ok());
         self.slow.store(us.unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// `own`: those that it has of its own, beside the proxy's.
+    pub fn set_timeouts(&self, own: OwnTimeouts) {
+        let milliseconds = |time: Option<Duration>| {
+            let time = time.map_or(0, |time| time.as_millis());
+            u64::try_from(time).unwrap_or(u64::MAX)
+        };
+        self.login.store(milliseconds(own.login), Relaxed);
+        self.checkout.store(milliseconds(own.checkout), Relaxed);
+        self.connect.store(milliseconds(own.connect), Relaxed);
+    }
+
+    /// From accept to a finished login. `of_all`: what the proxy says.
+    pub fn login_timeout(&self, of_all: &Timeouts) -> Duration {
+        own_or(&self.login, of_all.login)
+    }
+
+    /// How long its clients wait for a server connection, or for a rate.
+    pub fn checkout_timeout(&self, of_all: &Timeouts) -> Duration {
+        own_or(&self.checkout, of_all.checkout)
+    }
+
+    /// How long to connect for them, or to change the context of a connection, may take.
+    pub fn connect_timeout(&self, of_all: &Timeouts) -> Duration {
+        own_or(&self.connect, of_all.connect)
     }
 
     /// The server time that its transactions have had, in microseconds for a weight of 1, within `bounds`. Called under the
@@ -231,6 +264,13 @@ impl TenantState {
 
     pub(crate) fn deactivate(&self) {
         self.active.fetch_sub(1, Relaxed);
+    }
+}
+
+fn own_or(own: &AtomicU64, of_all: Duration) -> Duration {
+    match own.load(Relaxed) {
+        0 => of_all,
+        own => Duration::from_millis(own),
     }
 }
 

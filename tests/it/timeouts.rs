@@ -1,9 +1,9 @@
 //! What takes too long is ended, whatever the client sets and pipelines, with PostgreSQL's own words.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, POOLINGS, Running, Setup, in_time, tenant};
-use crate::wire::{Frame, Wire, errors, query};
+use crate::harness::{PATIENCE, POOLINGS, Running, Setup, in_time, tenant, world};
+use crate::wire::{Frame, PROTOCOL_3_0, Wire, errors, query, startup};
 
 async fn proxy(pooling: &'static str) -> Running {
     Setup {
@@ -125,5 +125,138 @@ async fn a_client_that_says_nothing_for_too_long_is_ended() {
             assert_eq!(ended(&mut pinned).await, expected);
             assert_eq!(free.column("SELECT 1").await, ["1"]);
         }
+    }
+}
+
+/// Longer than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_waits_for_a_server_connection_as_long_as_its_own_timeout_says() {
+    let setup = Setup {
+        pool_size: 1,
+        sections: "timeouts: { checkout: 1s }".into(),
+        about: |name| match name {
+            "t35" => "timeouts: { checkout: 200ms }",
+            "t36" => "timeouts: { checkout: 60s }",
+            _ => "",
+        },
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let mut waiting = Vec::new();
+    for name in ["t35", "t37", "t36"] {
+        waiting.push(proxy.raw(&tenant(name)).await);
+    }
+    let mut holder = proxy.raw(&tenant("t38")).await;
+    holder.query("BEGIN").await;
+    let began = Instant::now();
+    for wire in &mut waiting {
+        wire.send(&query("SELECT 1")).await;
+    }
+    let mut waiting = waiting.into_iter();
+    let mut next = || waiting.next().expect("there are three");
+    let (mut short, mut usual, mut long) = (next(), next(), next());
+    assert_eq!(errors(&short.until_ready().await), ["53300"]);
+    let first = began.elapsed();
+    assert_eq!(errors(&usual.until_ready().await), ["53300"]);
+    let second = began.elapsed();
+    assert!(first >= Duration::from_millis(200) && second >= Duration::from_secs(1));
+    assert!(first < second, "{first:?} {second:?}");
+    holder.query("COMMIT").await;
+    assert!(errors(&long.until_ready().await).is_empty());
+}
+
+/// Says who it is, and for a while no more.
+async fn silent(proxy: &Running, name: &str) -> Wire {
+    let mut wire = Wire::tcp(proxy.address).await;
+    let tenant = tenant(name);
+    let (user, database) = (tenant.user(), tenant.database);
+    let pairs = [("user", &*user), ("database", &*database)];
+    wire.send(&startup(PROTOCOL_3_0, &pairs)).await;
+    wire
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_may_take_as_long_as_its_tenant_says() {
+    let setup = Setup {
+        sections: "timeouts: { login: 2s }".into(),
+        about: |name| match name {
+            "t35" => "timeouts: { login: 200ms }",
+            "t36" => "timeouts: { login: 60s }",
+            _ => "",
+        },
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let began = Instant::now();
+    let (mut short, mut usual) = (silent(&proxy, "t35").await, silent(&proxy, "t37").await);
+    let mut long = silent(&proxy, "t36").await;
+    in_time("it is ended", short.rest()).await;
+    let first = began.elapsed();
+    in_time("it is ended", usual.rest()).await;
+    let second = began.elapsed();
+    assert!(first >= Duration::from_millis(200) && second >= Duration::from_secs(2));
+    assert!(first < second, "{first:?} {second:?}");
+    let password = tenant("t36").password();
+    long.authenticate(&password, None).await.expect("logs in");
+    assert_eq!(long.column("SELECT 1").await, ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_says_nothing_is_given_as_long_as_the_nearest_timeout_says() {
+    let hole = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port");
+    let port = hole.local_addr().expect("an address").port();
+    for (server, placement, own) in [
+        ("timeouts: { connect: 300ms }", "", ""),
+        (
+            "timeouts: { connect: 60s }",
+            "timeouts: { connect: 300ms }",
+            "",
+        ),
+        (
+            "",
+            "timeouts: { connect: 60s }",
+            "timeouts: { connect: 300ms }",
+        ),
+    ] {
+        let comma = |text: &str| {
+            if text.is_empty() {
+                String::new()
+            } else {
+                format!(", {text}")
+            }
+        };
+        let setup = Setup {
+            sections: "timeouts: { connect: 60s, checkout: 60s, login: 60s }".into(),
+            placements: format!(
+                "hole: {{ tier: instance, server: hole, database: x, login: {{ user: x }}{} }}",
+                comma(placement)
+            ),
+            tenants: format!(
+                "h0: {{ placement: hole, users: {{ app: {{ password: h0 }} }}{} }}",
+                comma(own)
+            ),
+            ..Setup::default()
+        };
+        let line = format!(
+            "servers:\n  hole: {{ host: 127.0.0.1, port: {port}, sslmode: disable, max_connections: 3, fail_fast: true{} }}\n",
+            comma(server)
+        );
+        let yaml = setup.yaml(world().await).replace("servers:\n", &line);
+        let proxy = Running::start(&yaml);
+        let began = Instant::now();
+        let mut wire = Wire::tcp(proxy.address).await;
+        let login = [("user", "app.h0"), ("database", "x")];
+        let refused = in_time("it is refused", wire.log_in(&login, "h0")).await;
+        let error = refused.expect_err("nobody answers there");
+        assert_eq!(error.sqlstate(), "08006");
+        let took = began.elapsed();
+        assert!(
+            took >= Duration::from_millis(300) && took < LONG,
+            "{took:?}"
+        );
     }
 }

@@ -123,7 +123,7 @@ impl Resolver<'_, '_> {
             placement: route.placement,
         };
         let placement = home.map_or_else(ClientTimeoutsFile::default, |plan| plan.timeouts);
-        let timeouts = context.layers.of(
+        let (timeouts, own_timeouts) = context.layers.of(
             route.pool.server.as_str(),
             Tier::Pool,
             [placement, file.timeouts],
@@ -142,6 +142,7 @@ impl Resolver<'_, '_> {
                 },
                 timeouts,
                 slow,
+                own_timeouts,
                 route: Arc::new(route),
             }),
             variables,

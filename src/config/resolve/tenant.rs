@@ -84,16 +84,18 @@ impl Resolver<'_, '_> {
                 continue;
             };
             self.claim(&at, &id, &route, &mut places);
+            let (timeouts, own_timeouts) = layers.of(
+                route.pool.server.as_str(),
+                route.placement.tier,
+                [plan.timeouts, file.timeouts],
+            );
             let tenant = Tenant {
                 id: id.clone(),
                 users,
                 limits,
-                timeouts: layers.of(
-                    route.pool.server.as_str(),
-                    route.placement.tier,
-                    [plan.timeouts, file.timeouts],
-                ),
+                timeouts,
                 slow: layers.slow(route.pool.server.as_str(), [plan.log, file.log]),
+                own_timeouts,
                 route: Arc::new(route),
             };
             tenants.insert(id, Arc::new(tenant));

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Pooling, Rate, Rates, Tier};
+use crate::config::{OwnTimeouts, Pooling, Rate, Rates, Tier};
 
 const BASE: &str = "\
 listen: [{ address: 127.0.0.1:6432 }]
@@ -575,6 +575,47 @@ fn a_mistake_names_its_setting_and_line() {
 }
 
 #[test]
+fn waits_are_those_of_the_nearest_level_that_says_any() {
+    let config = resolve(&changed(&[
+        (
+            "limits: { clients: 10000 }",
+            "timeouts: { login: 1s, checkout: 2s, connect: 3s }",
+        ),
+        (
+            "10.0.0.1, ",
+            "10.0.0.1, timeouts: { login: 11s, checkout: 12s, connect: 13s }, ",
+        ),
+        (
+            "context: { app.t: '{tenant}' } }",
+            "context: { app.t: '{tenant}' }, timeouts: { login: 21s, checkout: 22s } }",
+        ),
+        ("f1: { ", "f1: { timeouts: { login: 31s }, "),
+    ]))
+    .expect("it is valid");
+    let seconds = |n| Some(Duration::from_secs(n));
+    for (tenant, login, checkout, connect) in [
+        ("f1", seconds(31), seconds(22), seconds(13)),
+        ("f2", seconds(21), seconds(22), seconds(13)),
+        ("p1", seconds(11), seconds(12), seconds(13)),
+        // What is said of all clients is not copied: the console may change it.
+        ("b1", None, None, None),
+    ] {
+        let expected = OwnTimeouts {
+            login,
+            checkout,
+            connect,
+        };
+        assert_eq!(config.tenants[tenant].own_timeouts, expected, "{tenant}");
+    }
+    let [login, checkout, connect] = [1, 2, 3].map(Duration::from_secs);
+    let of_all = &config.timeouts;
+    assert_eq!(
+        (of_all.login, of_all.checkout, of_all.connect),
+        (login, checkout, connect)
+    );
+}
+
+#[test]
 fn rates_are_given_at_every_level_as_a_number_or_with_a_burst() {
     let config = resolve(&changed(&[
         (
@@ -1120,7 +1161,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 17);
+    assert_eq!(settings, 19);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
