@@ -34,10 +34,14 @@ use crate::timer;
 use crate::tls::Door;
 use crate::workers::{WorkerId, Workers};
 
+mod admission;
 mod halts;
 mod periods;
 mod stop;
+mod warm;
 
+use admission::PlacementState;
+pub use admission::{PlacedClient, WaitingClient};
 pub use halts::Scope;
 pub use periods::Periods;
 pub use stop::{OpenConsole, Stop};
@@ -57,6 +61,8 @@ pub struct App {
     instances: ArcSwap<HashMap<ServerName, Arc<Instance>>>,
     tenants: DashMap<TenantId, Arc<TenantState>, FxBuildHasher>,
     placements: DashMap<PlacementName, Arc<PlacementState>, FxBuildHasher>,
+    /// Clients that wait for a server connection.
+    waiting: AtomicUsize,
     /// What all clients have used of the rates of the whole proxy.
     pub meter: Arc<Meter>,
     /// Clients that are logged in, by the secret of what they cancel with.
@@ -89,23 +95,6 @@ pub struct App {
     reloading: Mutex<()>,
 }
 
-/// What is known of a placement while the proxy runs.
-#[derive(Default)]
-struct PlacementState {
-    clients: AtomicUsize,
-    /// What all its clients have used of its rates.
-    meter: Arc<Meter>,
-}
-
-/// A client of a placement, counted for as long as this lives.
-pub struct PlacedClient(Arc<PlacementState>);
-
-impl Drop for PlacedClient {
-    fn drop(&mut self) {
-        self.0.clients.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl App {
     /// # Errors
     /// TLS settings of a main port that cannot be used, a thread that cannot be started.
@@ -127,6 +116,7 @@ impl App {
             instances: ArcSwap::default(),
             tenants: DashMap::default(),
             placements: DashMap::default(),
+            waiting: AtomicUsize::new(0),
             meter: Arc::default(),
             clients: DashSet::default(),
             next_client: AtomicU64::new(1),
@@ -428,36 +418,6 @@ impl App {
     /// Connections of clients, logged in or not.
     pub fn connections(&self) -> usize {
         self.places.taken(places::Kind::Socket)
-    }
-
-    /// Counts a client of a placement in.
-    ///
-    /// # Errors
-    /// 53300 over the placement's limit.
-    pub fn admit_to_placement(&self, route: &Route) -> Result<PlacedClient> {
-        let name = &route.placement.name;
-        let placement = self.placement_state(name);
-        let before = placement.clients.fetch_add(1, Ordering::Relaxed);
-        let placed = PlacedClient(placement);
-        if route.placement.max_clients.is_some_and(|max| before >= max) {
-            return Err(Error::new(
-                Kind::TooManyConnections,
-                format!("too many connections for placement \"{name}\""),
-            ));
-        }
-        Ok(placed)
-    }
-
-    fn placement_state(&self, name: &PlacementName) -> Arc<PlacementState> {
-        if let Some(known) = self.placements.get(name) {
-            return known.clone();
-        }
-        self.placements.entry(name.clone()).or_default().clone()
-    }
-
-    /// What all clients of a placement have used of its rates.
-    pub fn placement_meter(&self, name: &PlacementName) -> Arc<Meter> {
-        self.placement_state(name).meter.clone()
     }
 
     /// Puts the rates of the proxy and of its placements in force; servers and tenants have theirs with their other settings.

@@ -81,7 +81,7 @@ fn covering(scopes: &BTreeSet<Scope>, config: &Config, tenant: &TenantId) -> Opt
 /// The place of a pool: its key without what is a client's own.
 type Place<'a> = (&'a ServerName, &'a str, &'a str);
 
-fn place(key: &PoolKey) -> Place<'_> {
+pub(super) fn place(key: &PoolKey) -> Place<'_> {
     (&key.server, &key.database, &key.login.user)
 }
 
@@ -205,7 +205,7 @@ impl App {
     }
 
     /// Places all of whose tenants are paused.
-    fn wholly_paused<'a>(&self, config: &'a Config) -> HashSet<Place<'a>> {
+    pub(super) fn wholly_paused<'a>(&self, config: &'a Config) -> HashSet<Place<'a>> {
         let paused = lock(&self.halts.paused);
         let mut places: HashMap<Place, bool> = HashMap::new();
         for tenant in config.tenants.values() {

@@ -51,6 +51,8 @@ impl Way {
             },
             require_auth: RequireAuth::default(),
             max_connections: 0,
+            max_clients: None,
+            max_waiting: None,
             rates: Rates::default(),
             fail_fast: false,
             admin: None,

@@ -1,6 +1,8 @@
 //! A PostgreSQL instance as the proxy uses it: one budget of connections, and the pools that share
 //! it. Its clients may be on several workers; its lock is held for well under a microsecond, and never across a wait.
 
+mod warm;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -64,6 +66,9 @@ pub struct Instance {
     pub metrics: InstanceMetrics,
     /// What all its clients have used of its rates.
     pub meter: Arc<Meter>,
+    /// Clients of its tenants, and those of them that wait for a server connection.
+    pub clients: AtomicUsize,
+    pub waiting: AtomicUsize,
     /// The addresses of the server, if its host is a name.
     pub names: Arc<Names>,
     /// What the last health check found.
@@ -86,12 +91,15 @@ pub struct Pool {
     pub instance: Arc<Instance>,
     size: AtomicUsize,
     reserve: AtomicUsize,
+    min: AtomicUsize,
     /// The config routes nobody here any more: connections are closed instead of kept.
     retired: AtomicBool,
     /// Connections that were begun before are closed instead of kept: microseconds after `made`, or
     /// 0.
     renewed: AtomicU64,
     made: Instant,
+    /// When a connection could not be made last that nobody waited for: milliseconds after `made`, or 0.
+    spare_failed: AtomicU64,
     /// Its connections, and when each was begun; some of them may be closed by now.
     connections: Mutex<Vec<(Instant, Weak<Fence>)>>,
     /// The server does not tell its login which locks it holds.
@@ -148,6 +156,8 @@ impl Instance {
             next_pool: AtomicU64::new(1),
             metrics: InstanceMetrics::default(),
             meter: Arc::default(),
+            clients: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
             names: Arc::new(Names::new(resolver)),
             health: Health::default(),
             failures: Mutex::default(),
@@ -230,6 +240,8 @@ impl Instance {
                 instance: self.clone(),
                 size: AtomicUsize::new(limits.size),
                 reserve: AtomicUsize::new(limits.reserve),
+                min: AtomicUsize::new(limits.min),
+                spare_failed: AtomicU64::new(0),
                 retired: AtomicBool::new(false),
                 renewed: AtomicU64::new(0),
                 made: Instant::now(),
@@ -246,6 +258,7 @@ impl Instance {
         });
         let grew = pool.size.swap(limits.size, Relaxed) < limits.size;
         pool.reserve.store(limits.reserve, Relaxed);
+        pool.min.store(limits.min, Relaxed);
         pool.retired.store(false, Relaxed);
         let mut queue = self.queue();
         queue.add_pool(pool.clone());
@@ -391,13 +404,28 @@ impl Instance {
         let now = Instant::now();
         let surplus = self.queue().take_surplus(now);
         self.close_all(surplus);
-        self.close_idle(|_, connection| {
-            over || connection.idle_since.elapsed() > timeouts.server_idle
+        let mut spares = self.queue().spares();
+        self.close_idle(|pool, connection| {
+            let is_old = connection.idle_since.elapsed() > timeouts.server_idle;
+            over || (is_old && may_go(&mut spares, pool.id))
                 || connection.has_outlived(timeouts.server_lifetime, now)
                 || !connection.is_alive()
         });
         self.queue().drop_unused_pools();
         lock(&self.by_key).retain(|_, pool| pool.strong_count() > 0);
+    }
+}
+
+/// Whether a pool has one connection more than it keeps, which is then counted out. `spares`: how many more pools have that
+/// keep any.
+fn may_go(spares: &mut HashMap<u64, usize>, pool: u64) -> bool {
+    match spares.get_mut(&pool) {
+        None => true,
+        Some(0) => false,
+        Some(more) => {
+            *more -= 1;
+            true
+        }
     }
 }
 
@@ -434,11 +462,12 @@ async fn watch_name(instance: Weak<Instance>) {
 }
 
 impl Pool {
-    /// Most connections it may have.
+    /// How many connections it has at most, and at least.
     pub fn limits(&self) -> PoolLimits {
         PoolLimits {
             size: self.size.load(Relaxed),
             reserve: self.reserve.load(Relaxed),
+            min: self.min.load(Relaxed),
         }
     }
 

@@ -20,7 +20,7 @@
 
 mod door;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -210,7 +210,7 @@ impl PoolState {
 
     /// More connections than its size and its reserve: they were lowered.
     fn is_over(&self) -> bool {
-        let PoolLimits { size, reserve } = self.pool.limits();
+        let PoolLimits { size, reserve, .. } = self.pool.limits();
         self.total > size + reserve
     }
 
@@ -433,7 +433,7 @@ impl Queue {
     ) -> Option<Found> {
         let room = self.total < self.limit;
         let state = self.pools.get(&pool)?;
-        let PoolLimits { size, reserve } = state.pool.limits();
+        let PoolLimits { size, reserve, .. } = state.pool.limits();
         let kept = reserve.min(self.limit / 4);
         if tenant.active() > 0 && (state.busy() >= size || self.active + kept >= self.limit) {
             return None;
@@ -675,6 +675,49 @@ impl Queue {
             taken.extend(surplus.map(|connection| (state.pool.clone(), connection)));
         }
         taken
+    }
+
+    /// Whether a pool has fewer connections than it keeps, and one can be made that nobody waits for: it takes no place
+    /// that others wait for, and closes no other connection.
+    pub fn lacks_spares(&self, pool: u64) -> bool {
+        self.pools.get(&pool).is_some_and(|state| {
+            let has_room = self.total < self.limit && self.ring.is_empty();
+            state.total < state.pool.limits().min && has_room && state.door.lets_in()
+        })
+    }
+
+    /// Takes the place of such a connection: [`put_spare`](Self::put_spare) or [`release`](Self::release) follows. False:
+    /// there is none to be made.
+    pub fn take_spare(&mut self, pool: u64) -> bool {
+        if !self.lacks_spares(pool) {
+            return false;
+        }
+        let Some(state) = self.pools.get_mut(&pool) else {
+            return false;
+        };
+        state.door.knock();
+        state.total += 1;
+        self.total += 1;
+        true
+    }
+
+    /// Puts such a connection in its place, and serves who has come to wait meanwhile.
+    pub fn put_spare(&mut self, pool: u64, connection: Box<ServerConnection>) {
+        let near = Some(connection.worker);
+        if let Some(state) = self.pools.get_mut(&pool) {
+            state.idle.push_back(connection);
+        }
+        self.dispatch(near);
+    }
+
+    /// Of each pool that keeps connections: how many more it has.
+    pub fn spares(&self) -> HashMap<u64, usize> {
+        let keeping = self.pools.iter();
+        keeping
+            .map(|(&id, state)| (id, state.total, state.pool.limits().min))
+            .filter(|(_, _, min)| *min > 0)
+            .map(|(id, total, min)| (id, total.saturating_sub(min)))
+            .collect()
     }
 
     /// Counts a connection of `pool` out that is closed now.

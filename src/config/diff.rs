@@ -81,7 +81,7 @@ fn servers(old: &Config, new: &Config, diff: &mut Diff) {
         if before.address != server.address || login(before) != login(server) {
             diff.servers_changed.push(name.clone());
         }
-        if before.max_connections != server.max_connections || before.rates != server.rates {
+        if limits(before) != limits(server) {
             diff.servers_resized.push(name.clone());
         }
         if admin(before) != admin(server) {
@@ -91,6 +91,15 @@ fn servers(old: &Config, new: &Config, diff: &mut Diff) {
             diff.servers_seal_changed.push(name.clone());
         }
     }
+}
+
+fn limits(server: &Server) -> impl PartialEq {
+    (
+        server.max_connections,
+        server.max_clients,
+        server.max_waiting,
+        server.rates,
+    )
 }
 
 fn admin(server: &Server) -> impl PartialEq {
@@ -127,6 +136,7 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
             || before.reuse != placement.reuse
             || before.tolerate != placement.tolerate
             || before.max_clients != placement.max_clients
+            || before.max_waiting != placement.max_waiting
             || before.rates != placement.rates
         {
             diff.placements_resized.push(name.clone());

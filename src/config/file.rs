@@ -208,6 +208,8 @@ pub struct LimitsFile {
     pub console: Count,
     /// Clients of one tenant, where its own `limits` say nothing. Default: with several tenants three quarters of `clients`.
     pub tenant: Option<Count>,
+    /// Clients that wait for a server connection at once. Default: no limit.
+    pub waiting: Option<Count>,
     /// Statements per second of all clients together, as a number or with a burst. Default: no limit.
     pub statements_per_second: Option<RateFile<Count>>,
     /// Bytes per second to them, the same. Default: no limit.
@@ -221,6 +223,7 @@ impl Default for LimitsFile {
             logins: None,
             console: Count(10),
             tenant: None,
+            waiting: None,
             statements_per_second: None,
             bytes_per_second: None,
         }
@@ -406,6 +409,10 @@ impl Default for ServerFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct ServerLimitsFile {
+    /// Clients of all its tenants together. Default: no limit.
+    pub clients: Option<Count>,
+    /// Those of them that wait for a server connection at once. Default: no limit.
+    pub waiting: Option<Count>,
     /// Statements per second of all its clients together, as a number or with a burst. Default: no limit.
     pub statements_per_second: Option<RateFile<Count>>,
     /// Bytes per second to them, the same. Default: no limit.
@@ -542,6 +549,9 @@ pub struct PoolFile {
     /// How many more of one pool, within the server's `max_connections`, for tenants that hold none of them, when none came back for a
     /// quarter of a second: one each. Default: 5, and 0 for a placement with one tenant.
     pub reserve: Option<Count>,
+    /// So many server connections of one pool are made before anybody asks for them, and kept when they are idle, as long as no
+    /// other pool needs their room. Default: 0.
+    pub min: Count,
     /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
     /// for each client. Default: false.
     pub reuse: bool,
@@ -556,6 +566,7 @@ impl Default for PoolFile {
         Self {
             size: Count(20),
             reserve: None,
+            min: Count(0),
             reuse: false,
             tolerate: Vec::new(),
         }
@@ -568,6 +579,8 @@ impl Default for PoolFile {
 pub struct PlacementLimitsFile {
     /// Clients of all its tenants together. Default: no limit.
     pub clients: Option<Count>,
+    /// Those of them that wait for a server connection at once. Default: no limit.
+    pub waiting: Option<Count>,
     /// Savepoints that one transaction may have at once; 0: no limit. Default: 1000, and none in tier instance.
     pub savepoints: Option<Count>,
     /// Objects that one transaction may make, change, drop or lock by name; 0: no limit. Default: 1000, and none in
@@ -587,6 +600,7 @@ impl Default for PlacementLimitsFile {
     fn default() -> Self {
         Self {
             clients: None,
+            waiting: None,
             savepoints: None,
             objects: None,
             statements: Count(10_000),

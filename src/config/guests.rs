@@ -91,6 +91,7 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
 fn make_room(placement: &mut PlacementFile, guests: &Guests) {
     placement.shard_map = IndexMap::new();
     placement.pool.size = Count(guests.pool_size as u64);
+    placement.pool.min = Count(0);
     if guests.pool_size == 1 {
         placement.pool.reserve = Some(Count(0));
     }

@@ -300,6 +300,9 @@ pub struct Server {
     pub require_auth: RequireAuth,
     /// Most connections the proxy opens to this instance, over all its pools.
     pub max_connections: usize,
+    /// Most clients of its tenants, and most of them that wait for a server connection at once.
+    pub max_clients: Option<usize>,
+    pub max_waiting: Option<usize>,
     /// Of all its clients together.
     pub rates: Rates,
     /// While it cannot be reached or takes no more connections, clients are told so at once.
@@ -459,12 +462,15 @@ impl fmt::Display for Shared {
 /// The variable that a sealed context travels in, beside those of `context`.
 pub const SEALED_VARIABLE: &str = "pgtenant.context";
 
-/// Most server connections of one pool (one server, database and login).
+/// How many server connections one pool has (one server, database and login).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolLimits {
+    /// At most.
     pub size: usize,
     /// And how many more for tenants that hold none of them, one each.
     pub reserve: usize,
+    /// At least, as long as others do not need the room.
+    pub min: usize,
 }
 
 /// A named kind of place. What its templates mean for a tenant is in [`Route`].
@@ -490,6 +496,8 @@ pub struct Placement {
     pub tolerate: BTreeSet<String>,
     /// Most clients of all tenants of this placement together.
     pub max_clients: Option<usize>,
+    /// Most of them that wait for a server connection at once.
+    pub max_waiting: Option<usize>,
     /// Of all clients of this placement together.
     pub rates: Rates,
     pub transaction: TransactionLimits,
@@ -568,6 +576,8 @@ pub struct ClientLimits {
     pub logins: usize,
     /// Of the console.
     pub console: usize,
+    /// Of all tenants, waiting for a server connection.
+    pub waiting: Option<usize>,
 }
 
 /// How much may go in each second, and how much of it at once after a while with nothing.

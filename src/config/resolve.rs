@@ -30,7 +30,7 @@ use super::outline::{At, Mistakes};
 use super::units::{Count, Limit, Period};
 use super::{
     Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier,
-    Secret, TcpKeepalives, Timeouts,
+    Secret, Server, TcpKeepalives, Tenant, Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
 
@@ -208,6 +208,7 @@ impl Resolver<'_, '_> {
             has_console: console,
         };
         let applications = self.applications(&application_files, &context);
+        self.kept_connections(&tenants, &servers);
         Some(Config {
             listen,
             http,
@@ -234,6 +235,33 @@ impl Resolver<'_, '_> {
             tenants,
             applications,
         })
+    }
+
+    /// Pools must have room for the connections that they keep.
+    fn kept_connections(
+        &mut self,
+        tenants: &HashMap<TenantId, Arc<Tenant>>,
+        servers: &IndexMap<ServerName, Arc<Server>>,
+    ) {
+        let routes = tenants.values().map(|tenant| &tenant.route);
+        let keeping = routes.filter(|route| route.placement.pool.min > 0);
+        let pools: HashMap<_, _> = keeping
+            .filter(|route| !route.has_connections_of_their_own())
+            .map(|route| (&route.pool, route.placement.pool.min))
+            .collect();
+        for (name, server) in servers {
+            let own = pools.iter().filter(|(pool, _)| pool.server == *name);
+            let kept: usize = own.map(|(_, min)| min).sum();
+            let least = kept + usize::from(server.admin.is_some());
+            if least > server.max_connections {
+                let at = At::ROOT.key("servers");
+                let at = at.key(name.as_str());
+                let message = format!(
+                    "must be at least {least}: its pools keep {kept} connections together (pool.min)"
+                );
+                self.mistakes.add(&at.key("max_connections"), message);
+            }
+        }
     }
 
     fn required<T>(&mut self, at: &At<'_>, key: &'static str, value: Option<T>) -> Option<T> {
@@ -407,6 +435,7 @@ impl Resolver<'_, '_> {
     fn client_limits(&mut self, at: &At<'_>, file: &LimitsFile) -> Option<ClientLimits> {
         let clients = self.count(&at.key("clients"), file.clients, MAX_CLIENTS);
         let console = self.count(&at.key("console"), file.console, MAX_CLIENTS);
+        let waiting = self.optional_count(&at.key("waiting"), file.waiting);
         let logins = match file.logins {
             Some(logins) => self.count(&at.key("logins"), logins, MAX_CLIENTS),
             None => Some((clients? / 10).max(LEAST_LOGINS)),
@@ -415,6 +444,7 @@ impl Resolver<'_, '_> {
             clients: clients?,
             logins: logins?,
             console: console?,
+            waiting,
         })
     }
 

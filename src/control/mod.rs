@@ -9,3 +9,4 @@ pub mod health;
 pub mod periods;
 pub mod seal;
 pub mod timeouts;
+pub mod warm;

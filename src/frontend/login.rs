@@ -217,7 +217,7 @@ async fn cancel(app: &App, key: &CancelKey, peer: SocketAddr) {
 }
 
 enum Outcome {
-    Tenant(Prepared),
+    Tenant(Box<Prepared>),
     Admin {
         user: String,
         greeting: Replies,
@@ -397,7 +397,7 @@ async fn log_in(
                 .database
                 .clone()
                 .unwrap_or_else(|| startup.user.clone());
-            Ok(Outcome::Tenant(Prepared {
+            Ok(Outcome::Tenant(Box::new(Prepared {
                 key: new_key(app, startup.version),
                 tenant: tenant.clone(),
                 user: user.clone(),
@@ -411,7 +411,7 @@ async fn log_in(
                 place,
                 placement,
                 guard,
-            }))
+            })))
         }
     }
 }
@@ -568,8 +568,9 @@ fn permit(
     }
     app.takes_clients(&tenant.id)?;
     let place = app.place_for(places::Kind::Tenant)?;
-    let placement = app.admit_to_placement(&tenant.route)?;
-    let guard = app.tenant(&tenant.id).admit().ok_or_else(|| {
+    let state = app.tenant(&tenant.id);
+    let placement = app.admit_to_place(&state, &tenant.route)?;
+    let guard = state.admit().ok_or_else(|| {
         Error::new(
             Kind::TooManyConnections,
             format!("too many connections for tenant \"{}\"", tenant.id),

@@ -483,6 +483,17 @@ impl Session {
 
     /// Waits for its turn, as it has since then. None: the client has left.
     async fn wait_in_line(&mut self, since: Instant) -> Option<Result<Grant>> {
+        let Standing {
+            tenant,
+            route,
+            pool,
+            ..
+        } = &self.standing;
+        let app = self.standing.app();
+        let _counted = match app.admit_to_wait(tenant, route, &pool.instance) {
+            Ok(counted) => counted,
+            Err(error) => return Some(Err(error)),
+        };
         // A cancel of an earlier wait that came too late.
         self.standing.registered.take_cancelled();
         self.standing.registered.set_activity(Activity::Waiting);

@@ -129,11 +129,13 @@ impl Standing {
         if tenant.route.pooling != self.route.pooling {
             return Err(moved());
         }
-        if tenant.route.placement.name != self.route.placement.name {
-            self.guards.placement = self.app().admit_to_placement(&tenant.route)?;
-        }
         // Route and pool change together, or neither does.
         let pool = self.app().pool(&tenant.route)?;
+        let stays = tenant.route.placement.name == self.route.placement.name
+            && self.guards.placement.is_on(&pool.instance);
+        if !stays {
+            self.guards.placement = self.app().admit_to_place(&self.tenant, &tenant.route)?;
+        }
         self.route = tenant.route.clone();
         if !Arc::ptr_eq(&pool.instance, &self.pool.instance) {
             let worker = self.app().place(&self.tenant, &pool.instance);

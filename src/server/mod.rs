@@ -81,6 +81,7 @@ impl Proxy {
         control.spawn(crate::control::doctor::watch(Arc::downgrade(&app)));
         control.spawn(crate::control::timeouts::watch(Arc::downgrade(&app)));
         control.spawn(crate::control::periods::watch(Arc::downgrade(&app)));
+        control.spawn(crate::control::warm::watch(Arc::downgrade(&app)));
         Ok(Self {
             app,
             addresses,

@@ -299,6 +299,97 @@ async fn clients_over_the_limit_of_their_placement_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_over_the_limit_of_their_server_are_refused() {
+    let world = world().await;
+    let line = server_line("silo", &world.silo, 20);
+    let limited = line.replace(" }\n", ", limits: { clients: 2 } }\n");
+    let yaml = Setup::default().yaml(world).replace(&line, &limited);
+    assert!(yaml.contains(&limited));
+    let proxy = Running::start(&yaml);
+    let _first = proxy.raw(&tenant("c0")).await;
+    let second = proxy.raw(&tenant("s1")).await;
+    for name in ["c0", "c1", "s1"] {
+        assert_eq!(refused(&proxy, &tenant(name)).await, TOO_MANY);
+    }
+    let _elsewhere = proxy.raw(&tenant("t00")).await;
+    drop(second);
+    eventually("there is room again", async || {
+        let mut wire = Wire::tcp(proxy.address).await;
+        let login = [("user", "app.c1"), ("database", "clinic")];
+        wire.log_in(&login, &tenant("c1").password()).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_many_clients_wait_as_the_proxy_the_server_the_placement_and_the_tenant_allow() {
+    const LIMIT: &str = "limits: { waiting: 2 }";
+    let world = world().await;
+    // Who waits with t00, and who waits elsewhere.
+    for (level, beside, elsewhere) in [
+        ("tenant", "t00", Some("t01")),
+        ("placement", "t01", Some("b2")),
+        ("server", "b2", Some("c0")),
+        ("proxy", "c0", None),
+    ] {
+        let setup = Setup {
+            pool_size: 1,
+            sections: match level {
+                "proxy" => format!("timeouts: {{ checkout: 60s, login: 60s }}\n{LIMIT}"),
+                _ => "timeouts: { checkout: 60s, login: 60s }".to_owned(),
+            },
+            ..Setup::default()
+        };
+        let yaml = setup.yaml(world);
+        let yaml = match level {
+            "tenant" => yaml.replace("t00: { ", &format!("t00: {{ {LIMIT}, ")),
+            "placement" => yaml.replace("free: { ", &format!("free: {{ {LIMIT}, ")),
+            "server" => yaml.replace("shared: { ", &format!("shared: {{ {LIMIT}, ")),
+            _ => yaml,
+        };
+        assert!(yaml.contains(LIMIT));
+        let proxy = Running::start(&yaml);
+        // One holds the only connection of each pool, and others are logged in to wait for it.
+        let mut holders = Vec::new();
+        let mut waiters = Vec::new();
+        for name in ["t00", beside, "t00"] {
+            waiters.push(proxy.raw(&tenant(name)).await);
+        }
+        let mut free = match elsewhere {
+            Some(name) => Some(proxy.raw(&tenant(name)).await),
+            None => None,
+        };
+        for name in ["t02", "b2", "c1"] {
+            let mut wire = proxy.raw(&tenant(name)).await;
+            wire.query("BEGIN").await;
+            holders.push(wire);
+        }
+        let mut refused = waiters.pop().expect("three");
+        for wire in &mut waiters {
+            wire.send(&query("SELECT 'served'")).await;
+        }
+        eventually("two wait", async || {
+            let tenants = proxy.proxy.app().seen_tenants();
+            tenants.iter().map(|t| t.metrics.waiting.get()).sum::<u64>() == 2
+        })
+        .await;
+        assert_eq!(
+            errors(&refused.query("SELECT 1").await),
+            [TOO_MANY],
+            "{level}"
+        );
+        if let Some(free) = &mut free {
+            free.send(&query("SELECT 'served'")).await;
+        }
+        holders.clear();
+        for wire in waiters.iter_mut().chain(&mut free) {
+            assert_eq!(column(&wire.until_ready().await), ["served"], "{level}");
+        }
+        assert_eq!(refused.column("SELECT 'served'").await, ["served"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_over_the_limit_of_the_proxy_are_refused() {
     let setup = Setup {
         sections: "limits: { clients: 3 }".into(),

@@ -57,6 +57,7 @@ mod times;
 mod tls;
 mod tools;
 mod waits;
+mod warm;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;
 mod workers;

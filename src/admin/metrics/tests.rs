@@ -109,6 +109,7 @@ async fn every_line_is_valid_and_every_number_where_it_belongs() {
             application: None,
         };
         let limits = PoolLimits {
+            min: 0,
             size: 8,
             reserve: 0,
         };

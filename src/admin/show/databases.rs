@@ -55,7 +55,7 @@ pub fn rows(view: &View) -> Vec<Row> {
             route.pool.database.as_str(),
             route.pool.login.user.as_str(),
             pool.size,
-            0_u64,
+            pool.min,
             pool.reserve,
             lifetime,
             route.pooling.to_string(),

@@ -151,6 +151,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("limits.clients", limits.clients));
     settings.push(setting("limits.logins", limits.logins));
     settings.push(setting("limits.console", limits.console));
+    settings.push(setting("limits.waiting", optional(limits.waiting)));
     settings.extend(rates("limits", config.rates));
     settings.push(setting("metrics.tenants", config.named_tenants));
     settings.push(setting("metrics.period", period(config.stats_period)));
@@ -230,6 +231,12 @@ fn server(server: &Server) -> Vec<Setting> {
         setting(key("require_auth"), server.require_auth),
         setting(key("max_connections"), server.max_connections),
     ];
+    for (name, limit) in [
+        ("clients", server.max_clients),
+        ("waiting", server.max_waiting),
+    ] {
+        settings.push(setting(key(&format!("limits.{name}")), optional(limit)));
+    }
     settings.extend(rates(&key("limits"), server.rates));
     if let Some(Login { user, password }) = server.admin.as_deref() {
         settings.push(setting(key("admin.user"), user));
@@ -255,7 +262,6 @@ fn placements(config: &Config) -> Vec<Setting> {
                 .iter()
                 .map(crate::id::ServerName::as_str)
                 .collect();
-            let clients = placement.max_clients;
             let rates = rates(&key("limits"), placement.rates);
             let settings = [
                 setting(key("tier"), placement.tier),
@@ -266,12 +272,11 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("allow"), joined(&placement.allow)),
                 setting(key("pool.size"), placement.pool.size),
                 setting(key("pool.reserve"), placement.pool.reserve),
+                setting(key("pool.min"), placement.pool.min),
                 setting(key("pool.reuse"), placement.reuse),
                 setting(key("pool.tolerate"), joined(&placement.tolerate)),
-                setting(
-                    key("limits.clients"),
-                    clients.map_or_else(String::new, |clients| clients.to_string()),
-                ),
+                setting(key("limits.clients"), optional(placement.max_clients)),
+                setting(key("limits.waiting"), optional(placement.max_waiting)),
                 setting(
                     key("limits.savepoints"),
                     placement.transaction.savepoints.unwrap_or_default(),
@@ -289,6 +294,11 @@ fn placements(config: &Config) -> Vec<Setting> {
             settings.into_iter().chain(rates)
         })
         .collect()
+}
+
+/// Empty: there is no limit.
+fn optional(limit: Option<usize>) -> String {
+    limit.map_or_else(String::new, |limit| limit.to_string())
 }
 
 /// Those of one level, whose `limits` are named so; empty where there is no limit.

@@ -114,6 +114,7 @@ impl World {
     /// From now on the pool has one connection at most.
     fn shrink_to_one(&self) {
         let limits = PoolLimits {
+            min: 0,
             size: 1,
             reserve: 0,
         };

@@ -14,7 +14,7 @@ use crate::config::file::{
 use crate::config::outline::At;
 use crate::config::units::Count;
 use crate::config::{
-    Placement, PoolLimits, Posture, SEALED_VARIABLE, Secret, Shared, Template, Tier,
+    Placement, PoolLimits, Pooling, Posture, SEALED_VARIABLE, Secret, Shared, Template, Tier,
     TransactionLimits, template,
 };
 use crate::id::{PlacementName, ServerName};
@@ -246,8 +246,10 @@ impl Resolver<'_, '_> {
         let login = login.and_then(|login| self.login(&at.key("login"), login));
         let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
         let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
+        let pool_min = self.pool_min(&at.key("pool").key("min"), file);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
+        let max_waiting = self.optional_count(&limits.key("waiting"), file.limits.waiting);
         let rates = self.rates(
             &limits,
             file.limits.statements_per_second,
@@ -280,10 +282,12 @@ impl Resolver<'_, '_> {
             pool: PoolLimits {
                 size: pool_size?,
                 reserve: pool_reserve?,
+                min: pool_min,
             },
             reuse: file.pool.reuse,
             tolerate: file.pool.tolerate.iter().cloned().collect(),
             max_clients,
+            max_waiting,
             rates,
             transaction,
             tenants: known.tenants,
@@ -391,6 +395,21 @@ impl Resolver<'_, '_> {
             Some(count) if count.0 == 0 => Some(0),
             Some(count) => self.count(at, count, MAX_CONNECTIONS),
         }
+    }
+
+    /// How many connections each pool keeps; 0 if it is a mistake.
+    fn pool_min(&mut self, at: &At<'_>, file: &PlacementFile) -> usize {
+        let min = file.pool.min;
+        if min == Count(0) {
+            return 0;
+        }
+        if file.pooling == Pooling::Session && !file.pool.reuse {
+            let message = "has no effect in session pooling without pool.reuse: connections are made for each client";
+            self.mistakes.add(at, message);
+        } else if min.0 > file.pool.size.0 {
+            self.mistakes.add(at, "must be at most pool.size");
+        }
+        self.count(at, min, MAX_CONNECTIONS).unwrap_or_default()
     }
 
     fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {

@@ -78,8 +78,11 @@ impl Resolver<'_, '_> {
                 "must be at least 2, because the admin login takes one",
             );
         }
+        let limits_at = at.key("limits");
+        let max_clients = self.optional_count(&limits_at.key("clients"), file.limits.clients);
+        let max_waiting = self.optional_count(&limits_at.key("waiting"), file.limits.waiting);
         let rates = self.rates(
-            &at.key("limits"),
+            &limits_at,
             file.limits.statements_per_second,
             file.limits.bytes_per_second,
         );
@@ -102,6 +105,8 @@ impl Resolver<'_, '_> {
             tls: tls?,
             require_auth: require_auth?,
             max_connections: max_connections?,
+            max_clients,
+            max_waiting,
             rates,
             fail_fast: file.fail_fast,
             admin,

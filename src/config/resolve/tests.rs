@@ -515,6 +515,31 @@ fn a_mistake_names_its_setting_and_line() {
             "line 20: tenants.f1.limits.active: must be at least 1",
         ),
         (
+            "login: { user: 'db_{tenant}' }",
+            "login: { user: 'db_{tenant}' }, pool: { size: 3, min: 4 }",
+            "line 16: placements.own.pool.min: must be at most pool.size",
+        ),
+        (
+            "login: { user: 'db_{tenant}' }",
+            "login: { user: 'db_{tenant}' }, pooling: session, pool: { min: 1 }",
+            "line 16: placements.own.pool.min: has no effect in session pooling without pool.reuse: connections are made for each client",
+        ),
+        (
+            "login: { user: 'db_{tenant}' }",
+            "login: { user: 'db_{tenant}' }, pool: { min: 6 }",
+            "line 6: servers.s1.max_connections: must be at least 12: its pools keep 12 connections together (pool.min)",
+        ),
+        (
+            "10.0.0.1, ",
+            "10.0.0.1, limits: { clients: 0 }, ",
+            "line 6: servers.s1.limits.clients: must be at least 1",
+        ),
+        (
+            "limits: { clients: 10000 }",
+            "limits: { waiting: 0 }",
+            "line 4: limits.waiting: must be at least 1",
+        ),
+        (
             "f1: { ",
             "f1: { limits: { statements_per_second: 0 }, ",
             "line 20: tenants.f1.limits.statements_per_second: must be from 1 to 10000000",
@@ -1161,7 +1186,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 19);
+    assert_eq!(settings, 20);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
