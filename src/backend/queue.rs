@@ -239,7 +239,7 @@ pub struct Queue {
     pools: FxHashMap<u64, PoolState>,
     /// Tenants with waiting clients, those that have used least first.
     ring: VecDeque<Turn>,
-    /// What the one has used that was served last, or one before that had used more.
+    /// What the one has used whose turn was next when one was served last, or before if that was more.
     used: u64,
     /// What it took to connect lately.
     price: Duration,
@@ -777,6 +777,9 @@ impl Queue {
                     continue;
                 }
                 Next::Served { at, found, is_near } => {
+                    // Of who goes on with its turn, or before others since it is near, this is not said: it has used more than
+                    // others that wait, and they would be taken for having used as much.
+                    self.used = self.used.max(self.ring[position].used);
                     let better = (!is_near).then(|| self.one_near(position, near)).flatten();
                     self.ring[position].overtaken += u64::from(better.is_some());
                     better.unwrap_or((position, at, found))
@@ -822,13 +825,9 @@ impl Queue {
     /// Gives what was found to the client at `at` in the line of the tenant at `position` of the ring; the tenant then lines up
     /// again, unless none of its clients waits any more.
     fn give(&mut self, position: usize, at: usize, found: Found) -> Served {
-        let Some(Turn {
-            pool, tenant, used, ..
-        }) = self.ring.get(position)
-        else {
+        let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
             return Served::Blocked;
         };
-        self.used = self.used.max(*used);
         let (pool, tenant) = (*pool, tenant.clone());
         let Some(granted) = self.take(pool, found) else {
             return Served::Blocked;

@@ -58,6 +58,7 @@ mod tls;
 mod tools;
 mod waits;
 mod warm;
+mod weights;
 #[allow(dead_code)] // a vocabulary: not every word is used by every test
 mod wire;
 mod workers;

@@ -325,6 +325,42 @@ async fn server_time_is_shared_out_by_weight_and_who_was_away_saves_nothing_up()
     assert!((0.9..1.1).contains(&newcomer), "{later:?}");
 }
 
+/// A tenant goes on with its turn though others have had less: that is not taken for what all have had.
+#[tokio::test]
+async fn turns_do_not_make_weights_alike() {
+    for weight in [1, 3, 10] {
+        let mut world = World::new(10);
+        world.fill(&[(Some(0), 0)]);
+        world.shrink_to_one();
+        world.tenants[1].set_limits(crate::config::TenantLimits {
+            weight,
+            ..Default::default()
+        });
+        let mut held = connection(world.take(0, 0));
+        let mut lines: Vec<_> = (0..2).map(|tenant| world.wait(tenant, 0)).collect();
+        let (mut holder, mut had, mut in_turn) = (0, [0_u32; 2], 0);
+        for _ in 0..20_000 {
+            let took = Duration::from_micros(500);
+            had[holder] += 1;
+            world.tenants[holder].metrics.transactions.record(took);
+            world.bind(&mut held, Some(holder));
+            world.put_back(holder, held);
+            let mut granted = lines.iter_mut().map(|line| line.try_recv().ok());
+            let served = granted.position(|granted| granted.is_some());
+            drop(granted);
+            let next = served.expect("one is served");
+            let turn = if next == holder { in_turn + 1 } else { 0 };
+            (holder, in_turn) = (next, turn);
+            lines[holder] = world.wait(holder, 0);
+            held = world.connection(Some(holder), 0);
+            held.turn = turn;
+            held.turn_began = Instant::now();
+        }
+        let ratio = f64::from(had[1]) / f64::from(had[0]) / f64::from(weight);
+        assert!((0.9..1.1).contains(&ratio), "{weight}: {had:?}");
+    }
+}
+
 #[tokio::test]
 async fn who_had_all_while_nobody_waited_is_not_made_to_wait_for_it() {
     let mut world = World::new(10);
