@@ -5,10 +5,11 @@ use std::cell::Cell;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
-    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile, ClientLogFile, ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile,
-    IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
-    PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
-    ServerLimitsFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile, TimeoutsFile,
+    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile, ClientLogFile,
+    ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
+    ListenTlsFile, LogFile, LoginFile, MetricsFile, PlacementFile, PlacementLimitsFile, PoolFile,
+    SealFile, ServerAdminFile, ServerFile, ServerLimitsFile, TcpKeepalivesFile, TenantFile,
+    TenantLimitsFile, TimeoutsFile,
 };
 
 use crate::config::units::{Count, RateParts};
@@ -44,7 +45,11 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["tcp_keepalives"] => fields::<TcpKeepalivesFile>(),
         ["doctor"] => fields::<DoctorFile>(),
         ["servers", _] => fields::<ServerFile>(),
-        ["servers" | "placements" | "tenants" | "applications", _, "timeouts"] => fields::<ClientTimeoutsFile>(),
+        [
+            "servers" | "placements" | "tenants" | "applications",
+            _,
+            "timeouts",
+        ] => fields::<ClientTimeoutsFile>(),
         ["servers" | "placements" | "tenants", _, "log"] => fields::<ClientLogFile>(),
         ["servers", _, "admin"] => fields::<ServerAdminFile>(),
         ["servers", _, "limits"] => fields::<ServerLimitsFile>(),
