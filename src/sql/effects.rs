@@ -185,7 +185,12 @@ impl Effects {
         self.savepoints = self.savepoints.saturating_add(other.savepoints);
         self.objects = self.objects.saturating_add(other.objects);
         for setting in &other.settings {
-            self.add_setting(&setting.name, setting.reset);
+            // What comes after may not come to pass: code has branches, and messages fail.
+            let known = self.settings.iter();
+            let was_reset = known
+                .filter(|known| known.name == setting.name)
+                .any(|known| known.reset);
+            self.add_setting(&setting.name, setting.reset || was_reset);
         }
         for name in &other.local {
             self.add_local(name);

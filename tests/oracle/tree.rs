@@ -423,7 +423,14 @@ fn is_safe_value(value: &Value) -> bool {
 
 /// Whether settings that are reset are told as such.
 fn told_setting(setting: &Setting, told: &Effects) -> bool {
-    told.what.contains(What::SETS_UNKNOWN) || told.settings.iter().any(|known| known == setting)
+    // The tree does not say whether `local` is in quotes, which makes it a zone's name.
+    let is_zone = &*setting.name == "timezone";
+    // What a function does when it is defined is nothing.
+    let is_defined = told.what.contains(What::DEFINES);
+    let is_told = |known: &Setting| {
+        known.name == setting.name && (known.reset == setting.reset || is_zone || is_defined)
+    };
+    told.what.contains(What::SETS_UNKNOWN) || told.settings.iter().any(is_told)
 }
 
 /// What the reader does not say of a text although the tree does.

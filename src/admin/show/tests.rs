@@ -12,7 +12,7 @@ fn cell<'a>(show: &Show, rows: &'a [Row], key: (&str, &str), column: &str) -> &'
 }
 
 /// Tables that have no rows without clients.
-const MAY_BE_EMPTY: [&str; 11] = [
+const MAY_BE_EMPTY: [&str; 12] = [
     "CLIENTS",
     "SOCKETS",
     "ACTIVE_SOCKETS",
@@ -22,6 +22,7 @@ const MAY_BE_EMPTY: [&str; 11] = [
     "DNS_ZONES",
     "PEERS",
     "PEER_POOLS",
+    "APPLICATIONS",
     "PAUSED",
     "DISABLED",
 ];
