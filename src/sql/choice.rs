@@ -114,21 +114,22 @@ impl Step {
 /// The statements of a text, in order; empty ones are none. `variables` are in lower case,
 /// `backslashes`: `standard_conforming_strings` is off.
 pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step> {
-    let may_set = || {
-        let effects = Effects::of(text, backslashes);
+    let may_set = |effects: &Effects| {
         let settings = effects.settings.iter().map(|setting| &*setting.name);
         let mut names = settings.chain(effects.local.iter().map(|name| &**name));
         let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY | What::HIDDEN;
         effects.what.intersects(unknown | What::RESETS_ALL)
             || names.any(|name| variables.iter().any(|variable| **variable == *name))
     };
+    let effects = || Effects::of(text, backslashes);
     let whole = std::str::from_utf8(text).ok();
     let whole = whole.filter(|text| text.len() <= MAX_TEXT);
     let Some(tokens) = whole.and_then(|text| tokens(text, backslashes)) else {
-        return vec![if may_set() {
-            Step::Unclear
-        } else {
-            Step::Other
+        // How many statements it has is not known: none of them may end a transaction.
+        let effects = effects();
+        return vec![match may_set(&effects) || effects.controls {
+            true => Step::Unclear,
+            false => Step::Other,
         }];
     };
     let statements = tokens.split(|token| token.is_symbol(';'));
@@ -139,21 +140,27 @@ pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step>
     // What was not understood may set something nevertheless.
     let is_read = |step: &Step| step.may_choose() && *step != Step::Unclear;
     let others = steps.iter().any(|step| matches!(step, Step::Other));
-    if others && !steps.iter().any(is_read) && may_set() {
+    if others && !steps.iter().any(is_read) && may_set(&effects()) {
         for step in steps.iter_mut().filter(|step| **step == Step::Other) {
             *step = Step::Unclear;
         }
     } else if others && steps.iter().any(is_read) {
-        mark_unclear(&mut steps, &tokens, variables);
+        let is_hidden = effects().what.contains(What::HIDDEN);
+        mark_unclear(&mut steps, &tokens, variables, is_hidden);
     }
     steps
 }
 
-/// Of a text that chooses, other statements that could do so as well are unclear.
-fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>]) {
+/// Of a text that chooses, other statements that could do so as well are unclear. `is_hidden`: any could.
+fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is_hidden: bool) {
     let statements = tokens.split(|token| token.is_symbol(';'));
     let statements = statements.filter(|statement| !statement.is_empty());
     for (step, statement) in steps.iter_mut().zip(statements) {
+        // A name may be written with spaces and quotes between its parts.
+        let spells = |word: &str| {
+            let mut names = variables.iter();
+            names.any(|name| name.split('.').all(|part| word.contains(part)))
+        };
         let may_set = |token: &Token| match token {
             Token::Word(word) | Token::Quoted(word) | Token::Text(word) => {
                 let word = word.to_ascii_lowercase();
@@ -162,10 +169,11 @@ fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>]) {
                     || word == "do"
                     || word == "execute"
                     || variables.iter().any(|name| word.contains(&**name))
+                    || (matches!(token, Token::Text(_)) && spells(&word))
             }
             _ => false,
         };
-        if *step == Step::Other && statement.iter().any(may_set) {
+        if *step == Step::Other && (is_hidden || statement.iter().any(may_set)) {
             *step = Step::Unclear;
         }
     }
@@ -343,10 +351,7 @@ impl Statement<'_> {
             "rollback" | "abort" => self.rollback(&mut rest),
             "prepare" => rest.word("transaction").then_some(Step::Prepare),
             "savepoint" => self.last_name(&mut rest).map(Step::Savepoint),
-            "release" => {
-                rest.word("savepoint");
-                self.last_name(&mut rest).map(Step::Release)
-            }
+            "release" => self.savepoint(&mut rest).map(Step::Release),
             "set" => self.set(&mut rest),
             "reset" => self.reset(&mut rest),
             "discard" => rest.word("all").then_some(Step::ResetAll),
@@ -368,12 +373,19 @@ impl Statement<'_> {
         rest.is_empty().then_some(name)
     }
 
+    /// `[SAVEPOINT] name`: it may be called `savepoint`.
+    fn savepoint(&self, rest: &mut Rest<'_>) -> Option<String> {
+        if rest.0.len() > 1 {
+            rest.word("savepoint");
+        }
+        self.last_name(rest)
+    }
+
     fn rollback(&self, rest: &mut Rest<'_>) -> Option<Step> {
         let before = Rest(rest.0);
         rest.any_word(&["work", "transaction"]);
         if rest.word("to") {
-            rest.word("savepoint");
-            return self.last_name(rest).map(Step::RollbackTo);
+            return self.savepoint(rest).map(Step::RollbackTo);
         }
         *rest = before;
         end(rest).map(|chain| Step::Rollback { chain })
@@ -470,7 +482,7 @@ fn spelled(tokens: &[Token]) -> Option<String> {
                 text.push('\'');
             }
             Token::Symbol(symbol) => text.push(*symbol),
-            Token::Parameter(_) | Token::Cast | Token::AsText => return None,
+            Token::Bits | Token::Parameter(_) | Token::Cast | Token::AsText => return None,
         }
     }
     Some(text)

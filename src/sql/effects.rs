@@ -110,6 +110,8 @@ pub struct Effects {
     pub local: ThinVec<Box<str>>,
     /// Functions it calls that not every PostgreSQL has, in lower case, without their schemas.
     pub functions: ThinVec<Box<str>>,
+    /// Whether it begins or ends a transaction or a savepoint.
+    pub controls: bool,
     /// Savepoints that it makes.
     pub savepoints: u16,
     /// Objects that it makes, changes, drops or locks by name, each of which is locked until the transaction ends: a
@@ -182,6 +184,7 @@ impl Effects {
     /// Adds what comes after.
     pub fn add(&mut self, other: &Self) {
         self.what |= other.what;
+        self.controls |= other.controls;
         self.savepoints = self.savepoints.saturating_add(other.savepoints);
         self.objects = self.objects.saturating_add(other.objects);
         for setting in &other.settings {
@@ -318,6 +321,22 @@ enum Command {
     End,
     /// UNLISTEN, CLOSE and the like: known by their word alone.
     Told,
+}
+
+/// Whether commands that begin with this word begin or end a transaction or a savepoint.
+fn controls_transactions(word: &[u8]) -> bool {
+    matches!(
+        word,
+        b"begin"
+            | b"start"
+            | b"commit"
+            | b"end"
+            | b"rollback"
+            | b"abort"
+            | b"savepoint"
+            | b"release"
+            | b"prepare"
+    )
 }
 
 /// What the last token was, as far as it matters.
@@ -907,6 +926,7 @@ impl Reader {
 
     fn begin_statement(&mut self, word: &[u8]) {
         self.last = Last::Open;
+        self.effects.controls |= !self.in_code && controls_transactions(word);
         self.begin_use(word);
         let (command, what) = match word {
             b"set" => {

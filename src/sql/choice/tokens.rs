@@ -12,6 +12,8 @@ pub enum Token {
     Text(String),
     /// A number as it is written.
     Number(String),
+    /// A string of bits, `X'…'` or `B'…'`.
+    Bits,
     /// `$n`.
     Parameter(u16),
     /// `::`, as one.
@@ -63,6 +65,13 @@ struct Reader<'t> {
 
 fn begins_name(c: char) -> bool {
     c.is_ascii_alphabetic() || c == '_' || !c.is_ascii()
+}
+
+/// As long as a name is to PostgreSQL (scansup.c: truncate_identifier).
+fn cut_name(name: &str) -> &str {
+    let mut ends = (0..=name.len().min(63)).rev();
+    let end = ends.find(|at| name.is_char_boundary(*at));
+    &name[..end.unwrap_or_default()]
 }
 
 fn is_space(c: char) -> bool {
@@ -127,7 +136,10 @@ impl<'t> Reader<'t> {
                 self.take(1);
                 self.text().map(Token::Text)
             }
-            ('b' | 'B' | 'x' | 'X', Some('\'')) => None,
+            ('b' | 'B' | 'x' | 'X', Some('\'')) => {
+                self.take(1);
+                self.text().map(|_| Token::Bits)
+            }
             ('u' | 'U', Some('&')) if matches!(chars.next(), Some('\'' | '"')) => self.unicode(),
             ('"', _) => self.quoted().map(Token::Quoted),
             ('$', Some('0'..='9')) => {
@@ -141,7 +153,7 @@ impl<'t> Reader<'t> {
             ('0'..='9', _) | ('.', Some('0'..='9')) => self.number(),
             _ if begins_name(first) => {
                 let word = self.take_while(|c| begins_name(c) || c.is_ascii_digit() || c == '$');
-                Some(Token::Word(word.to_ascii_lowercase()))
+                Some(Token::Word(cut_name(word).to_ascii_lowercase()))
             }
             (':', Some(':')) => {
                 self.take(2);
@@ -178,20 +190,24 @@ impl<'t> Reader<'t> {
         is_whole.then(|| Token::Number(written.to_owned()))
     }
 
-    /// A string goes on behind white space with a newline in it.
+    /// A string goes on behind white space with a newline in it. None: there are comments in it, too.
     fn goes_on(&mut self) -> Option<bool> {
         let before = self.rest;
-        // Comments that do not end the line do not count (scan.l: whitespace_with_newline).
-        let space = self.take_while(is_space);
-        let continues = space.contains(['\n', '\r']) && self.rest.starts_with('\'');
-        if !continues {
-            // With a comment between, the scanner's rules are finer than these.
-            if space.contains(['\n', '\r']) && self.rest.starts_with("--") {
-                return None;
+        let (mut newline, mut comment) = (false, false);
+        // These are part of a string's white space (scan.l: whitespace_with_newline).
+        loop {
+            newline |= self.take_while(is_space).contains(['\n', '\r']);
+            if !self.take_if("--") {
+                break;
             }
+            self.take_while(|c| !matches!(c, '\n' | '\r'));
+            comment = true;
+        }
+        let continues = newline && self.rest.starts_with('\'');
+        if !continues {
             self.rest = before;
         }
-        Some(continues)
+        (!(continues && comment)).then_some(continues)
     }
 
     fn text(&mut self) -> Option<String> {
@@ -374,6 +390,7 @@ mod tests {
                     Token::Quoted(name) => format!("\"{name}\""),
                     Token::Text(text) => format!("'{text}'"),
                     Token::Number(number) => number,
+                    Token::Bits => "bits".to_owned(),
                     Token::Parameter(number) => format!("${number}"),
                     Token::Cast => "::".to_owned(),
                     Token::AsText => "->>".to_owned(),
@@ -394,6 +411,8 @@ mod tests {
             ("U&\"d\\0061t\"", "\"dat\""),
             ("$$a'b$$ $x$ $$ $x$", "'a'b' ' $$ '"),
             ("N'a'", "'a'"),
+            ("x'41' B'1'\n'0'", "bits bits"),
+            ("'a' -- b\n, 'c'", "'a' , 'c'"),
             ("1 1.5 .5 1e3 $12", "1 1.5 .5 1e3 $12"),
             ("a/* x /* y */ */b -- c\n::d->>0", "a b :: d ->> 0"),
             ("\"a\"\"b\" É", "\"a\"b\" É"),
@@ -408,8 +427,8 @@ mod tests {
             "E'\\",
             "E'\\x'",
             "E'\\000'",
-            "X'41'",
-            "B'1'",
+            "'a' -- b\n'c'",
+            "E'a'--\n'b\\' ; --'",
             "$1a",
             "1a",
             "1..2",
