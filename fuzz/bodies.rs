@@ -214,6 +214,7 @@ impl Lease<'_> {
                     backslashes: false,
                     owns_sequences: true,
                     locks: (&Locks::default(), &TransactionLimits::NONE),
+                    guard: None,
                     effects: Effects::default(),
                     pins: false,
                     obscure: false,

@@ -20,6 +20,7 @@ use crate::frontend::owed::{Owed, Portal, Ran};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::sql::effects::{Effects, What};
+use crate::sql::guard::Guard;
 use crate::sql::uses::{Use, Verb, Which};
 
 use self::in_sql::Own;
@@ -178,6 +179,8 @@ pub struct Target<'a> {
     pub owns_sequences: bool,
     /// What the transaction has locked, and may lock.
     pub locks: (&'a Locks, &'a TransactionLimits),
+    /// What SQL may not execute by name.
+    pub guard: Option<&'a Guard>,
     /// What is run by the message may do this.
     pub effects: Effects,
     /// It prepares what only this connection will have.
@@ -923,6 +926,7 @@ mod tests {
                 backslashes: false,
                 owns_sequences: true,
                 locks: (&Locks::default(), &TransactionLimits::NONE),
+                guard: None,
                 effects: Effects::default(),
                 pins: false,
                 obscure: false,

@@ -133,7 +133,7 @@ impl Relay<'_> {
             self.note_drained();
         }
         self.flush_asked &= self.ledger.len() >= MAX_OWED;
-        self.choice_waits &= !self.ledger.is_empty();
+        self.choice_waits &= !self.ledger.is_empty() && !self.ledger.copy_is_open();
         // A COPY is not answered before its data has come.
         (self.waits() && self.client_rest == 0 && !self.ledger.copy_is_open())
             || self.choice_waits
@@ -390,6 +390,7 @@ impl Relay<'_> {
             backslashes,
             owns_sequences,
             locks: (&self.locks, &self.client.limits),
+            guard: self.client.guard.as_deref(),
             effects: Effects::default(),
             pins: false,
             obscure: false,

@@ -130,6 +130,7 @@ impl Relay<'_> {
             backslashes,
             owns_sequences: true,
             locks: (&self.locks, &self.client.limits),
+            guard: self.client.guard.as_deref(),
             effects: Effects::default(),
             pins: false,
             obscure: false,

@@ -24,6 +24,7 @@ use crate::error::{Error, Kind};
 use crate::frontend::owed::Owed;
 use crate::protocol::frame::{FrontendTag, frame};
 use crate::sql::effects::{Effects, What};
+use crate::sql::guard::Guard;
 use crate::sql::uses::{Use, Verb, Which};
 
 use super::{Known, Name, Statements, Target, ensure_parsed, is_ours, parse_on, surely_has};
@@ -167,6 +168,12 @@ impl Statements {
             return;
         };
         if need == Need::Statement && executes(&known.statement) {
+            return;
+        }
+        // What sets a variable of the context by its parameters is looked at in each Bind, and SQL has
+        // others for it.
+        let is_refused = |guard: &Guard| guard.check(&known.statement.effects).is_err();
+        if need == Need::Statement && target.guard.is_some_and(is_refused) {
             return;
         }
         let own = self.own.get_or_insert_default();
