@@ -28,10 +28,14 @@ impl Session {
             if tag == FrontendTag::TERMINATE {
                 return Ok(ControlFlow::Break(()));
             }
-            if let Verdict::Passes = self.hear(tag, size)? {
+            let choosing = self.side.choosing.as_ref();
+            let is_passed_over = choosing.is_some_and(|choosing| choosing.passes_over(tag));
+            if !is_passed_over && matches!(self.hear(tag, size)?, Verdict::Passes) {
                 break;
             }
-            self.side.inbox.consume(size);
+            let here = size.min(self.side.inbox.len());
+            self.side.inbox.consume(here);
+            self.stray = size - here;
             if Header::read(self.side.inbox.bytes()).is_none() {
                 return Ok(ControlFlow::Continue(()));
             }

@@ -40,6 +40,11 @@ use self::say::{Said, TEXT_OID};
 /// sees to it that they choose nobody.
 pub const MAX_MESSAGE: usize = choice::MAX_TEXT + 64;
 
+/// Most statements that are held for a transaction, and portals that are known, of one client.
+const MAX_KEPT: usize = 1000;
+/// Most bytes of the former.
+const MAX_KEPT_BYTES: usize = 256 * 1024;
+
 const HOW: &str = "Send the choice as a statement of its own: SET name = 'value', or SELECT set_config('name', $1, true).";
 
 /// What becomes of a message.
@@ -90,6 +95,8 @@ pub struct Choosing {
     model: Model,
     /// Statements of the open transaction that were answered and no server has had, in order.
     held: Vec<String>,
+    /// Of those that are about to be sent to a server, so that nothing is lost if none has them.
+    sent: Vec<String>,
     /// For whom the open transaction or pipeline is served, once it is.
     served: Option<Option<Value>>,
     /// A query was answered in the open transaction: what it began with cannot be changed any more.
@@ -117,6 +124,7 @@ impl Choosing {
             variables: application.variables.clone(),
             model: Model::default(),
             held: Vec::new(),
+            sent: Vec::new(),
             served: None,
             has_queried: false,
             last: None,
@@ -249,7 +257,7 @@ impl Choosing {
         self.enter();
         let current = self.model.current().cloned();
         self.served.get_or_insert(current);
-        self.held.clear();
+        self.sent = std::mem::take(&mut self.held);
     }
 
     /// It keeps its server connection between transactions, or does not.
@@ -284,6 +292,9 @@ impl Choosing {
         self.served = None;
         self.passes_next = false;
         self.skips = false;
+        if self.held.is_empty() {
+            self.held = std::mem::take(&mut self.sent);
+        }
         self.model.fail();
         if !self.model.is_explicit() {
             self.model.end_implicit();
@@ -310,8 +321,11 @@ impl Choosing {
 
     /// The server is ready, with this status.
     pub fn ready(&mut self, status: u8) {
-        let is_certain = self.pending.is_empty();
+        // A transaction that is over was ended by something that was sent, or has failed.
+        let is_over = status == b'I' && self.model.is_explicit();
+        let is_certain = self.pending.is_empty() && (!is_over || self.model.has_failed());
         self.pending.clear();
+        self.sent = Vec::new();
         self.model.ready(status, is_certain);
         // What was chosen is not known for certain: nobody is.
         self.barred |= !is_certain;
@@ -394,13 +408,22 @@ impl Choosing {
             .is_some_and(|text| steps(text).iter().any(Step::may_choose))
     }
 
+    /// Whether messages are passed over up to the Sync, or are of a COPY that is none.
+    pub fn passes_over(&self, tag: FrontendTag) -> bool {
+        let is_of_copy = matches!(
+            tag,
+            FrontendTag::COPY_DATA | FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL
+        );
+        self.served.is_none() && (is_of_copy || (self.skips && tag != FrontendTag::SYNC))
+    }
+
     /// Deals with a message that is too long to be looked at whole.
     ///
     /// # Errors
     /// As [`hear`](Self::hear).
     pub fn hear_long(&mut self, tag: FrontendTag, start: &[u8], around: &Around<'_>) -> Result<()> {
         match tag {
-            FrontendTag::QUERY => {
+            FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
                 self.may_serve()?;
                 self.enter();
             }
@@ -414,8 +437,7 @@ impl Choosing {
                 if definition.is_some_and(|(text, _)| self.may_matter(text)) {
                     return Err(unclear());
                 }
-                self.portals
-                    .insert(portal.into(), Portal::Server(Event::Nothing));
+                self.portals.remove(portal);
             }
             _ => {}
         }
@@ -429,11 +451,18 @@ impl Choosing {
                 .any(|window| window.eq_ignore_ascii_case(word))
         };
         let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+        // With Unicode escapes it may be written in any way.
         finds(b"set_config")
+            || finds(b"u&\"")
             || self
                 .variables
                 .iter()
                 .any(|name| finds(last(name).as_bytes()))
+    }
+
+    /// Whether it matters to what a text chooses whether backslashes are escapes.
+    pub fn is_ambiguous(&self, text: &[u8]) -> bool {
+        text.contains(&b'\\') && self.read(text, false) != self.read(text, true)
     }
 
     fn read(&self, text: &[u8], backslashes: bool) -> Vec<Step> {
@@ -474,7 +503,14 @@ impl Choosing {
                 said.ready(self.model.status());
                 Ok(answered(said))
             }
-            FrontendTag::FLUSH if self.served.is_none() => Ok(answered(Said::default())),
+            FrontendTag::FLUSH
+            | FrontendTag::COPY_DATA
+            | FrontendTag::COPY_DONE
+            | FrontendTag::COPY_FAIL
+                if self.served.is_none() =>
+            {
+                Ok(answered(Said::default()))
+            }
             FrontendTag::FUNCTION_CALL => {
                 self.may_serve()?;
                 self.expect(Event::Nothing);
@@ -695,7 +731,7 @@ impl Choosing {
 
     fn chosen_by_json(&self, term: &Term, bound: &Bound) -> Result<Event> {
         let text = bound.text(term).ok_or_else(unclear)?.unwrap_or_default();
-        let pairs: Vec<[String; 2]> = serde_json::from_str(&text).map_err(|_| unclear())?;
+        let pairs = pairs_of(&text).ok_or_else(unclear)?;
         let literal = |text: &str| Term::Literal(text.to_owned());
         let calls: Vec<_> = pairs
             .iter()
@@ -764,6 +800,13 @@ impl Choosing {
         if !self.is_known(&step) {
             return Ok(Verdict::Passes);
         }
+        if matches!(
+            step,
+            Step::SetConfig(..) | Step::SetConfigs(_) | Step::FromJson(_)
+        ) {
+            // What else it sets is for the guard of the place where it runs.
+            around.statements.check_binds();
+        }
         (around.statements).define(frame, around.settings, around.interner, around.backslashes)?;
         let mut said = Said::default();
         said.parse_complete();
@@ -779,8 +822,7 @@ impl Choosing {
         };
         let definition = around.statements.definition(name);
         let Some((text, types)) = definition else {
-            self.portals
-                .insert(portal.into(), Portal::Server(Event::Nothing));
+            self.portals.remove(portal);
             return match self.is_aborted() && self.served.is_none() {
                 true => Err(no_statement(name)),
                 false => Ok(Verdict::Passes),
@@ -799,13 +841,12 @@ impl Choosing {
                 // A call that sets something else is a statement like any other.
                 let is_ours = !matches!(&step, Step::SetConfig(..)) || event != Event::Nothing;
                 if is_local && is_ours {
-                    let portal = portal.into();
                     let local = Portal::Local {
                         step,
                         bound,
                         is_done: false,
                     };
-                    self.portals.insert(portal, local);
+                    self.insert_portal(portal, local)?;
                     let mut said = Said::default();
                     said.bind_complete();
                     return Ok(answered(said));
@@ -823,8 +864,29 @@ impl Choosing {
             self.enter();
             self.served.get_or_insert(value.clone());
         }
-        self.portals.insert(portal.into(), Portal::Server(event));
+        // Of one that is not known, nothing is expected.
+        match event {
+            Event::Nothing => self.portals.remove(portal),
+            event => self.insert_portal(portal, Portal::Server(event))?,
+        };
         Ok(Verdict::Passes)
+    }
+
+    fn insert_portal(&mut self, name: &[u8], portal: Portal) -> Result<Option<Portal>> {
+        match self.portals.len() < MAX_KEPT || self.portals.contains_key(name) {
+            true => Ok(self.portals.insert(name.into(), portal)),
+            false => Err(too_much()),
+        }
+    }
+
+    /// Keeps a statement for the server that will have the transaction.
+    fn keep_for_server(&mut self, text: String) -> Result<()> {
+        let bytes = self.held.iter().map(String::len).sum::<usize>() + text.len();
+        if self.held.len() >= MAX_KEPT || bytes > MAX_KEPT_BYTES {
+            return Err(too_much());
+        }
+        self.held.push(text);
+        Ok(())
     }
 
     fn describe(&mut self, body: &[u8], around: &Around<'_>) -> Verdict {
@@ -1068,20 +1130,20 @@ impl Choosing {
                 said.complete(if is_committed { "COMMIT" } else { "ROLLBACK" });
             }
             Step::Savepoint(name) => {
+                self.keep_for_server(format!("SAVEPOINT {}", quoted(name)))?;
                 self.model.apply(&Event::Savepoint(name.clone()));
-                self.held.push(format!("SAVEPOINT {}", quoted(name)));
                 said.complete("SAVEPOINT");
             }
             Step::Release(name) => {
                 self.find_savepoint(name)?;
+                self.keep_for_server(format!("RELEASE {}", quoted(name)))?;
                 self.model.apply(&Event::Release(name.clone()));
-                self.held.push(format!("RELEASE {}", quoted(name)));
                 said.complete("RELEASE");
             }
             Step::RollbackTo(name) => {
                 self.find_savepoint(name)?;
+                self.keep_for_server(format!("ROLLBACK TO {}", quoted(name)))?;
                 self.model.apply(&Event::RollbackTo(name.clone()));
-                self.held.push(format!("ROLLBACK TO {}", quoted(name)));
                 said.complete("ROLLBACK");
             }
             Step::Empty => said.empty_query(),
@@ -1089,7 +1151,7 @@ impl Choosing {
                 if matches!(step, Step::Characteristics(_)) {
                     self.check_characteristics(text)?;
                 }
-                self.held.push(text.clone());
+                self.keep_for_server(text.clone())?;
                 said.complete("SET");
             }
             _ => {}
@@ -1119,6 +1181,11 @@ fn answered(said: Said) -> Verdict {
     }
 }
 
+/// Names and values as PostGraphile gives them.
+fn pairs_of(text: &str) -> Option<Vec<[String; 2]>> {
+    serde_json::from_str(text).ok()
+}
+
 /// What a statement sets by `set_config`, by name: `text` and `types` of its Parse, the `rest` of a Bind
 /// behind its names. None: it sets in another way, or to what is not known.
 pub fn bound_values(
@@ -1133,15 +1200,22 @@ pub fn bound_values(
     let calls: Vec<&SetConfig> = match &step {
         Step::SetConfig(call, _) => vec![call],
         Step::SetConfigs(calls) => calls.iter().map(|(call, _)| call).collect(),
+        Step::FromJson(_) => Vec::new(),
         // It names what it sets to.
         _ => return Some(Vec::new()),
     };
     let types = bound::types_of(&step, types).filter(|_| is_alone)?;
     let bound = bound(rest, types.len(), name).ok()?;
+    if let Step::FromJson(term) = &step {
+        let text = bound.text(term)?.unwrap_or_default();
+        let pairs = pairs_of(&text)?.into_iter();
+        return Some(pairs.map(|[name, value]| (name, Some(value))).collect());
+    }
     calls
         .into_iter()
         .map(|call| {
-            let name = bound.text(&call.name)??.into_owned();
+            // PostgreSQL refuses NULL for a name.
+            let name = bound.text(&call.name)?.unwrap_or_default().into_owned();
             let value = bound.text(&call.value)?;
             Some((name, value.map(|value| value.into_owned())))
         })
@@ -1229,6 +1303,11 @@ fn no_statement(name: &[u8]) -> Error {
         ),
     };
     Error::new(Kind::UndefinedStatement, message)
+}
+
+fn too_much() -> Error {
+    let message = "too many statements before the first that needs a server";
+    Error::new(Kind::ProgramLimitExceeded, message)
 }
 
 fn unclear() -> Error {

@@ -55,7 +55,7 @@ pub struct Session {
     /// The server connection it begins with, here or after it has moved.
     lease: Option<Box<Lease>>,
     /// Bytes still to come of a message that is passed over.
-    stray: usize,
+    pub(super) stray: usize,
 }
 
 /// How a client's time in its task ends.

@@ -204,7 +204,12 @@ impl Guard {
     pub fn check(&self, effects: &Effects) -> Result<(), Offence> {
         let what = effects.what;
         if self.context_only {
-            return self.check_names(effects);
+            self.check_names(effects)?;
+            // What chooses is read in an encoding in which no byte of a character is ASCII.
+            return match what.contains(What::ENCODING) {
+                true => Err(unsafe_encoding()),
+                false => Ok(()),
+            };
         }
         if what.contains(What::HIDDEN) {
             let message = "permission denied for a statement that cannot be read";
@@ -260,6 +265,18 @@ impl Guard {
             true => self.check_name(&name),
             false => Ok(()),
         }
+    }
+
+    /// Whether this parameter may be set to this by a call whose arguments are known.
+    ///
+    /// # Errors
+    /// It is the proxy's.
+    pub fn check_call(&self, name: &str, value: &str) -> Result<(), Offence> {
+        let name = name.to_ascii_lowercase();
+        if name == "client_encoding" && !is_safe_encoding(value) {
+            return Err(unsafe_encoding());
+        }
+        self.check_name(&name)
     }
 
     fn check_names(&self, effects: &Effects) -> Result<(), Offence> {

@@ -1,11 +1,11 @@
 //! What an application says while a server has its transaction.
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::frontend::choosing::{Around, MAX_MESSAGE, Verdict};
-use crate::protocol::frame::FrontendTag;
+use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 
 use super::inspect::Looked;
-use super::{ClientSide, Relay};
+use super::{ClientSide, Hold, Relay};
 
 /// What becomes of a message of an application's.
 pub(super) enum Heard {
@@ -68,6 +68,32 @@ impl Relay<'_> {
             return Ok(Heard::Passes);
         }
         let is_whole = here >= size;
+        // Until the Sync it is not told whether backslashes are escapes now.
+        let is_unsure = self.hold == Hold::AtSync && !self.ledger.is_empty();
+        let names = frame.get(HEADER..).and_then(split_cstr);
+        let text = match tag {
+            FrontendTag::QUERY => names.map(|(text, _)| text),
+            FrontendTag::PARSE => names.and_then(|(_, rest)| Some(split_cstr(rest)?.0)),
+            FrontendTag::BIND => {
+                let name = names.and_then(|(_, rest)| split_cstr(rest));
+                let definition = name.and_then(|(name, _)| around.statements.definition(name));
+                definition.map(|(text, _)| text)
+            }
+            _ => None,
+        };
+        let is_read_anew = is_unsure && text.is_some_and(|text| choosing.is_ambiguous(text));
+        if is_read_anew {
+            let error = strings_unknown();
+            self.note_refused("choice", None, &error);
+            if tag == FrontendTag::QUERY && is_whole {
+                self.send_refused(tag, false, &error);
+                return Ok(Heard::Answered);
+            }
+            return Ok(match self.refuse_message(here, size, error)? {
+                Looked::Answered => Heard::Answered,
+                _ => Heard::Waits,
+            });
+        }
         let must_follow =
             choosing.is_in_doubt() || (is_whole && choosing.answers(tag, frame, &around));
         if must_follow && !self.ledger.is_empty() {
@@ -107,4 +133,10 @@ impl Relay<'_> {
             }
         }
     }
+}
+
+fn strings_unknown() -> Error {
+    let message = "a text with backslashes cannot follow one that sets parameters in a pipeline";
+    Error::new(Kind::FeatureNotSupported, message)
+        .with_hint("Send a Sync behind what sets parameters.")
 }

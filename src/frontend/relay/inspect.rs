@@ -247,6 +247,10 @@ impl Relay<'_> {
             return Ok(());
         };
         self.permit(&effects, None)?;
+        if tag == FrontendTag::QUERY && effects.controls && self.client.choosing.is_some() {
+            let message = "a text of this length cannot begin or end a transaction";
+            return Err(Error::new(Kind::FeatureNotSupported, message));
+        }
         if tag == FrontendTag::QUERY || self.client.statements.is_none() {
             self.locks.check(&effects, &self.client.limits)?;
         }
@@ -320,13 +324,27 @@ impl Relay<'_> {
             return Ok(Looked::Passes);
         };
         let definition = statements.definition(name);
+        let chosen = self.client.choosing.as_ref().map(|c| c.variables());
         let values = definition.and_then(|(text, types)| {
-            let named = guard.names(&Effects::of(text, self.backslashes()));
-            named.then(|| bound_values(text, types, values, name, self.backslashes()))
+            let sets = match chosen {
+                // It may have chosen by parameters what it sets.
+                Some(_) => text_calls(text),
+                None => guard.names(&Effects::of(text, self.backslashes())),
+            };
+            sets.then(|| bound_values(text, types, values, name, self.backslashes()))
         });
         let checked = match values {
             None => return Ok(Looked::Passes),
-            Some(Some(values)) if here >= size => guard.check_bound(&values),
+            Some(Some(values)) if here >= size => match chosen {
+                // For whom it works was looked at before.
+                Some(chosen) => values
+                    .iter()
+                    .filter(|(name, _)| !chosen.iter().any(|c| c.eq_ignore_ascii_case(name)))
+                    .try_for_each(|(name, value)| {
+                        guard.check_call(name, value.as_deref().unwrap_or_default())
+                    }),
+                None => guard.check_bound(&values),
+            },
             Some(_) => Err(crate::sql::guard::unreadable()),
         };
         let Err(offence) = checked else {
@@ -480,4 +498,11 @@ fn name_and_text(tag: FrontendTag, body: &[u8]) -> (&[u8], &[u8]) {
 
 pub(super) fn has_text(tag: FrontendTag) -> bool {
     matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE)
+}
+
+/// Whether a text calls `set_config`, or may.
+fn text_calls(text: &[u8]) -> bool {
+    let calls: &[u8] = b"set_config";
+    text.windows(calls.len())
+        .any(|window| window.eq_ignore_ascii_case(calls))
 }
