@@ -107,6 +107,7 @@ impl Resolver<'_, '_> {
             }
         };
         let variables = variables?;
+        self.same_values(&at.key("choose"), &variables, tenants.as_ref(), context);
         self.both_ways(at, file, &route, home.is_some(), context);
         let nobody = variables
             .iter()
@@ -148,6 +149,34 @@ impl Resolver<'_, '_> {
             variables,
             tenants,
         })
+    }
+
+    /// What the application says is what the tenant's context says, or a text that runs with its choice
+    /// in it would change the context.
+    fn same_values(
+        &mut self,
+        at: &At<'_>,
+        variables: &[Box<str>],
+        tenants: Option<&HashMap<String, TenantId>>,
+        context: &Context<'_, '_>,
+    ) {
+        let by_value = tenants.into_iter().flatten();
+        let by_value = by_value.map(|(value, id)| (value.as_str(), id));
+        let by_id = context.tenants.keys().filter(|_| tenants.is_none());
+        for (value, id) in by_value.chain(by_id.map(|id| (id.as_str(), id))) {
+            let route = context.tenants.get(id).map(|tenant| &tenant.route);
+            let own = |name: &str| route.and_then(|route| route.pinned(name));
+            let other = variables
+                .iter()
+                .find_map(|name| Some((name, own(name).filter(|own| *own != value)?)));
+            if let Some((name, own)) = other {
+                let message = format_args!(
+                    "tenant {id} is {value:?} to the application, and its context has {own:?} in {name}: they must be the same"
+                );
+                self.mistakes.add(&at.key("key"), message);
+                return;
+            }
+        }
     }
 
     fn variables(&mut self, at: &At<'_>, file: &ApplicationFile) -> Option<Arc<[Box<str>]>> {
