@@ -1,5 +1,6 @@
 //! Applications: one login, and the tenant that it chooses by SQL is the route.
 
+mod attacks;
 mod crowd;
 mod programs;
 
