@@ -5,6 +5,7 @@ use crate::frontend::choosing::{Around, MAX_MESSAGE, Verdict};
 use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 
 use super::inspect::Looked;
+use super::inspect::has_text;
 use super::{ClientSide, Hold, Relay};
 
 /// What becomes of a message of an application's.
@@ -81,7 +82,10 @@ impl Relay<'_> {
             }
             _ => None,
         };
-        let is_read_anew = is_unsure && text.is_some_and(|text| choosing.is_ambiguous(text));
+        // What is too long to be looked at could be read in either way.
+        let is_long = !is_whole && has_text(tag);
+        let is_ambiguous = || text.is_some_and(|text| choosing.is_ambiguous(text));
+        let is_read_anew = is_unsure && (is_long || is_ambiguous());
         if is_read_anew {
             let error = strings_unknown();
             self.note_refused("choice", None, &error);
