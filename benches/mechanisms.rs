@@ -294,6 +294,7 @@ fn statements(criterion: &mut Criterion) {
             backslashes: false,
             owns_sequences: true,
             locks: (&Locks::default(), &TransactionLimits::NONE),
+            guard: None,
             effects: Effects::default(),
             pins: false,
             obscure: false,

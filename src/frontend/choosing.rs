@@ -1217,7 +1217,7 @@ pub fn bound_values(
             // PostgreSQL refuses NULL for a name.
             let name = bound.text(&call.name)?.unwrap_or_default().into_owned();
             let value = bound.text(&call.value)?;
-            Some((name, value.map(|value| value.into_owned())))
+            Some((name, value.map(std::borrow::Cow::into_owned)))
         })
         .collect()
 }

@@ -139,7 +139,7 @@ async fn the_tenant_that_is_set_is_the_route() {
 async fn state(wire: &mut Wire, sql: &str) -> String {
     let frames = wire.query(sql).await;
     let error = frames.iter().find(|frame| frame.tag == b'E');
-    error.map(|frame| frame.sqlstate()).unwrap_or_default()
+    error.map(crate::wire::Frame::sqlstate).unwrap_or_default()
 }
 
 /// What ReadyForQuery says.
@@ -488,7 +488,7 @@ async fn a_tenants_own_user_sets_its_own_value_and_no_other() {
             for expected in expected {
                 let frames = wire.until_ready().await;
                 let error = frames.iter().find(|frame| frame.tag == b'E');
-                let state = error.map(|frame| frame.sqlstate()).unwrap_or_default();
+                let state = error.map(crate::wire::Frame::sqlstate).unwrap_or_default();
                 // Where the names of statements are not known, no parameter is: the Parse is refused.
                 match pooling {
                     "session" => assert!(["42501", "26000"].contains(&&*state), "{state}"),

@@ -31,7 +31,7 @@ pub fn rows(view: &View) -> Vec<Row> {
             row![
                 login.id.as_str(),
                 users.join(","),
-                home.map(|name| name.as_str()),
+                home.map(crate::id::PlacementName::as_str),
                 application.variables.join(","),
                 tenants,
                 seen.map_or(0, |tenant| tenant.clients()),

@@ -203,7 +203,9 @@ impl Relay<'_> {
                 }
             }
             self.begin_message();
-            if self.waits() && !is_of_copy(tag) {
+            let is_stepwise = self.client.choosing.is_some();
+            let ends_copy = is_stepwise && self.ledger.copy_is_open();
+            if (self.waits() || ends_copy) && !is_of_copy(tag) {
                 // It waits for an answer that comes only when the COPY is over; the server passes over this if it
                 // has failed already.
                 self.client.inbox.move_to(&mut self.server.outbox, run);
@@ -212,9 +214,11 @@ impl Relay<'_> {
                     .outbox
                     .extend(&frame(FrontendTag::COPY_FAIL.0, &[b"unexpected message\0"]));
                 self.ledger.push(Owed::CopyEnd);
+                // What the COPY has left of the transaction is known then.
+                self.choice_waits = is_stepwise;
                 break false;
             }
-            if self.client.choosing.is_some() {
+            if is_stepwise {
                 match self.look_at_choice(tag, run, here, size) {
                     Ok(Heard::Passes) => {}
                     Ok(Heard::Waits) => break false,
@@ -257,7 +261,6 @@ impl Relay<'_> {
                     self.begin_names(uses);
                 }
             }
-            let is_stepwise = self.client.choosing.is_some();
             if ends_transaction(tag) && (is_stepwise || self.hold == Hold::AtSync) {
                 self.hold = Hold::Now;
             }

@@ -203,7 +203,7 @@ async fn what_is_set_by_parameters_is_guarded() {
             wire.send(&[extended(sql, values), sync()].concat()).await;
             let frames = wire.until_ready().await;
             let error = frames.iter().find(|frame| frame.tag == b'E');
-            let state = error.map(|frame| frame.sqlstate()).unwrap_or_default();
+            let state = error.map(crate::wire::Frame::sqlstate).unwrap_or_default();
             assert_eq!(state, "42501", "{sql} {name}");
             assert_eq!(wire.column(BODIES).await, tenant("t00").bodies());
         }
@@ -390,11 +390,34 @@ async fn what_is_held_is_limited() {
         for _ in 0..5000 {
             let frames = wire.until_ready().await;
             let error = frames.iter().find(|frame| frame.tag == b'E');
-            states.extend(error.map(|frame| frame.sqlstate()));
+            states.extend(error.map(crate::wire::Frame::sqlstate));
         }
         states.dedup();
         assert_eq!(states, ["54000", "25P02"], "{text}");
         assert_eq!(status(&mut wire, "ROLLBACK").await, 'I');
         assert_eq!(wire.column("SELECT 1").await, ["1"]);
+    }
+}
+
+/// What comes in the middle of a COPY ends it, and is served as what is left of the transaction says.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_a_copy_finds_the_transaction_as_it_is_then() {
+    let proxy = setup(WEB).start().await;
+    for good in [true, false] {
+        let mut wire = log_in(&proxy, None).await;
+        for statement in ["BEGIN", "SET LOCAL app.tenant_id = 't00'", "SELECT 1"] {
+            assert_eq!(state(&mut wire, statement).await, "");
+        }
+        wire.send(&query("COPY plain (id, body) FROM STDIN")).await;
+        wire.until(b'G').await;
+        let data: &[u8] = if good { b"990\tx\n" } else { b"none\n" };
+        let text = format!("ROLLBACK; {BODIES}");
+        wire.send(&[copy_data(data), query(&text)].concat()).await;
+        wire.until_ready().await;
+        let frames = wire.until_ready().await;
+        assert_eq!(rows(&frames), [""; 0], "{good}");
+        wire.query("ROLLBACK").await;
+        assert_eq!(state(&mut wire, "SET app.tenant_id = 't00'").await, "");
+        assert_eq!(wire.column(BODIES).await, tenant("t00").bodies());
     }
 }
