@@ -58,6 +58,7 @@ impl Session {
             statements: Some(statements),
             choosing: Some(choosing),
             settings,
+            reported,
             ..
         } = &mut self.side
         else {
@@ -68,6 +69,7 @@ impl Session {
             settings,
             interner: &self.standing.pool.statements,
             backslashes,
+            server_version: reported.get("server_version").map(|version| &**version),
         };
         let frame = &inbox.bytes()[..size.min(inbox.len())];
         let verdict = match frame.len() < size {

@@ -66,7 +66,13 @@ pub struct Around<'a> {
     pub interner: &'a Interner,
     /// `standard_conforming_strings` is off.
     pub backslashes: bool,
+    /// Of the server, such as `18.1`.
+    pub server_version: Option<&'a str>,
 }
+
+/// Since this version a statement in a pipeline, but for the first, is in a transaction block as far as
+/// warnings go (xact.c: CheckTransactionBlock).
+const BLOCKS_IN_PIPELINES: u32 = 17;
 
 /// A portal of the client's.
 #[derive(Debug, Clone)]
@@ -112,6 +118,8 @@ pub struct Choosing {
     /// What was sent to the server and is not answered.
     pending: VecDeque<Event>,
     portals: HashMap<Box<[u8]>, Portal>,
+    /// An Execute came before in the pipeline, and the server takes what follows for a block.
+    is_pipelined: bool,
     /// An extended message was answered by an error: those up to the Sync are passed over.
     skips: bool,
 }
@@ -133,6 +141,7 @@ impl Choosing {
             barred: false,
             pending: VecDeque::new(),
             portals: HashMap::new(),
+            is_pipelined: false,
             skips: false,
         }
     }
@@ -326,6 +335,7 @@ impl Choosing {
         let is_certain = self.pending.is_empty() && (!is_over || self.model.has_failed());
         self.pending.clear();
         self.sent = Vec::new();
+        self.is_pipelined = false;
         self.model.ready(status, is_certain);
         // What was chosen is not known for certain: nobody is.
         self.barred |= !is_certain;
@@ -485,15 +495,29 @@ impl Choosing {
         }
         match tag {
             FrontendTag::QUERY => {
+                self.is_pipelined = false;
                 let text = split_cstr(body).map_or(body, |(text, _)| text);
                 self.query(text, around)
             }
             FrontendTag::PARSE => self.parse(frame, around),
             FrontendTag::BIND => self.bind(body, around),
             FrontendTag::DESCRIBE => Ok(self.describe(body, around)),
-            FrontendTag::EXECUTE => self.execute(body),
+            FrontendTag::EXECUTE => {
+                let executed = self.execute(body);
+                let version = around.server_version.and_then(|version| {
+                    let major = version.split(|c: char| !c.is_ascii_digit()).next()?;
+                    major.parse::<u32>().ok()
+                });
+                let last = self.pending.back();
+                let has_ended = self.model.block() == Block::None
+                    || matches!(last, Some(Event::Commit { .. } | Event::Rollback { .. }));
+                self.is_pipelined =
+                    !has_ended && version.is_some_and(|major| major >= BLOCKS_IN_PIPELINES);
+                executed
+            }
             FrontendTag::CLOSE => Ok(self.close(body, around)),
             FrontendTag::SYNC if self.served.is_none() => {
+                self.is_pipelined = false;
                 self.skips = false;
                 self.model.end_implicit();
                 if self.model.block() == Block::None {
@@ -1019,7 +1043,7 @@ impl Choosing {
                 self.choose(value, is_local)?;
                 let is_in_block = match mode {
                     Mode::Query => self.model.block() != Block::None,
-                    _ => self.model.is_explicit(),
+                    _ => self.model.is_explicit() || self.is_pipelined,
                 };
                 if is_local && !is_in_block {
                     let message = "SET LOCAL can only be used in transaction blocks";

@@ -62,6 +62,7 @@ impl Relay<'_> {
             settings,
             interner: &self.pool.statements,
             backslashes,
+            server_version: self.server.parameters.get("server_version").map(|v| &**v),
         };
         let frame = &inbox.bytes()[at..at + here.min(size)];
         if choosing.take_pass() {

@@ -58,13 +58,18 @@ const STATEMENTS: [(u32, &str); 35] = [
     (2, "SELECT 1/0"),
     (1, "SET LOCAL work_mem = '5MB'"),
     (1, "SHOW work_mem"),
-    (1, "SET TRANSACTION READ WRITE"),
+    (1, ALONE_IN_PIPELINES[1]),
     (1, ""),
     (1, ALONE),
 ];
 
-/// PostgreSQL does not take it in a pipeline, of which a server may have had nothing yet.
+/// PostgreSQL takes them otherwise in a pipeline, of which the server may have had nothing yet.
 const ALONE: &str = "DISCARD ALL";
+const ALONE_IN_PIPELINES: [&str; 3] = [
+    ALONE,
+    "SET TRANSACTION READ WRITE",
+    "SET LOCAL work_mem = '5MB'",
+];
 
 /// Statements with parameters.
 const WITH_PARAMETERS: [(&str, &str); 6] = [
@@ -124,7 +129,7 @@ fn extended(rng: &mut StdRng, number: usize, known: &mut Vec<(String, usize)>) -
             }
             false => (statement(rng), Vec::new()),
         };
-        if text == ALONE {
+        if ALONE_IN_PIPELINES.contains(&&*text) {
             continue;
         }
         let named: Vec<_> = known.iter().filter(|(own, _)| *own == text).collect();
