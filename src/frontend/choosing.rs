@@ -590,7 +590,8 @@ impl Choosing {
 
     fn query(&mut self, text: &[u8], around: &mut Around<'_>) -> Result<Verdict> {
         let steps = self.read(text, around.backslashes);
-        let before = self.clone();
+        // One step that needs a server has changed nothing.
+        let before = (steps.len() > 1).then(|| self.clone());
         if steps.is_empty() && self.served.is_some() {
             return Ok(Verdict::Passes);
         }
@@ -615,10 +616,12 @@ impl Choosing {
                 Err(error) => return Ok(self.failed_query(said, error)),
             }
             // It needs a server, and goes there whole.
-            let (is_barred, model) = (self.barred, before);
-            *self = model;
+            if let Some(before) = before {
+                *self = before;
+            }
             let passed = self.pass(&steps);
-            self.barred = is_barred && self.barred;
+            // A choice that was refused in it bars the client as any other.
+            self.barred |= passed.is_err() && steps.iter().any(Step::may_choose);
             return passed.map(|()| Verdict::Passes);
         }
         self.model.end_implicit();
@@ -651,37 +654,37 @@ impl Choosing {
                 false => aborted(),
             });
         }
-        let mut ahead = self.clone();
-        ahead.enter();
+        let mut ahead = self.model.clone();
+        ahead.begin_implicit();
         let mut events = Vec::new();
         let mut target = self.served.clone();
         let mut chosen: Vec<Option<Value>> = Vec::new();
         for step in steps {
-            let event = ahead.event(step, &Bound::default())?;
+            let event = self.event(step, &Bound::default())?;
             if let Event::Choose { value, .. } = &event {
-                ahead.checked(value.as_ref())?;
+                self.checked(value.as_ref())?;
                 chosen.push(value.clone());
             }
             // What a statement chooses, it is served for.
             if matches!(event, Event::Choose { .. }) || is_control(step) {
-                ahead.model.apply(&event);
+                ahead.apply(&event);
             }
             let runs = matches!(
                 step,
                 Step::Other | Step::SetConfigs(_) | Step::FromJson(_) | Step::Prepare
             );
             if runs || matches!(step, Step::ResetAll | Step::Deallocate(_)) {
-                if ahead.model.has_failed() && ahead.served.is_none() {
+                if ahead.has_failed() && self.served.is_none() {
                     return Err(aborted());
                 }
-                let current = ahead.model.current().cloned();
+                let current = ahead.current().cloned();
                 if *target.get_or_insert_with(|| current.clone()) != current {
                     return Err(self.another());
                 }
             }
             events.push(event);
         }
-        let target = target.unwrap_or_else(|| ahead.model.current().cloned());
+        let target = target.unwrap_or_else(|| ahead.current().cloned());
         if chosen.iter().any(|value| *value != target) {
             return Err(match chosen.iter().all(Option::is_some) {
                 true => self.another(),
