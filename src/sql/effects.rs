@@ -1442,6 +1442,7 @@ mod tests {
             told.what.remove(What::CONTROL | What::FOR_GUARD);
             told.local.clear();
             told.objects = 0;
+            told.controls = false;
             assert_eq!(told, Effects::default(), "{sql}");
         }
     }

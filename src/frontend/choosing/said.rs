@@ -1,0 +1,418 @@
+//! What an application's client says: which of it the proxy answers, and what a text does.
+
+use super::bound::Bound;
+use super::local::Mode;
+use super::model::{Block, Event, Value};
+use super::say::Said;
+use super::{
+    Around, BLOCKS_IN_PIPELINES, Choosing, Portal, Verdict, aborted, answered, is_always_local,
+    is_control, is_exit, pairs_of, unclear, value_of,
+};
+use crate::error::{Error, Kind, Result};
+use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
+use crate::sql::choice;
+use crate::sql::choice::{Chosen, Scope, SetConfig, Step, Term};
+
+impl Choosing {
+    /// Whether the proxy would answer this message, of which `frame` is the whole, while a server
+    /// has the transaction. If so, what that owes must be answered first.
+    pub fn answers(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
+        let (body, statements) = (&frame[HEADER..], &around.statements);
+        let is_local =
+            |portal: &[u8]| matches!(self.portals.get(portal), Some(Portal::Local { .. }));
+        match tag {
+            FrontendTag::QUERY => self.may_matter(body),
+            FrontendTag::PARSE => {
+                let text = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
+                text.is_some_and(|(text, _)| self.may_matter(text))
+            }
+            FrontendTag::BIND => {
+                let names = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
+                let definition = names.and_then(|(name, _)| statements.definition(name));
+                definition.is_some_and(|(text, _)| self.may_matter(text))
+            }
+            FrontendTag::DESCRIBE | FrontendTag::CLOSE => match body.split_first() {
+                Some((b'S', name)) => {
+                    let name = split_cstr(name).map(|(name, _)| name);
+                    let definition = name.and_then(|name| statements.definition(name));
+                    definition.is_some_and(|(text, _)| self.may_matter(text))
+                }
+                Some((_, name)) => split_cstr(name).is_some_and(|(name, _)| is_local(name)),
+                None => false,
+            },
+            FrontendTag::EXECUTE => split_cstr(body).is_some_and(|(name, _)| is_local(name)),
+            _ => false,
+        }
+    }
+
+    /// Whether a message that passes may set a variable of the application's: what it sets it to was
+    /// looked at.
+    pub fn chooses(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
+        let text = match tag {
+            FrontendTag::QUERY => split_cstr(&frame[HEADER..]).map(|(text, _)| text),
+            FrontendTag::PARSE => {
+                let definition = split_cstr(&frame[HEADER..]);
+                definition
+                    .and_then(|(_, rest)| split_cstr(rest))
+                    .map(|(text, _)| text)
+            }
+            _ => None,
+        };
+        let steps = |text: &[u8]| self.read(text, around.backslashes);
+        text.filter(|text| self.may_matter(text))
+            .is_some_and(|text| steps(text).iter().any(Step::may_choose))
+    }
+
+    /// Whether messages are passed over up to the Sync, or are of a COPY that is none.
+    pub fn passes_over(&self, tag: FrontendTag) -> bool {
+        let is_of_copy = matches!(
+            tag,
+            FrontendTag::COPY_DATA | FrontendTag::COPY_DONE | FrontendTag::COPY_FAIL
+        );
+        self.served.is_none() && (is_of_copy || (self.skips && tag != FrontendTag::SYNC))
+    }
+
+    /// Deals with a message that is too long to be looked at whole.
+    ///
+    /// # Errors
+    /// As [`hear`](Self::hear).
+    pub fn hear_long(&mut self, tag: FrontendTag, start: &[u8], around: &Around<'_>) -> Result<()> {
+        match tag {
+            FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
+                self.may_serve()?;
+                self.enter();
+            }
+            FrontendTag::BIND => {
+                let names = split_cstr(start.get(HEADER..).unwrap_or_default());
+                let names = names.and_then(|(portal, rest)| Some((portal, split_cstr(rest)?.0)));
+                let Some((portal, name)) = names else {
+                    return Err(unclear());
+                };
+                let definition = around.statements.definition(name);
+                if definition.is_some_and(|(text, _)| self.may_matter(text)) {
+                    return Err(unclear());
+                }
+                self.portals.remove(portal);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a text may choose or show: cheap, and true for more than do.
+    pub(super) fn may_matter(&self, text: &[u8]) -> bool {
+        let finds = |word: &[u8]| {
+            text.windows(word.len())
+                .any(|window| window.eq_ignore_ascii_case(word))
+        };
+        let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+        // With Unicode escapes it may be written in any way.
+        finds(b"set_config")
+            || finds(b"u&\"")
+            || self
+                .variables
+                .iter()
+                .any(|name| finds(last(name).as_bytes()))
+    }
+
+    /// Whether it matters to what a text chooses whether backslashes are escapes.
+    pub fn is_ambiguous(&self, text: &[u8]) -> bool {
+        text.contains(&b'\\') && self.read(text, false) != self.read(text, true)
+    }
+
+    pub(super) fn read(&self, text: &[u8], backslashes: bool) -> Vec<Step> {
+        choice::read(text, &self.variables, backslashes)
+    }
+
+    /// Deals with a message, of which `frame` is the whole.
+    ///
+    /// # Errors
+    /// What the client is told in place of an answer.
+    pub fn hear(
+        &mut self,
+        tag: FrontendTag,
+        frame: &[u8],
+        around: &mut Around<'_>,
+    ) -> Result<Verdict> {
+        let body = &frame[HEADER..];
+        if self.skips && tag != FrontendTag::SYNC && self.served.is_none() {
+            return Ok(answered(Said::default()));
+        }
+        match tag {
+            FrontendTag::QUERY => {
+                self.is_pipelined = false;
+                let text = split_cstr(body).map_or(body, |(text, _)| text);
+                self.query(text, around)
+            }
+            FrontendTag::PARSE => self.parse(frame, around),
+            FrontendTag::BIND => self.bind(body, around),
+            FrontendTag::DESCRIBE => Ok(self.describe(body, around)),
+            FrontendTag::EXECUTE => {
+                let executed = self.execute(body);
+                let version = around.server_version.and_then(|version| {
+                    let major = version.split(|c: char| !c.is_ascii_digit()).next()?;
+                    major.parse::<u32>().ok()
+                });
+                let last = self.pending.back();
+                let has_ended = self.model.block() == Block::None
+                    || matches!(last, Some(Event::Commit { .. } | Event::Rollback { .. }));
+                self.is_pipelined =
+                    !has_ended && version.is_some_and(|major| major >= BLOCKS_IN_PIPELINES);
+                executed
+            }
+            FrontendTag::CLOSE => Ok(self.close(body, around)),
+            FrontendTag::SYNC if self.served.is_none() => {
+                self.is_pipelined = false;
+                self.skips = false;
+                self.model.end_implicit();
+                if self.model.block() == Block::None {
+                    self.portals.clear();
+                }
+                let mut said = Said::default();
+                said.ready(self.model.status());
+                Ok(answered(said))
+            }
+            FrontendTag::FLUSH
+            | FrontendTag::COPY_DATA
+            | FrontendTag::COPY_DONE
+            | FrontendTag::COPY_FAIL
+                if self.served.is_none() =>
+            {
+                Ok(answered(Said::default()))
+            }
+            FrontendTag::FUNCTION_CALL => {
+                self.may_serve()?;
+                self.expect(Event::Nothing);
+                self.pending.clear();
+                Ok(Verdict::Passes)
+            }
+            _ => Ok(Verdict::Passes),
+        }
+    }
+
+    /// As [`hear`](Self::hear), while no server has the transaction: an error is an answer, too.
+    pub fn hear_alone(
+        &mut self,
+        tag: FrontendTag,
+        frame: &[u8],
+        around: &mut Around<'_>,
+    ) -> Verdict {
+        match self.hear(tag, frame, around) {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                let mut said = Said::default();
+                said.error(&error);
+                self.model.fail();
+                match tag {
+                    FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
+                        self.model.end_implicit();
+                        said.ready(self.model.status());
+                    }
+                    _ => {
+                        self.enter();
+                        self.model.fail();
+                        self.skips = true;
+                    }
+                }
+                Verdict::Answered {
+                    said: said.0,
+                    refused: Some(error),
+                }
+            }
+        }
+    }
+
+    /// Whether what needs a place may be sent to the server that has the transaction.
+    pub(super) fn may_serve(&self) -> Result<()> {
+        if self.model.is_explicit() && self.model.has_failed() && self.served.is_none() {
+            return Err(aborted());
+        }
+        match &self.served {
+            Some(served) if served.as_ref() != self.model.current() => Err(self.another()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn query(&mut self, text: &[u8], around: &mut Around<'_>) -> Result<Verdict> {
+        let steps = self.read(text, around.backslashes);
+        // One step that needs a server has changed nothing.
+        let before = (steps.len() > 1).then(|| self.clone());
+        if steps.is_empty() && self.served.is_some() {
+            return Ok(Verdict::Passes);
+        }
+        let mut said = Said::default();
+        if steps.is_empty() {
+            said.empty_query();
+        }
+        for step in &steps {
+            if steps.len() > 1 {
+                self.enter();
+            }
+            let may_answer = self.served.is_none() || is_always_local(step);
+            let run = match may_answer {
+                true => self.run(step, &Bound::default(), Mode::Query, &mut said),
+                false => Ok(false),
+            };
+            match run {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) if self.served.is_some() => return Err(error),
+                // What it said before stands.
+                Err(error) => return Ok(self.failed_query(said, error)),
+            }
+            // It needs a server, and goes there whole.
+            if let Some(before) = before {
+                *self = before;
+            }
+            let passed = self.pass(&steps);
+            // A choice that was refused in it bars the client as any other.
+            self.barred |= passed.is_err() && steps.iter().any(Step::may_choose);
+            return passed.map(|()| Verdict::Passes);
+        }
+        self.model.end_implicit();
+        around.statements.query();
+        said.ready(self.model.status());
+        Ok(answered(said))
+    }
+
+    fn failed_query(&mut self, mut said: Said, error: Error) -> Verdict {
+        said.error(&error);
+        self.model.fail();
+        self.model.end_implicit();
+        said.ready(self.model.status());
+        Verdict::Answered {
+            said: said.0,
+            refused: Some(error),
+        }
+    }
+
+    /// A text goes to a server whole: what it chooses must be the tenant that it is served for.
+    fn pass(&mut self, steps: &[Step]) -> Result<()> {
+        if self.is_aborted() && self.served.is_none() {
+            // The server would have to be brought to the same failure first.
+            return Err(match is_exit(&steps[0]) {
+                true => Error::new(
+                    Kind::FeatureNotSupported,
+                    "a transaction that failed before it was served ends by a statement alone",
+                )
+                .with_hint("Send ROLLBACK as a statement of its own."),
+                false => aborted(),
+            });
+        }
+        let mut ahead = self.model.clone();
+        ahead.begin_implicit();
+        let mut events = Vec::new();
+        let mut target = self.served.clone();
+        let mut chosen: Vec<Option<Value>> = Vec::new();
+        for step in steps {
+            let event = self.event(step, &Bound::default())?;
+            if let Event::Choose { value, .. } = &event {
+                self.checked(value.as_ref())?;
+                chosen.push(value.clone());
+            }
+            // What a statement chooses, it is served for.
+            if matches!(event, Event::Choose { .. }) || is_control(step) {
+                ahead.apply(&event);
+            }
+            let runs = matches!(
+                step,
+                Step::Other | Step::SetConfigs(_) | Step::FromJson(_) | Step::Prepare
+            );
+            if runs || matches!(step, Step::ResetAll | Step::Deallocate(_)) {
+                if ahead.has_failed() && self.served.is_none() {
+                    return Err(aborted());
+                }
+                let current = ahead.current().cloned();
+                if *target.get_or_insert_with(|| current.clone()) != current {
+                    return Err(self.another());
+                }
+            }
+            events.push(event);
+        }
+        let target = target.unwrap_or_else(|| ahead.current().cloned());
+        if chosen.iter().any(|value| *value != target) {
+            return Err(match chosen.iter().all(Option::is_some) {
+                true => self.another(),
+                false => unclear(),
+            });
+        }
+        if !chosen.is_empty() {
+            self.barred = false;
+        }
+        self.enter();
+        self.pending.extend(events);
+        self.served.get_or_insert(target);
+        Ok(())
+    }
+
+    /// What a step does when it is carried out by a server.
+    pub(super) fn event(&self, step: &Step, bound: &Bound) -> Result<Event> {
+        Ok(match step {
+            Step::Begin { .. } => Event::Begin,
+            Step::Commit { chain } => Event::Commit { chain: *chain },
+            Step::Rollback { chain } => Event::Rollback { chain: *chain },
+            Step::Prepare => Event::Commit { chain: false },
+            Step::Savepoint(name) => Event::Savepoint(name.clone()),
+            Step::Release(name) => Event::Release(name.clone()),
+            Step::RollbackTo(name) => Event::RollbackTo(name.clone()),
+            Step::Set(Chosen { scope, value, .. }) => Event::Choose {
+                value: value_of(value.as_deref()),
+                is_local: *scope == Scope::Local,
+            },
+            Step::Reset(_) => Event::Choose {
+                value: None,
+                is_local: false,
+            },
+            Step::SetConfig(call, _) => self.chosen_by([call], bound)?,
+            Step::SetConfigs(calls) => self.chosen_by(calls.iter().map(|(call, _)| call), bound)?,
+            Step::FromJson(term) => self.chosen_by_json(term, bound)?,
+            Step::ResetAll => Event::ResetAll,
+            Step::Unclear => return Err(unclear()),
+            Step::Characteristics(_)
+            | Step::SetsLocally(..)
+            | Step::Show(_)
+            | Step::Deallocate(_)
+            | Step::Empty
+            | Step::Other => Event::Nothing,
+        })
+    }
+
+    /// What calls of `set_config` choose together.
+    pub(super) fn chosen_by<'s>(
+        &self,
+        calls: impl IntoIterator<Item = &'s SetConfig>,
+        bound: &Bound,
+    ) -> Result<Event> {
+        let mut event = Event::Nothing;
+        for call in calls {
+            let name = bound.text(&call.name).ok_or_else(unclear)?;
+            let name = name.unwrap_or_default().to_ascii_lowercase();
+            if !self.variables.iter().any(|own| **own == *name) {
+                continue;
+            }
+            let value = bound.text(&call.value).ok_or_else(unclear)?;
+            let is_local = bound.boolean(&call.is_local).ok_or_else(unclear)?;
+            let value = value_of(value.as_deref());
+            if matches!(&event, Event::Choose { value: before, .. } if *before != value) {
+                return Err(self.another());
+            }
+            event = Event::Choose { value, is_local };
+        }
+        Ok(event)
+    }
+
+    pub(super) fn chosen_by_json(&self, term: &Term, bound: &Bound) -> Result<Event> {
+        let text = bound.text(term).ok_or_else(unclear)?.unwrap_or_default();
+        let pairs = pairs_of(&text).ok_or_else(unclear)?;
+        let literal = |text: &str| Term::Literal(text.to_owned());
+        let calls: Vec<_> = pairs
+            .iter()
+            .map(|[name, value]| SetConfig {
+                name: literal(name),
+                value: literal(value),
+                is_local: literal("true"),
+            })
+            .collect();
+        self.chosen_by(&calls, &Bound::default())
+    }
+}
