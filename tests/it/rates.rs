@@ -114,7 +114,9 @@ async fn statements_go_at_the_rate_however_they_are_sent() {
             assert!(failed.is_empty(), "{pooling} {what}: {failed:?}");
             assert!(took >= slowest(), "{pooling} {what}: {took:?}");
             assert!(took < 10 * slowest(), "{pooling} {what}: {took:?}");
-            assert!(rate_waits(&proxy, "t00") > 0, "{pooling} {what}");
+            // A machine that is slower than the rate has nothing to wait for.
+            let is_slow = took >= Duration::from_secs(1) * SENT / RATE;
+            assert!(rate_waits(&proxy, "t00") > 0 || is_slow, "{pooling} {what}");
         }
     }
 }
