@@ -133,9 +133,7 @@ pub(super) fn describe(sql: &str, error: &tokio_postgres::Error) -> String {
     format!("{} ({what})", door::words(error))
 }
 
-pub(super) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
+pub(super) use crate::sql::quoted;
 
 pub(super) fn literal(text: &str) -> String {
     let text = text.replace('\'', "''");

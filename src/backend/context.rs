@@ -350,10 +350,7 @@ fn same_variables(bound: &Arc<Route>, wanted: &Arc<Route>) -> bool {
 
 /// `app.x` as `"app"."x"`.
 fn quote_parameter(name: &str) -> String {
-    let parts: Vec<_> = name
-        .split('.')
-        .map(|part| format!("\"{}\"", part.replace('"', "\"\"")))
-        .collect();
+    let parts: Vec<_> = name.split('.').map(crate::sql::quoted).collect();
     parts.join(".")
 }
 

@@ -128,7 +128,7 @@ fn list(items: &BTreeSet<String>, show: impl Fn(&String) -> String) -> String {
 
 #[allow(clippy::ptr_arg)] // for `list`
 fn quoted(name: &String) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+    crate::sql::quoted(name)
 }
 
 fn literal(text: &str) -> String {

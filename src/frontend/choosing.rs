@@ -34,6 +34,8 @@ use crate::frontend::statements::Statements;
 use crate::id::TenantId;
 use crate::sql::choice::{self, SetConfig, Step, Term};
 
+pub use self::said::{finds, text_of};
+
 use self::bound::{Bound, bound};
 use self::model::{Block, Event, Model, Value};
 use self::say::{Said, TEXT_OID};
@@ -146,10 +148,6 @@ impl Choosing {
             is_pipelined: false,
             skips: false,
         }
-    }
-
-    pub fn application(&self) -> &TenantId {
-        &self.application
     }
 
     /// The variables by which it chooses, in lower case.

@@ -874,8 +874,8 @@ impl Session {
         }
         let status = self.side.choosing.as_ref();
         let status = status.map_or(b'I', |choosing| choosing.status());
-        let ready = Replies::new().ready_for(status).bytes().to_vec();
-        self.side.outbox.extend(&ready);
+        let mut replies = Replies::new();
+        self.side.outbox.extend(replies.ready_for(status).bytes());
         let ClientSide { outbox, stream, .. } = &mut self.side;
         let flushed = poll_fn(|cx| outbox.poll_drain(cx, stream)).await;
         Ok(match flushed {

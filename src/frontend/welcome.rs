@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, Result};
 use crate::frontend::choosing::Choosing;
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
-use crate::frontend::session::{Session, live, log_refusal, say_last, write};
+use crate::frontend::session::{Session, guard_of, live, log_refusal, say_last, write};
 use crate::frontend::standing::{Guards, Standing, farewell};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
@@ -29,7 +29,6 @@ use crate::frontend::throttle::Throttle;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::reply::Replies;
-use crate::sql::guard::Guard;
 use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::workers::WorkerId;
@@ -220,10 +219,7 @@ fn begin_session(
     let application = app.config().applications.get(&tenant.id).cloned();
     let choosing =
         application.map(|application| Box::new(Choosing::new(app.clone(), &application)));
-    let guard = match &choosing {
-        Some(_) => Some(Guard::of_application(&route)),
-        None => Guard::of(&route),
-    };
+    let guard = guard_of(&route, choosing.is_some());
     let side = ClientSide {
         choosing,
         stream,
@@ -231,7 +227,7 @@ fn begin_session(
         outbox: Buffer::new(),
         statements: (route.pooling == Pooling::Transaction).then(Statements::default),
         state: SessionState::new(&route, &settings),
-        guard: guard.map(Arc::new),
+        guard,
         limits: route.placement.transaction,
         throttle: Throttle::new(&app, &tenant, &route, &pool.instance),
         audit: app.audit.clone(),

@@ -8,6 +8,7 @@
 mod tokens;
 
 use super::effects::{Effects, What};
+use super::quoted;
 use tokens::{Token, tokens};
 
 /// Longest text that is read, in bytes.
@@ -115,8 +116,7 @@ impl Step {
 /// `backslashes`: `standard_conforming_strings` is off.
 pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step> {
     let may_set = |effects: &Effects| {
-        let settings = effects.settings.iter().map(|setting| &*setting.name);
-        let mut names = settings.chain(effects.local.iter().map(|name| &**name));
+        let mut names = effects.sets();
         let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY | What::HIDDEN;
         effects.what.intersects(unknown | What::RESETS_ALL)
             || names.any(|name| variables.iter().any(|variable| **variable == *name))
@@ -486,11 +486,6 @@ fn spelled(tokens: &[Token]) -> Option<String> {
         }
     }
     Some(text)
-}
-
-/// A name as SQL has it in double quotes.
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Whether only the modes of a transaction are left: their words, and commas.

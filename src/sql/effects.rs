@@ -206,6 +206,12 @@ impl Effects {
         }
     }
 
+    /// Names of the parameters that it sets, for the session or its transaction, in lower case.
+    pub fn sets(&self) -> impl Iterator<Item = &str> {
+        let settings = self.settings.iter().map(|setting| &*setting.name);
+        settings.chain(self.local.iter().map(|name| &**name))
+    }
+
     fn add_use(&mut self, used: Use) {
         match self.uses.len() {
             0..MAX_USES => self.uses.push(used),

@@ -168,9 +168,7 @@ impl Guard {
 
     /// Whether a text with these effects names a variable of the context.
     pub fn names(&self, effects: &Effects) -> bool {
-        let settings = effects.settings.iter().map(|setting| &*setting.name);
-        let mut names = settings.chain(effects.local.iter().map(|name| &**name));
-        names.any(|name| self.position(name).is_some())
+        effects.sets().any(|name| self.position(name).is_some())
     }
 
     fn position(&self, name: &str) -> Option<usize> {
@@ -280,9 +278,7 @@ impl Guard {
     }
 
     fn check_names(&self, effects: &Effects) -> Result<(), Offence> {
-        let settings = effects.settings.iter().map(|setting| &*setting.name);
-        let mut names = settings.chain(effects.local.iter().map(|name| &**name));
-        names.try_for_each(|name| self.check_name(name))
+        effects.sets().try_for_each(|name| self.check_name(name))
     }
 
     fn check_name(&self, name: &str) -> Result<(), Offence> {

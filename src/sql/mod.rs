@@ -12,3 +12,8 @@ pub mod guard;
 pub mod lexer;
 pub mod naming;
 pub mod uses;
+
+/// A name as SQL has it in double quotes.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

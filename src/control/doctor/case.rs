@@ -81,10 +81,7 @@ impl Relation {
     }
 }
 
-/// An identifier in double quotes.
-pub fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
+pub use crate::sql::quoted;
 
 /// A text in single quotes; a backslash is only itself, as `standard_conforming_strings` has it.
 pub fn literal(text: &str) -> String {

@@ -210,10 +210,6 @@ impl Choosing {
                 is_done,
             }) => (step, bound, is_done),
             Some(Portal::Server(event)) => {
-                let is_control = !matches!(event, Event::Nothing | Event::Choose { .. });
-                if !is_control && !matches!(event, Event::Choose { .. }) {
-                    self.may_serve()?;
-                }
                 self.expect(event);
                 return Ok(Verdict::Passes);
             }

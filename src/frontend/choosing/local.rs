@@ -5,7 +5,8 @@ use super::model::{Block, Event, Value};
 use super::say::Said;
 use super::{Choosing, aborted, has_parameters, is_exit, unclear, value_of};
 use crate::error::{Error, Kind, Result};
-use crate::sql::choice::{Scope, Step, quoted};
+use crate::sql::choice::{Scope, Step};
+use crate::sql::quoted;
 
 impl Choosing {
     /// Carries a step out, and says what PostgreSQL would. False: it needs a server.

@@ -17,24 +17,18 @@ impl Choosing {
     /// Whether the proxy would answer this message, of which `frame` is the whole, while a server
     /// has the transaction. If so, what that owes must be answered first.
     pub fn answers(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
-        let (body, statements) = (&frame[HEADER..], &around.statements);
+        let body = &frame[HEADER..];
         let is_local =
             |portal: &[u8]| matches!(self.portals.get(portal), Some(Portal::Local { .. }));
         match tag {
             FrontendTag::QUERY => self.may_matter(body),
-            FrontendTag::PARSE => {
-                let text = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
-                text.is_some_and(|(text, _)| self.may_matter(text))
-            }
-            FrontendTag::BIND => {
-                let names = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
-                let definition = names.and_then(|(name, _)| statements.definition(name));
-                definition.is_some_and(|(text, _)| self.may_matter(text))
+            FrontendTag::PARSE | FrontendTag::BIND => {
+                text_of(tag, frame, around).is_some_and(|text| self.may_matter(text))
             }
             FrontendTag::DESCRIBE | FrontendTag::CLOSE => match body.split_first() {
                 Some((b'S', name)) => {
                     let name = split_cstr(name).map(|(name, _)| name);
-                    let definition = name.and_then(|name| statements.definition(name));
+                    let definition = name.and_then(|name| around.statements.definition(name));
                     definition.is_some_and(|(text, _)| self.may_matter(text))
                 }
                 Some((_, name)) => split_cstr(name).is_some_and(|(name, _)| is_local(name)),
@@ -48,16 +42,8 @@ impl Choosing {
     /// Whether a message that passes may set a variable of the application's: what it sets it to was
     /// looked at.
     pub fn chooses(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
-        let text = match tag {
-            FrontendTag::QUERY => split_cstr(&frame[HEADER..]).map(|(text, _)| text),
-            FrontendTag::PARSE => {
-                let definition = split_cstr(&frame[HEADER..]);
-                definition
-                    .and_then(|(_, rest)| split_cstr(rest))
-                    .map(|(text, _)| text)
-            }
-            _ => None,
-        };
+        let has_text = matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE);
+        let text = text_of(tag, frame, around).filter(|_| has_text);
         let steps = |text: &[u8]| self.read(text, around.backslashes);
         text.filter(|text| self.may_matter(text))
             .is_some_and(|text| steps(text).iter().any(Step::may_choose))
@@ -101,18 +87,15 @@ impl Choosing {
 
     /// Whether a text may choose or show: cheap, and true for more than do.
     pub(super) fn may_matter(&self, text: &[u8]) -> bool {
-        let finds = |word: &[u8]| {
-            text.windows(word.len())
-                .any(|window| window.eq_ignore_ascii_case(word))
-        };
-        let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+        let finds = |word: &[u8]| finds(text, word);
+        let last = |name: &'_ str| name.rfind('.').map_or(0, |dot| dot + 1);
         // With Unicode escapes it may be written in any way.
         finds(b"set_config")
             || finds(b"u&\"")
             || self
                 .variables
                 .iter()
-                .any(|name| finds(last(name).as_bytes()))
+                .any(|name| finds(&name.as_bytes()[last(name)..]))
     }
 
     /// Whether it matters to what a text chooses whether backslashes are escapes.
@@ -182,7 +165,6 @@ impl Choosing {
             }
             FrontendTag::FUNCTION_CALL => {
                 self.may_serve()?;
-                self.expect(Event::Nothing);
                 self.pending.clear();
                 Ok(Verdict::Passes)
             }
@@ -199,21 +181,15 @@ impl Choosing {
     ) -> Verdict {
         match self.hear(tag, frame, around) {
             Ok(verdict) => verdict,
+            Err(error) if matches!(tag, FrontendTag::QUERY | FrontendTag::FUNCTION_CALL) => {
+                self.failed_query(Said::default(), error)
+            }
             Err(error) => {
                 let mut said = Said::default();
                 said.error(&error);
+                self.enter();
                 self.model.fail();
-                match tag {
-                    FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
-                        self.model.end_implicit();
-                        said.ready(self.model.status());
-                    }
-                    _ => {
-                        self.enter();
-                        self.model.fail();
-                        self.skips = true;
-                    }
-                }
+                self.skips = true;
                 Verdict::Answered {
                     said: said.0,
                     refused: Some(error),
@@ -224,7 +200,7 @@ impl Choosing {
 
     /// Whether what needs a place may be sent to the server that has the transaction.
     pub(super) fn may_serve(&self) -> Result<()> {
-        if self.model.is_explicit() && self.model.has_failed() && self.served.is_none() {
+        if self.is_aborted() && self.served.is_none() {
             return Err(aborted());
         }
         match &self.served {
@@ -415,4 +391,24 @@ impl Choosing {
             .collect();
         self.chosen_by(&calls, &Bound::default())
     }
+}
+
+/// The text of a Query or Parse, or of the statement that a Bind names. `frame` may be the start of it.
+pub fn text_of<'f>(tag: FrontendTag, frame: &'f [u8], around: &'f Around<'_>) -> Option<&'f [u8]> {
+    let (first, rest) = split_cstr(frame.get(HEADER..)?)?;
+    match tag {
+        FrontendTag::QUERY => Some(first),
+        FrontendTag::PARSE => split_cstr(rest).map(|(text, _)| text),
+        FrontendTag::BIND => {
+            let (name, _) = split_cstr(rest)?;
+            around.statements.definition(name).map(|(text, _)| text)
+        }
+        _ => None,
+    }
+}
+
+/// Whether a text has a word in it, in capitals or not.
+pub fn finds(text: &[u8], word: &[u8]) -> bool {
+    text.windows(word.len())
+        .any(|window| window.eq_ignore_ascii_case(word))
 }

@@ -1,11 +1,10 @@
 //! What an application says while a server has its transaction.
 
 use crate::error::{Error, Kind, Result};
-use crate::frontend::choosing::{Around, MAX_MESSAGE, Verdict};
-use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
+use crate::frontend::choosing::{Around, MAX_MESSAGE, Verdict, text_of};
+use crate::protocol::frame::FrontendTag;
 
-use super::inspect::Looked;
-use super::inspect::has_text;
+use super::inspect::{Looked, has_text};
 use super::{ClientSide, Hold, Relay};
 
 /// What becomes of a message of an application's.
@@ -72,32 +71,13 @@ impl Relay<'_> {
         let is_whole = here >= size;
         // Until the Sync it is not told whether backslashes are escapes now.
         let is_unsure = self.hold == Hold::AtSync && !self.ledger.is_empty();
-        let names = frame.get(HEADER..).and_then(split_cstr);
-        let text = match tag {
-            FrontendTag::QUERY => names.map(|(text, _)| text),
-            FrontendTag::PARSE => names.and_then(|(_, rest)| Some(split_cstr(rest)?.0)),
-            FrontendTag::BIND => {
-                let name = names.and_then(|(_, rest)| split_cstr(rest));
-                let definition = name.and_then(|(name, _)| around.statements.definition(name));
-                definition.map(|(text, _)| text)
-            }
-            _ => None,
-        };
+        let text = text_of(tag, frame, &around);
         // What is too long to be looked at could be read in either way.
         let is_long = !is_whole && has_text(tag);
         let is_ambiguous = || text.is_some_and(|text| choosing.is_ambiguous(text));
         let is_read_anew = is_unsure && (is_long || is_ambiguous());
         if is_read_anew {
-            let error = strings_unknown();
-            self.note_refused("choice", None, &error);
-            if tag == FrontendTag::QUERY && is_whole {
-                self.send_refused(tag, false, &error);
-                return Ok(Heard::Answered);
-            }
-            return Ok(match self.refuse_message(here, size, error)? {
-                Looked::Answered => Heard::Answered,
-                _ => Heard::Waits,
-            });
+            return self.refuse_choice(tag, here, size, strings_unknown());
         }
         let must_follow =
             choosing.is_in_doubt() || (is_whole && choosing.answers(tag, frame, &around));
@@ -121,22 +101,33 @@ impl Relay<'_> {
                 self.client.outbox.extend(&said);
                 Ok(Heard::Answered)
             }
-            Err(error) => {
-                let text = None;
-                self.note_refused("choice", text, &error);
-                if tag == FrontendTag::QUERY || tag == FrontendTag::FUNCTION_CALL {
-                    if here < size {
-                        return Err(error);
-                    }
-                    self.send_refused(FrontendTag::QUERY, false, &error);
-                    return Ok(Heard::Answered);
-                }
-                match self.refuse_message(here, size, error)? {
-                    Looked::Answered => Ok(Heard::Answered),
-                    _ => Ok(Heard::Waits),
-                }
-            }
+            Err(error) => self.refuse_choice(tag, here, size, error),
         }
+    }
+
+    /// Has the server fail in place of a message of `size` bytes, of which `here` are there.
+    ///
+    /// # Errors
+    /// The same error, for a message that is too long to be thrown away.
+    fn refuse_choice(
+        &mut self,
+        tag: FrontendTag,
+        here: usize,
+        size: usize,
+        error: Error,
+    ) -> Result<Heard> {
+        self.note_refused("choice", None, &error);
+        if matches!(tag, FrontendTag::QUERY | FrontendTag::FUNCTION_CALL) {
+            if here < size {
+                return Err(error);
+            }
+            self.send_refused(FrontendTag::QUERY, false, &error);
+            return Ok(Heard::Answered);
+        }
+        Ok(match self.refuse_message(here, size, error)? {
+            Looked::Answered => Heard::Answered,
+            _ => Heard::Waits,
+        })
     }
 }
 

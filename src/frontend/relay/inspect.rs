@@ -6,7 +6,7 @@ use crate::audit::{self, Event};
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
-use crate::frontend::choosing::bound_values;
+use crate::frontend::choosing::{bound_values, finds};
 use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
@@ -502,7 +502,5 @@ pub(super) fn has_text(tag: FrontendTag) -> bool {
 
 /// Whether a text calls `set_config`, or may.
 fn text_calls(text: &[u8]) -> bool {
-    let calls: &[u8] = b"set_config";
-    text.windows(calls.len())
-        .any(|window| window.eq_ignore_ascii_case(calls))
+    finds(text, b"set_config")
 }
