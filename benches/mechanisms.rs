@@ -48,12 +48,14 @@ placements:
     server: shared
     database: app
     login: { user: app, password: app }
+    posture: plain
     context: { app.tenant_id: "{tenant}" }
   narrow:
     tier: pool
     server: shared
     database: narrow
     login: { user: app, password: app }
+    posture: plain
     context: { app.tenant_id: "{tenant}" }
     pool: { size: 1, reserve: 0 }
 tenants:

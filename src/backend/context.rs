@@ -80,7 +80,7 @@ pub fn follows_client(name: &str) -> bool {
 }
 
 /// `pg_catalog.set_config(text, text, boolean)` (pg_proc.dat).
-const SET_CONFIG_OID: u32 = 2078;
+pub const SET_CONFIG_OID: u32 = 2078;
 /// `pg_catalog.setseed(double precision)` (pg_proc.dat).
 const SETSEED_OID: u32 = 1599;
 

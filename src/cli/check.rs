@@ -11,7 +11,7 @@ use crate::id::ServerName;
 /// `EX_CONFIG`: the configuration is not valid.
 pub const EX_CONFIG: u8 = 78;
 
-/// Loads the file at `path`. A summary goes to `out` and the result is 0, or each mistake goes to
+/// Loads the file at `path`. A summary goes to `out`, warnings go to `err`, and the result is 0, or each mistake goes to
 /// `err` as `path:line: setting: message`, where editors find it, and the result is [`EX_CONFIG`].
 ///
 /// # Errors
@@ -20,6 +20,10 @@ pub fn run(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Resul
     match load(path) {
         Ok(config) => {
             summary(&config, out)?;
+            for warning in &config.warnings {
+                place(path, warning, err)?;
+                writeln!(err, " warning: {}", warning.message)?;
+            }
             Ok(0)
         }
         Err(mistakes) => {
@@ -67,18 +71,24 @@ fn fail(path: &Path, mistakes: &[Mistake]) -> ExitCode {
 /// Those of `err`.
 pub fn report(path: &Path, mistakes: &[Mistake], err: &mut impl Write) -> io::Result<()> {
     for mistake in mistakes {
-        write!(err, "{}:", path.display())?;
-        if let Some(line) = mistake.line {
-            write!(err, "{line}:")?;
-        }
-        if !mistake.path.is_empty() {
-            write!(err, " {}:", mistake.path)?;
-        }
+        place(path, mistake, err)?;
         writeln!(err, " {}", mistake.message)?;
     }
     let number = mistakes.len();
     let plural = if number == 1 { "" } else { "s" };
     writeln!(err, "{number} mistake{plural}")
+}
+
+/// `path:line: setting:`.
+fn place(path: &Path, mistake: &Mistake, err: &mut impl Write) -> io::Result<()> {
+    write!(err, "{}:", path.display())?;
+    if let Some(line) = mistake.line {
+        write!(err, "{line}:")?;
+    }
+    if !mistake.path.is_empty() {
+        write!(err, " {}:", mistake.path)?;
+    }
+    Ok(())
 }
 
 fn summary(config: &Config, out: &mut impl Write) -> io::Result<()> {
@@ -206,10 +216,29 @@ server  address         sslmode  max_connections  pools
 local   127.0.0.1:5432  prefer   50               1
 
 placement  tier  servers  pooling      posture  tenants
-shared     pool  local    transaction  plain    2
+shared     pool  local    transaction  guarded  2
 
 2 tenants, 2 users, 1 pools
 "
+        );
+    }
+
+    #[test]
+    fn who_trusts_tenants_is_warned() {
+        let minimal = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/minimal.yaml");
+        let text = std::fs::read_to_string(minimal).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plain.yaml");
+        std::fs::write(&path, text.replace("context:", "posture: plain, context:")).unwrap();
+        let (code, _, err) = check(&path);
+        assert_eq!(code, 0);
+        let begins = format!(
+            "{}:5: placements.shared.posture: warning: plain trusts",
+            path.display()
+        );
+        assert!(
+            err.starts_with(&begins) && err.lines().count() == 1,
+            "{err}"
         );
     }
 

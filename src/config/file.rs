@@ -485,7 +485,7 @@ pub struct PlacementFile {
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
     /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: sealed where the placement's servers
-    /// have `seal`, else plain.
+    /// have `seal`, else guarded.
     pub posture: Option<Posture>,
     /// In posture sealed: whether statements that could change the tenant are refused as in posture guarded. Default: true.
     pub guard: Option<bool>,

@@ -92,6 +92,8 @@ pub struct Config {
     pub tenants: HashMap<TenantId, Arc<Tenant>>,
     /// By the id that they log in as, which is no tenant's.
     pub applications: BTreeMap<TenantId, Arc<Application>>,
+    /// What may be meant as it is, and should be known.
+    pub warnings: Vec<Mistake>,
 }
 
 impl Config {

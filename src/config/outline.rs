@@ -94,16 +94,35 @@ pub struct Reading<'t> {
 pub struct Mistakes<'t> {
     outline: Outline<'t>,
     list: Vec<Mistake>,
+    warnings: Vec<Mistake>,
 }
 
 impl<'t> Mistakes<'t> {
+    /// Of what may be meant as it is, and is told by `pgtenant check`.
+    pub fn warn(&mut self, at: &At<'_>, message: impl fmt::Display) {
+        let warning = self.mistake(at, message);
+        self.warnings.push(warning);
+    }
+
     pub fn add(&mut self, at: &At<'_>, message: impl fmt::Display) {
+        let mistake = self.mistake(at, message);
+        self.list.push(mistake);
+    }
+
+    fn mistake(&self, at: &At<'_>, message: impl fmt::Display) -> Mistake {
         let segments = at.segments();
-        self.list.push(Mistake {
+        Mistake {
             path: dotted(&segments),
             line: self.outline.line(&segments),
             message: message.to_string(),
-        });
+        }
+    }
+
+    /// The warnings so far, in the order of the file.
+    pub fn take_warnings(&mut self) -> Vec<Mistake> {
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.sort_by_key(|warning| warning.line);
+        warnings
     }
 
     /// A mistake of the whole file, of which only the line is known.
@@ -131,6 +150,7 @@ impl<'t> From<Reading<'t>> for Mistakes<'t> {
         Self {
             outline: reading.outline,
             list: reading.mistakes,
+            warnings: Vec::new(),
         }
     }
 }

@@ -234,6 +234,7 @@ impl Resolver<'_, '_> {
                 .collect(),
             tenants,
             applications,
+            warnings: self.mistakes.take_warnings(),
         })
     }
 

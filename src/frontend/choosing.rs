@@ -34,7 +34,7 @@ use crate::frontend::statements::Statements;
 use crate::id::TenantId;
 use crate::sql::choice::{self, SetConfig, Step, Term};
 
-pub use self::said::{finds, text_of};
+pub use self::said::text_of;
 
 use self::bound::{Bound, bound};
 use self::model::{Block, Event, Model, Value};
@@ -414,6 +414,28 @@ pub fn bound_values(
             Some((name, value.map(std::borrow::Cow::into_owned)))
         })
         .collect()
+}
+
+/// The `rest` of a Bind, behind its names, in which a variable that is `own` and is set to an empty value or NULL is
+/// set to what it is. None: it sets none so.
+pub fn returned_bind<'o>(
+    text: &[u8],
+    rest: &[u8],
+    own: &dyn Fn(&str) -> Option<&'o str>,
+    backslashes: bool,
+) -> Option<Vec<u8>> {
+    let calls: Vec<SetConfig> = match choice::read(text, &[], backslashes).pop()? {
+        Step::SetConfig(call, _) => vec![call],
+        Step::SetConfigs(calls) => calls.into_iter().map(|(call, _)| call).collect(),
+        _ => return None,
+    };
+    let values = calls
+        .iter()
+        .filter_map(|call| match (&call.name, &call.value) {
+            (Term::Literal(name), Term::Parameter(number)) => Some((*number, own(name)?)),
+            _ => None,
+        });
+    bound::filled(rest, &values.collect())
 }
 
 /// Whether the proxy answers it wherever the transaction is.

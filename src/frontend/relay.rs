@@ -16,6 +16,7 @@ mod naming;
 mod notices;
 mod rates;
 mod replies;
+mod setters;
 mod slow;
 
 use std::future::poll_fn;
@@ -53,6 +54,7 @@ use crate::timer;
 use self::calls::Inquiry;
 use self::messages::Step;
 use self::naming::Names;
+use self::setters::Setters;
 pub use self::slow::{SlowLog, Texts};
 
 /// A side is not read while the other still holds this many bytes of it.
@@ -89,6 +91,8 @@ pub struct ClientSide {
     pub choosing: Option<Box<Choosing>>,
     /// In session pooling, while the slow log is on: what it has prepared.
     pub texts: Option<Box<Texts>>,
+    /// In session pooling: what it has prepared that sets its tenant's variable by a parameter.
+    pub setters: Option<Box<Setters>>,
 }
 
 impl ClientSide {

@@ -154,6 +154,7 @@ pub async fn serve(login: LoggedIn) {
         settings: Arc::new(settings),
         reported: lease.parameters.clone(),
         texts: None,
+        setters: None,
     };
     client.run(side, &pool, &mut lease).await;
     if !client.registered.let_go() {

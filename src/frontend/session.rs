@@ -210,6 +210,7 @@ impl Session {
             settings,
             reported,
             texts: None,
+            setters: None,
         };
         Ok(Self::new(standing, side, None))
     }

@@ -234,6 +234,7 @@ fn begin_session(
         settings,
         reported,
         texts: None,
+        setters: None,
     };
     let standing = Standing {
         registered,

@@ -102,6 +102,15 @@ impl Buffer {
         self.end += bytes.len();
     }
 
+    /// Puts `bytes` in the place of the `n` at `at`, which it must hold.
+    pub fn replace(&mut self, at: usize, n: usize, bytes: &[u8]) {
+        debug_assert!(at + n <= self.len());
+        let rest = self.bytes()[at + n..].to_vec();
+        self.end = self.start + at;
+        self.extend(bytes);
+        self.extend(&rest);
+    }
+
     /// Moves the first `n` bytes to the end of `other`: by swapping the two when that is all there
     /// is, else by copying.
     pub fn move_to(&mut self, other: &mut Buffer, n: usize) {

@@ -5,8 +5,10 @@
 //! It reads the forms that it knows, and of a text that names a variable in any other way it says
 //! [`Step::Unclear`]: nothing is guessed.
 
+mod returned;
 mod tokens;
 
+pub use self::returned::returned;
 use super::effects::{Effects, What};
 use super::quoted;
 use tokens::{Token, tokens};

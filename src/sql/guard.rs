@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::choice::{self, Chosen, SetConfig, Step, Term};
 use super::effects::{Effects, What, is_safe_encoding};
+use super::finds;
 use crate::config::{Route, SEALED_VARIABLE, Shared};
 
 /// Parameters that are the proxy's, whatever the context: roles, and what changes how SQL is read.
@@ -36,6 +37,18 @@ const ASK_OPERATOR: &str = "It is set by pgtenant for the tenant that is logged 
 const BE_PLAIN: &str =
     "Write it as a plain statement; pgtenant must be able to read what could change the tenant.";
 
+/// How much is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Extent {
+    /// Only other values for variables of the context, where the text shows them: what posture plain
+    /// refuses.
+    Context,
+    /// And what could hide a choice from the reader: of an application in posture plain.
+    Choice,
+    /// All that could change the tenant: posture guarded and up.
+    Whole,
+}
+
 /// What one placement's tenants may not run.
 #[derive(Debug)]
 pub struct Guard {
@@ -44,8 +57,7 @@ pub struct Guard {
     /// What the first of them are set to.
     own: Box<[Box<str>]>,
     allow: BTreeSet<Shared>,
-    /// Nothing but these is refused.
-    context_only: bool,
+    extent: Extent,
 }
 
 fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
@@ -57,19 +69,25 @@ fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
 }
 
 impl Guard {
-    /// What a tenant may not run that lives there: in posture guarded and up.
+    /// What a tenant may not run that lives there. None: it may run everything, as there is no context.
     pub fn of(route: &Route) -> Option<Self> {
         let names = route.context.iter().map(|(name, _)| name.as_str());
-        let names = names.chain([SEALED_VARIABLE]);
         let placement = &route.placement;
+        if !placement.guard {
+            return (!route.context.is_empty()).then(|| Self {
+                own: own_values(route),
+                extent: Extent::Context,
+                ..Self::new(names, BTreeSet::new())
+            });
+        }
+        let names = names.chain([SEALED_VARIABLE]);
         let mut allow = placement.allow.clone();
         if !placement.shares_role {
             // What such a role leaves in catalogs is its own.
             allow.insert(Shared::Catalogs);
         }
-        let own = route.context.iter().map(|(_, value)| value.as_str().into());
-        placement.guard.then(|| Self {
-            own: own.collect(),
+        Some(Self {
+            own: own_values(route),
             ..Self::new(names, allow)
         })
     }
@@ -82,24 +100,68 @@ impl Guard {
                 .collect(),
             own: Box::default(),
             allow,
-            context_only: false,
+            extent: Extent::Whole,
         }
     }
 
     /// What an application may not run there: in posture plain it may all but choose by what is not
     /// understood.
     pub fn of_application(route: &Route) -> Self {
-        Self::of(route).unwrap_or_else(|| {
+        let own = Self::of(route).filter(Self::is_whole);
+        own.unwrap_or_else(|| {
             let names = route.context.iter().map(|(name, _)| name.as_str());
             Self {
-                context_only: true,
+                extent: Extent::Choice,
                 ..Self::new(names, BTreeSet::new())
             }
         })
     }
 
+    /// Whether it is that of posture guarded and up.
+    fn is_whole(&self) -> bool {
+        self.extent == Extent::Whole
+    }
+
     pub fn allows(&self, shared: Shared) -> bool {
-        self.context_only || self.allow.contains(&shared)
+        !self.is_whole() || self.allow.contains(&shared)
+    }
+
+    /// Whether what cannot be read is refused.
+    pub fn refuses_unread(&self) -> bool {
+        self.extent >= Extent::Choice
+    }
+
+    /// Whether functions other than `set_config` may be called by their oid.
+    pub fn allows_calls_by_oid(&self) -> bool {
+        self.extent == Extent::Context
+    }
+
+    /// Whether there is nothing in a text to refuse, as far as that can be seen without reading it.
+    pub fn passes_unread(&self, text: &[u8]) -> bool {
+        self.extent == Extent::Context && !self.may_name(text) && !finds(text, b"set_config")
+    }
+
+    /// Whether a text may name a variable of the context: cheap, and true for more than do.
+    pub fn may_name(&self, text: &[u8]) -> bool {
+        // A name may be written with escapes.
+        memchr::memchr(b'\\', text).is_some()
+            || self.context.iter().any(|name| {
+                let last = name.rfind('.').map_or(0, |dot| dot + 1);
+                finds(text, &name.as_bytes()[last..])
+            })
+    }
+
+    /// A text in which what returns a variable of the context to its default, sets it to what it is:
+    /// for the tenant's own client that is its default. None: it has nothing of that.
+    pub fn returned(&self, text: &[u8], backslashes: bool) -> Option<String> {
+        let names = self.context.get(..self.own.len())?;
+        choice::returned(text, names, &self.own, backslashes)
+    }
+
+    /// The value of a variable of the context, if it is one.
+    pub fn own(&self, name: &str) -> Option<&str> {
+        let own = self.own.get(self.position(name)?);
+        own.map(|own| &**own)
     }
 
     /// As [`check`](Self::check), for a text with these effects: one that sets a variable of the context
@@ -115,7 +177,9 @@ impl Guard {
         backslashes: bool,
     ) -> Result<bool, Offence> {
         let Err(offence) = self.check(effects) else {
-            return Ok(false);
+            // In posture plain, its parameters may name a variable.
+            let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY;
+            return Ok(self.extent == Extent::Context && effects.what.intersects(unknown));
         };
         if offence.kind != "set" || self.own.is_empty() {
             return Err(offence);
@@ -201,10 +265,10 @@ impl Guard {
     /// The first offence.
     pub fn check(&self, effects: &Effects) -> Result<(), Offence> {
         let what = effects.what;
-        if self.context_only {
+        if !self.is_whole() {
             self.check_names(effects)?;
             // What chooses is read in an encoding in which no byte of a character is ASCII.
-            return match what.contains(What::ENCODING) {
+            return match what.contains(What::ENCODING) && self.extent == Extent::Choice {
                 true => Err(unsafe_encoding()),
                 false => Ok(()),
             };
@@ -252,11 +316,11 @@ impl Guard {
     /// It may not be set, or not so.
     pub fn check_parameter(&self, name: &str, value: &str) -> Result<(), Offence> {
         let name = name.to_ascii_lowercase();
-        if name == "client_encoding" && !is_safe_encoding(value) {
+        if self.refuses_unread() && name == "client_encoding" && !is_safe_encoding(value) {
             return Err(unsafe_encoding());
         }
         // Those of the context are compared with the tenant's own.
-        if self.context_only {
+        if !self.is_whole() {
             return Ok(());
         }
         match PROTECTED.contains(&&*name) && value != STARTS_WITH {
@@ -283,7 +347,7 @@ impl Guard {
 
     fn check_name(&self, name: &str) -> Result<(), Offence> {
         let mut context = self.context.iter();
-        let is_protected = !self.context_only && PROTECTED.contains(&name);
+        let is_protected = self.is_whole() && PROTECTED.contains(&name);
         if is_protected || context.any(|own| own.eq_ignore_ascii_case(name)) {
             let message = format!("permission denied to set parameter \"{name}\"");
             return Err(offence("set", &message, ASK_OPERATOR));
@@ -339,6 +403,11 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+fn own_values(route: &Route) -> Box<[Box<str>]> {
+    let values = route.context.iter().map(|(_, value)| value.as_str().into());
+    values.collect()
 }
 
 /// Of values that are not known.

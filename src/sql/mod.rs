@@ -17,3 +17,20 @@ pub mod uses;
 pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
+
+/// Whether a text has a word in it, in capitals or not.
+pub fn finds(text: &[u8], word: &[u8]) -> bool {
+    // Most names of variables have a byte that few texts have, and that one is looked for.
+    let is_rare = |byte: &u8| matches!(byte, b'_' | b'&' | b'0'..=b'9' | b'j' | b'q' | b'x' | b'z');
+    let at = word.iter().position(is_rare).unwrap_or_default();
+    let Some(byte) = word.get(at) else {
+        return true;
+    };
+    let is_there = |found: usize| {
+        let begin = found.checked_sub(at);
+        let window = begin.and_then(|begin| text.get(begin..begin + word.len()));
+        window.is_some_and(|window| window.eq_ignore_ascii_case(word))
+    };
+    let (lower, upper) = (byte.to_ascii_lowercase(), byte.to_ascii_uppercase());
+    memchr::memchr2_iter(lower, upper, text).any(is_there)
+}

@@ -66,7 +66,7 @@ admin: {{ users: {{ admin: {{ password: {SECRET} }} }} }}
 timeouts: {{ dns_max_ttl: 1s, connect: 2s }}
 servers: {{ s: {{ host: {NAME}, port: {}, sslmode: disable, max_connections: 20 }} }}
 placements:
-  p: {{ tier: pool, server: s, database: postgres, login: {{ user: app, password: {SECRET} }}, context: {{ app.t: \"{{tenant}}\" }}, pooling: {pooling}, pool: {{ size: 4 }} }}
+  p: {{ tier: pool, server: s, database: postgres, login: {{ user: app, password: {SECRET} }}, posture: plain, context: {{ app.t: \"{{tenant}}\" }}, pooling: {pooling}, pool: {{ size: 4 }} }}
 tenants: {{ t00: {{ placement: p, users: {{ app: {{ password: t00-secret }} }} }}, t01: {{ placement: p, users: {{ app: {{ password: t01-secret }} }} }} }}
 ",
         cluster.port()

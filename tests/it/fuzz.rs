@@ -94,7 +94,9 @@ impl Place {
             ..
         } = self;
         let tier = match self.tier {
-            "pool" => "tier: pool, server: one, context: { app.tenant_id: \"{tenant}\" }",
+            "pool" => {
+                "tier: pool, server: one, posture: plain, context: { app.tenant_id: \"{tenant}\" }"
+            }
             "schema" => "tier: schema, server: one, schema: \"t_{tenant}\"",
             _ => "tier: instance, server: two",
         };

@@ -340,12 +340,18 @@ async fn what_stays_in_catalogs_is_refused_where_tenants_are_one_role() {
     }
 }
 
+/// What it shows of another value is refused, as in every posture; what code does is not read.
 #[tokio::test(flavor = "multi_thread")]
-async fn in_posture_plain_the_application_is_trusted() {
+async fn in_posture_plain_code_is_trusted() {
     let proxy = proxy("transaction", "posture: plain").await;
     let mut wire = client(&proxy).await;
     let set = "BEGIN; SET LOCAL app.tenant_id = 'other'; SELECT current_setting('app.tenant_id')";
-    assert_eq!(wire.column(set).await, ["other"]);
+    assert_eq!(errors(&wire.query(set).await), [DENIED]);
+    assert_eq!(wire.column(OWN).await, ["g0"]);
+    let code = "DO $$ BEGIN EXECUTE 'SET LOCAL app.tenant' || '_id = ''other'''; END $$";
+    wire.query("BEGIN").await;
+    wire.query(code).await;
+    assert_eq!(wire.column(OWN).await, ["other"]);
     wire.query("COMMIT").await;
     assert_eq!(wire.column(OWN).await, ["g0"]);
 }

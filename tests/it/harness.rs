@@ -413,7 +413,7 @@ impl Setup {
     /// The same for some of them.
     pub fn yaml_for(&self, world: &World, tenants: &[Tenant]) -> String {
         let login = |user: &str| format!("login: {{ user: \"{user}\", password: {SECRET} }}");
-        let context = "context: { app.tenant_id: \"{tenant}\" }";
+        let context = "posture: plain, context: { app.tenant_id: \"{tenant}\" }";
         let shard_map: Vec<_> = tenants
             .iter()
             .filter_map(|tenant| match &*tenant.name {

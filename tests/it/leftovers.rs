@@ -81,7 +81,7 @@ fn proxy(server: &Cluster, pooling: &str, pool: &str) -> Running {
     Running::start(&format!(
         "listen: [{{ address: \"127.0.0.1:0\" }}]\nworkers: 2\nservers:\n{line}placements:\n  \
          free: {{ tier: pool, server: shared, database: app, login: {{ user: app, password: {SECRET} }}, \
-         pooling: {pooling}, pool: {{ {pool} }}, context: {{ app.tenant_id: \"{{tenant}}\" }} }}\ntenants:\n{tenants}"
+         pooling: {pooling}, pool: {{ {pool} }}, posture: plain, context: {{ app.tenant_id: \"{{tenant}}\" }} }}\ntenants:\n{tenants}"
     ))
 }
 

@@ -10,7 +10,7 @@ async fn proxy(pooling: &'static str, limits: &str) -> Running {
         pooling,
         placements: format!(
             "few: {{ tier: pool, server: shared, database: app, login: {{ user: app, password: {SECRET} }}, \
-             pooling: {pooling}, context: {{ app.tenant_id: \"{{tenant}}\" }}, pool: {{ size: 8 }}, limits: {{ {limits} }} }}"
+             pooling: {pooling}, posture: plain, context: {{ app.tenant_id: \"{{tenant}}\" }}, pool: {{ size: 8 }}, limits: {{ {limits} }} }}"
         ),
         tenants: "k0: { placement: few, users: { app: { password: k0 } } }".into(),
         ..Setup::default()

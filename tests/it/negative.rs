@@ -418,7 +418,7 @@ async fn reloads_under_load_show_nobody_a_row_of_another() {
             pool_size: 3,
             sections: "timeouts: { checkout: 60s }".into(),
             placements: "other: { tier: pool, server: shared, database: app, login: { user: app, password: secret }, \
-                context: { app.tenant_id: \"{tenant}\", app.more: \"x\" }, pool: { size: 2 } }"
+                posture: plain, context: { app.tenant_id: \"{tenant}\", app.more: \"x\" }, pool: { size: 2 } }"
                 .into(),
             about: match turn % 2 {
                 0 => |name| if name == "s2" { "server: shared" } else { "" },

@@ -256,7 +256,7 @@ fn config(cluster: &Cluster, passwords: &[String], dir: &Path) -> String {
         };
         writeln!(
             yaml,
-            "  p{n}: {{ tier: pool, server: s, database: postgres, context: {{ app.tenant: \"{{tenant}}\" }}, login: {{ user: pw_{n}, {login} }} }}"
+            "  p{n}: {{ tier: pool, server: s, database: postgres, posture: plain, context: {{ app.tenant: \"{{tenant}}\" }}, login: {{ user: pw_{n}, {login} }} }}"
         )
         .unwrap();
     }

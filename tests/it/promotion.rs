@@ -31,7 +31,7 @@ fn yaml(cluster: &Cluster, pooling: &str) -> String {
         "listen: [{{ address: \"127.0.0.1:0\" }}]
 servers: {{ s: {{ host: 127.0.0.1, port: {}, sslmode: disable, max_connections: 20 }} }}
 placements:
-  p: {{ tier: pool, server: s, database: postgres, login: {{ user: app, password: {SECRET} }}, context: {{ app.t: \"{{tenant}}\" }}, pooling: {pooling}, pool: {{ size: 6 }} }}
+  p: {{ tier: pool, server: s, database: postgres, login: {{ user: app, password: {SECRET} }}, posture: plain, context: {{ app.t: \"{{tenant}}\" }}, pooling: {pooling}, pool: {{ size: 6 }} }}
 tenants: {{ t00: {{ placement: p, users: {{ app: {{ password: t00-secret }} }} }} }}
 ",
         cluster.port()

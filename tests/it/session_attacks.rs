@@ -9,8 +9,7 @@ use crate::wire::{
 };
 
 const BODIES: &str = "SELECT body FROM items ORDER BY id";
-/// `pg_catalog.set_config` and `pg_catalog.setseed`.
-const SET_CONFIG: u32 = 2078;
+/// `pg_catalog.setseed`.
 const SETSEED: u32 = 1599;
 
 /// A proxy whose pools have one server connection: whoever comes next gets it.
@@ -22,6 +21,22 @@ async fn one_connection(pooling: &'static str) -> Running {
     }
     .start()
     .await
+}
+
+/// Makes a function that acts as another tenant out of the guard's sight: posture plain does not read functions.
+async fn make_acts_as() {
+    static MADE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
+    MADE.get_or_init(async || {
+        let sql = "CREATE FUNCTION attacks_acts_as(a text) RETURNS text LANGUAGE sql AS \
+            $$ SELECT set_config('app.tenant_id', a, false) $$";
+        world()
+            .await
+            .shared
+            .run("app", sql)
+            .await
+            .expect("a function");
+    })
+    .await;
 }
 
 /// Parse, Bind, Execute of the unnamed statement, without Sync.
@@ -90,7 +105,10 @@ async fn a_query_behind_an_extended_set_without_sync_ends_it() {
     let proxy = one_connection("transaction").await;
     let (a, b) = (tenant("t19"), tenant("t20"));
     let mut mine = proxy.raw(&a).await;
-    let set = format!("SET app.tenant_id = '{}'", b.name);
+    let set = format!(
+        "SELECT set_config('app.' || 'tenant_id', '{}', false)",
+        b.name
+    );
     mine.send(&[step(&set), query("SELECT 1"), query(BODIES)].concat())
         .await;
     let first = mine.until_ready().await;
@@ -112,10 +130,16 @@ async fn a_prepared_set_config_does_not_take_the_tenant_context_away() {
         let (a, b) = (tenant("t15"), tenant("t16"));
         let mut mine = proxy.raw(&a).await;
         let sets = format!("SELECT set_config('app.tenant_id', '{}', false)", b.name);
+        let refused = ask(&mut mine, &[parse("s", &sets), sync()].concat()).await;
+        assert_eq!(errors(&refused), ["42501"], "{pooling}");
+        let sets = format!(
+            "SELECT set_config('app.' || 'tenant_id', '{}', false)",
+            b.name
+        );
         ask(&mut mine, &[parse("s", &sets), sync()].concat()).await;
         assert_eq!(rows(&mine.query(BODIES).await), a.bodies());
         for _ in 0..2 {
-            assert_eq!(rows(&ask(&mut mine, &run("s")).await), [&*b.name]);
+            assert!(errors(&ask(&mut mine, &run("s")).await).is_empty());
             assert_eq!(rows(&mine.query(BODIES).await), a.bodies(), "{pooling}");
         }
     }
@@ -127,10 +151,10 @@ async fn a_function_call_does_not_take_the_tenant_context_away() {
         let proxy = one_connection(pooling).await;
         let (a, b) = (tenant("t13"), tenant("t14"));
         let mut mine = proxy.raw(&a).await;
-        let call = function_call(
-            SET_CONFIG,
-            &[Some("app.tenant_id"), Some(&b.name), Some("f")],
-        );
+        make_acts_as().await;
+        let oid = "SELECT 'attacks_acts_as'::regproc::oid";
+        let oid = mine.column(oid).await.remove(0).parse();
+        let call = function_call(oid.expect("a number"), &[Some(&b.name)]);
         mine.send(&[call.clone(), query(BODIES)].concat()).await;
         assert!(errors(&mine.until_ready().await).is_empty());
         assert_eq!(rows(&mine.until_ready().await), a.bodies(), "{pooling}");
@@ -257,8 +281,9 @@ async fn a_text_with_backslash_escapes_hides_nothing() {
         [parse("s", &sql), run("s")].concat(),
     ] {
         mine.query("SET standard_conforming_strings = off").await;
-        assert!(errors(&ask(&mut mine, &batch).await).is_empty());
+        assert_eq!(errors(&ask(&mut mine, &batch).await)[0], "42501");
         assert_eq!(rows(&next.query(BODIES).await), a.bodies());
+        mine.query("ROLLBACK").await;
     }
 }
 

@@ -149,7 +149,7 @@ fn yaml(server: &Cluster) -> String {
         } = lane;
         let _ = writeln!(
             placements,
-            "  {name}: {{ tier: pool, server: one, context: {{ app.tenant_id: \"{{tenant}}\" }}, database: m_{name}, login: {{ user: m_{name}, password: {SECRET} }}, pooling: {pooling}, pool: {{ size: {size}, reserve: 0 }} }}"
+            "  {name}: {{ tier: pool, server: one, posture: plain, context: {{ app.tenant_id: \"{{tenant}}\" }}, database: m_{name}, login: {{ user: m_{name}, password: {SECRET} }}, pooling: {pooling}, pool: {{ size: {size}, reserve: 0 }} }}"
         );
         for client in [0, 2] {
             let tenant = tenant(lane, client);

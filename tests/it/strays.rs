@@ -212,7 +212,7 @@ workers: 2
 servers: {{ s: {{ host: 127.0.0.1, port: {port}, sslmode: disable, max_connections: 20 }} }}
 placements:
   p: {{ tier: pool, server: s, database: app, pooling: {pooling}, login: {{ user: app, password: {SECRET} }},
-       pool: {{ size: 3, reserve: 0 }}, context: {{ app.tenant_id: \"{{tenant}}\" }} }}
+       pool: {{ size: 3, reserve: 0 }}, posture: plain, context: {{ app.tenant_id: \"{{tenant}}\" }} }}
 tenants:
   t00: {{ placement: p, users: {{ app: {{ password: t00-secret }} }} }}
   t01: {{ placement: p, users: {{ app: {{ password: t01-secret }} }} }}

@@ -127,7 +127,7 @@ impl Place {
             Server::Silo => "silo",
         };
         let more = match *tier {
-            "pool" => ", context: { app.tenant_id: \"{tenant}\" }",
+            "pool" => ", posture: plain, context: { app.tenant_id: \"{tenant}\" }",
             "schema" => ", schema: \"t_{tenant}\"",
             _ => "",
         };

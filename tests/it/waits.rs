@@ -40,7 +40,8 @@ fn proxy(own: &Cluster, server: &str, placement: &str, tenants: usize, sections:
     Running::start(&yaml)
 }
 
-const POOL: &str = "tier: pool, database: postgres, context: { app.tenant_id: \"{tenant}\" }";
+const POOL: &str =
+    "tier: pool, database: postgres, posture: plain, context: { app.tenant_id: \"{tenant}\" }";
 
 async fn client(proxy: &Running, number: usize) -> Wire {
     let mut wire = Wire::tcp(proxy.address).await;

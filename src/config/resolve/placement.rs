@@ -341,7 +341,7 @@ impl Resolver<'_, '_> {
     }
 
     /// Without one in the file: the strongest that the databases are prepared for, which is what a server with `seal` says of
-    /// its own.
+    /// its own. Who trusts tenants' SQL must say so.
     fn posture(&mut self, at: &At<'_>, file: &PlacementFile, sealable: &Sealable) -> Posture {
         let at = at.key("posture");
         match (file.posture, &*sealable.without) {
@@ -357,8 +357,13 @@ impl Resolver<'_, '_> {
                     self.mistakes.add(&at, message);
                 }
             }
+            (Some(Posture::Plain), _) => self.mistakes.warn(
+                &at,
+                "plain trusts whoever logs in as one of the placement's tenants with the context of all of them: functions and code may set it",
+            ),
             (Some(_), _) => {}
-            (None, _) if file.context.is_empty() || !sealable.some => return Posture::Plain,
+            (None, _) if file.context.is_empty() => return Posture::Plain,
+            (None, _) if !sealable.some => return Posture::Guarded,
             (None, []) => return Posture::Sealed,
             (None, [without, ..]) => {
                 let message = format_args!(

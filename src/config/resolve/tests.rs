@@ -1291,9 +1291,10 @@ const SEALED: [(&str, &str); 3] = [
 fn a_posture_is_what_the_servers_can_seal_unless_given_and_a_sealed_route_has_a_key() {
     use crate::config::{Posture, SEALED_VARIABLE};
     assert!(Posture::Plain < Posture::Guarded && Posture::Guarded < Posture::Sealed);
-    let plain = resolve(BASE).unwrap();
-    assert_eq!(route(&plain, "f1").posture(), Posture::Plain);
-    assert!(route(&plain, "f1").seal.is_none());
+    let silent = resolve(BASE).unwrap();
+    assert_eq!(route(&silent, "f1").posture(), Posture::Guarded);
+    assert!(route(&silent, "f1").seal.is_none());
+    assert_eq!(route(&silent, "p1").posture(), Posture::Plain, "no context");
 
     let sealed = resolve(&changed(&SEALED)).unwrap();
     let (f1, f2) = (route(&sealed, "f1"), route(&sealed, "f2"));

@@ -12,6 +12,21 @@ const RUN_SEAL: &str = "Run `pgtenant seal`.";
 pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     let database = &case.facts.database;
     let mut findings = Vec::new();
+    if case.target.posture == Posture::Plain && case.target.by_policies() {
+        findings.push(
+            finding(
+                Warning,
+                "posture-plain",
+                format!("database {}", database.database),
+                format!(
+                    "posture plain trusts all who log in as one of its {} tenants with the context of the others",
+                    case.target.tenants
+                ),
+                "a function, or code that is run, may set the variable that the policies read",
+            )
+            .advice("Set posture: guarded, or sealed where clients may run what nobody has read."),
+        );
+    }
     if case.target.posture != Posture::Sealed {
         if database.has_tenant_id && case.target.by_policies() {
             findings.push(

@@ -1,6 +1,9 @@
 //! What a Bind message gives a statement that chooses.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+
+use bytes::BufMut;
 
 use crate::error::{Error, Kind, Result};
 use crate::sql::choice::{SetConfig, Step, Term};
@@ -113,46 +116,120 @@ pub fn types_of(step: &Step, given: &[u8]) -> Option<Vec<u32>> {
     (!types.contains(&0)).then_some(types)
 }
 
+/// What is behind the names of a Bind, cut but not read.
+struct Parts<'p> {
+    formats: Vec<i16>,
+    /// None is NULL.
+    values: Vec<Option<&'p [u8]>>,
+    columns: Vec<i16>,
+}
+
+/// `check` is given the number of parameters before they are cut.
+///
+/// # Errors
+/// 08P01 as PostgreSQL says it (postgres.c: exec_bind_message); those of `check`.
+fn parts(mut rest: &[u8], check: impl FnOnce(usize) -> Result<()>) -> Result<Parts<'_>> {
+    let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
+    let mut take = |n: usize| {
+        let (taken, left) = rest.split_at_checked(n).ok_or_else(malformed)?;
+        rest = left;
+        Ok::<_, Error>(taken)
+    };
+    let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
+    let count = |bytes: &[u8]| usize::try_from(number(bytes)).map_err(|_| malformed());
+    let formats = count(take(2)?)?;
+    let formats = take(2 * formats)?.chunks_exact(2).map(number).collect();
+    let given = count(take(2)?)?;
+    check(given)?;
+    let mut values = Vec::with_capacity(given);
+    for _ in 0..given {
+        let length = take(4)?.try_into().map(i32::from_be_bytes).unwrap_or(-1);
+        values.push(match usize::try_from(length) {
+            Ok(length) => Some(take(length)?),
+            Err(_) => None,
+        });
+    }
+    let columns = count(take(2)?)?;
+    let columns = take(2 * columns)?.chunks_exact(2).map(number).collect();
+    Ok(Parts {
+        formats,
+        values,
+        columns,
+    })
+}
+
 /// Reads the rest of a Bind, behind its names, for a statement of so many parameters.
 ///
 /// # Errors
 /// 08P01 as PostgreSQL says it (postgres.c: exec_bind_message).
 pub fn bound(rest: &[u8], parameters: usize, name: &[u8]) -> Result<Bound> {
-    let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
-    let mut rest = rest;
-    let mut take = |n: usize| -> Result<&[u8]> {
-        let (taken, left) = rest.split_at_checked(n).ok_or_else(malformed)?;
-        rest = left;
-        Ok(taken)
+    let check = |given: usize| {
+        let message = || {
+            format!(
+                "bind message supplies {given} parameters, but prepared statement \"{}\" requires {parameters}",
+                String::from_utf8_lossy(name)
+            )
+        };
+        match given == parameters {
+            true => Ok(()),
+            false => Err(Error::new(Kind::ProtocolViolation, message())),
+        }
     };
-    let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
-    let count = |bytes: &[u8]| usize::try_from(number(bytes)).map_err(|_| malformed());
-    let formats = count(take(2)?)?;
-    let formats: Vec<i16> = take(2 * formats)?.chunks_exact(2).map(number).collect();
-    let given = count(take(2)?)?;
-    if given != parameters {
-        let message = format!(
-            "bind message supplies {given} parameters, but prepared statement \"{}\" requires {parameters}",
-            String::from_utf8_lossy(name)
-        );
-        return Err(Error::new(Kind::ProtocolViolation, message));
+    let Parts {
+        formats,
+        values,
+        columns,
+    } = parts(rest, check)?;
+    let format = |i: usize| match formats[..] {
+        [one] => one,
+        _ => formats.get(i).copied().unwrap_or_default(),
+    };
+    let values = values.into_iter().enumerate();
+    Ok(Bound {
+        values: values
+            .map(|(i, value)| (value.map(<[u8]>::to_vec), format(i) == 1))
+            .collect(),
+        formats: columns,
+    })
+}
+
+/// The rest of a Bind, behind its names, with these texts for those of its parameters that are empty or NULL, by their
+/// numbers. None: there are none.
+pub fn filled(rest: &[u8], texts: &HashMap<u16, &str>) -> Option<Vec<u8>> {
+    let parts = parts(rest, |_| Ok(())).ok()?;
+    let empty = |(i, value): (usize, &Option<&[u8]>)| {
+        let number = u16::try_from(i + 1).ok()?;
+        let text = texts.get(&number)?;
+        value.unwrap_or_default().is_empty().then_some((i, *text))
+    };
+    let filled: Vec<_> = (parts.values.iter().enumerate())
+        .filter_map(empty)
+        .collect();
+    if filled.is_empty() {
+        return None;
     }
-    let mut values = Vec::with_capacity(given);
-    for i in 0..given {
-        let length = take(4)?.try_into().map(i32::from_be_bytes).unwrap_or(-1);
-        let value = match usize::try_from(length) {
-            Ok(length) => Some(take(length)?.to_vec()),
-            Err(_) => None,
-        };
-        let format = match formats[..] {
-            [one] => one,
-            _ => formats.get(i).copied().unwrap_or_default(),
-        };
-        values.push((value, format == 1));
+    let mut values = parts.values;
+    for (i, text) in filled {
+        values[i] = Some(text.as_bytes());
     }
-    let columns = count(take(2)?)?;
-    let formats = take(2 * columns)?.chunks_exact(2).map(number).collect();
-    Ok(Bound { values, formats })
+    let mut message = Vec::with_capacity(rest.len() + 64);
+    let numbers = |message: &mut Vec<u8>, numbers: &[i16]| {
+        message.put_u16(u16::try_from(numbers.len()).unwrap_or_default());
+        numbers.iter().for_each(|number| message.put_i16(*number));
+    };
+    numbers(&mut message, &parts.formats);
+    message.put_u16(u16::try_from(values.len()).unwrap_or_default());
+    for value in values {
+        match value {
+            None => message.put_i32(-1),
+            Some(value) => {
+                message.put_i32(i32::try_from(value.len()).unwrap_or_default());
+                message.put_slice(value);
+            }
+        }
+    }
+    numbers(&mut message, &parts.columns);
+    Some(message)
 }
 
 #[cfg(test)]
@@ -177,6 +254,20 @@ mod tests {
             assert!(super::bound(&message[..cut], 2, b"").is_err(), "{cut}");
         }
         assert!(super::bound(&message, 1, b"x").is_err());
+    }
+
+    #[test]
+    fn what_is_empty_in_a_bind_is_filled() {
+        let of = |first: &[u8]| {
+            let second = [&[0, 0, 0, 1][..], b"t"].concat();
+            [&[0, 1, 0, 1, 0, 2][..], first, &second, &[0, 1, 0, 1]].concat()
+        };
+        let texts = HashMap::from([(1, "own"), (2, "not")]);
+        let own = of(&[&[0, 0, 0, 3][..], b"own"].concat());
+        for empty in [&[0xff, 0xff, 0xff, 0xff][..], &[0, 0, 0, 0]] {
+            assert_eq!(filled(&of(empty), &texts), Some(own.clone()));
+        }
+        assert_eq!(filled(&own, &texts), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 use crate::sql::choice;
 use crate::sql::choice::{Chosen, Scope, SetConfig, Step, Term};
+use crate::sql::finds;
 
 impl Choosing {
     /// Whether the proxy would answer this message, of which `frame` is the whole, while a server
@@ -405,10 +406,4 @@ pub fn text_of<'f>(tag: FrontendTag, frame: &'f [u8], around: &'f Around<'_>) ->
         }
         _ => None,
     }
-}
-
-/// Whether a text has a word in it, in capitals or not.
-pub fn finds(text: &[u8], word: &[u8]) -> bool {
-    text.windows(word.len())
-        .any(|window| window.eq_ignore_ascii_case(word))
 }

@@ -3,20 +3,23 @@
 use thin_vec::ThinVec;
 
 use crate::audit::{self, Event};
+use crate::backend::context::SET_CONFIG_OID;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
-use crate::frontend::choosing::{bound_values, finds};
+use crate::frontend::choosing::{bound_values, returned_bind};
 use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
 use crate::sql::effects::{Effects, What};
+use crate::sql::finds;
+use crate::sql::guard::{Guard, Offence, unreadable};
 use crate::sql::uses::Use;
 
 use super::calls::Known;
-use super::{Hold, Relay, foreign_sequence};
+use super::{ClientSide, Hold, Relay, foreign_sequence};
 
 /// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
 /// looked at as it passes.
@@ -54,11 +57,15 @@ impl Relay<'_> {
         }
         // What is prepared in transaction pooling is looked at where its names are.
         let prepares = tag == FrontendTag::PARSE && self.client.statements.is_some();
-        if prepares && self.client.guard.is_none() {
+        let (_, text) = name_and_text(tag, body);
+        let guard = self.client.guard.as_ref();
+        if prepares && guard.is_none_or(|guard| guard.passes_unread(text)) {
             return Ok(Looked::Passes);
         }
-        let (_, text) = name_and_text(tag, body);
         let effects = Effects::of(text, backslashes);
+        if guard.is_some_and(|guard| guard.names(&effects)) && self.return_to_own(tag, at, size) {
+            return Ok(Looked::Replaced);
+        }
         if matches!(self.look_up_calls(&effects), Known::NotYet) {
             return Ok(Looked::NeedMore);
         }
@@ -72,14 +79,12 @@ impl Relay<'_> {
             true => Ok(by_parameters),
             false => (self.locks.check(&effects, &self.client.limits)).map(|()| by_parameters),
         });
-        let permitted = permitted.and_then(|by_parameters| match &mut self.client.statements {
-            // Without the names of statements it is not known what a Bind is for.
-            None if by_parameters => Err(parameters_unknown()),
-            Some(statements) if by_parameters => {
-                statements.check_binds();
-                Ok(())
+        let permitted = permitted.and_then(|by_parameters| {
+            self.note_setter(tag, at, size, by_parameters)?;
+            match &self.client.setters {
+                Some(setters) => setters.check_uses(&effects.uses),
+                None => Ok(()),
             }
-            _ => Ok(()),
         });
         if let Err(error) = permitted {
             self.send_refused(tag, is_named, &error);
@@ -96,6 +101,85 @@ impl Relay<'_> {
         }
         self.note_text(tag, &effects);
         Ok(Looked::Passes)
+    }
+
+    /// Takes note of a statement, a whole message of `size` bytes at `at` in the client's inbox, that sets a variable of the
+    /// context by its parameters, or that is prepared in the place of one.
+    ///
+    /// # Errors
+    /// 42501 if there are too many.
+    fn note_setter(
+        &mut self,
+        tag: FrontendTag,
+        at: usize,
+        size: usize,
+        by_parameters: bool,
+    ) -> Result<()> {
+        let is_certain = self.ledger.is_empty() && !self.ledger.is_skipping();
+        let ClientSide {
+            inbox,
+            statements,
+            setters,
+            ..
+        } = &mut *self.client;
+        let body = &inbox.bytes()[at + HEADER..at + size];
+        match (statements, split_cstr(body)) {
+            (Some(statements), _) if by_parameters => statements.check_binds(),
+            (None, Some((name, definition))) if tag == FrontendTag::PARSE => {
+                if let Some(setters) = setters.as_mut().filter(|_| is_certain) {
+                    setters.forget(name);
+                }
+                if by_parameters {
+                    let setters = setters.get_or_insert_default();
+                    return setters.note(name, definition);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Takes note of a Close of `size` bytes at `at` in the client's inbox.
+    pub(super) fn note_close(&mut self, at: usize, here: usize, size: usize) -> Looked {
+        if here < size {
+            return Looked::NeedMore;
+        }
+        let is_certain = self.ledger.is_empty() && !self.ledger.is_skipping();
+        let ClientSide { inbox, setters, .. } = &mut *self.client;
+        let body = &inbox.bytes()[at + HEADER..at + size];
+        if let (Some((b'S', name)), Some(setters)) = (body.split_first(), setters)
+            && let Some((name, _)) = split_cstr(name)
+            && is_certain
+        {
+            setters.forget(name);
+        }
+        Looked::Passes
+    }
+
+    /// A tenant's own client that returns a variable of its context to the default, returns it to what it is: the text at
+    /// `at` in the client's inbox, a whole message of `size` bytes, is replaced by one that does. False: it does not.
+    fn return_to_own(&mut self, tag: FrontendTag, at: usize, size: usize) -> bool {
+        let Some(guard) = self
+            .client
+            .guard
+            .as_ref()
+            .filter(|_| self.client.choosing.is_none())
+        else {
+            return false;
+        };
+        let body = &self.client.inbox.bytes()[at + HEADER..at + size];
+        let (name, text) = name_and_text(tag, body);
+        let Some(returned) = guard.returned(text, self.backslashes()) else {
+            return false;
+        };
+        let before = match tag {
+            FrontendTag::PARSE => &body[..=name.len()],
+            _ => &[],
+        };
+        let behind = &body[before.len() + text.len()..];
+        let replaced = frame(tag.0, &[before, returned.as_bytes(), behind]);
+        self.client.inbox.replace(at, size, &replaced);
+        true
     }
 
     /// Looks at the prepared statements that a Query names.
@@ -133,6 +217,8 @@ impl Relay<'_> {
         }
         let guard = self.client.guard.as_ref();
         let may_use = guard.is_none_or(|guard| guard.allows(Shared::LargeObjects));
+        let is_free = oid != Some(SET_CONFIG_OID);
+        let guard = guard.filter(|guard| !(is_free && guard.allows_calls_by_oid()));
         if may_use && oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
             return Ok(Looked::Passes);
         }
@@ -247,6 +333,9 @@ impl Relay<'_> {
             return Ok(());
         };
         self.permit(&effects, None)?;
+        if let Some(setters) = &self.client.setters {
+            setters.check_uses(&effects.uses)?;
+        }
         if tag == FrontendTag::QUERY && effects.controls && self.client.choosing.is_some() {
             let message = "a text of this length cannot begin or end a transaction";
             return Err(Error::new(Kind::FeatureNotSupported, message));
@@ -312,7 +401,7 @@ impl Relay<'_> {
     /// Looks at what a Bind of `size` bytes at `at` in the client's inbox, of which `here` are there, sets a
     /// variable of the context to, if its statement does.
     pub(super) fn look_at_bound(&mut self, at: usize, here: usize, size: usize) -> Result<Looked> {
-        let (Some(guard), Some(statements)) = (&self.client.guard, &self.client.statements) else {
+        let Some(guard) = &self.client.guard else {
             return Ok(Looked::Passes);
         };
         if here < size && size <= LOOKED_AT_FOR_NAMES {
@@ -320,40 +409,79 @@ impl Relay<'_> {
         }
         let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
         let names = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
-        let Some((name, values)) = names else {
+        let Some((name, bound)) = names else {
             return Ok(Looked::Passes);
         };
-        let definition = statements.definition(name);
+        let definitions: Vec<_> = match (&self.client.statements, &self.client.setters) {
+            (Some(statements), _) => statements.definition(name).into_iter().collect(),
+            (None, Some(setters)) => setters.named(name).filter_map(split_cstr).collect(),
+            _ => Vec::new(),
+        };
+        for definition in definitions {
+            match self.look_at_values(guard, definition, name, bound, here >= size) {
+                Ok(None) => {}
+                Ok(Some(returned)) => {
+                    let before = &body[..body.len() - bound.len()];
+                    let replaced = frame(FrontendTag::BIND.0, &[before, &returned]);
+                    self.client.inbox.replace(at, size, &replaced);
+                    return Ok(Looked::Replaced);
+                }
+                Err(offence) => {
+                    let error = Error::new(Kind::InsufficientPrivilege, offence.message)
+                        .with_hint(offence.hint);
+                    self.note_refused(offence.kind, None, &error);
+                    return self.refuse_message(here, size, error);
+                }
+            }
+        }
+        Ok(Looked::Passes)
+    }
+
+    /// Looks at what a statement is bound to: `bound` is what is behind the names of the Bind, the whole of it if it
+    /// `is_whole`. Returned is what goes in its place, if variables return to what they are.
+    ///
+    /// # Errors
+    /// It sets a variable of the context to something else, or to what cannot be read.
+    fn look_at_values(
+        &self,
+        guard: &Guard,
+        (text, types): (&[u8], &[u8]),
+        name: &[u8],
+        bound: &[u8],
+        is_whole: bool,
+    ) -> std::result::Result<Option<Vec<u8>>, Offence> {
+        let backslashes = self.backslashes();
         let chosen = self.client.choosing.as_ref().map(|c| c.variables());
-        let values = definition.and_then(|(text, types)| {
-            let sets = match chosen {
-                // It may have chosen by parameters what it sets.
-                Some(_) => text_calls(text),
-                None => guard.names(&Effects::of(text, self.backslashes())),
+        let sets = match chosen {
+            // It may have chosen by parameters what it sets.
+            Some(_) => text_calls(text),
+            None if guard.refuses_unread() => guard.names(&Effects::of(text, backslashes)),
+            None => text_calls(text),
+        };
+        if !sets {
+            return Ok(None);
+        }
+        let values = bound_values(text, types, bound, name, backslashes);
+        let Some(values) = values.filter(|_| is_whole) else {
+            return match guard.refuses_unread() {
+                true => Err(unreadable()),
+                false => Ok(None),
             };
-            sets.then(|| bound_values(text, types, values, name, self.backslashes()))
-        });
-        let checked = match values {
-            None => return Ok(Looked::Passes),
-            Some(Some(values)) if here >= size => match chosen {
-                // For whom it works was looked at before.
-                Some(chosen) => values
-                    .iter()
-                    .filter(|(name, _)| !chosen.iter().any(|c| c.eq_ignore_ascii_case(name)))
-                    .try_for_each(|(name, value)| {
-                        guard.check_call(name, value.as_deref().unwrap_or_default())
-                    }),
-                None => guard.check_bound(&values),
-            },
-            Some(_) => Err(crate::sql::guard::unreadable()),
         };
-        let Err(offence) = checked else {
-            return Ok(Looked::Passes);
+        let Some(chosen) = chosen else {
+            let own = |name: &str| guard.own(name);
+            return match returned_bind(text, bound, &own, backslashes) {
+                None => guard.check_bound(&values).map(|()| None),
+                returned => Ok(returned),
+            };
         };
-        let error =
-            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
-        self.note_refused(offence.kind, None, &error);
-        self.refuse_message(here, size, error)
+        // For whom it works was looked at before.
+        let is_chosen = |name: &str| chosen.iter().any(|c| c.eq_ignore_ascii_case(name));
+        let mut others = values.iter().filter(|(name, _)| !is_chosen(name));
+        others.try_for_each(|(name, value)| {
+            guard.check_call(name, value.as_deref().unwrap_or_default())
+        })?;
+        Ok(None)
     }
 
     /// The guard has refused something.
@@ -469,16 +597,12 @@ impl Relay<'_> {
     }
 }
 
-fn parameters_unknown() -> Error {
-    let message = "permission denied to set a variable of the tenant's context by a parameter";
-    Error::new(Kind::InsufficientPrivilege, message)
-        .with_hint("In session pooling, write the value into the statement.")
-}
-
 /// What became of a look at a text.
 pub(super) enum Looked {
     Passes,
     NeedMore,
+    /// Another message stands in its place, and is looked at.
+    Replaced,
     /// It passes, and names these prepared statements.
     Names(ThinVec<Use>),
     /// The proxy has answered it.

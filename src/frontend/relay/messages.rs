@@ -145,7 +145,7 @@ impl Relay<'_> {
 
     fn checks_binds(&self) -> bool {
         let statements = self.client.statements.as_ref();
-        statements.is_some_and(Statements::checks_binds)
+        statements.is_some_and(Statements::checks_binds) || self.client.setters.is_some()
     }
 
     pub(super) fn waits(&self) -> bool {
@@ -240,6 +240,9 @@ impl Relay<'_> {
                 // Which portal it makes must be known.
                 FrontendTag::BIND if here == HEADER && size > HEADER => Ok(Looked::NeedMore),
                 FrontendTag::BIND if self.checks_binds() => self.look_at_bound(run, here, size),
+                FrontendTag::CLOSE if self.client.setters.is_some() => {
+                    Ok(self.note_close(run, here, size))
+                }
                 _ if !self.client.state.is_watched() => Ok(Looked::Passes),
                 FrontendTag::FUNCTION_CALL => self.look_at_call(run, here, size),
                 _ if has_text(tag) => self.look_at_text(tag, run, here, size),
@@ -247,6 +250,7 @@ impl Relay<'_> {
             };
             match looked {
                 Ok(Looked::Passes) => {}
+                Ok(Looked::Replaced) => continue,
                 Ok(Looked::NeedMore | Looked::Refused) => break false,
                 Err(error) => break self.refuse(error),
                 Ok(Looked::Answered) => {

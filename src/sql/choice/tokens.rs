@@ -1,6 +1,8 @@
 //! The tokens of a text with their values, as PostgreSQL's scanner (scan.l) cuts and reads them:
 //! for texts in which a value matters. [`crate::sql::lexer`] reads what only passes.
 
+use std::ops::Range;
+
 /// A token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Token {
@@ -44,6 +46,12 @@ impl Token {
 /// All tokens of a text. None: what is not cut with certainty, such as a string without its end or
 /// a plain string with backslashes where `backslashes` may be escapes.
 pub fn tokens(text: &str, backslashes: bool) -> Option<Vec<Token>> {
+    let placed = placed_tokens(text, backslashes)?.into_iter();
+    Some(placed.map(|(token, _)| token).collect())
+}
+
+/// As [`tokens`], each with where it stands.
+pub fn placed_tokens(text: &str, backslashes: bool) -> Option<Vec<(Token, Range<usize>)>> {
     let mut reader = Reader {
         rest: text,
         backslashes,
@@ -54,7 +62,9 @@ pub fn tokens(text: &str, backslashes: bool) -> Option<Vec<Token>> {
         if reader.rest.is_empty() {
             return Some(tokens);
         }
-        tokens.push(reader.token()?);
+        let begin = text.len() - reader.rest.len();
+        let token = reader.token()?;
+        tokens.push((token, begin..text.len() - reader.rest.len()));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::wire::{bind, column, copy_data, errors, execute, message, parse, quer
 async fn in_posture(posture: &str, setup: Setup) -> Running {
     let context = format!("posture: {posture}, context: {{ app.tenant_id");
     let yaml = setup.yaml(world().await);
-    Running::start(&yaml.replace("context: { app.tenant_id", &context))
+    Running::start(&yaml.replace("posture: plain, context: { app.tenant_id", &context))
 }
 
 /// Texts that say `own`, and in PostgreSQL's reading also `other`, before they read the rows.
