@@ -86,7 +86,7 @@ fn for_application(
         return nobody(user, "there is no such application");
     };
     let Some(value) = value else {
-        return match application.has_home {
+        return match application.has_home() {
             true => {
                 let why =
                     "no tenant is chosen: it is served at its home, with the context of nobody";

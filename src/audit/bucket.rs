@@ -80,10 +80,10 @@ impl Buckets {
     }
 
     /// What was admitted and not written after all.
-    pub fn note_dropped(&self, key: &Key, dropped: &Dropped) {
-        if let Some(mut bucket) = self.0.get_mut(key) {
-            bucket.dropped.add_all(dropped);
-        }
+    pub fn note_dropped(&self, key: Key, dropped: &Dropped, settings: &config::Audit) {
+        let bucket = self.0.entry(key);
+        let mut bucket = bucket.or_insert_with(|| Bucket::new(settings, Instant::now()));
+        bucket.dropped.add_all(dropped);
     }
 
     /// What was dropped of those that have room again, or of all.
@@ -119,6 +119,7 @@ mod tests {
             keep: 1,
             rate,
             burst,
+            access: config::Access::Nothing,
         }
     }
 
@@ -192,7 +193,7 @@ mod tests {
         assert_eq!((&told[0].0, told[0].1.total()), (&a, 1));
         let mut lost = Dropped::default();
         lost.add(Kind::CancelKey);
-        buckets.note_dropped(&b, &lost);
+        buckets.note_dropped(b.clone(), &lost, &settings);
         let told = buckets.take_dropped(&settings, now, true);
         assert_eq!(told, [(b, lost)]);
         assert!(buckets.take_dropped(&settings, now, true).is_empty());

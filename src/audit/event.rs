@@ -46,10 +46,14 @@ pub enum Kind {
     Console,
     /// A cancel request whose key is nobody's.
     CancelKey,
+    /// No attempt: an application acts for all tenants, as it may.
+    AllTenants,
+    /// No attempt: a login, or a transaction of an application.
+    Access,
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Guard,
         Self::Seal,
         Self::Rls,
@@ -64,6 +68,8 @@ impl Kind {
         Self::Hints,
         Self::Console,
         Self::CancelKey,
+        Self::AllTenants,
+        Self::Access,
     ];
 
     /// As files and metrics have it.
@@ -83,6 +89,8 @@ impl Kind {
             Self::Hints => "hints",
             Self::Console => "console",
             Self::CancelKey => "cancel_key",
+            Self::AllTenants => "all_tenants",
+            Self::Access => "access",
         }
     }
 
@@ -104,6 +112,8 @@ impl Kind {
 #[derive(Clone, Copy, Default)]
 pub struct Who<'a> {
     pub tenant: Option<(&'a TenantId, &'a TenantMetrics)>,
+    /// The application that acts for the tenant.
+    pub application: Option<&'a TenantId>,
     pub user: Option<&'a str>,
     pub peer: Option<SocketAddr>,
     /// The number that logs and the console have for the client.
@@ -173,6 +183,7 @@ pub struct Entry {
     time: String,
     kind: &'static str,
     tenant: Option<TenantName>,
+    application: Option<TenantName>,
     user: Option<String>,
     peer: Option<SocketAddr>,
     client: Option<u64>,
@@ -206,6 +217,7 @@ impl Entry {
             time: rfc3339(SystemTime::now()),
             kind: event.kind.name(),
             tenant: who.tenant.map(|(tenant, _)| TenantName(tenant.clone())),
+            application: who.application.map(|id| TenantName(id.clone())),
             user: who.user.map(cut),
             peer: who.peer,
             client: who.client,
@@ -224,6 +236,7 @@ impl Entry {
             time: rfc3339(SystemTime::now()),
             kind: "dropped",
             tenant: tenant.map(TenantName),
+            application: None,
             user: None,
             peer: None,
             client: None,
@@ -243,7 +256,11 @@ impl Entry {
         line
     }
 
+    /// What is no attempt is in the file only.
     pub fn log(&self) {
+        if [Kind::Access.name(), Kind::AllTenants.name()].contains(&self.kind) {
+            return;
+        }
         tracing::warn!(
             target: "pgtenant::audit",
             kind = self.kind,

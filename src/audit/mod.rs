@@ -118,6 +118,24 @@ impl Audit {
         &self.0.shared.metrics
     }
 
+    /// Whether so much of honest work is recorded.
+    pub fn records(&self, access: config::Access) -> bool {
+        self.0.shared.settings.load().access >= access
+    }
+
+    /// Counts and writes who acts for a tenant, however often. `done`: `login` or `transaction`.
+    pub fn record_access(&self, who: Who<'_>, done: &str) {
+        let event = Event {
+            kind: Kind::Access,
+            who,
+            sqlstate: None,
+            detail: Some(done),
+            statement: None,
+        };
+        self.0.shared.metrics.events[Kind::Access as usize].add(1);
+        self.write(&event, event::Dropped::default());
+    }
+
     /// Counts an event, and writes it unless its tenant has too many.
     pub fn record(&self, event: &Event<'_>) {
         let shared = &self.0.shared;
@@ -134,6 +152,11 @@ impl Audit {
             shared.metrics.over_rate.add(1);
             return;
         };
+        self.write(event, dropped);
+    }
+
+    fn write(&self, event: &Event<'_>, dropped: event::Dropped) {
+        let shared = &self.0.shared;
         let entry = Entry::new(event, dropped);
         let refused = self.0.queue.try_send(Message::Entry(Box::new(entry)));
         if let Err(
@@ -144,7 +167,8 @@ impl Audit {
             shared.metrics.queue_full.add(1);
             let mut dropped = entry.dropped;
             dropped.add(event.kind);
-            shared.buckets.note_dropped(&key, &dropped);
+            let settings = shared.settings.load();
+            (shared.buckets).note_dropped(event.bucket(), &dropped, &settings);
         }
     }
 

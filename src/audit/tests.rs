@@ -14,6 +14,7 @@ fn settings(file: Option<&Path>, burst: u32) -> config::Audit {
         keep: 3,
         rate: 1,
         burst,
+        access: config::Access::Nothing,
     }
 }
 
@@ -24,6 +25,7 @@ fn record(audit: &Audit, kind: Kind, tenant: Option<&str>, sql: &str) -> u64 {
         kind,
         who: Who {
             tenant: tenant.as_ref().map(|tenant| (tenant, &metrics)),
+            application: None,
             user: Some("app"),
             peer: Some(([127, 0, 0, 1], 5).into()),
             client: Some(7),
@@ -81,7 +83,7 @@ fn an_event_is_a_line_with_all_that_is_known_and_no_literal() {
     assert_eq!(
         rest,
         serde_json::json!({
-            "time": null, "kind": "rls", "tenant": "a", "user": "app", "peer": "127.0.0.1:5", "client": 7,
+            "time": null, "kind": "rls", "tenant": "a", "application": null, "user": "app", "peer": "127.0.0.1:5", "client": 7,
             "sqlstate": "42501", "detail": null, "statement": "select ? from t", "fingerprint": "ed97449ab5339f2e",
             "length": 32, "dropped": {},
         })

@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use serde::Deserialize;
 
 use super::units::{Count, Limit, Period, RateFile, Size};
-use super::{LogFormat, Pooling, Posture, RequireAuth, Secret, Shared, SslMode, Tier};
+use super::{Access, LogFormat, Pooling, Posture, RequireAuth, Secret, Shared, SslMode, Tier};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
 /// kept, so that what refers to it is not reported as dangling.
@@ -149,6 +149,8 @@ pub struct AuditFile {
     pub rate: Count,
     /// Events of a tenant that are written at once. Default: 100.
     pub burst: Count,
+    /// What of honest work is written there, too. Default: nothing.
+    pub access: Access,
 }
 
 impl Default for AuditFile {
@@ -159,6 +161,7 @@ impl Default for AuditFile {
             keep: Count(5),
             rate: Count(60),
             burst: Count(100),
+            access: Access::Nothing,
         }
     }
 }
@@ -645,6 +648,9 @@ pub struct ApplicationFile {
     pub home: Option<String>,
     /// How it says for which tenant it works. Required.
     pub choose: Option<ChooseFile>,
+    /// Variables by which it acts for all tenants at its home, such as `app.bypass_rls`, each with the values that do. Nobody
+    /// else may set them so. Default: none.
+    pub all_tenants: IndexMap<String, Vec<String>>,
     pub limits: ApplicationLimitsFile,
     pub timeouts: ClientTimeoutsFile,
 }

@@ -172,6 +172,17 @@ pub struct Audit {
     pub rate: u32,
     /// Events of one tenant that are written at once after a while without any.
     pub burst: u32,
+    pub access: Access,
+}
+
+/// What is recorded of who acted for which tenant, in the file of the audit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    Nothing,
+    Logins,
+    /// And each transaction of an application.
+    Transactions,
 }
 
 /// Which parts of a login may name the tenant. All that are given must agree.
@@ -485,6 +496,8 @@ pub struct Placement {
     pub pooling: Pooling,
     /// Plain where there is no context.
     pub posture: Posture,
+    /// Variables, in lower case, by which an application acts for all tenants: nobody else may.
+    pub privileged: Arc<[Box<str>]>,
     /// Whether statements that could change the tenant, or hinder others, are refused.
     pub guard: bool,
     /// What of the database's the guard lets tenants use nevertheless.
@@ -551,15 +564,37 @@ pub struct Application {
     /// As whom it logs in, and where it is served while it has chosen nobody: its own users, limits
     /// and statistics, and a route whose context is empty values.
     pub login: Arc<Tenant>,
-    /// Whether it is served there, or refused.
-    pub has_home: bool,
+    /// Where it is served then. None: it is refused.
+    pub home: Option<PlacementName>,
     /// The variables by which it chooses, in lower case.
     pub variables: Arc<[Box<str>]>,
     /// For whom it may act, by what it calls them. None: for all, by their ids.
     pub tenants: Option<HashMap<String, TenantId>>,
+    /// Variables, in lower case, by which it acts for all tenants at its home, each with the values that do.
+    pub all_tenants: BTreeMap<Box<str>, Arc<[Box<str>]>>,
 }
 
 impl Application {
+    pub fn has_home(&self) -> bool {
+        self.home.is_some()
+    }
+
+    pub fn is_home(&self, placement: &Placement) -> bool {
+        self.home.as_ref() == Some(&placement.name)
+    }
+
+    /// The first of these parameters of a client's that acts for all tenants, if there is one.
+    pub fn acts_for_all<'s>(&self, settings: &'s BTreeMap<String, String>) -> Option<&'s str> {
+        let acts = |(name, values): (&Box<str>, &Arc<[Box<str>]>)| {
+            let (name, value) = settings.get_key_value(&**name)?;
+            values
+                .iter()
+                .any(|all| **all == *value)
+                .then_some(name.as_str())
+        };
+        self.all_tenants.iter().find_map(acts)
+    }
+
     /// The tenant that it calls so. None: there is none, or it may not act for it.
     pub fn tenant<'c>(&self, config: &'c Config, value: &str) -> Option<&'c Arc<Tenant>> {
         match &self.tenants {

@@ -29,8 +29,8 @@ use super::file::{
 use super::outline::{At, Mistakes};
 use super::units::{Count, Limit, Period};
 use super::{
-    Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake, ScramVerifier,
-    Secret, Server, TcpKeepalives, Tenant, Timeouts,
+    Access, Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake,
+    ScramVerifier, Secret, Server, TcpKeepalives, Tenant, Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
 
@@ -185,10 +185,16 @@ impl Resolver<'_, '_> {
         let server_files = server_files.unwrap_or_default();
         let placement_files = placement_files.unwrap_or_default();
         let tenant_files = tenant_files.unwrap_or_default();
+        let application_files = file.applications.unwrap_or_default();
 
         let tcp_keepalives = self.tcp_keepalives(&file.tcp_keepalives);
         let servers = self.servers(&server_files, tcp_keepalives);
-        let plans = self.placements(&placement_files, &server_files, &tenant_files);
+        let plans = self.placements(
+            &placement_files,
+            &server_files,
+            &tenant_files,
+            &application::privileged(&application_files),
+        );
         let layers = timeouts::Layers::new(&file.timeouts, slow, &server_files);
         let clients = limits.map_or(0, |limits| limits.clients);
         let most = self.clients_of_tenant(&file.limits, clients, tenant_files.len());
@@ -198,7 +204,6 @@ impl Resolver<'_, '_> {
             let limits = &mut Arc::make_mut(tenant).limits;
             limits.clients = limits.clients.or(most);
         }
-        let application_files = file.applications.unwrap_or_default();
         let context = application::Context {
             tenants: &tenants,
             files: &tenant_files,
@@ -417,12 +422,19 @@ impl Resolver<'_, '_> {
         if file.file.as_deref() == Some("") {
             self.mistakes.add(&at.key("file"), "must not be empty");
         }
+        if file.access > Access::Nothing && file.file.is_none() {
+            self.mistakes.add(
+                &at.key("access"),
+                "needs audit.file: it is written there only",
+            );
+        }
         Some(Audit {
             file: file.file.map(|path| self.path(&path)),
             max_size: file.max_size.0,
             keep: keep?,
             rate: rate?,
             burst: burst?,
+            access: file.access,
         })
     }
 

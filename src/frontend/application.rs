@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use crate::audit::{self, Event};
+use crate::config::Access;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::choosing::{Around, MAX_MESSAGE, Place, Verdict};
@@ -15,7 +16,7 @@ use crate::frontend::session::{Session, guard_of};
 use crate::frontend::standing::farewell;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::sql::effects::Effects;
-use crate::sql::guard::Guard;
+use crate::sql::guard::{Guard, Offence, Passed};
 
 impl Session {
     /// Answers what the client says as far as no server is needed, and then has it served where the
@@ -109,6 +110,17 @@ impl Session {
         });
     }
 
+    /// It acts for all tenants.
+    fn note_for_all(&self, variable: &str, text: &str) {
+        self.side.audit.record(&Event {
+            kind: audit::Kind::AllTenants,
+            who: attempts::who(&self.standing.registered, &self.standing.tenant.metrics),
+            sqlstate: None,
+            detail: Some(variable),
+            statement: Some(text.as_bytes()),
+        });
+    }
+
     /// Makes the place of the chosen tenant the client's, and returns what its transaction begins
     /// with.
     fn go_to_place(&mut self) -> Result<Vec<String>> {
@@ -120,17 +132,28 @@ impl Session {
         self.settle_at(place)?;
         if let Some(guard) = &self.side.guard {
             for text in &held {
-                permit(guard, text)?;
+                let passed = permit(guard, text)?;
+                if let Some(variable) = passed.for_all {
+                    self.note_for_all(&variable, text);
+                }
             }
         }
         if let Some(choosing) = &mut self.side.choosing {
             choosing.begin_serving();
+        }
+        if self.side.audit.records(Access::Transactions) {
+            let tenant = &self.standing.tenant;
+            let who = attempts::who_for(&self.standing.registered, &tenant.id, &tenant.metrics);
+            self.side.audit.record_access(who, "transaction");
         }
         Ok(held)
     }
 
     fn settle_at(&mut self, place: Place) -> Result<()> {
         let Place { tenant, route } = place;
+        if let Some(choosing) = &self.side.choosing {
+            choosing.check_home(&route, &self.side.settings)?;
+        }
         let standing = &mut self.standing;
         if Arc::ptr_eq(&standing.route, &route) && standing.tenant.id == tenant {
             return Ok(());
@@ -148,7 +171,7 @@ impl Session {
         standing.registered.serve(Some(tenant));
         standing.pool = pool;
         standing.route = route;
-        self.side.guard = guard_of(&standing.route, true);
+        self.side.guard = guard_of(&standing.route, self.side.choosing.as_deref());
         self.side.limits = standing.route.placement.transaction;
         self.side.throttle = standing.throttle();
         Ok(())
@@ -196,11 +219,9 @@ impl Session {
 /// Whether what was held may run where it is served.
 ///
 /// # Errors
-/// 42501 as the guard says.
-fn permit(guard: &Guard, text: &str) -> Result<()> {
-    guard
-        .check(&Effects::of(text.as_bytes(), false))
-        .map_err(|offence| {
-            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint)
-        })
+/// As the guard says.
+fn permit(guard: &Guard, text: &str) -> Result<Passed> {
+    let effects = Effects::of(text.as_bytes(), false);
+    let checked = guard.check_text(&effects, text.as_bytes(), false, &[]);
+    checked.map_err(Offence::into_error)
 }

@@ -9,6 +9,7 @@ use crate::backend::seal;
 use crate::client::ClientHandle;
 use crate::error::{self, Error};
 use crate::frontend::login::forbidden_parameter;
+use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
 use crate::protocol::reply::ErrorFields;
 use crate::protocol::startup::Startup;
@@ -48,7 +49,7 @@ impl Caller<'_> {
         let (kind, detail) = match error.kind() {
             error::Kind::UnknownDatabase => (Kind::Database, self.startup.database.as_deref()),
             error::Kind::InsufficientPrivilege => {
-                let forbidden = forbidden_parameter(&tenant.route, self.startup);
+                let forbidden = forbidden_parameter(&self.app.config(), tenant, self.startup);
                 (Kind::Parameter, forbidden.map(|(name, _)| name))
             }
             error::Kind::FeatureNotSupported => (Kind::Replication, None),
@@ -66,6 +67,7 @@ impl Caller<'_> {
             kind,
             who: Who {
                 tenant: tenant.as_ref().map(|tenant| (&tenant.id, &tenant.metrics)),
+                application: None,
                 user: Some(&self.startup.user),
                 peer: Some(self.peer),
                 client: None,
@@ -95,9 +97,23 @@ pub fn note_cancel(app: &App, peer: SocketAddr) {
 pub fn who<'a>(client: &'a ClientHandle, metrics: &'a TenantMetrics) -> Who<'a> {
     Who {
         tenant: Some((&client.tenant, metrics)),
+        application: None,
         user: Some(&client.user),
         peer: client.peer,
         client: Some(client.id),
+    }
+}
+
+/// An application's client that is served for a tenant.
+pub fn who_for<'a>(
+    client: &'a ClientHandle,
+    tenant: &'a TenantId,
+    metrics: &'a TenantMetrics,
+) -> Who<'a> {
+    Who {
+        tenant: Some((tenant, metrics)),
+        application: Some(&client.tenant),
+        ..who(client, metrics)
     }
 }
 

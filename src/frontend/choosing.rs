@@ -33,6 +33,7 @@ use crate::error::{Error, Kind, Result};
 use crate::frontend::statements::Statements;
 use crate::id::TenantId;
 use crate::sql::choice::{self, SetConfig, Step, Term};
+use crate::sql::guard::Guard;
 
 pub use self::said::text_of;
 
@@ -155,6 +156,34 @@ impl Choosing {
         &self.variables
     }
 
+    /// What it may not run there.
+    pub fn guard(&self, route: &Route) -> Guard {
+        let config = self.app.config();
+        Guard::of_application(
+            route,
+            config.applications.get(&self.application).map(|a| &**a),
+        )
+    }
+
+    /// Whether with these parameters it may be served there.
+    ///
+    /// # Errors
+    /// 0A000 if it acts for all tenants by one, which it may at its home only.
+    pub fn check_home(&self, route: &Route, settings: &Settings) -> Result<()> {
+        let config = self.app.config();
+        let Some(application) = config.applications.get(&self.application) else {
+            return Ok(());
+        };
+        match application.acts_for_all(settings) {
+            Some(name) if !application.is_home(&route.placement) => {
+                let message = format!("\"{name}\" acts for all tenants, and does so only at home");
+                let hint = "RESET it before a tenant is chosen that lives elsewhere.";
+                Err(Error::new(Kind::FeatureNotSupported, message).with_hint(hint))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// What ReadyForQuery says.
     pub fn status(&self) -> u8 {
         self.model.status()
@@ -193,7 +222,7 @@ impl Choosing {
             None => self.model.current(),
         };
         let Some(value) = value else {
-            if !application.has_home {
+            if !application.has_home() {
                 let message = "no tenant is chosen";
                 return Err(Error::new(Kind::InsufficientPrivilege, message).with_hint(HOW));
             }

@@ -15,7 +15,7 @@ use crate::app::{App, PlacedClient, moved};
 use crate::auth::MAX_MESSAGE;
 use crate::backend::context::Settings;
 use crate::client::{ClientHandle, NewClient};
-use crate::config::{Config, Credential, Route, Tenant};
+use crate::config::{Config, Credential, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts::{self, Caller};
 use crate::frontend::handshake::{self, Opening};
@@ -563,7 +563,7 @@ fn permit(
         replication::permit(tenant)?;
         replication::warn_of_neighbours(config, tenant);
     }
-    if let Some((_, error)) = forbidden_parameter(&tenant.route, startup) {
+    if let Some((_, error)) = forbidden_parameter(config, tenant, startup) {
         return Err(error);
     }
     app.takes_clients(&tenant.id)?;
@@ -582,9 +582,11 @@ fn permit(
 /// The first of a client's parameters that is not its to set, and what it is told. Only the proxy says whose context it
 /// is, whichever way the client spells it.
 pub(super) fn forbidden_parameter<'a>(
-    route: &Route,
+    config: &Config,
+    tenant: &Tenant,
     startup: &'a Startup,
 ) -> Option<(&'a str, Error)> {
+    let route = &tenant.route;
     if let Some(name) = route.foreign_parameter(&startup.parameters) {
         let error = Error::new(
             Kind::InsufficientPrivilege,
@@ -593,11 +595,13 @@ pub(super) fn forbidden_parameter<'a>(
         .with_detail("It is set by pgtenant for the tenant that is logged in.");
         return Some((name, error));
     }
-    let guard = Guard::of(route)?;
+    let application = config.applications.get(&tenant.id);
+    let guard = match application {
+        Some(application) => Some(Guard::of_application(route, Some(application))),
+        None => Guard::of(route),
+    }?;
     startup.parameters.iter().find_map(|(name, value)| {
-        let offence = guard.check_parameter(name, value).err()?;
-        let error =
-            Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
+        let error = guard.check_parameter(name, value).err()?.into_error();
         Some((&**name, error))
     })
 }

@@ -28,6 +28,7 @@ use crate::backend::switch;
 use crate::client::{Activity, Phase};
 use crate::config::{Pooling, Route};
 use crate::error::{Error, Kind, Result};
+use crate::frontend::choosing::Choosing;
 use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, SlowLog, foreign_sequence, frame_size};
 use crate::frontend::standing::{Standing, farewell};
@@ -95,10 +96,10 @@ fn move_on(mut session: Box<Session>) {
 }
 
 /// What a client may not run there.
-pub(super) fn guard_of(route: &Route, is_application: bool) -> Option<Arc<Guard>> {
-    match is_application {
-        true => Some(Guard::of_application(route)),
-        false => Guard::of(route),
+pub(super) fn guard_of(route: &Route, choosing: Option<&Choosing>) -> Option<Arc<Guard>> {
+    match choosing {
+        Some(choosing) => Some(choosing.guard(route)),
+        None => Guard::of(route),
     }
     .map(Arc::new)
 }
@@ -195,7 +196,7 @@ impl Session {
             statements,
             choosing,
         } = parked;
-        let guard = guard_of(&standing.route, choosing.is_some());
+        let guard = guard_of(&standing.route, choosing.as_deref());
         let side = ClientSide {
             choosing,
             stream: Stream::attach(socket)?,
@@ -398,7 +399,7 @@ impl Session {
         let moves = self.standing.look_around(self.side.statements.as_mut())?;
         self.side.throttle = self.standing.throttle();
         if !Arc::ptr_eq(&route, &self.standing.route) {
-            self.side.guard = guard_of(&self.standing.route, self.side.choosing.is_some());
+            self.side.guard = guard_of(&self.standing.route, self.side.choosing.as_deref());
             self.side.limits = self.standing.route.placement.transaction;
         }
         Ok(moves)

@@ -15,8 +15,9 @@ use crate::backend::context::{self, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
 use crate::backend::lease::Lease;
 use crate::client::Activity;
-use crate::config::{Credential, Pooling, Route};
+use crate::config::{Access, Credential, Pooling, Route};
 use crate::error::{Error, Kind, Result};
+use crate::frontend::attempts;
 use crate::frontend::choosing::Choosing;
 use crate::frontend::relay::ClientSide;
 use crate::frontend::replication::{self, Wanted};
@@ -216,10 +217,14 @@ fn begin_session(
     tenant.metrics.login_times.record(accepted.elapsed());
     tenant.metrics.assignments.add(u64::from(lease.is_some()));
     tracing::debug!(tenant = %tenant.id, user = %registered.user, client = registered.id, "logged in");
+    if app.audit.records(Access::Logins) {
+        let who = attempts::who(&registered, &tenant.metrics);
+        app.audit.record_access(who, "login");
+    }
     let application = app.config().applications.get(&tenant.id).cloned();
     let choosing =
         application.map(|application| Box::new(Choosing::new(app.clone(), &application)));
-    let guard = guard_of(&route, choosing.is_some());
+    let guard = guard_of(&route, choosing.as_deref());
     let side = ClientSide {
         choosing,
         stream,

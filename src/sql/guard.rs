@@ -5,11 +5,13 @@
 //! seal is.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::choice::{self, Chosen, SetConfig, Step, Term};
 use super::effects::{Effects, What, is_safe_encoding};
 use super::finds;
-use crate::config::{Route, SEALED_VARIABLE, Shared};
+use crate::config::{Application, Route, SEALED_VARIABLE, Shared};
+use crate::error::{Error, Kind};
 
 /// Parameters that are the proxy's, whatever the context: roles, and what changes how SQL is read.
 const PROTECTED: [&str; 5] = [
@@ -31,8 +33,18 @@ pub struct Offence {
     /// For the client, as PostgreSQL would put it.
     pub message: String,
     pub hint: &'static str,
+    error: Kind,
 }
 
+impl Offence {
+    /// What the client is told.
+    pub fn into_error(self) -> Error {
+        Error::new(self.error, self.message).with_hint(self.hint)
+    }
+}
+
+const ASK_FOR_PRIVILEGE: &str =
+    "It acts for all tenants: an application may, to which the operator gave this (all_tenants).";
 const ASK_OPERATOR: &str = "It is set by pgtenant for the tenant that is logged in.";
 const BE_PLAIN: &str =
     "Write it as a plain statement; pgtenant must be able to read what could change the tenant.";
@@ -49,13 +61,37 @@ enum Extent {
     Whole,
 }
 
+/// What a variable may be set to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum May {
+    /// Only the proxy sets it.
+    Nothing,
+    /// What it is: it is of the tenant's context.
+    Own(Box<str>),
+    /// What acts for one tenant only; and these values, which act for all, by whom may, at home.
+    ForOne { or: Arc<[Box<str>]>, at_home: bool },
+}
+
+#[derive(Debug)]
+struct Variable {
+    /// In lower case.
+    name: Box<str>,
+    may: May,
+}
+
+/// A text may run, or parameters may be bound.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Whether that is so is decided by the parameters of the text ([`Guard::check_bound`]).
+    pub by_parameters: bool,
+    /// It sets this variable to act for all tenants.
+    pub for_all: Option<Box<str>>,
+}
+
 /// What one placement's tenants may not run.
 #[derive(Debug)]
 pub struct Guard {
-    /// Names of the variables that only the proxy sets, in lower case.
-    context: Box<[Box<str>]>,
-    /// What the first of them are set to.
-    own: Box<[Box<str>]>,
+    variables: Box<[Variable]>,
     allow: BTreeSet<Shared>,
     extent: Extent,
 }
@@ -65,56 +101,91 @@ fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
         kind,
         message: message.to_owned(),
         hint,
+        error: Kind::InsufficientPrivilege,
     }
+}
+
+/// What acts for nobody else: an empty value, and what PostgreSQL reads as false (bool.c).
+fn is_off(value: &str) -> bool {
+    let value = value.trim().to_ascii_lowercase();
+    ["", "0", "off", "of"].contains(&&*value)
+        || "false".starts_with(&*value)
+        || "no".starts_with(&*value)
 }
 
 impl Guard {
     /// What a tenant may not run that lives there. None: it may run everything, as there is no context.
     pub fn of(route: &Route) -> Option<Self> {
-        let names = route.context.iter().map(|(name, _)| name.as_str());
         let placement = &route.placement;
+        let own = route.context.iter().map(|(name, value)| Variable {
+            name: name.to_ascii_lowercase().into(),
+            may: May::Own(value.as_str().into()),
+        });
+        let nobodys = placement.privileged.iter().map(|name| Variable {
+            name: name.clone(),
+            may: May::ForOne {
+                or: Arc::default(),
+                at_home: false,
+            },
+        });
+        let sealed = placement.guard.then(|| Variable {
+            name: SEALED_VARIABLE.into(),
+            may: May::Nothing,
+        });
+        let variables: Box<[_]> = own.chain(nobodys).chain(sealed).collect();
         if !placement.guard {
-            return (!route.context.is_empty()).then(|| Self {
-                own: own_values(route),
+            return (!variables.is_empty()).then(|| Self {
+                variables,
+                allow: BTreeSet::new(),
                 extent: Extent::Context,
-                ..Self::new(names, BTreeSet::new())
             });
         }
-        let names = names.chain([SEALED_VARIABLE]);
         let mut allow = placement.allow.clone();
         if !placement.shares_role {
             // What such a role leaves in catalogs is its own.
             allow.insert(Shared::Catalogs);
         }
         Some(Self {
-            own: own_values(route),
-            ..Self::new(names, allow)
+            variables,
+            allow,
+            extent: Extent::Whole,
         })
     }
 
-    /// `context`: names of the variables that only the proxy sets.
+    /// Of posture guarded. `context`: names of the variables that only the proxy sets.
     pub fn new<'a>(context: impl Iterator<Item = &'a str>, allow: BTreeSet<Shared>) -> Self {
+        let nothing = |name: &str| Variable {
+            name: name.to_ascii_lowercase().into(),
+            may: May::Nothing,
+        };
         Self {
-            context: context
-                .map(|name| name.to_ascii_lowercase().into())
-                .collect(),
-            own: Box::default(),
+            variables: context.map(nothing).collect(),
             allow,
             extent: Extent::Whole,
         }
     }
 
     /// What an application may not run there: in posture plain it may all but choose by what is not
-    /// understood.
-    pub fn of_application(route: &Route) -> Self {
-        let own = Self::of(route).filter(Self::is_whole);
-        own.unwrap_or_else(|| {
-            let names = route.context.iter().map(|(name, _)| name.as_str());
-            Self {
-                extent: Extent::Choice,
-                ..Self::new(names, BTreeSet::new())
+    /// understood, and act for all tenants without the privilege.
+    pub fn of_application(route: &Route, application: Option<&Application>) -> Self {
+        let mut guard =
+            Self::of(route).unwrap_or_else(|| Self::new([].into_iter(), BTreeSet::new()));
+        if !route.placement.guard {
+            guard.extent = Extent::Choice;
+        }
+        let Some(application) = application else {
+            return guard;
+        };
+        let at_home = application.is_home(&route.placement);
+        for variable in &mut guard.variables {
+            if let Some(values) = application.all_tenants.get(&variable.name) {
+                variable.may = May::ForOne {
+                    or: values.clone(),
+                    at_home,
+                };
             }
-        })
+        }
+        guard
     }
 
     /// Whether it is that of posture guarded and up.
@@ -141,11 +212,11 @@ impl Guard {
         self.extent == Extent::Context && !self.may_name(text) && !finds(text, b"set_config")
     }
 
-    /// Whether a text may name a variable of the context: cheap, and true for more than do.
-    pub fn may_name(&self, text: &[u8]) -> bool {
+    /// Whether a text may name one of the variables: cheap, and true for more than do.
+    fn may_name(&self, text: &[u8]) -> bool {
         // A name may be written with escapes.
         memchr::memchr(b'\\', text).is_some()
-            || self.context.iter().any(|name| {
+            || self.variables.iter().any(|Variable { name, .. }| {
                 let last = name.rfind('.').map_or(0, |dot| dot + 1);
                 finds(text, &name.as_bytes()[last..])
             })
@@ -154,19 +225,27 @@ impl Guard {
     /// A text in which what returns a variable of the context to its default, sets it to what it is:
     /// for the tenant's own client that is its default. None: it has nothing of that.
     pub fn returned(&self, text: &[u8], backslashes: bool) -> Option<String> {
-        let names = self.context.get(..self.own.len())?;
-        choice::returned(text, names, &self.own, backslashes)
+        let own = self
+            .variables
+            .iter()
+            .filter_map(|variable| match &variable.may {
+                May::Own(value) => Some((variable.name.clone(), value.clone())),
+                _ => None,
+            });
+        let (names, values): (Vec<_>, Vec<_>) = own.unzip();
+        choice::returned(text, &names, &values, backslashes)
     }
 
     /// The value of a variable of the context, if it is one.
     pub fn own(&self, name: &str) -> Option<&str> {
-        let own = self.own.get(self.position(name)?);
-        own.map(|own| &**own)
+        match &self.variable(name)?.may {
+            May::Own(value) => Some(value),
+            _ => None,
+        }
     }
 
-    /// As [`check`](Self::check), for a text with these effects: one that sets a variable of the context
-    /// to what it is may do so. True: that is decided by the parameters of the text
-    /// ([`check_bound`](Self::check_bound)).
+    /// As [`check`](Self::check), for a text with these effects: one that sets a variable to what it may be, may do so.
+    /// `chosen`, in lower case, are known to be set to what they are.
     ///
     /// # Errors
     /// The first offence.
@@ -175,25 +254,42 @@ impl Guard {
         effects: &Effects,
         text: &[u8],
         backslashes: bool,
-    ) -> Result<bool, Offence> {
-        let Err(offence) = self.check(effects) else {
+        chosen: &[Box<str>],
+    ) -> Result<Passed, Offence> {
+        let mut passed = Passed::default();
+        let Err(offence) = self.check_but(effects, chosen) else {
             // In posture plain, its parameters may name a variable.
             let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY;
-            return Ok(self.extent == Extent::Context && effects.what.intersects(unknown));
+            passed.by_parameters =
+                self.extent == Extent::Context && effects.what.intersects(unknown);
+            return Ok(passed);
         };
-        if offence.kind != "set" || self.own.is_empty() {
+        if offence.kind != "set" {
             return Err(offence);
         }
-        let names = self.context.get(..self.own.len()).unwrap_or_default();
+        let is_chosen = |name: &str| chosen.iter().any(|own| own.eq_ignore_ascii_case(name));
+        let may_be_set = self
+            .variables
+            .iter()
+            .filter(|variable| variable.may != May::Nothing);
+        let names: Vec<Box<str>> = may_be_set.map(|variable| variable.name.clone()).collect();
+        let mut check = |name: &str, value: &str| match is_chosen(name) {
+            true => Ok(()),
+            false => self.check_value(name, value, &mut passed),
+        };
         let mut by_parameters = false;
-        for step in choice::read(text, names, backslashes) {
+        for step in choice::read(text, &names, backslashes) {
             let calls: Vec<&SetConfig> = match &step {
                 Step::Set(Chosen {
                     variable, value, ..
-                }) => match value.as_deref() == self.own.get(*variable).map(|own| &**own) {
-                    true => continue,
-                    false => return Err(offence),
-                },
+                }) => {
+                    check(&names[*variable], value.as_deref().unwrap_or_default())?;
+                    continue;
+                }
+                Step::Reset(variable) => {
+                    check(&names[*variable], "")?;
+                    continue;
+                }
                 Step::SetConfig(call, _) => vec![call],
                 Step::SetConfigs(calls) => calls.iter().map(|(call, _)| call).collect(),
                 step if step.may_choose() => return Err(offence),
@@ -201,57 +297,76 @@ impl Guard {
             };
             for call in calls {
                 match (&call.name, &call.value) {
-                    (Term::Literal(name), Term::Literal(value)) => {
-                        if !self.is_own(name, value) {
-                            return Err(offence);
-                        }
-                    }
+                    (Term::Literal(name), Term::Literal(value)) => check(name, value)?,
+                    (Term::Literal(name), Term::Null) => check(name, "")?,
                     (Term::Literal(name), Term::Parameter(_)) => {
-                        by_parameters |= self.position(name).is_some();
+                        by_parameters |= !is_chosen(name) && self.variable(name).is_some();
                     }
                     _ => return Err(offence),
                 }
             }
         }
-        self.check_but(effects, names).map(|()| by_parameters)
+        passed.by_parameters = by_parameters;
+        let known: Vec<_> = names.iter().chain(chosen).cloned().collect();
+        self.check_but(effects, &known).map(|()| passed)
     }
 
     /// Whether these values may be set, by name.
     ///
     /// # Errors
-    /// One is of the context, and is something else there.
-    pub fn check_bound(&self, values: &[(String, Option<String>)]) -> Result<(), Offence> {
-        let foreign = values
-            .iter()
-            .find(|(name, value)| !self.is_own(name, value.as_deref().unwrap_or_default()));
-        match foreign {
-            Some((name, _)) => self.check_name(&name.to_ascii_lowercase()),
-            None => Ok(()),
+    /// One is not what its variable may be.
+    pub fn check_bound<'v>(
+        &self,
+        values: impl IntoIterator<Item = (&'v str, &'v str)>,
+    ) -> Result<Passed, Offence> {
+        let mut passed = Passed::default();
+        let mut values = values.into_iter();
+        values.try_for_each(|(name, value)| self.check_value(name, value, &mut passed))?;
+        Ok(passed)
+    }
+
+    /// Whether a text with these effects names one of the variables.
+    pub fn names(&self, effects: &Effects) -> bool {
+        effects.sets().any(|name| self.variable(name).is_some())
+    }
+
+    fn variable(&self, name: &str) -> Option<&Variable> {
+        let mut variables = self.variables.iter();
+        variables.find(|variable| variable.name.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether a parameter is none of the variables, or may be set to this.
+    fn check_value(&self, name: &str, value: &str, passed: &mut Passed) -> Result<(), Offence> {
+        let Some(variable) = self.variable(name) else {
+            return Ok(());
+        };
+        match &variable.may {
+            May::Own(own) if **own == *value => Ok(()),
+            May::ForOne { .. } if is_off(value) => Ok(()),
+            May::ForOne { or, at_home: false } if or.iter().any(|all| **all == *value) => {
+                Err(not_at_home())
+            }
+            May::ForOne { or, .. } if or.iter().any(|all| **all == *value) => {
+                passed.for_all = Some(variable.name.clone());
+                Ok(())
+            }
+            May::ForOne { .. } => {
+                let message = format!("permission denied to set parameter \"{name}\" to this");
+                Err(offence("all_tenants", &message, ASK_FOR_PRIVILEGE))
+            }
+            _ => self.check_name(&variable.name),
         }
     }
 
-    /// Whether a text with these effects names a variable of the context.
-    pub fn names(&self, effects: &Effects) -> bool {
-        effects.sets().any(|name| self.position(name).is_some())
-    }
-
-    fn position(&self, name: &str) -> Option<usize> {
-        let mut names = self.context.iter();
-        names.position(|own| own.eq_ignore_ascii_case(name))
-    }
-
-    /// Whether a parameter is none of the context, or is what it is there.
-    fn is_own(&self, name: &str, value: &str) -> bool {
-        self.position(name)
-            .is_none_or(|at| self.own.get(at).is_some_and(|own| **own == *value))
-    }
-
     /// As [`check`](Self::check), for a statement that is known to set `chosen`, in lower case, to what
-    /// they are.
+    /// they may be.
     ///
     /// # Errors
     /// The first offence.
     pub fn check_but(&self, effects: &Effects, chosen: &[Box<str>]) -> Result<(), Offence> {
+        if chosen.is_empty() {
+            return self.check(effects);
+        }
         let is_chosen = |name: &str| chosen.iter().any(|own| **own == *name);
         let mut others = effects.clone();
         others.settings.retain(|setting| !is_chosen(&setting.name));
@@ -320,6 +435,9 @@ impl Guard {
             return Err(unsafe_encoding());
         }
         // Those of the context are compared with the tenant's own.
+        if self.own(&name).is_none() {
+            self.check_value(&name, value, &mut Passed::default())?;
+        }
         if !self.is_whole() {
             return Ok(());
         }
@@ -333,12 +451,15 @@ impl Guard {
     ///
     /// # Errors
     /// It is the proxy's.
-    pub fn check_call(&self, name: &str, value: &str) -> Result<(), Offence> {
+    pub fn check_call(&self, name: &str, value: &str) -> Result<Passed, Offence> {
         let name = name.to_ascii_lowercase();
         if name == "client_encoding" && !is_safe_encoding(value) {
             return Err(unsafe_encoding());
         }
-        self.check_name(&name)
+        match self.variable(&name).map(|variable| &variable.may) {
+            Some(May::ForOne { .. }) => self.check_bound([(&*name, value)]),
+            _ => self.check_name(&name).map(|()| Passed::default()),
+        }
     }
 
     fn check_names(&self, effects: &Effects) -> Result<(), Offence> {
@@ -346,9 +467,8 @@ impl Guard {
     }
 
     fn check_name(&self, name: &str) -> Result<(), Offence> {
-        let mut context = self.context.iter();
         let is_protected = self.is_whole() && PROTECTED.contains(&name);
-        if is_protected || context.any(|own| own.eq_ignore_ascii_case(name)) {
+        if is_protected || self.variable(name).is_some() {
             let message = format!("permission denied to set parameter \"{name}\"");
             return Err(offence("set", &message, ASK_OPERATOR));
         }
@@ -405,9 +525,15 @@ impl Guard {
     }
 }
 
-fn own_values(route: &Route) -> Box<[Box<str>]> {
-    let values = route.context.iter().map(|(_, value)| value.as_str().into());
-    values.collect()
+fn not_at_home() -> Offence {
+    Offence {
+        error: Kind::FeatureNotSupported,
+        ..offence(
+            "all_tenants",
+            "an application acts for all tenants only at its home",
+            "Choose no tenant, or one that lives there, before.",
+        )
+    }
 }
 
 /// Of values that are not known.

@@ -116,7 +116,7 @@ fn application(config: &Config, startup: &Startup, by_database: bool) -> Option<
             applications.find(|application| {
                 let login = &application.login;
                 let is_home = database.is_none_or(|name| {
-                    let own = application.has_home && name == login.route.pool.database;
+                    let own = application.has_home() && name == login.route.pool.database;
                     (own || name == startup.user) && !is_tenant(name)
                 });
                 is_home && login.users.contains_key(&startup.user)

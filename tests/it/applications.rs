@@ -2,6 +2,7 @@
 
 mod attacks;
 mod crowd;
+mod privilege;
 mod programs;
 
 use crate::harness::{Running, Setup, Tenant, tenant};

@@ -23,7 +23,7 @@ pub fn rows(view: &View) -> Vec<Row> {
             let login = &application.login;
             let seen = view.seen.get(&login.id);
             let users: Vec<&str> = login.users.keys().map(String::as_str).collect();
-            let home = application.has_home.then(|| &login.route.placement.name);
+            let home = application.has_home().then(|| &login.route.placement.name);
             let tenants = match &application.tenants {
                 Some(known) => known.len(),
                 None => view.config.tenants.len(),

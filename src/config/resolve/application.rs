@@ -1,7 +1,7 @@
 //! Applications: as whom they log in, for whom they may act, and the proof that no login reads both
 //! as a tenant's and as an application's.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -32,6 +32,16 @@ pub(super) struct Context<'c, 'l> {
     pub layers: &'c Layers<'l>,
     pub identify: &'c Identify,
     pub has_console: bool,
+}
+
+/// Variables, in lower case, by which one of them acts for all tenants.
+pub(super) fn privileged(files: &IndexMap<String, Option<ApplicationFile>>) -> Arc<[Box<str>]> {
+    let names = files
+        .values()
+        .flatten()
+        .flat_map(|file| file.all_tenants.keys());
+    let names: BTreeSet<Box<str>> = names.map(|name| name.to_ascii_lowercase().into()).collect();
+    names.into_iter().collect()
 }
 
 impl Resolver<'_, '_> {
@@ -132,8 +142,9 @@ impl Resolver<'_, '_> {
         let log = home.map_or_else(ClientLogFile::default, |plan| plan.log);
         let server = route.pool.server.as_str();
         let slow = (context.layers).slow(server, [log, ClientLogFile::default()]);
+        let all_tenants = self.all_tenants(&at.key("all_tenants"), file, &variables, context);
         Some(Application {
-            has_home: file.home.is_some(),
+            home: home.map(|plan| plan.placement.name.clone()),
             login: Arc::new(Tenant {
                 id,
                 users,
@@ -148,7 +159,44 @@ impl Resolver<'_, '_> {
             }),
             variables,
             tenants,
+            all_tenants,
         })
+    }
+
+    /// Variables by which it acts for all tenants.
+    fn all_tenants(
+        &mut self,
+        at: &At<'_>,
+        file: &ApplicationFile,
+        variables: &[Box<str>],
+        context: &Context<'_, '_>,
+    ) -> BTreeMap<Box<str>, Arc<[Box<str>]>> {
+        if file.home.is_none() && !file.all_tenants.is_empty() {
+            self.mistakes
+                .add(at, "has no effect without home: it acts for all only there");
+        }
+        let mut all = BTreeMap::new();
+        for (name, values) in &file.all_tenants {
+            let at = at.key(&**name);
+            let Some(name) = self.variable(&at, name) else {
+                continue;
+            };
+            let plans = context.plans.values().flatten();
+            let is_of_context = |plan: &Plan| {
+                let mut context = plan.context.iter();
+                context.any(|(own, _)| own.eq_ignore_ascii_case(&name))
+            };
+            if variables.contains(&name) || plans.into_iter().any(is_of_context) {
+                self.mistakes
+                    .add(&at, "tells tenants apart: it cannot act for all of them");
+            }
+            if values.is_empty() {
+                self.mistakes.add(&at, "needs the values that act for all");
+            }
+            let values: Vec<Box<str>> = values.iter().map(|value| value.as_str().into()).collect();
+            all.insert(name, values.into());
+        }
+        all
     }
 
     /// What the application says is what the tenant's context says, or a text that runs with its choice
@@ -191,26 +239,30 @@ impl Resolver<'_, '_> {
         let mut names = Vec::new();
         for (i, name) in choose.variables.iter().enumerate() {
             let at = at.key("variables");
-            let is_part = |part: &str| {
-                let mut chars = part.chars();
-                let begins = |c: char| c.is_ascii_alphabetic() || c == '_';
-                chars.next().is_some_and(begins)
-                    && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
-            };
-            // A parameter of PostgreSQL's own means something else to it.
-            if !name.contains('.') || !name.split('.').all(is_part) || name.starts_with("pgtenant.")
-            {
-                let message = "must be a variable of the application's own, such as app.tenant_id";
-                self.mistakes.add(&at.index(i), message);
-                return None;
-            }
-            let name: Box<str> = name.to_ascii_lowercase().into();
+            let name = self.variable(&at.index(i), name)?;
             if names.contains(&name) {
                 self.mistakes.add(&at.index(i), "is given twice");
             }
             names.push(name);
         }
         Some(names.into())
+    }
+
+    /// The name of a variable of the application's own, in lower case.
+    fn variable(&mut self, at: &At<'_>, name: &str) -> Option<Box<str>> {
+        let is_part = |part: &str| {
+            let mut chars = part.chars();
+            let begins = |c: char| c.is_ascii_alphabetic() || c == '_';
+            chars.next().is_some_and(begins)
+                && chars.all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '$'))
+        };
+        // A parameter of PostgreSQL's own means something else to it.
+        if !name.contains('.') || !name.split('.').all(is_part) || name.starts_with("pgtenant.") {
+            let message = "must be a variable of the application's own, such as app.tenant_id";
+            self.mistakes.add(at, message);
+            return None;
+        }
+        Some(name.to_ascii_lowercase().into())
     }
 
     /// For whom it may act, by the values that it says. Within: None for all, by their ids.

@@ -72,6 +72,7 @@ struct Known {
     servers: Vec<ServerName>,
     shard_map: HashMap<String, ServerName>,
     posture: Posture,
+    privileged: Arc<[Box<str>]>,
     tenants: usize,
 }
 
@@ -111,6 +112,7 @@ impl Resolver<'_, '_> {
         files: &IndexMap<String, Option<PlacementFile>>,
         servers: &IndexMap<String, Option<ServerFile>>,
         tenants: &IndexMap<String, Option<TenantFile>>,
+        privileged: &Arc<[Box<str>]>,
     ) -> Plans {
         let at = At::ROOT.key("placements");
         let mut counts: HashMap<&str, usize> = HashMap::new();
@@ -135,6 +137,7 @@ impl Resolver<'_, '_> {
                     posture: self.posture(&at, file, &sealable),
                     servers: targets?,
                     shard_map,
+                    privileged: privileged.clone(),
                     tenants: count,
                 };
                 self.placement(&at, file, known)
@@ -275,6 +278,7 @@ impl Resolver<'_, '_> {
             servers: known.servers,
             pooling: file.pooling,
             posture,
+            privileged: known.privileged.clone(),
             guard,
             allow: self.allow(at, file, guard),
             // Nothing of a tenant is in its name.

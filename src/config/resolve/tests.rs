@@ -1400,3 +1400,45 @@ fn mistakes_about_seals_are_found() {
         );
     }
 }
+
+#[test]
+fn who_acts_for_all_tenants_does_so_at_a_home_by_a_variable_of_its_own() {
+    let with = |more: &str| {
+        resolve(&format!(
+            "{BASE}applications:\n  web:\n    users: {{ web: {{ password: web-secret }} }}\n    tenants: all\n    choose: {{ variables: [app.t] }}\n    {more}\n"
+        ))
+    };
+    let config = with("home: free\n    all_tenants: { App.All: ['on'] }").unwrap();
+    let web = config.applications.values().next().unwrap();
+    assert_eq!(web.all_tenants["app.all"].len(), 1);
+    assert!(
+        config
+            .placements
+            .values()
+            .all(|place| *place.privileged == ["app.all".into()])
+    );
+    for (more, mistake) in [
+        (
+            "all_tenants: { app.all: ['on'] }",
+            "all_tenants: has no effect without home",
+        ),
+        (
+            "home: free\n    all_tenants: { app.all: [] }",
+            "app.all: needs the values",
+        ),
+        (
+            "home: free\n    all_tenants: { App.T: ['on'] }",
+            "App.T: tells tenants apart",
+        ),
+        (
+            "home: free\n    all_tenants: { role: [admin] }",
+            "role: must be a variable",
+        ),
+    ] {
+        let mistakes = with(more).expect_err(more);
+        assert!(
+            mistakes.iter().any(|found| found.contains(mistake)),
+            "{mistakes:?}"
+        );
+    }
+}

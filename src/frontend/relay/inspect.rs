@@ -15,7 +15,7 @@ use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
 use crate::sql::effects::{Effects, What};
 use crate::sql::finds;
-use crate::sql::guard::{Guard, Offence, unreadable};
+use crate::sql::guard::{Guard, Offence, Passed, unreadable};
 use crate::sql::uses::Use;
 
 use super::calls::Known;
@@ -379,23 +379,22 @@ impl Relay<'_> {
         let Some(guard) = &self.client.guard else {
             return Ok(false);
         };
-        let checked = match (&self.client.choosing, text) {
-            (Some(choosing), _) if self.chooses => {
-                let checked = guard.check_but(effects, choosing.variables());
-                checked.map(|()| false)
-            }
-            (None, Some(text)) => guard.check_text(effects, text, self.backslashes()),
-            _ => guard.check(effects).map(|()| false),
+        let choosing = self.client.choosing.as_ref().filter(|_| self.chooses);
+        let chosen = choosing.map_or(&[][..], |choosing| choosing.variables());
+        let checked = match text {
+            Some(text) => guard.check_text(effects, text, self.backslashes(), chosen),
+            None => guard.check_but(effects, chosen).map(|()| Passed::default()),
         };
-        let by_parameters = checked.map_err(|offence| {
-            let error =
-                Error::new(Kind::InsufficientPrivilege, offence.message).with_hint(offence.hint);
-            self.note_refused(offence.kind, text, &error);
+        let passed = checked.map_err(|offence| {
+            let kind = offence.kind;
+            let error = offence.into_error();
+            self.note_refused(kind, text, &error);
             error
         })?;
+        self.note_for_all(&passed, text);
         self.permit_calls(effects)
             .inspect_err(|error| self.note_refused("code", text, error))?;
-        Ok(by_parameters)
+        Ok(passed.by_parameters)
     }
 
     /// Looks at what a Bind of `size` bytes at `at` in the client's inbox, of which `here` are there, sets a
@@ -427,9 +426,9 @@ impl Relay<'_> {
                     return Ok(Looked::Replaced);
                 }
                 Err(offence) => {
-                    let error = Error::new(Kind::InsufficientPrivilege, offence.message)
-                        .with_hint(offence.hint);
-                    self.note_refused(offence.kind, None, &error);
+                    let kind = offence.kind;
+                    let error = offence.into_error();
+                    self.note_refused(kind, None, &error);
                     return self.refuse_message(here, size, error);
                 }
             }
@@ -468,20 +467,38 @@ impl Relay<'_> {
                 false => Ok(None),
             };
         };
+        let values = values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_deref().unwrap_or_default()));
         let Some(chosen) = chosen else {
             let own = |name: &str| guard.own(name);
-            return match returned_bind(text, bound, &own, backslashes) {
-                None => guard.check_bound(&values).map(|()| None),
+            let returned = returned_bind(text, bound, &own, backslashes);
+            return match returned {
+                None => guard.check_bound(values).map(|_| None),
                 returned => Ok(returned),
             };
         };
         // For whom it works was looked at before.
         let is_chosen = |name: &str| chosen.iter().any(|c| c.eq_ignore_ascii_case(name));
-        let mut others = values.iter().filter(|(name, _)| !is_chosen(name));
-        others.try_for_each(|(name, value)| {
-            guard.check_call(name, value.as_deref().unwrap_or_default())
-        })?;
+        for (name, value) in values.filter(|(name, _)| !is_chosen(name)) {
+            let passed = guard.check_call(name, value)?;
+            self.note_for_all(&passed, Some(text));
+        }
         Ok(None)
+    }
+
+    /// An application that acts for all tenants is for the audit.
+    fn note_for_all(&self, passed: &Passed, statement: Option<&[u8]>) {
+        let Some(variable) = &passed.for_all else {
+            return;
+        };
+        self.client.audit.record(&Event {
+            kind: audit::Kind::AllTenants,
+            who: attempts::who(self.handle, self.metrics),
+            sqlstate: None,
+            detail: Some(variable),
+            statement,
+        });
     }
 
     /// The guard has refused something.
