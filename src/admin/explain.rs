@@ -102,7 +102,10 @@ fn for_application(
     if let Err(error) = app.takes_clients(&tenant.id) {
         return nobody(user, error.message());
     }
-    let why = format!("it sets {} to {value}", application.variables.join(" or "));
+    let why = format!(
+        "it sets {} to {value}",
+        application.chooses_by().join(" or ")
+    );
     let route = app.route_for(application, tenant, value);
     served(name, Some(tenant), user, &route, &why)
 }

@@ -693,6 +693,36 @@ pub struct ChooseFile {
     /// What the value is: `id`, the tenant's, or `attributes.<name>`, which no two tenants have in
     /// common. Default: id.
     pub key: Option<String>,
+    /// `SET [LOCAL] ROLE` chooses: the role's name, with `{tenant}` in it. The role itself is not set. Default: it does not.
+    pub role: Option<String>,
+    /// `SET search_path` chooses: the name of its first schema, with `{tenant}` in it. Default: it does not.
+    pub search_path: Option<String>,
+    /// Variables whose value is a JSON document, each with the JSON pointer at which the tenant stands. Default: none.
+    pub json: IndexMap<String, String>,
+    /// Functions of the application's that choose, each with the argument that is the tenant. Default: none.
+    pub functions: IndexMap<String, ChoosingFunctionFile>,
+}
+
+/// `applications.*.choose.functions.*`: the number of the argument, from 1, or a mapping.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "the number of an argument, or a mapping with `argument` and `scope`"
+)]
+pub enum ChoosingFunctionFile {
+    Argument(Count),
+    Scoped {
+        argument: Count,
+        scope: FunctionScope,
+    },
+}
+
+/// How long the choice of a function lasts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FunctionScope {
+    Transaction,
+    Session,
 }
 
 /// `applications.*.limits`.

@@ -566,15 +566,69 @@ pub struct Application {
     pub login: Arc<Tenant>,
     /// Where it is served then. None: it is refused.
     pub home: Option<PlacementName>,
-    /// The variables by which it chooses, in lower case.
+    /// The variables whose value says for whom it works, in lower case.
     pub variables: Arc<[Box<str>]>,
+    pub choices: Arc<Choices>,
     /// For whom it may act, by what it calls them. None: for all, by their ids.
     pub tenants: Option<HashMap<String, TenantId>>,
     /// Variables, in lower case, by which it acts for all tenants at its home, each with the values that do.
     pub all_tenants: BTreeMap<Box<str>, Arc<[Box<str>]>>,
 }
 
+/// By what an application says for whom it works.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Choices {
+    /// Names of parameters that it sets, in lower case: first [`Application::variables`].
+    pub names: Box<[Box<str>]>,
+    /// What the value of each of them says.
+    pub ways: Box<[Way]>,
+    pub functions: Box<[ChoosingFunction]>,
+}
+
+/// What the value of a parameter says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// It is the tenant.
+    Value,
+    /// `role`, whose name has the tenant in it.
+    Role(Affixes),
+    /// `search_path`, whose first schema has the tenant in its name.
+    SearchPath(Affixes),
+    /// A JSON document, with the tenant at this JSON pointer (RFC 6901).
+    Json(Box<str>),
+}
+
+/// What stands before and behind the tenant in a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affixes {
+    pub prefix: Box<str>,
+    pub suffix: Box<str>,
+}
+
+/// A function of the application's that chooses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChoosingFunction {
+    /// In lower case; without a schema it is called with or without one.
+    pub schema: Option<Box<str>>,
+    pub name: Box<str>,
+    /// Which of its arguments is the tenant, from 1.
+    pub argument: usize,
+    /// Up to the end of the transaction only.
+    pub is_local: bool,
+}
+
 impl Application {
+    /// What it sets and calls to choose, for people.
+    pub fn chooses_by(&self) -> Vec<String> {
+        let names = self.choices.names.iter().map(ToString::to_string);
+        let functions = self.choices.functions.iter();
+        let functions = functions.map(|function| match &function.schema {
+            Some(schema) => format!("{schema}.{}()", function.name),
+            None => format!("{}()", function.name),
+        });
+        names.chain(functions).collect()
+    }
+
     pub fn has_home(&self) -> bool {
         self.home.is_some()
     }
@@ -585,14 +639,12 @@ impl Application {
 
     /// The first of these parameters of a client's that acts for all tenants, if there is one.
     pub fn acts_for_all<'s>(&self, settings: &'s BTreeMap<String, String>) -> Option<&'s str> {
-        let acts = |(name, values): (&Box<str>, &Arc<[Box<str>]>)| {
+        let mut privileged = self.all_tenants.iter();
+        privileged.find_map(|(name, values)| {
             let (name, value) = settings.get_key_value(&**name)?;
-            values
-                .iter()
-                .any(|all| **all == *value)
-                .then_some(name.as_str())
-        };
-        self.all_tenants.iter().find_map(acts)
+            let acts = values.iter().any(|all| **all == *value);
+            acts.then_some(name.as_str())
+        })
     }
 
     /// The tenant that it calls so. None: there is none, or it may not act for it.

@@ -21,6 +21,7 @@ mod local;
 mod model;
 mod said;
 mod say;
+mod way;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use crate::app::App;
 use crate::backend::context::Settings;
 use crate::backend::prepared::Interner;
-use crate::config::{Application, Route, Tenant};
+use crate::config::{Application, Choices, Route, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::statements::Statements;
 use crate::id::TenantId;
@@ -103,6 +104,7 @@ pub struct Choosing {
     app: Arc<App>,
     application: TenantId,
     variables: Arc<[Box<str>]>,
+    choices: Arc<Choices>,
     model: Model,
     /// Statements of the open transaction that were answered and no server has had, in order.
     held: Vec<String>,
@@ -135,6 +137,7 @@ impl Choosing {
             app,
             application: application.login.id.clone(),
             variables: application.variables.clone(),
+            choices: application.choices.clone(),
             model: Model::default(),
             held: Vec::new(),
             sent: Vec::new(),
@@ -151,7 +154,7 @@ impl Choosing {
         }
     }
 
-    /// The variables by which it chooses, in lower case.
+    /// The variables whose value is for whom it works, in lower case.
     pub fn variables(&self) -> &Arc<[Box<str>]> {
         &self.variables
     }
@@ -467,14 +470,6 @@ pub fn returned_bind<'o>(
     bound::filled(rest, &values.collect())
 }
 
-/// Whether the proxy answers it wherever the transaction is.
-fn is_always_local(step: &Step) -> bool {
-    matches!(
-        step,
-        Step::Set(_) | Step::Reset(_) | Step::SetConfig(..) | Step::Show(_)
-    )
-}
-
 /// Whether a transaction that has failed takes it (postgres.c: IsTransactionExitStmt), or it is
 /// nothing at all.
 fn is_exit(step: &Step) -> bool {
@@ -510,11 +505,6 @@ fn has_parameters(call: &SetConfig) -> bool {
     [name, value, is_local]
         .iter()
         .any(|term| matches!(term, Term::Parameter(_)))
-}
-
-/// An empty value is nobody's, as `''` is to a policy.
-fn value_of(value: Option<&str>) -> Option<Value> {
-    value.filter(|value| !value.is_empty()).map(Value::from)
 }
 
 fn no_statement(name: &[u8]) -> Error {

@@ -11,6 +11,7 @@ mod tokens;
 pub use self::returned::returned;
 use super::effects::{Effects, What};
 use super::quoted;
+use crate::config::ChoosingFunction;
 use tokens::{Token, tokens};
 
 /// Longest text that is read, in bytes.
@@ -84,6 +85,9 @@ pub enum Step {
     SetConfigs(Vec<(SetConfig, String)>),
     /// `SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el`.
     FromJson(Term),
+    /// A SELECT of nothing but a call of the function at this position, what names the tenant in it, and how many
+    /// parameters it has.
+    Call(usize, Term, usize),
     /// SHOW of the variable at this position.
     Show(usize),
     /// DISCARD ALL or RESET ALL.
@@ -108,6 +112,7 @@ impl Step {
                 | Self::SetConfig(..)
                 | Self::SetConfigs(_)
                 | Self::FromJson(_)
+                | Self::Call(..)
                 | Self::ResetAll
                 | Self::Unclear
         )
@@ -117,6 +122,16 @@ impl Step {
 /// The statements of a text, in order; empty ones are none. `variables` are in lower case,
 /// `backslashes`: `standard_conforming_strings` is off.
 pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step> {
+    read_all(text, variables, &[], backslashes)
+}
+
+/// As [`read`], and calls of `functions`.
+pub fn read_all(
+    text: &[u8],
+    variables: &[Box<str>],
+    functions: &[ChoosingFunction],
+    backslashes: bool,
+) -> Vec<Step> {
     let may_set = |effects: &Effects| {
         let mut names = effects.sets();
         let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY | What::HIDDEN;
@@ -129,7 +144,9 @@ pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step>
     let Some(tokens) = whole.and_then(|text| tokens(text, backslashes)) else {
         // How many statements it has is not known: none of them may end a transaction.
         let effects = effects();
-        return vec![match may_set(&effects) || effects.controls {
+        let calls = |function: &ChoosingFunction| super::finds(text, function.name.as_bytes());
+        let may_choose = may_set(&effects) || functions.iter().any(calls);
+        return vec![match may_choose || effects.controls {
             true => Step::Unclear,
             false => Step::Other,
         }];
@@ -137,8 +154,9 @@ pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step>
     let statements = tokens.split(|token| token.is_symbol(';'));
     let statements = statements.filter(|statement| !statement.is_empty());
     let mut steps: Vec<_> = statements
-        .map(|statement| Statement(statement, variables).step())
+        .map(|statement| Statement(statement, variables, functions).step())
         .collect();
+    mark_calls(&mut steps, &tokens, functions);
     // What was not understood may set something nevertheless.
     let is_read = |step: &Step| step.may_choose() && *step != Step::Unclear;
     let others = steps.iter().any(|step| matches!(step, Step::Other));
@@ -153,6 +171,33 @@ pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step>
     steps
 }
 
+/// What calls one of the functions in a way that is not read is unclear.
+fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunction]) {
+    if functions.is_empty() {
+        return;
+    }
+    let statements = tokens.split(|token| token.is_symbol(';'));
+    let statements = statements.filter(|statement| !statement.is_empty());
+    for (step, statement) in steps.iter_mut().zip(statements) {
+        let names = |token: &Token| match token {
+            Token::Word(word) | Token::Quoted(word) => {
+                functions.iter().any(|function| *function.name == **word)
+            }
+            // Code that is given as a string.
+            Token::Text(text) => {
+                let text = text.as_bytes();
+                functions
+                    .iter()
+                    .any(|function| super::finds(text, function.name.as_bytes()))
+            }
+            _ => false,
+        };
+        if *step == Step::Other && statement.iter().any(names) {
+            *step = Step::Unclear;
+        }
+    }
+}
+
 /// Of a text that chooses, other statements that could do so as well are unclear. `is_hidden`: any could.
 fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is_hidden: bool) {
     let statements = tokens.split(|token| token.is_symbol(';'));
@@ -161,7 +206,12 @@ fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is
         // A name may be written with spaces and quotes between its parts.
         let spells = |word: &str| {
             let mut names = variables.iter();
-            names.any(|name| name.split('.').all(|part| word.contains(part)))
+            names.any(|name| name.contains('.') && name.split('.').all(|part| word.contains(part)))
+        };
+        // PostgreSQL's own parameters are set by SET, which is read, or by set_config.
+        let names = |word: &str| {
+            let mut names = variables.iter();
+            names.any(|name| name.contains('.') && word.contains(&**name))
         };
         let may_set = |token: &Token| match token {
             Token::Word(word) | Token::Quoted(word) | Token::Text(word) => {
@@ -170,7 +220,7 @@ fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is
                     || word.contains("pg_settings")
                     || word == "do"
                     || word == "execute"
-                    || variables.iter().any(|name| word.contains(&**name))
+                    || names(&word)
                     || (matches!(token, Token::Text(_)) && spells(&word))
             }
             _ => false,
@@ -181,9 +231,9 @@ fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is
     }
 }
 
-/// Tokens of one statement, and the variables.
+/// Tokens of one statement, the variables, and functions that choose.
 #[derive(Clone, Copy)]
-struct Statement<'t>(&'t [Token], &'t [Box<str>]);
+struct Statement<'t>(&'t [Token], &'t [Box<str>], &'t [ChoosingFunction]);
 
 /// What is left of a statement that is read from left to right.
 struct Rest<'t>(&'t [Token]);
@@ -278,6 +328,21 @@ impl<'t> Rest<'t> {
             if !is_kept {
                 return None;
             }
+        }
+        Some(term)
+    }
+
+    /// An argument of a function: a constant or a parameter, with a cast to any type that has a name of one word.
+    fn argument(&mut self) -> Option<Term> {
+        let term = match self.next()? {
+            Token::Text(text) | Token::Number(text) => Term::Literal(text.clone()),
+            Token::Parameter(number) => Term::Parameter(*number),
+            Token::Word(word) if matches!(&**word, "true" | "false") => Term::Literal(word.clone()),
+            Token::Word(word) if word == "null" => Term::Null,
+            _ => return None,
+        };
+        while self.token(&Token::Cast) {
+            self.name()?;
         }
         Some(term)
     }
@@ -410,14 +475,21 @@ impl Statement<'_> {
             return text.map(Step::Characteristics);
         }
         let name = rest.parameter()?;
-        if !rest.word("to") && !rest.symbol('=') {
+        let is_assigned = rest.word("to") || rest.symbol('=');
+        let variable = self.variable(&name);
+        // SET ROLE has no sign of equality.
+        if !is_assigned && (name != "role" || variable.is_none()) {
             return None;
         }
-        let variable = self.variable(&name);
-        let value = match rest.word("default") {
+        let value = match is_assigned && rest.word("default") {
             true => None,
             false => Some(rest.value()?),
         };
+        if variable.is_some() && name == "search_path" {
+            while rest.symbol(',') {
+                rest.value()?;
+            }
+        }
         if !rest.is_empty() {
             return None;
         }
@@ -449,6 +521,9 @@ impl Statement<'_> {
         if let Some(term) = from_json(rest.0) {
             return Some(Step::FromJson(term));
         }
+        if let Some(call) = self.call(rest.0) {
+            return Some(call);
+        }
         let mut calls = Vec::new();
         loop {
             calls.push(rest.set_config()?);
@@ -463,6 +538,52 @@ impl Statement<'_> {
             Some((call, column)) if calls.is_empty() => Step::SetConfig(call, column),
             last => Step::SetConfigs(calls.into_iter().chain(last).collect()),
         })
+    }
+}
+
+impl Statement<'_> {
+    /// A call of one of the functions, behind SELECT.
+    fn call(&self, tokens: &[Token]) -> Option<Step> {
+        let mut rest = Rest(tokens);
+        let first = rest.name()?;
+        let (schema, name) = match rest.symbol('.') {
+            true => (Some(first), rest.name()?),
+            false => (None, first),
+        };
+        let mut functions = self.2.iter();
+        let at = functions.position(|function| {
+            let is_there = function
+                .schema
+                .as_deref()
+                .is_none_or(|own| schema.is_none_or(|schema| own == schema));
+            *function.name == *name && is_there
+        })?;
+        if !rest.symbol('(') {
+            return None;
+        }
+        let mut arguments = Vec::new();
+        loop {
+            arguments.push(rest.argument()?);
+            if rest.symbol(')') {
+                break;
+            }
+            if !rest.symbol(',') {
+                return None;
+            }
+        }
+        if rest.word("as") {
+            rest.name()?;
+        }
+        if !rest.is_empty() {
+            return None;
+        }
+        let parameters = arguments.iter().map(|term| match term {
+            Term::Parameter(number) => usize::from(*number),
+            _ => 0,
+        });
+        let parameters = parameters.max().unwrap_or_default();
+        let term = arguments.into_iter().nth(self.2[at].argument - 1)?;
+        Some(Step::Call(at, term, parameters))
     }
 }
 
@@ -733,6 +854,50 @@ mod tests {
         ] {
             assert_eq!(steps(sql), [expected], "{sql}");
         }
+    }
+
+    #[test]
+    fn roles_paths_and_functions_are_read() {
+        let variables = ["role".into(), "search_path".into()];
+        let functions = [ChoosingFunction {
+            schema: None,
+            name: "pick".into(),
+            argument: 2,
+            is_local: true,
+        }];
+        let steps = |sql: &str| read_all(sql.as_bytes(), &variables, &functions, false);
+        for (sql, expected) in [
+            ("SET ROLE t_a", set(0, Scope::Session, Some("t_a"))),
+            ("set local role 'T_a'", set(0, Scope::Local, Some("T_a"))),
+            (
+                "SET SESSION ROLE NONE",
+                set(0, Scope::Session, Some("none")),
+            ),
+            ("SET role TO DEFAULT", set(0, Scope::Session, None)),
+            ("RESET ROLE", Step::Reset(0)),
+            (
+                "SET LOCAL search_path = t_a, public, '$user'",
+                set(1, Scope::Local, Some("t_a")),
+            ),
+            (
+                "SET search_path TO 't_a, public'",
+                set(1, Scope::Session, Some("t_a, public")),
+            ),
+            (
+                "SELECT public.pick($2, 'a'::uuid, 7) AS x",
+                Step::Call(0, Term::Literal("a".to_owned()), 2),
+            ),
+            ("SELECT pick(1, $1)", Step::Call(0, Term::Parameter(1), 1)),
+            ("SELECT pick(1)", Step::Unclear),
+            ("SELECT pick(1, f())", Step::Unclear),
+            ("SELECT * FROM pick(1, 'a')", Step::Unclear),
+            ("DO 'SELECT pick(1, 2)'", Step::Unclear),
+            ("SELECT role FROM picks", Step::Other),
+        ] {
+            assert_eq!(steps(sql), [expected], "{sql}");
+        }
+        let beside = "BEGIN; SET LOCAL ROLE t_a; SELECT role FROM users; COMMIT";
+        assert_eq!(steps(beside)[2], Step::Other);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod attacks;
 mod crowd;
 mod privilege;
 mod programs;
+mod ways;
 
 use crate::harness::{Running, Setup, Tenant, tenant};
 use crate::wire::{Wire, bind, column, describe, errors, execute, parse, rows, sync};

@@ -32,7 +32,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 login.id.as_str(),
                 users.join(","),
                 home.map(crate::id::PlacementName::as_str),
-                application.variables.join(","),
+                application.chooses_by().join(","),
                 tenants,
                 seen.map_or(0, |tenant| tenant.clients()),
                 seen.map_or(0, |tenant| tenant.active()),

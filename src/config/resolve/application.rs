@@ -11,15 +11,20 @@ use super::tenant::{CONSOLE, MAX_CONTEXT_VALUE};
 use super::timeouts::Layers;
 use super::{Resolver, Users};
 use crate::config::file::{
-    ActsForFile, ApplicationFile, ClientLogFile, ClientTimeoutsFile, TenantFile, ThoseFile,
+    ActsForFile, ApplicationFile, ChooseFile, ChoosingFunctionFile, ClientLogFile,
+    ClientTimeoutsFile, FunctionScope, TenantFile, ThoseFile,
 };
 use crate::config::outline::At;
 use crate::config::{
-    Application, Identify, Login, PoolKey, Pooling, Route, Secret, Tenant, TenantLimits, Tier,
+    Affixes, Application, Choices, ChoosingFunction, Identify, Login, PoolKey, Pooling, Route,
+    Secret, Tenant, TenantLimits, Tier, Way,
 };
 use crate::id::TenantId;
 
 use super::placement::Password;
+
+/// Most arguments of a function (pg_config_manual.h: FUNC_MAX_ARGS).
+const MAX_ARGUMENTS: usize = 100;
 
 /// What the value is by which an application chooses, if it is not the tenant's id.
 const ATTRIBUTES: &str = "attributes.";
@@ -98,7 +103,7 @@ impl Resolver<'_, '_> {
         users: Users,
         context: &Context<'_, '_>,
     ) -> Option<Application> {
-        let variables = self.variables(&at.key("choose"), file);
+        let choices = self.choices(&at.key("choose"), file);
         let tenants = self.acts_for(at, file, context)?;
         let clients = self.optional_count(&at.key("limits").key("clients"), file.limits.clients);
         let home = match &file.home {
@@ -116,7 +121,7 @@ impl Resolver<'_, '_> {
                 route?
             }
         };
-        let variables = variables?;
+        let (variables, choices) = choices?;
         self.same_values(&at.key("choose"), &variables, tenants.as_ref(), context);
         self.both_ways(at, file, &route, home.is_some(), context);
         let nobody = variables
@@ -158,6 +163,7 @@ impl Resolver<'_, '_> {
                 route: Arc::new(route),
             }),
             variables,
+            choices: Arc::new(choices),
             tenants,
             all_tenants,
         })
@@ -227,16 +233,15 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn variables(&mut self, at: &At<'_>, file: &ApplicationFile) -> Option<Arc<[Box<str>]>> {
-        let choose = file.choose.as_ref();
-        let Some(choose) = choose.filter(|choose| !choose.variables.is_empty()) else {
-            self.mistakes.add(
-                &at.key("variables"),
-                "is required: what the application sets",
-            );
-            return None;
-        };
-        let mut names = Vec::new();
+    /// By what it chooses, and those of the names whose value is the tenant.
+    fn choices(
+        &mut self,
+        at: &At<'_>,
+        file: &ApplicationFile,
+    ) -> Option<(Arc<[Box<str>]>, Choices)> {
+        let nothing = ChooseFile::default();
+        let choose = file.choose.as_ref().unwrap_or(&nothing);
+        let mut names: Vec<Box<str>> = Vec::new();
         for (i, name) in choose.variables.iter().enumerate() {
             let at = at.key("variables");
             let name = self.variable(&at.index(i), name)?;
@@ -245,7 +250,101 @@ impl Resolver<'_, '_> {
             }
             names.push(name);
         }
-        Some(names.into())
+        let variables: Arc<[Box<str>]> = names.clone().into();
+        let mut ways = vec![Way::Value; names.len()];
+        if let Some(role) = &choose.role {
+            ways.push(Way::Role(self.affixes(&at.key("role"), role)?));
+            names.push("role".into());
+        }
+        if let Some(schema) = &choose.search_path {
+            ways.push(Way::SearchPath(
+                self.affixes(&at.key("search_path"), schema)?,
+            ));
+            names.push("search_path".into());
+        }
+        for (name, pointer) in &choose.json {
+            let at = at.key("json");
+            let at = at.key(&**name);
+            let name = self.variable(&at, name)?;
+            if names.contains(&name) {
+                self.mistakes.add(&at, "is one of `variables`, too");
+            }
+            if !pointer.starts_with('/') {
+                let message = "must be a JSON pointer, such as /org_id";
+                self.mistakes.add(&at, message);
+            }
+            ways.push(Way::Json(pointer.as_str().into()));
+            names.push(name);
+        }
+        let functions = choose.functions.iter();
+        let functions: Option<Box<[_]>> = functions
+            .map(|(name, file)| self.function(&at.key("functions").key(&**name), name, *file))
+            .collect();
+        let functions = functions?;
+        if names.is_empty() && functions.is_empty() {
+            self.mistakes.add(
+                &at.key("variables"),
+                "is required: what the application sets (or role, search_path, json, functions)",
+            );
+            return None;
+        }
+        let choices = Choices {
+            names: names.into(),
+            ways: ways.into(),
+            functions,
+        };
+        Some((variables, choices))
+    }
+
+    /// What stands around the one `{tenant}` of a name.
+    fn affixes(&mut self, at: &At<'_>, text: &str) -> Option<Affixes> {
+        let parts = text.split_once("{tenant}");
+        let parts =
+            parts.filter(|(prefix, suffix)| !format!("{prefix}{suffix}").contains(['{', '}']));
+        if parts.is_none() {
+            let message = "must be a name with one {tenant} in it, such as tenant_{tenant}";
+            self.mistakes.add(at, message);
+        }
+        let (prefix, suffix) = parts?;
+        Some(Affixes {
+            prefix: prefix.into(),
+            suffix: suffix.into(),
+        })
+    }
+
+    fn function(
+        &mut self,
+        at: &At<'_>,
+        name: &str,
+        file: ChoosingFunctionFile,
+    ) -> Option<ChoosingFunction> {
+        let (argument, scope) = match file {
+            ChoosingFunctionFile::Argument(argument) => (argument, FunctionScope::Transaction),
+            ChoosingFunctionFile::Scoped { argument, scope } => (argument, scope),
+        };
+        let argument = self.count(at, argument, MAX_ARGUMENTS)?;
+        let is_name = |part: &str| {
+            let mut chars = part.chars();
+            chars
+                .next()
+                .is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+                && chars.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        };
+        let (schema, name) = match name.split_once('.') {
+            Some((schema, name)) => (Some(schema), name),
+            None => (None, name),
+        };
+        if !is_name(name) || !schema.is_none_or(is_name) {
+            self.mistakes
+                .add(at, "must be the name of a function, such as set_tenant");
+            return None;
+        }
+        Some(ChoosingFunction {
+            schema: schema.map(|schema| schema.to_ascii_lowercase().into()),
+            name: name.to_ascii_lowercase().into(),
+            argument,
+            is_local: scope == FunctionScope::Transaction,
+        })
     }
 
     /// The name of a variable of the application's own, in lower case.

@@ -1186,7 +1186,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 20);
+    assert_eq!(settings, 24);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
@@ -1439,6 +1439,57 @@ fn who_acts_for_all_tenants_does_so_at_a_home_by_a_variable_of_its_own() {
         assert!(
             mistakes.iter().any(|found| found.contains(mistake)),
             "{mistakes:?}"
+        );
+    }
+}
+
+#[test]
+fn an_application_chooses_by_what_has_the_tenant_in_it() {
+    let with = |choose: &str| {
+        resolve(&format!(
+            "{BASE}applications:\n  web:\n    users: {{ web: {{ password: web-secret }} }}\n    tenants: all\n    home: free\n    choose: {{ {choose} }}\n"
+        ))
+    };
+    let config = with(
+        "role: 't_{tenant}', search_path: 's_{tenant}_x', json: { Jwt.claims: /org }, functions: { App.Set: { argument: 2, scope: session } }",
+    );
+    let config = config.unwrap();
+    let web = config.applications.values().next().unwrap();
+    assert_eq!(
+        web.chooses_by(),
+        ["role", "search_path", "jwt.claims", "app.set()"]
+    );
+    assert!(web.variables.is_empty() && !web.choices.functions[0].is_local);
+    for (choose, mistake) in [
+        ("key: id", "choose.variables: is required"),
+        (
+            "role: tenant",
+            "choose.role: must be a name with one {tenant}",
+        ),
+        (
+            "role: '{tenant}{tenant}'",
+            "choose.role: must be a name with one {tenant}",
+        ),
+        (
+            "json: { work_mem: /x }",
+            "json.work_mem: must be a variable",
+        ),
+        ("json: { a.b: x }", "json.a.b: must be a JSON pointer"),
+        (
+            "variables: [a.b], json: { a.b: /x }",
+            "json.a.b: is one of `variables`",
+        ),
+        ("functions: { f: 0 }", "functions.f: must be"),
+        ("functions: { 'f(': 1 }", "functions.f(: must be the name"),
+        (
+            "functions: { f: { argument: 1, scope: forever } }",
+            "functions.f: the number of an argument",
+        ),
+    ] {
+        let mistakes = with(choose).expect_err(choose);
+        assert!(
+            mistakes.iter().any(|found| found.contains(mistake)),
+            "{choose}: {mistakes:?}"
         );
     }
 }

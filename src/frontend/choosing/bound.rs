@@ -37,6 +37,40 @@ impl Bound {
         })
     }
 
+    /// The text of an argument whose type is not known; None within is NULL. In binary, what is no text is taken for a
+    /// number or a UUID. None: it is not known.
+    pub fn argument<'t>(&'t self, term: &'t Term) -> Option<Option<Cow<'t, str>>> {
+        let Term::Parameter(number) = term else {
+            return self.text(term);
+        };
+        let (Some(bytes), true) = self.value(*number)? else {
+            return self.text(term);
+        };
+        let is_text = |text: &&str| !text.chars().any(char::is_control);
+        if let Some(text) = std::str::from_utf8(bytes).ok().filter(is_text) {
+            return Some(Some(Cow::Borrowed(text)));
+        }
+        let text = if let Ok(bytes) = <[u8; 2]>::try_from(&bytes[..]) {
+            i16::from_be_bytes(bytes).to_string()
+        } else if let Ok(bytes) = <[u8; 4]>::try_from(&bytes[..]) {
+            i32::from_be_bytes(bytes).to_string()
+        } else if let Ok(bytes) = <[u8; 8]>::try_from(&bytes[..]) {
+            i64::from_be_bytes(bytes).to_string()
+        } else {
+            let bytes = <[u8; 16]>::try_from(&bytes[..]).ok()?;
+            let hex = format!("{:032x}", u128::from_be_bytes(bytes));
+            let (a, b, c, d, e) = (
+                &hex[..8],
+                &hex[8..12],
+                &hex[12..16],
+                &hex[16..20],
+                &hex[20..],
+            );
+            format!("{a}-{b}-{c}-{d}-{e}")
+        };
+        Some(Some(Cow::Owned(text)))
+    }
+
     /// A boolean as PostgreSQL reads it (bool.c: parse_bool_with_len); NULL is false to `set_config`.
     pub fn boolean(&self, term: &Term) -> Option<bool> {
         if let Term::Parameter(number) = term
@@ -75,6 +109,17 @@ impl Bound {
 /// The types of a statement's parameters, `given` by the end of its Parse. None: they are declared
 /// to be what the statement does not take.
 pub fn types_of(step: &Step, given: &[u8]) -> Option<Vec<u32>> {
+    if let Step::Call(_, _, parameters) = step {
+        let (count, given) = given.split_first_chunk::<2>()?;
+        let declared = given.chunks_exact(4);
+        let declared = declared.filter_map(|oid| oid.try_into().ok().map(u32::from_be_bytes));
+        let mut types: Vec<u32> = declared.collect();
+        types.resize(
+            (*parameters).max(usize::from(u16::from_be_bytes(*count))),
+            0,
+        );
+        return Some(types);
+    }
     let mut types = Vec::new();
     let mut note = |term: &Term, oid: u32| {
         if let Term::Parameter(number) = term {

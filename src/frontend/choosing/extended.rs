@@ -5,8 +5,8 @@ use super::local::Mode;
 use super::model::Event;
 use super::say::Said;
 use super::{
-    Around, Choosing, MAX_KEPT, MAX_KEPT_BYTES, Portal, Verdict, aborted, answered,
-    is_always_local, is_exit, no_statement, too_much, unclear,
+    Around, Choosing, MAX_KEPT, MAX_KEPT_BYTES, Portal, Verdict, aborted, answered, is_exit,
+    no_statement, too_much, unclear,
 };
 use crate::backend::context::is_reported;
 use crate::error::Result;
@@ -29,8 +29,16 @@ impl Choosing {
 
     /// Whether its Parse, Describe and Close are the proxy's to answer.
     fn is_known(&self, step: &Step) -> bool {
-        is_always_local(step)
-            || matches!(step, Step::SetConfigs(_) | Step::FromJson(_))
+        self.is_always_local(step)
+            || matches!(
+                step,
+                Step::Set(_)
+                    | Step::Reset(_)
+                    | Step::SetConfig(..)
+                    | Step::SetConfigs(_)
+                    | Step::FromJson(_)
+                    | Step::Call(..)
+            )
             || (self.served.is_none() && self.may_hold(step))
     }
 
@@ -100,14 +108,20 @@ impl Choosing {
         if self.is_aborted() && !is_exit(&step) {
             return Err(aborted());
         }
-        let is_local = is_always_local(&step) || (self.served.is_none() && self.may_hold(&step));
+        let is_local =
+            self.is_always_local(&step) || (self.served.is_none() && self.may_hold(&step));
         let event = match self.is_known(&step) {
             true => {
                 let types = bound::types_of(&step, types).ok_or_else(unclear)?;
                 let bound = bound(rest, types.len(), name)?;
                 let event = self.event(&step, &bound)?;
                 // A call that sets something else is a statement like any other.
-                let is_ours = !matches!(&step, Step::SetConfig(..)) || event != Event::Nothing;
+                let is_ours = match &step {
+                    Step::SetConfig(call, _) => {
+                        event != Event::Nothing && self.is_local_call(call, &bound)
+                    }
+                    _ => true,
+                };
                 if is_local && is_ours {
                     let local = Portal::Local {
                         step,
@@ -125,7 +139,8 @@ impl Choosing {
         };
         if let Event::Choose { value, .. } = &event {
             self.check(value.as_ref())?;
-            if value.is_none() {
+            // Where a tenant is served, its variable is not reset.
+            if value.is_none() && self.served.as_ref().is_some_and(Option::is_some) {
                 return Err(unclear());
             }
             // It is served for the tenant that it chooses.
@@ -167,7 +182,9 @@ impl Choosing {
                     return Verdict::Passes;
                 };
                 let step = self.step_of(text, around);
-                let types = bound::types_of(&step, types).filter(|_| self.is_known(&step));
+                // What a function takes and returns, its server knows.
+                let is_told = self.is_known(&step) && !matches!(step, Step::Call(..));
+                let types = bound::types_of(&step, types).filter(|_| is_told);
                 let Some(types) = types else {
                     return Verdict::Passes;
                 };
@@ -192,7 +209,7 @@ impl Choosing {
             Step::SetConfig(_, column) => vec![column],
             Step::SetConfigs(calls) => calls.iter().map(|(_, column)| &**column).collect(),
             Step::FromJson(_) => vec!["set_config"],
-            Step::Show(variable) => vec![&self.variables[*variable]],
+            Step::Show(variable) => vec![&self.choices.names[*variable]],
             _ => return said.no_data(),
         };
         said.row_description(&names, formats);

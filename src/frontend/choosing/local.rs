@@ -3,9 +3,10 @@
 use super::bound::Bound;
 use super::model::{Block, Event, Value};
 use super::say::Said;
-use super::{Choosing, aborted, has_parameters, is_exit, unclear, value_of};
+use super::{Choosing, aborted, has_parameters, is_exit, unclear};
+use crate::config::Way;
 use crate::error::{Error, Kind, Result};
-use crate::sql::choice::{Scope, Step};
+use crate::sql::choice::{SetConfig, Step};
 use crate::sql::quoted;
 
 impl Choosing {
@@ -23,10 +24,14 @@ impl Choosing {
         if self.served.is_none() && self.may_hold(step) {
             return self.hold(step, said).map(|()| true);
         }
+        if step.may_choose() && *step != Step::Unclear && !self.is_always_local(step) {
+            return Ok(false);
+        }
         match step {
             Step::Set(chosen) => {
-                let value = value_of(chosen.value.as_deref());
-                let is_local = chosen.scope == Scope::Local;
+                let Event::Choose { value, is_local } = self.set(chosen)? else {
+                    return Ok(false);
+                };
                 self.choose(value, is_local)?;
                 let is_in_block = match mode {
                     Mode::Query => self.model.block() != Block::None,
@@ -49,23 +54,38 @@ impl Choosing {
                 let Event::Choose { value, is_local } = self.chosen_by([call], bound)? else {
                     return Ok(false);
                 };
-                self.choose(value.clone(), is_local)?;
+                if !self.is_local_call(call, bound) {
+                    return Ok(false);
+                }
+                let told = bound.text(&call.value).flatten().unwrap_or_default();
+                self.choose(value, is_local)?;
                 self.has_queried = true;
-                let value = value.as_deref().unwrap_or_default();
-                mode.say_row(column, value, "SELECT 1", said);
+                mode.say_row(column, &told, "SELECT 1", said);
             }
             Step::Show(variable) => {
-                let name = self.variables[*variable].to_string();
-                let Some(value) = self.model.current() else {
-                    let message = format!("unrecognized configuration parameter \"{name}\"");
-                    return Err(Error::new(Kind::UndefinedObject, message));
+                let name = self.choices.names[*variable].to_string();
+                let value = match (&self.choices.ways[*variable], self.model.current()) {
+                    (Way::SearchPath(_) | Way::Json(_), _) => return Ok(false),
+                    (Way::Value, Some(value)) => value.to_string(),
+                    (Way::Role(affixes), Some(value)) => affixes.around(value),
+                    (Way::Role(_), None) => "none".to_owned(),
+                    (Way::Value, None) => {
+                        let message = format!("unrecognized configuration parameter \"{name}\"");
+                        return Err(Error::new(Kind::UndefinedObject, message));
+                    }
                 };
-                mode.say_row(&name, value, "SHOW", said);
+                mode.say_row(&name, &value, "SHOW", said);
             }
             Step::Unclear => return Err(unclear()),
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// Whether the proxy carries a call out that chooses.
+    pub(super) fn is_local_call(&self, call: &SetConfig, bound: &Bound) -> bool {
+        let name = bound.text(&call.name).flatten().unwrap_or_default();
+        self.way(&name).is_none_or(Way::is_local)
     }
 
     pub(super) fn choose(&mut self, value: Option<Value>, is_local: bool) -> Result<()> {

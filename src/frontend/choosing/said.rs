@@ -5,9 +5,10 @@ use super::local::Mode;
 use super::model::{Block, Event, Value};
 use super::say::Said;
 use super::{
-    Around, BLOCKS_IN_PIPELINES, Choosing, Portal, Verdict, aborted, answered, is_always_local,
-    is_control, is_exit, pairs_of, unclear, value_of,
+    Around, BLOCKS_IN_PIPELINES, Choosing, Portal, Verdict, aborted, answered, is_control, is_exit,
+    pairs_of, unclear,
 };
+use crate::config::{Choices, Way};
 use crate::error::{Error, Kind, Result};
 use crate::protocol::frame::{FrontendTag, HEADER, split_cstr};
 use crate::sql::choice;
@@ -91,12 +92,38 @@ impl Choosing {
         let finds = |word: &[u8]| finds(text, word);
         let last = |name: &'_ str| name.rfind('.').map_or(0, |dot| dot + 1);
         // With Unicode escapes it may be written in any way.
+        let Choices {
+            names, functions, ..
+        } = &*self.choices;
         finds(b"set_config")
             || finds(b"u&\"")
-            || self
-                .variables
+            || names
                 .iter()
                 .any(|name| finds(&name.as_bytes()[last(name)..]))
+            || functions
+                .iter()
+                .any(|function| finds(function.name.as_bytes()))
+    }
+
+    /// Whether the proxy answers it wherever the transaction is.
+    pub(super) fn is_always_local(&self, step: &Step) -> bool {
+        match step {
+            Step::Set(Chosen { variable, .. }) | Step::Reset(variable) | Step::Show(variable) => {
+                self.choices.ways[*variable].is_local()
+            }
+            Step::SetConfig(call, _) => match &call.name {
+                Term::Literal(name) => self.way(name).is_none_or(Way::is_local),
+                _ => true,
+            },
+            _ => false,
+        }
+    }
+
+    /// What the value of a parameter says. None: nothing of the tenant.
+    pub(super) fn way(&self, name: &str) -> Option<&Way> {
+        let mut names = self.choices.names.iter();
+        let at = names.position(|own| own.eq_ignore_ascii_case(name))?;
+        self.choices.ways.get(at)
     }
 
     /// Whether it matters to what a text chooses whether backslashes are escapes.
@@ -105,7 +132,10 @@ impl Choosing {
     }
 
     pub(super) fn read(&self, text: &[u8], backslashes: bool) -> Vec<Step> {
-        choice::read(text, &self.variables, backslashes)
+        let Choices {
+            names, functions, ..
+        } = &*self.choices;
+        choice::read_all(text, names, functions, backslashes)
     }
 
     /// Deals with a message, of which `frame` is the whole.
@@ -225,7 +255,7 @@ impl Choosing {
             if steps.len() > 1 {
                 self.enter();
             }
-            let may_answer = self.served.is_none() || is_always_local(step);
+            let may_answer = self.served.is_none() || self.is_always_local(step);
             let run = match may_answer {
                 true => self.run(step, &Bound::default(), Mode::Query, &mut said),
                 false => Ok(false),
@@ -293,8 +323,13 @@ impl Choosing {
             }
             let runs = matches!(
                 step,
-                Step::Other | Step::SetConfigs(_) | Step::FromJson(_) | Step::Prepare
+                Step::Other
+                    | Step::SetConfigs(_)
+                    | Step::FromJson(_)
+                    | Step::Call(..)
+                    | Step::Prepare
             );
+            let runs = runs || (step.may_choose() && !self.is_always_local(step));
             if runs || matches!(step, Step::ResetAll | Step::Deallocate(_)) {
                 if ahead.has_failed() && self.served.is_none() {
                     return Err(aborted());
@@ -332,10 +367,14 @@ impl Choosing {
             Step::Savepoint(name) => Event::Savepoint(name.clone()),
             Step::Release(name) => Event::Release(name.clone()),
             Step::RollbackTo(name) => Event::RollbackTo(name.clone()),
-            Step::Set(Chosen { scope, value, .. }) => Event::Choose {
-                value: value_of(value.as_deref()),
-                is_local: *scope == Scope::Local,
-            },
+            Step::Set(chosen) => self.set(chosen)?,
+            Step::Call(at, term, _) => {
+                let value = bound.argument(term).ok_or_else(unclear)?;
+                Event::Choose {
+                    value: value.filter(|value| !value.is_empty()).map(Value::from),
+                    is_local: self.choices.functions[*at].is_local,
+                }
+            }
             Step::Reset(_) => Event::Choose {
                 value: None,
                 is_local: false,
@@ -354,6 +393,15 @@ impl Choosing {
         })
     }
 
+    /// What SET chooses.
+    pub(super) fn set(&self, chosen: &Chosen) -> Result<Event> {
+        let way = &self.choices.ways[chosen.variable];
+        Ok(Event::Choose {
+            value: way.chosen(chosen.value.as_deref())?,
+            is_local: chosen.scope == Scope::Local,
+        })
+    }
+
     /// What calls of `set_config` choose together.
     pub(super) fn chosen_by<'s>(
         &self,
@@ -363,13 +411,12 @@ impl Choosing {
         let mut event = Event::Nothing;
         for call in calls {
             let name = bound.text(&call.name).ok_or_else(unclear)?;
-            let name = name.unwrap_or_default().to_ascii_lowercase();
-            if !self.variables.iter().any(|own| **own == *name) {
+            let Some(way) = self.way(&name.unwrap_or_default()) else {
                 continue;
-            }
+            };
             let value = bound.text(&call.value).ok_or_else(unclear)?;
             let is_local = bound.boolean(&call.is_local).ok_or_else(unclear)?;
-            let value = value_of(value.as_deref());
+            let value = way.chosen_by_text(value.as_deref())?;
             if matches!(&event, Event::Choose { value: before, .. } if *before != value) {
                 return Err(self.another());
             }

@@ -31,7 +31,7 @@ pub fn returned(
             continue;
         };
         let tokens: Vec<_> = statement.iter().map(|(token, _)| token.clone()).collect();
-        let step = Statement(&tokens, variables).step();
+        let step = Statement(&tokens, variables, &[]).step();
         if let Some(spelled) = returns.spelled(&step) {
             changed.push_str(&text[copied..first.start]);
             changed.push_str(&spelled);
