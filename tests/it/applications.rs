@@ -3,6 +3,8 @@
 mod attacks;
 mod crowd;
 mod privilege;
+mod drivers;
+mod places;
 mod programs;
 mod ways;
 
