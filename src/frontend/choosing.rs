@@ -211,8 +211,7 @@ impl Choosing {
     /// tenant's state.
     pub fn place(&self) -> Result<Place> {
         if self.barred {
-            let message = "no tenant is chosen: the last choice was refused";
-            return Err(Error::new(Kind::InsufficientPrivilege, message).with_hint(HOW));
+            return Err(barred());
         }
         let config = self.app.config();
         let gone = crate::app::moved;
@@ -526,6 +525,11 @@ fn too_much() -> Error {
 fn unclear() -> Error {
     let message = "pgtenant cannot tell which tenant this statement chooses";
     Error::new(Kind::FeatureNotSupported, message).with_hint(HOW)
+}
+
+fn barred() -> Error {
+    let message = "no tenant is chosen: the last choice was refused";
+    Error::new(Kind::InsufficientPrivilege, message).with_hint(HOW)
 }
 
 fn aborted() -> Error {

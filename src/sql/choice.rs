@@ -225,7 +225,19 @@ fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is
             }
             _ => false,
         };
-        if *step == Step::Other && (is_hidden || statement.iter().any(may_set)) {
+        // What asks for the value by its name sets nothing.
+        let asks = |at: usize| match statement.get(at.wrapping_sub(2)..=at) {
+            Some([function, open, Token::Text(name)]) => {
+                function.is_word("current_setting")
+                    && open.is_symbol('(')
+                    && variables.iter().any(|own| own.eq_ignore_ascii_case(name))
+            }
+            _ => false,
+        };
+        let mut tokens = statement.iter().enumerate();
+        if *step == Step::Other
+            && (is_hidden || tokens.any(|(at, token)| may_set(token) && !asks(at)))
+        {
             *step = Step::Unclear;
         }
     }
@@ -910,6 +922,27 @@ mod tests {
             Step::Commit { chain: false },
         ];
         assert_eq!(steps(several), expected);
+        // What asks for the value only is not unclear.
+        for (asks, expected) in [
+            ("current_setting('app.tenant_id')", Step::Other),
+            (
+                "x, pg_catalog.current_setting('App.Tenant_ID', true)",
+                Step::Other,
+            ),
+            (
+                "current_setting('app.tenant_id'), f('app.tenant_id')",
+                Step::Unclear,
+            ),
+            ("f('app.tenant_id')", Step::Unclear),
+            ("current_setting(f('app.tenant_id'))", Step::Unclear),
+            (
+                "set_config(current_setting('app.tenant_id'), 'b', true)",
+                Step::Unclear,
+            ),
+        ] {
+            let text = format!("SET app.tenant_id = 'a'; SELECT {asks}");
+            assert_eq!(steps(&text)[1], expected, "{asks}");
+        }
         let smuggled = "SET app.tenant_id = 'a'; SELECT f(set_config('app.tenant_id', 'b', true))";
         assert_eq!(steps(smuggled)[1], Step::Unclear);
         let smuggled = "SET app.tenant_id = 'a'; DO $$ BEGIN PERFORM 1; END $$";

@@ -6,6 +6,7 @@ mod privilege;
 mod drivers;
 mod places;
 mod programs;
+mod tiers;
 mod ways;
 
 use crate::harness::{Running, Setup, Tenant, tenant};

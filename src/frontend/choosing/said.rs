@@ -5,8 +5,8 @@ use super::local::Mode;
 use super::model::{Block, Event, Value};
 use super::say::Said;
 use super::{
-    Around, BLOCKS_IN_PIPELINES, Choosing, Portal, Verdict, aborted, answered, is_control, is_exit,
-    pairs_of, unclear,
+    Around, BLOCKS_IN_PIPELINES, Choosing, Portal, Verdict, aborted, answered, barred, is_control,
+    is_exit, pairs_of, unclear,
 };
 use crate::config::{Choices, Way};
 use crate::error::{Error, Kind, Result};
@@ -231,13 +231,34 @@ impl Choosing {
 
     /// Whether what needs a place may be sent to the server that has the transaction.
     pub(super) fn may_serve(&self) -> Result<()> {
-        if self.is_aborted() && self.served.is_none() {
-            return Err(aborted());
+        let is_elsewhere = match &self.served {
+            Some(served) => served.as_ref() != self.model.current(),
+            None => true,
+        };
+        match self.is_aborted() {
+            true if is_elsewhere => Err(aborted()),
+            // The server says so.
+            true => Ok(()),
+            false if self.served.is_some() && is_elsewhere => {
+                self.check_bar().and(Err(self.another()))
+            }
+            false => self.check_bar(),
         }
-        match &self.served {
-            Some(served) if served.as_ref() != self.model.current() => Err(self.another()),
-            _ => Ok(()),
+    }
+
+    /// After a choice that was refused nothing is served, also where the transaction or the server
+    /// connection of the one before is still there.
+    fn check_bar(&self) -> Result<()> {
+        match self.barred {
+            true => Err(barred()),
+            false => Ok(()),
         }
+    }
+
+    /// Whether PostgreSQL runs nothing of a text, because the transaction has failed.
+    fn passes_over_text(&self, steps: &[Step]) -> bool {
+        let first = steps.first().filter(|first| **first != Step::Unclear);
+        self.is_aborted() && first.is_some_and(|first| !is_exit(first))
     }
 
     pub(super) fn query(&mut self, text: &[u8], around: &mut Around<'_>) -> Result<Verdict> {
@@ -271,10 +292,15 @@ impl Choosing {
             if let Some(before) = before {
                 *self = before;
             }
-            let passed = self.pass(&steps);
-            // A choice that was refused in it bars the client as any other.
-            self.barred |= passed.is_err() && steps.iter().any(Step::may_choose);
-            return passed.map(|()| Verdict::Passes);
+            return match self.pass(&steps) {
+                Ok(()) => Ok(Verdict::Passes),
+                Err(_) if self.passes_over_text(&steps) => Err(aborted()),
+                Err(error) => {
+                    // A choice that was refused in it bars the client as any other.
+                    self.barred |= steps.iter().any(Step::may_choose);
+                    Err(error)
+                }
+            };
         }
         self.model.end_implicit();
         around.statements.query();
@@ -297,20 +323,17 @@ impl Choosing {
     fn pass(&mut self, steps: &[Step]) -> Result<()> {
         if self.is_aborted() && self.served.is_none() {
             // The server would have to be brought to the same failure first.
-            return Err(match is_exit(&steps[0]) {
-                true => Error::new(
-                    Kind::FeatureNotSupported,
-                    "a transaction that failed before it was served ends by a statement alone",
-                )
-                .with_hint("Send ROLLBACK as a statement of its own."),
-                false => aborted(),
-            });
+            let message =
+                "a transaction that failed before it was served ends by a statement alone";
+            return Err(Error::new(Kind::FeatureNotSupported, message)
+                .with_hint("Send ROLLBACK as a statement of its own."));
         }
         let mut ahead = self.model.clone();
         ahead.begin_implicit();
         let mut events = Vec::new();
         let mut target = self.served.clone();
         let mut chosen: Vec<Option<Value>> = Vec::new();
+        let mut needs_place = false;
         for step in steps {
             let event = self.event(step, &Bound::default())?;
             if let Event::Choose { value, .. } = &event {
@@ -334,6 +357,7 @@ impl Choosing {
                 if ahead.has_failed() && self.served.is_none() {
                     return Err(aborted());
                 }
+                needs_place = true;
                 let current = ahead.current().cloned();
                 if *target.get_or_insert_with(|| current.clone()) != current {
                     return Err(self.another());
@@ -350,6 +374,8 @@ impl Choosing {
         }
         if !chosen.is_empty() {
             self.barred = false;
+        } else if needs_place && !self.passes_over_text(steps) {
+            self.check_bar()?;
         }
         self.enter();
         self.pending.extend(events);

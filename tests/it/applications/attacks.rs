@@ -421,3 +421,145 @@ async fn what_ends_a_copy_finds_the_transaction_as_it_is_then() {
         assert_eq!(wire.column(BODIES).await, tenant("t00").bodies());
     }
 }
+
+/// What is sent behind a Sync, in one write with what was before it, is of another transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_a_sync_at_once_is_for_whom_it_is_then() {
+    let proxy = setup(WEB).start().await;
+    let local = "SELECT set_config('app.tenant_id', $1, true)";
+    let json = "select set_config(el->>0, el->>1, true) from json_array_elements($1::json) el";
+    let pair = r#"[["app.tenant_id","t00"]]"#;
+    let bodies = tenant("t00").bodies();
+    for (sql, value) in [(local, "t00"), (json, pair)] {
+        let first = [extended(sql, &[Some(value)]), extended(BODIES, &[]), sync()].concat();
+        for next in [query(BODIES), [extended(BODIES, &[]), sync()].concat()] {
+            let mut wire = log_in(&proxy, None).await;
+            wire.send(&[first.clone(), next.clone(), next].concat())
+                .await;
+            let frames = wire.until_ready().await;
+            assert!(rows(&frames).ends_with(&bodies), "{sql}");
+            for _ in 0..2 {
+                assert_eq!(rows(&wire.until_ready().await), [""; 0], "{sql}");
+            }
+        }
+    }
+    // A choice that was refused bars what comes behind it, also if that waits for the replies because
+    // it might choose.
+    let asks = "SELECT body, current_setting('app.tenant_id') FROM items";
+    for refused in ["nobody", "b0"] {
+        for next in [
+            query(BODIES),
+            query(asks),
+            [extended(BODIES, &[]), sync()].concat(),
+            [extended(asks, &[]), sync()].concat(),
+        ] {
+            let mut wire = log_in(&proxy, None).await;
+            wire.query("SET app.tenant_id = 't00'").await;
+            let first = [
+                extended(BODIES, &[]),
+                extended(local, &[Some(refused)]),
+                sync(),
+            ];
+            wire.send(&[first.concat(), next.clone(), next].concat())
+                .await;
+            assert_eq!(errors(&wire.until_ready().await).len(), 1, "{refused}");
+            for _ in 0..2 {
+                let frames = wire.until_ready().await;
+                assert_eq!(rows(&frames), [""; 0], "{refused}");
+                assert_eq!(errors(&frames), ["42501"], "{refused}");
+            }
+            assert_eq!(state(&mut wire, BODIES).await, "42501");
+        }
+    }
+}
+
+/// What a pipeline says behind a choice that was refused is passed over, and leaves nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_choice_in_a_pipeline_leaves_nothing_behind() {
+    let proxy = setup(WEB).start().await;
+    let local = "SELECT set_config('app.tenant_id', $1, true)";
+    let by_name = "SELECT set_config($1, $2, $3)";
+    let values = [Some("app.tenant_id"), Some("t00"), Some("true")];
+    for behind in [
+        Vec::new(),
+        extended(local, &[Some("t00")]),
+        extended(by_name, &values),
+        extended("SET app.tenant_id = 't00'", &[]),
+        extended("BEGIN", &[]),
+        extended("ROLLBACK", &[]),
+        extended("SHOW app.tenant_id", &[]),
+        [extended(local, &[Some("b0")]), extended(BODIES, &[])].concat(),
+    ] {
+        for begins in [false, true] {
+            let mut wire = log_in(&proxy, None).await;
+            if begins {
+                wire.query("BEGIN").await;
+            }
+            wire.query("SET app.tenant_id = 't00'").await;
+            let refused = [extended(BODIES, &[]), extended(local, &[Some("b0")])].concat();
+            wire.send(&[refused, behind.clone(), sync()].concat()).await;
+            assert_eq!(errors(&wire.until_ready().await).len(), 1);
+            if begins {
+                assert_eq!(status(&mut wire, "COMMIT").await, 'I');
+            }
+            assert_eq!(state(&mut wire, BODIES).await, "42501");
+            assert_eq!(state(&mut wire, "SET app.tenant_id = 'b0'").await, "");
+            let frames = wire.query(BODIES).await;
+            assert_eq!(rows(&frames), tenant("b0").bodies());
+        }
+    }
+}
+
+/// A choice that was refused bars what follows, also where the server connection or the transaction of
+/// the tenant that was chosen before is still there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_choice_bars_what_is_served_already() {
+    let proxy = setup(WEB).start().await;
+    for by_messages in [false, true] {
+        let look = match by_messages {
+            true => [extended(BODIES, &[]), sync()].concat(),
+            false => query(BODIES),
+        };
+        let mut wire = log_in(&proxy, None).await;
+        wire.query("SET app.tenant_id = 'd0'").await;
+        wire.query("CREATE TEMP TABLE kept (a int)").await;
+        for (refused, code) in [("d1", "25001"), ("nobody", "42501")] {
+            let set = format!("SET app.tenant_id = '{refused}'");
+            for begins in [false, true] {
+                assert_eq!(state(&mut wire, &set).await, code);
+                if begins {
+                    wire.query("BEGIN").await;
+                }
+                wire.send(&look).await;
+                assert_eq!(errors(&wire.until_ready().await), ["42501"], "{refused}");
+                wire.query("ROLLBACK").await;
+            }
+        }
+        assert_eq!(state(&mut wire, "SET app.tenant_id = 'd0'").await, "");
+        assert_eq!(wire.column(BODIES).await, tenant("d0").bodies());
+
+        let mut wire = log_in(&proxy, None).await;
+        for sql in [
+            "BEGIN",
+            "SET LOCAL app.tenant_id = 't00'",
+            BODIES,
+            "SAVEPOINT s",
+        ] {
+            assert_eq!(state(&mut wire, sql).await, "");
+        }
+        for (refused, code) in [("t01", "25001"), ("nobody", "42501")] {
+            let set = format!("SET LOCAL app.tenant_id = '{refused}'");
+            assert_eq!(state(&mut wire, &set).await, code);
+            assert_eq!(state(&mut wire, "ROLLBACK TO s").await, "");
+            wire.send(&look).await;
+            assert_eq!(errors(&wire.until_ready().await), ["42501"], "{refused}");
+            assert_eq!(state(&mut wire, "ROLLBACK TO s").await, "");
+        }
+        assert_eq!(
+            state(&mut wire, "SET LOCAL app.tenant_id = 't00'").await,
+            ""
+        );
+        assert_eq!(wire.column(BODIES).await, tenant("t00").bodies());
+        assert_eq!(status(&mut wire, "COMMIT").await, 'I');
+    }
+}
