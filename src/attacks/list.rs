@@ -11,6 +11,8 @@
 //! | `secret`, `number`, `planted` | B's canaries, and A's |
 //! | `b_role`, `b_schema`, `b_database`, `b_user` | where they are not A's, too |
 //! | `setter` | a function of the database that sets the variable |
+//! | `acting`, `application` | the user and the database of an application that may act for A alone |
+//! | `choice`, `a_id`, `b_id` | the variable by which it chooses, and what it calls A and B |
 //! | `sjis` | a character of Shift-JIS that ends in a backslash |
 
 use super::Category::{Direct, Door, Hidden, Neighbours, Residue};
@@ -353,6 +355,99 @@ pub const ATTACKS: &[Attack] = &[
     attack(Door, "login as B", "B's session with A's password", Read, One, &[
         Scene(&[LogIn(&[("user", "{b_user}")]), Query(A, "{loot}"), Query(A, "SELECT secret FROM {name}")]),
         Scene(&[LogIn(&[("database", "{b_database}")]), Query(A, "SELECT secret FROM {name}")]),
+    ]),
+    attack(Door, "application", "B's rows by the login of an application that may act for A only", Read, One, &[
+        Scene(&[LogIn(&[("user", "{acting}"), ("database", "{application}")]), Query(A, "SET {choice} = '{b_id}'"), Query(A, "{loot}")]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "BEGIN"), Query(A, "SET LOCAL {choice} TO $${b_id}$$"), Query(A, "{loot}"), Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"), Query(A, "{loot}"),
+            Query(A, "SELECT set_config('{choice}', '{b_id}', false)"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Bound(A, "SELECT set_config($1, $2, false)", &["{choice}", "{b_id}"]), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Bound(A, "select set_config(el->>0, el->>1, false) from json_array_elements($1::json) el", &["[[\"{choice}\",\"{b_id}\"]]"]),
+            Query(A, "{loot}"),
+        ]),
+        Scene(&[LogIn(&[("user", "{acting}"), ("database", "{application}"), ("{choice}", "{b_id}")]), Query(A, "{loot}")]),
+        Scene(&[LogIn(&[("user", "{acting}"), ("database", "{application}"), ("options", "-c {choice}={b_id}")]), Query(A, "{loot}")]),
+    ]),
+    attack(Door, "application's second choice", "the same by a choice of B that is hidden behind one of A", Read, One, &[
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'; {loot}; SET {choice} = '{b_id}'; {loot}"),
+            Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "BEGIN; SET LOCAL {choice} = '{a_id}'; {loot}"),
+            Query(A, "SELECT set_config('a.b', '', true), set_config('{choice}', '{b_id}', true)"),
+            Query(A, "{loot}"), Query(A, "ROLLBACK"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'; DO $$ BEGIN PERFORM set_config('{choice}', '{b_id}', false); END $$; {loot}"),
+            Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'; SELECT E'a' --\n'b\\', ' ; SET {choice} = $${b_id}$$; {loot}; --'"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET client_encoding = 'SJIS'"), Query(A, "SET {choice} = '{a_id}'"),
+            Query(A, "SELECT E'{sjis}', set_config('{choice}', '{b_id}', false)"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET standard_conforming_strings = off"), Query(A, "SET {choice} = '{a_id}'"),
+            Query(A, "SELECT 'x\\'', set_config('{choice}', '{b_id}', false), 'y\\''"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Prepare(A, "chooses", "SELECT set_config('{choice}', '{b_id}', false)"), Run(A, "chooses"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Prepare(A, "chooses", "SELECT set_config('{choice}', '{b_id}', false)"), Query(A, "EXECUTE chooses; {loot}"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Query(A, "PREPARE chooses AS SELECT set_config('{choice}', $1, false)"), Query(A, "EXECUTE chooses('{b_id}')"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Query(A, "SELECT U&\"set\\005fconfig\"('{choice}', '{b_id}', false)"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Query(A, "WITH x AS MATERIALIZED (SELECT set_config('{choice}', '{b_id}', false)) SELECT * FROM x"), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "SET {choice} = '{a_id}'"),
+            Call(A, SET_CONFIG, &["{choice}", "{b_id}", "f"]), Query(A, "{loot}"),
+        ]),
+        Scene(&[
+            LogIn(&[("user", "{acting}"), ("database", "{application}")]),
+            Query(A, "BEGIN; SET LOCAL {choice} = '{a_id}'; {loot}"),
+            Call(A, QUERY_TO_XML, &["SELECT set_config('{choice}', '{b_id}', false)", "t", "t", ""]),
+            Query(A, "{loot}"), Query(A, "ROLLBACK"),
+        ]),
     ]),
 
     attack(Residue, "variables left", "what B kept in variables of its own", Read, One, &[

@@ -9,7 +9,7 @@ use super::Words;
 use super::made::{Made, Result, Thing, describe, literal, quoted};
 use super::session::Way;
 use crate::config::guests::random_word;
-use crate::config::{Route, SEALED_VARIABLE};
+use crate::config::{Config, Route, SEALED_VARIABLE};
 
 /// The table of both, or of each.
 const TABLE: &str = "canaries";
@@ -110,6 +110,25 @@ impl Stage {
                 .await?;
         }
         Ok(stage)
+    }
+
+    /// The words of an application that may act for A alone: of its login, by what it chooses, and
+    /// what it calls A and B.
+    pub fn let_act(&mut self, config: &Config, names: &[String; 2]) {
+        let Some((id, application)) = config.applications.first_key_value() else {
+            return;
+        };
+        let variable = application.variables.first();
+        let variable = variable.map(|name| &**name).unwrap_or_default();
+        for (word, value) in [
+            ("application", id.as_str()),
+            ("acting", id.as_str()),
+            ("choice", variable),
+            ("a_id", &names[0]),
+            ("b_id", &names[1]),
+        ] {
+            self.words.set(word, value);
+        }
     }
 
     /// Whether B's rows are as they were. Whatever changed, of A's too, is put right again.

@@ -10,7 +10,8 @@ use rand::distr::Alphanumeric;
 use sha2::{Digest, Sha256};
 
 use super::file::{
-    By, ConfigFile, CredentialFile, IdentifyFile, ListenFile, PlacementFile, TenantFile,
+    ActsForFile, ApplicationFile, By, ChooseFile, ConfigFile, CredentialFile, IdentifyFile,
+    ListenFile, PlacementFile, TenantFile,
 };
 use super::units::{Count, Period};
 use super::{Config, Mistake, Secret, Tier, resolve};
@@ -32,6 +33,10 @@ pub struct Guests {
 
 /// The user of a guest.
 pub const USER: &str = "app";
+/// An application that may act for the first guest alone, and its user, who has that one's password.
+pub const APPLICATION: &str = "selftest_application";
+/// By which it chooses, where the placement's context has no variable that is the tenant's id.
+const CHOICE: &str = "selftest.tenant";
 /// How long a guest waits for a server connection, in seconds.
 const CHECKOUT: u64 = 2;
 
@@ -77,6 +82,9 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
             make_room(placement, guests);
         }
     }
+    let context = file.placements.iter().flatten().next();
+    let context = context.and_then(|(_, placement)| placement.as_ref());
+    let application = application(context, guests);
     let ids: Vec<&str> = others.iter().map(|(name, _)| &**name).collect();
     let names = guests.marks.clone().map(|mark| like(&ids, &mark));
     let all = names.iter().zip(&guests.marks).zip(&guests.passwords);
@@ -85,7 +93,34 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
         (name.clone(), Some(tenant))
     });
     file.tenants = Some(tenants.collect());
+    let acts_for = ActsForFile::List(vec![names[0].clone()]);
+    let application = ApplicationFile {
+        tenants: Some(acts_for),
+        ..application
+    };
+    file.applications = Some(IndexMap::from([(
+        APPLICATION.to_owned(),
+        Some(application),
+    )]));
     names
+}
+
+fn application(placement: Option<&PlacementFile>, guests: &Guests) -> ApplicationFile {
+    let context = placement.into_iter().flat_map(|own| own.context.iter());
+    let is_id = |(name, value): (&String, &String)| (value == "{tenant}").then(|| name.clone());
+    let variable = context.into_iter().find_map(is_id);
+    let credential = CredentialFile {
+        password: Some(guests.passwords[0].clone()),
+        scram: None,
+    };
+    ApplicationFile {
+        users: IndexMap::from([(APPLICATION.to_owned(), credential)]),
+        choose: Some(ChooseFile {
+            variables: vec![variable.unwrap_or_else(|| CHOICE.to_owned())],
+            key: None,
+        }),
+        ..ApplicationFile::default()
+    }
 }
 
 fn make_room(placement: &mut PlacementFile, guests: &Guests) {

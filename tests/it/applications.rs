@@ -2,9 +2,9 @@
 
 mod attacks;
 mod crowd;
-mod privilege;
 mod drivers;
 mod places;
+mod privilege;
 mod programs;
 mod tiers;
 mod ways;

@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 use self::weak::{Weak, weak};
 use crate::harness::{Running, SECRET, cluster};
+use crate::wire::Wire;
 
 /// The columns of the table, by placement.
 const COLUMNS: [&str; 7] = [
@@ -190,9 +191,10 @@ impl Played {
         let (config, names) = world.config(placement, 1);
         let routes = World::routes(&config, &names);
         let mut made = Made::on(config.servers[0].clone());
-        let stage = world
+        let mut stage = world
             .stage(&mut made, placement, &routes, ways[0].clone())
             .await;
+        stage.let_act(&config, &names);
         let several = proxies.pop().expect("two");
         let one = proxies.pop().expect("two");
         Self {
@@ -223,6 +225,26 @@ impl Played {
             let works = play::honest_work(&self.stage).await;
             assert_eq!(works, Ok(()), "{}", self.placement);
         }
+    }
+
+    /// The application of the attacks does its work for A.
+    async fn assert_application_works(&self) {
+        let fill = |text: &str| {
+            let filled = self.stage.words.fill(text).expect("words");
+            String::from_utf8(filled).expect("text")
+        };
+        let mut wire = Wire::tcp(self.one.address).await;
+        let pairs = [
+            ("user", &*fill("{acting}")),
+            ("database", &*fill("{application}")),
+        ];
+        let logged_in = wire.log_in(&pairs, "of a").await;
+        logged_in.unwrap_or_else(|error| panic!("{}: {error}", self.placement));
+        wire.query(&fill("SET {choice} = '{a_id}'")).await;
+        let seen = wire.column(&fill("SELECT secret FROM {table}")).await;
+        let planted = |row: &String| row.starts_with(&self.stage.planted);
+        let is_own = !seen.is_empty() && seen.iter().all(planted);
+        assert!(is_own, "{}: {seen:?}", self.placement);
     }
 
     /// Nothing of it is left.
@@ -308,6 +330,7 @@ async fn every_tier_and_posture_holds_what_the_documentation_says() {
     for placement in COLUMNS {
         let mut played = Played::start(&world, placement).await;
         played.assert_honest().await;
+        played.assert_application_works().await;
         for (attack, row) in ATTACKS.iter().zip(&mut verdicts) {
             row.push(played.play(attack).await);
         }

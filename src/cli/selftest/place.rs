@@ -74,6 +74,7 @@ async fn play_in(path: &Path, made: &mut Made, report: &mut Report) -> Result<()
         setter: false,
     };
     let mut stage = Stage::make(made, cast).await?;
+    stage.let_act(&one.proxy.app().config(), &one.names);
     play::honest_work(&stage)
         .await
         .map_err(|why| format!("honest work does not do: {why}"))?;
@@ -120,7 +121,8 @@ fn guests(place: &Place) -> Guests {
 struct Served {
     routes: [Arc<Route>; 2],
     ways: [Way; 2],
-    _proxy: Proxy,
+    names: [String; 2],
+    proxy: Proxy,
 }
 
 impl Served {
@@ -156,7 +158,8 @@ impl Served {
         Ok(Self {
             routes,
             ways,
-            _proxy: proxy,
+            names,
+            proxy,
         })
     }
 }

@@ -67,6 +67,10 @@ impl Choosing {
     pub fn hear_long(&mut self, tag: FrontendTag, start: &[u8], around: &Around<'_>) -> Result<()> {
         match tag {
             FrontendTag::QUERY | FrontendTag::FUNCTION_CALL => {
+                let body = start.get(HEADER..).unwrap_or_default();
+                if tag == FrontendTag::FUNCTION_CALL && !calls_large_object(body) {
+                    return Err(unclear());
+                }
                 self.may_serve()?;
                 self.enter();
             }
@@ -195,6 +199,9 @@ impl Choosing {
                 Ok(answered(Said::default()))
             }
             FrontendTag::FUNCTION_CALL => {
+                if !calls_large_object(body) {
+                    return Err(unclear());
+                }
                 self.may_serve()?;
                 self.pending.clear();
                 Ok(Verdict::Passes)
@@ -360,7 +367,10 @@ impl Choosing {
                 needs_place = true;
                 let current = ahead.current().cloned();
                 if *target.get_or_insert_with(|| current.clone()) != current {
-                    return Err(self.another());
+                    return Err(match self.barred && chosen.iter().all(Option::is_none) {
+                        true => barred(),
+                        false => self.another(),
+                    });
                 }
             }
             events.push(event);
@@ -479,4 +489,14 @@ pub fn text_of<'f>(tag: FrontendTag, frame: &'f [u8], around: &'f Around<'_>) ->
         }
         _ => None,
     }
+}
+
+/// Whether a FunctionCall is of those that drivers make: they handle large objects by it (libpq's
+/// fe-lobj.c; oids of pg_proc.dat). Any other function could set a variable.
+fn calls_large_object(body: &[u8]) -> bool {
+    const FUNCTIONS: [u32; 14] = [
+        715, 764, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172,
+    ];
+    let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
+    oid.is_some_and(|oid| FUNCTIONS.contains(&oid))
 }

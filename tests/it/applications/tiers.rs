@@ -347,6 +347,8 @@ impl Model {
             }
             Op::DiscardAll | Op::ResetAll | Op::Discard(_) => {
                 if let Err(code) = self.serve() {
+                    // They choose nobody, and that is refused.
+                    self.is_barred |= !matches!(op, Op::Discard(_));
                     return Said::Error(code);
                 }
                 if *op == Op::DiscardAll && self.is_explicit() {
@@ -433,7 +435,8 @@ fn op(rng: &mut StdRng, model: &Model) -> Op {
         87..91 => Op::Divide,
         91..93 if model.values.now.is_some() => Op::Show,
         93 => Op::DiscardAll,
-        94 => Op::ResetAll,
+        // In a transaction, a sealed one loses its tenant by it.
+        94 if model.open.is_none() => Op::ResetAll,
         95 => Op::Discard(["PLANS", "TEMP"].choose(rng).expect("one")),
         // A sealed transaction loses its tenant by it.
         96 if model.open.is_none() => Op::Discard("SEQUENCES"),
@@ -462,10 +465,14 @@ fn step(rng: &mut StdRng, model: &Model, members: &[&Member]) -> Step {
             if let Op::Begin(text) = op {
                 *text = "BEGIN";
             }
-            // Where it is passed over behind an error, what it would have set is not known, and the
-            // session keeps its server connection for it.
+        }
+        // Where it is refused or passed over behind an error, what it would have set is not known, and
+        // the session keeps its server connection for it.
+        let may_fail = ops.len() > 1 || model.open.is_some() || model.served.is_some();
+        for op in &mut ops {
             if let Op::Choose { form, .. } = op
                 && *form % 4 == 1
+                && may_fail
             {
                 *form += 1;
             }

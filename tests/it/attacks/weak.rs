@@ -62,6 +62,7 @@ pub fn weak(attack: &Attack) -> &'static [Weak] {
         "function with SET" => &[Weak::MaySet],
         "alter role" | "alter database" => &[Weak::OpenedForNobody],
         "spoil the role" | "startup parameters" => &[Weak::Stock, Weak::Trusting],
+        "application" | "application's second choice" => &[Weak::Stock],
         "login as B" => &[Weak::SamePassword, Weak::OpenDatabases],
         "forged seal" => &[Weak::Trusting],
         "plans left" => &[Weak::Folded],
@@ -209,6 +210,17 @@ impl Weak {
             .stage(made, placement, &routes, self.ways(&config, &routes))
             .await;
         stage.turns = self.turns(&routes);
+        // An application that nobody holds to its tenants.
+        let (name, _) = routes[0].context.first().cloned().unwrap_or_default();
+        for (word, value) in [
+            ("acting", &routes[0].pool.login.user),
+            ("application", &routes[0].pool.database),
+            ("choice", &name),
+            ("a_id", &names[0]),
+            ("b_id", &names[1]),
+        ] {
+            stage.words.set(word, &**value);
+        }
         for (word, route) in ["a_role", "b_role"].into_iter().zip(&routes) {
             stage.words.set(word, &*route.pool.login.user);
         }

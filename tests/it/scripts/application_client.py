@@ -9,7 +9,9 @@ from urllib.parse import urlparse
 
 import asyncpg
 import django
+import pg8000.dbapi
 import psycopg
+import psycopg2
 import sqlalchemy as sa
 from django.conf import settings
 from sqlalchemy.orm import Session
@@ -51,6 +53,44 @@ def with_psycopg():
             cursor.execute("SET LOCAL app.tenant_id TO %s", (name,))
             assert [row[0] for row in cursor.execute(SELECT)] == bodies, name
             conn.commit()
+
+
+def with_psycopg2():
+    with psycopg2.connect(dsn) as conn, conn.cursor() as cursor:
+        for name, bodies in requests():
+            cursor.execute("SELECT set_config('app.tenant_id', %s, true)", (name,))
+            cursor.execute(SELECT)
+            assert [row[0] for row in cursor.fetchall()] == bodies, name
+            conn.commit()
+    conn.close()
+    # Rails' around_action, as its adapter says it: SET before, RESET after, in autocommit.
+    conn = psycopg2.connect(dsn)
+    conn.autocommit = True
+    with conn.cursor() as cursor:
+        for name, bodies in requests():
+            cursor.execute("SET SESSION app.tenant_id = %s", (name,))
+            cursor.execute(SELECT)
+            assert [row[0] for row in cursor.fetchall()] == bodies, name
+            cursor.execute("RESET app.tenant_id")
+            cursor.execute(SELECT)
+            assert cursor.fetchall() == []
+    conn.close()
+
+
+def with_pg8000():
+    url = urlparse(dsn)
+    conn = pg8000.dbapi.connect(
+        user=url.username, password=url.password, host=url.hostname, port=url.port, database=url.path[1:]
+    )
+    cursor = conn.cursor()
+    for name, bodies in requests():
+        cursor.execute("SELECT set_config('app.tenant_id', %s, true)", (name,))
+        cursor.execute(SELECT)
+        assert [row[0] for row in cursor.fetchall()] == bodies, name
+        cursor.execute("SELECT body FROM items WHERE id = %s", (1,))
+        assert [row[0] for row in cursor.fetchall()] == bodies[:1], name
+        conn.commit()
+    conn.close()
 
 
 def with_sqlalchemy():
@@ -133,6 +173,8 @@ async def with_asyncpg():
 
 
 with_psycopg()
+with_psycopg2()
+with_pg8000()
 with_sqlalchemy()
 with_django()
 asyncio.run(with_asyncpg())
