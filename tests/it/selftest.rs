@@ -62,7 +62,7 @@ async fn it_tells_what_escapes_and_which_tables_show_rows_to_whoever_has_none() 
     world.run("plain", sql).await;
     let (code, report) = report(&world, "plain", &[]).await;
     assert_eq!(code, Some(1), "{report:#}");
-    assert_eq!(verdict(&report, "set"), "\"escaped\"");
+    assert_eq!(verdict(&report, "put together"), "\"escaped\"");
     assert_eq!(verdict(&report, "read"), "\"held\"");
     assert_eq!(report["leaking_tables"], serde_json::json!(["public.bad"]));
     let notices = report["notices"].to_string();

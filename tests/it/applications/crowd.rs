@@ -30,6 +30,9 @@ const SIZES: Sizes = Sizes {
     movers: 3,
 };
 const LOCAL: &str = "SELECT set_config('app.tenant_id', $1, true)";
+/// A row if somebody is chosen.
+const WHO: &str =
+    "SELECT 'nobody' WHERE coalesce(current_setting('app.tenant_id', true), '') <> ''";
 const CANCELED: &str = "57014";
 
 /// What a client may be told instead of its rows: the server is away, full, starting or stopping, or
@@ -73,23 +76,64 @@ fn number(name: &str, usual: u64) -> u64 {
     value.map_or(usual, |text| text.parse().expect("a number"))
 }
 
+/// A choice for the transaction, in one of its forms.
+fn local_choice(name: &str, rng: &mut StdRng) -> Vec<u8> {
+    match rng.random_range(0..3) {
+        0 => query(&format!("SET LOCAL app.tenant_id = '{name}'")),
+        1 => query(&format!(
+            "SELECT set_config('app.tenant_id', '{name}', true)"
+        )),
+        _ => [extended(LOCAL, &[Some(name)]), sync()].concat(),
+    }
+}
+
+/// A request in which something fails.
+fn failing(name: &str, own: Expected, local: (Vec<u8>, Expected), rng: &mut StdRng) -> Asked {
+    use Expected::{Done, Error};
+    let say = |sql: &str, expected: Expected| (query(sql), expected);
+    let begin = say("BEGIN", Done);
+    match rng.random_range(0..4) {
+        0 => vec![
+            begin,
+            local,
+            say("SAVEPOINT s", Done),
+            say("SELECT 1/0", Error("22012")),
+            say("ROLLBACK TO s", Done),
+            say(BODIES, own),
+            say("ROLLBACK", Done),
+        ],
+        1 => vec![
+            begin,
+            local,
+            say("SELECT nonsense FROM nowhere", Error("42P01")),
+            say(BODIES, Error("25P02")),
+            say("COMMIT", Done),
+        ],
+        // A session's choice that its transaction takes back.
+        2 => vec![
+            begin,
+            say(&format!("SET app.tenant_id = '{name}'"), Done),
+            say(BODIES, own),
+            say("SELECT 1/0", Error("22012")),
+            say("COMMIT", Done),
+        ],
+        _ => vec![
+            begin,
+            say("SET LOCAL app.tenant_id = 'nobody'", Error("42501")),
+            say(BODIES, Error("25P02")),
+            say("ROLLBACK", Done),
+            say("RESET app.tenant_id", Done),
+        ],
+    }
+}
+
 /// One request, as an application makes it, and a look at what is chosen after it.
 fn request(member: &Member, rng: &mut StdRng) -> Asked {
-    use Expected::{Done, Error, Nobody, Rows};
+    use Expected::{Done, Nobody, Rows};
     let name = &member.name;
     let own = Rows(member.bodies.clone());
     let say = |sql: &str, expected: Expected| (query(sql), expected);
-    let local = [
-        say(&format!("SET LOCAL app.tenant_id = '{name}'"), Done),
-        say(
-            &format!("SELECT set_config('app.tenant_id', '{name}', true)"),
-            Done,
-        ),
-        ([extended(LOCAL, &[Some(name)]), sync()].concat(), Done),
-    ]
-    .choose(rng)
-    .expect("one")
-    .clone();
+    let local = (local_choice(name, rng), Done);
     let begin = say("BEGIN", Done);
     let id = rng.random_range(1000..i32::MAX);
     let body = format!("{name} new {id}");
@@ -123,49 +167,17 @@ fn request(member: &Member, rng: &mut StdRng) -> Asked {
             ),
             say("COMMIT", Done),
         ],
-        4 => vec![
-            begin,
-            local,
-            say("SAVEPOINT s", Done),
-            say("SELECT 1/0", Error("22012")),
-            say("ROLLBACK TO s", Done),
-            say(BODIES, own),
-            say("ROLLBACK", Done),
-        ],
-        5 => vec![
-            begin,
-            local,
-            say("SELECT nonsense FROM nowhere", Error("42P01")),
-            say(BODIES, Error("25P02")),
-            say("COMMIT", Done),
-        ],
-        6 => vec![
+        8 => vec![
             begin,
             local,
             say(&insert, Rows(vec![body])),
             say(["COMMIT", "ROLLBACK"].choose(rng).expect("one"), Done),
         ],
-        // A session's choice that its transaction takes back.
-        7 => vec![
-            begin,
-            say(&format!("SET app.tenant_id = '{name}'"), Done),
-            say(BODIES, own),
-            say("SELECT 1/0", Error("22012")),
-            say("COMMIT", Done),
-        ],
-        8 => vec![
-            begin,
-            say("SET LOCAL app.tenant_id = 'nobody'", Error("42501")),
-            say(BODIES, Error("25P02")),
-            say("ROLLBACK", Done),
-            say("RESET app.tenant_id", Done),
-        ],
+        4..=7 => failing(name, own, local, rng),
         _ => vec![begin, local, say(BODIES, own), say("COMMIT", Done)],
     };
-    asked.push((
-        query(&format!("{BODIES}; SELECT 'nobody' WHERE coalesce(current_setting('app.tenant_id', true), '') <> ''")),
-        Nobody,
-    ));
+    let look = format!("{BODIES}; {WHO}");
+    asked.push((query(&look), Nobody));
     asked
 }
 

@@ -283,35 +283,12 @@ impl Model {
             return Said::Error(ABORTED);
         }
         match op {
-            Op::Begin(_) => self.begin(true),
-            Op::Commit => self.end(true),
-            Op::Rollback => self.end(false),
-            Op::Savepoint(_) | Op::RollbackTo(_) | Op::Release(_) if !self.is_explicit() => {
-                // A server says so.
-                return Said::Error(match self.is_barred && self.served.is_none() {
-                    true => DENIED,
-                    false => NO_TRANSACTION,
-                });
-            }
-            Op::Savepoint(name) => {
-                let values = self.values;
-                self.savepoints().push((*name, values));
-            }
-            Op::RollbackTo(name) | Op::Release(name) => {
-                let savepoints = self.savepoints();
-                let Some(at) = savepoints.iter().rposition(|(own, _)| own == name) else {
-                    return Said::Error(NO_SAVEPOINT);
-                };
-                if matches!(op, Op::Release(_)) {
-                    savepoints.truncate(at);
-                    return Said::Done;
-                }
-                savepoints.truncate(at + 1);
-                self.values = savepoints[at].1;
-                if let Some(open) = &mut self.open {
-                    open.has_failed = false;
-                }
-            }
+            Op::Begin(_)
+            | Op::Commit
+            | Op::Rollback
+            | Op::Savepoint(_)
+            | Op::RollbackTo(_)
+            | Op::Release(_) => return self.control(op),
             Op::Choose { who, local, .. } => {
                 let said = self.choose(*who, *local);
                 if said == Said::Done
@@ -361,6 +338,43 @@ impl Model {
                     (self.has_named, self.has_sql) = (false, false);
                 }
             }
+        }
+        Said::Done
+    }
+
+    /// What begins or ends a transaction or a savepoint.
+    fn control(&mut self, op: &Op) -> Said {
+        match op {
+            Op::Begin(_) => self.begin(true),
+            Op::Commit => self.end(true),
+            Op::Rollback => self.end(false),
+            Op::Savepoint(_) | Op::RollbackTo(_) | Op::Release(_) if !self.is_explicit() => {
+                // A server says so.
+                return Said::Error(match self.is_barred && self.served.is_none() {
+                    true => DENIED,
+                    false => NO_TRANSACTION,
+                });
+            }
+            Op::Savepoint(name) => {
+                let values = self.values;
+                self.savepoints().push((*name, values));
+            }
+            Op::RollbackTo(name) | Op::Release(name) => {
+                let savepoints = self.savepoints();
+                let Some(at) = savepoints.iter().rposition(|(own, _)| own == name) else {
+                    return Said::Error(NO_SAVEPOINT);
+                };
+                if matches!(op, Op::Release(_)) {
+                    savepoints.truncate(at);
+                    return Said::Done;
+                }
+                savepoints.truncate(at + 1);
+                self.values = savepoints[at].1;
+                if let Some(open) = &mut self.open {
+                    open.has_failed = false;
+                }
+            }
+            _ => {}
         }
         Said::Done
     }
