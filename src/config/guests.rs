@@ -118,6 +118,7 @@ fn application(placement: Option<&PlacementFile>, guests: &Guests) -> Applicatio
         choose: Some(ChooseFile {
             variables: vec![variable.unwrap_or_else(|| CHOICE.to_owned())],
             key: None,
+            ..ChooseFile::default()
         }),
         ..ApplicationFile::default()
     }
