@@ -28,6 +28,7 @@ use crate::id::{PlacementName, ServerName, TenantId};
 use crate::metrics::ProxyMetrics;
 use crate::places::{self, Place, Places};
 use crate::protocol::startup::{CancelKey, Secret};
+use crate::tenant::level::Level;
 use crate::tenant::meter::Meter;
 use crate::tenant::state::TenantState;
 use crate::timer;
@@ -63,6 +64,8 @@ pub struct App {
     placements: DashMap<PlacementName, Arc<PlacementState>, FxBuildHasher>,
     /// Clients that wait for a server connection.
     waiting: AtomicUsize,
+    /// Server connections in use, where that is limited.
+    active: Arc<Level>,
     /// What all clients have used of the rates of the whole proxy.
     pub meter: Arc<Meter>,
     /// Clients that are logged in, by the secret of what they cancel with.
@@ -117,6 +120,7 @@ impl App {
             tenants: DashMap::default(),
             placements: DashMap::default(),
             waiting: AtomicUsize::new(0),
+            active: Arc::default(),
             meter: Arc::default(),
             clients: DashSet::default(),
             next_client: AtomicU64::new(1),
@@ -170,7 +174,7 @@ impl App {
     pub fn pool(&self, route: &Route) -> Result<Arc<Pool>> {
         let instances = self.instances.load();
         let instance = instances.get(&route.pool.server).ok_or_else(moved)?;
-        Ok(instance.pool(&route.pool, route.placement.pool))
+        Ok(instance.pool(&route.pool, route.pool_limits()))
     }
 
     /// Where a client of `tenant` on `instance` is to be served: with the tenant's others, at the home of the instance, or
@@ -309,6 +313,7 @@ impl App {
         }
         for tenant in &self.tenants {
             if let Some(known) = new.login(tenant.key().as_str()) {
+                tenant.set_levels(self.levels_of(&new, known));
                 tenant.set_limits(known.limits);
                 tenant.set_slow(known.slow);
                 tenant.set_timeouts(known.own_timeouts);
@@ -353,7 +358,9 @@ impl App {
             return state.clone();
         }
         let state = TenantState::new(id.clone());
-        if let Some(tenant) = self.config.load().login(id.as_str()) {
+        let config = self.config();
+        if let Some(tenant) = config.login(id.as_str()) {
+            state.set_levels(self.levels_of(&config, tenant));
             state.set_limits(tenant.limits);
             state.set_slow(tenant.slow);
             state.set_timeouts(tenant.own_timeouts);

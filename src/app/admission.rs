@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::{App, moved};
 use crate::backend::instance::Instance;
-use crate::config::Route;
+use crate::config::{Config, Route, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::id::PlacementName;
+use crate::tenant::level::Level;
 use crate::tenant::meter::Meter;
 use crate::tenant::state::TenantState;
 
@@ -16,6 +17,8 @@ use crate::tenant::state::TenantState;
 pub(super) struct PlacementState {
     clients: AtomicUsize,
     waiting: AtomicUsize,
+    /// Server connections that its tenants have in use, where that is limited.
+    active: Arc<Level>,
     /// What all its clients have used of its rates.
     pub meter: Arc<Meter>,
 }
@@ -146,6 +149,21 @@ impl App {
             return known.clone();
         }
         self.placements.entry(name.clone()).or_default().clone()
+    }
+
+    /// The levels whose `limits.active` hold for a tenant, beside its own.
+    pub(super) fn levels_of(&self, config: &Config, tenant: &Tenant) -> Vec<Arc<Level>> {
+        let placement = &tenant.route.placement;
+        let of_placement = placement.max_active.map(|limit| {
+            let level = self.placement_state(&placement.name).active.clone();
+            level.set_limit(Some(limit));
+            level
+        });
+        let of_proxy = config.limits.active.map(|limit| {
+            self.active.set_limit(Some(limit));
+            self.active.clone()
+        });
+        of_placement.into_iter().chain(of_proxy).collect()
     }
 
     /// What all clients of a placement have used of its rates.

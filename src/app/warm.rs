@@ -19,7 +19,7 @@ impl App {
         let config = self.config();
         let routes = config.tenants.values().map(|tenant| &tenant.route);
         let mut wanted = routes
-            .filter(|route| route.placement.pool.min > 0 && !route.has_connections_of_their_own())
+            .filter(|route| route.pool_limits().min > 0 && !route.has_connections_of_their_own())
             .peekable();
         if wanted.peek().is_none() {
             return Vec::new();

@@ -26,6 +26,7 @@ use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::id::TenantId;
 use crate::metrics::InstanceMetrics;
+use crate::tenant::level::{Level, Turns};
 use crate::tenant::meter::Meter;
 use crate::tenant::state::TenantState;
 use crate::timer;
@@ -165,7 +166,9 @@ impl Instance {
         instance.meter.set(instance.server().rates);
         let watched = Arc::downgrade(&instance);
         instance.workers.spawn(home, sweep(watched.clone()));
-        instance.workers.spawn(home, watch_name(watched));
+        instance.workers.spawn(home, watch_name(watched.clone()));
+        let turns = instance.queue().turns().clone();
+        instance.workers.spawn(home, take_turns(watched, turns));
         instance
     }
 
@@ -436,6 +439,19 @@ async fn sweep(instance: Weak<Instance>) {
             Some(instance) => instance.sweep(),
             None => return,
         }
+    }
+}
+
+/// Serves who waits when a level that was full has room again: a connection of it came back elsewhere.
+async fn take_turns(instance: Weak<Instance>, turns: Arc<Turns>) {
+    loop {
+        turns.wait().await;
+        let levels = turns.take();
+        let Some(instance) = instance.upgrade() else {
+            levels.iter().for_each(Level::end_turn);
+            return;
+        };
+        instance.queue().take_turns(levels);
     }
 }
 

@@ -32,6 +32,7 @@ use crate::backend::instance::Pool;
 use crate::config::PoolLimits;
 use crate::error::{Error, Kind};
 use crate::id::TenantId;
+use crate::tenant::level::{Asking, Level, Turns};
 use crate::tenant::state::TenantState;
 use crate::workers::WorkerId;
 
@@ -243,6 +244,9 @@ pub struct Queue {
     used: u64,
     /// What it took to connect lately.
     price: Duration,
+    /// Its turns at levels that were full, and whether it has one just now.
+    turns: Arc<Turns>,
+    in_turn: bool,
 }
 
 impl Queue {
@@ -255,6 +259,8 @@ impl Queue {
             ring: VecDeque::new(),
             used: 0,
             price: Duration::ZERO,
+            turns: Arc::default(),
+            in_turn: false,
         }
     }
 
@@ -340,13 +346,11 @@ impl Queue {
         worker: WorkerId,
     ) -> Option<Granted> {
         let behind_its_own = self.pools.get(&pool)?.waiting.contains_key(&tenant.id);
-        if behind_its_own || !tenant.may_activate() {
+        if behind_its_own || !self.may_activate(pool, tenant) {
             return None;
         }
         let found = self.find(pool, tenant, worker, Share::Usual)?;
-        let granted = self.take(pool, found)?;
-        self.activate(tenant);
-        Some(granted)
+        self.take_for(pool, tenant, found)
     }
 
     /// A connection or room for one from the pool's reserve, for a tenant that holds none, if none came back to the pool for
@@ -359,23 +363,72 @@ impl Queue {
         patience: Duration,
     ) -> Option<Granted> {
         let last_back = self.pools.get(&pool)?.last_back;
-        if tenant.active() > 0 || last_back.elapsed() < patience || !tenant.may_activate() {
+        let has_waited = tenant.active() == 0 && last_back.elapsed() >= patience;
+        if !has_waited || !self.may_activate(pool, tenant) {
             return None;
         }
         let found = self.find(pool, tenant, worker, Share::Reserve)?;
-        let granted = self.take(pool, found)?;
-        self.activate(tenant);
-        Some(granted)
+        self.take_for(pool, tenant, found)
     }
 
-    fn activate(&mut self, tenant: &TenantState) {
-        tenant.activate();
-        self.active += 1;
+    /// Takes what was found, counted as the tenant's. None: it is there no more, or a level of the tenant has become full.
+    fn take_for(&mut self, pool: u64, tenant: &TenantState, found: Found) -> Option<Granted> {
+        if !self.activate(pool, tenant) {
+            return None;
+        }
+        let granted = self.take(pool, found);
+        if granted.is_none() {
+            self.count_out(tenant);
+        }
+        granted
     }
 
+    fn asking(&self, pool: u64) -> Asking<'_> {
+        let state = self.pools.get(&pool);
+        Asking {
+            turns: &self.turns,
+            in_turn: self.in_turn,
+            reserve: state.map_or(0, |state| state.pool.limits().reserve),
+        }
+    }
+
+    fn may_activate(&self, pool: u64, tenant: &TenantState) -> bool {
+        tenant.may_activate() && (!tenant.has_levels() || tenant.levels_let_in(&self.asking(pool)))
+    }
+
+    fn activate(&mut self, pool: u64, tenant: &TenantState) -> bool {
+        let may = tenant.activate(&self.asking(pool));
+        self.active += usize::from(may);
+        may
+    }
+
+    /// Counts out what was not used after all.
     fn count_out(&mut self, tenant: &TenantState) {
-        tenant.deactivate();
+        tenant.deactivate(None);
         self.active -= 1;
+    }
+
+    /// Counts out what a client gave back. Returns the levels at which it is this instance's [turn](Self::take_turn).
+    fn count_back(&mut self, tenant: &TenantState) -> Vec<Arc<Level>> {
+        self.active -= 1;
+        tenant.deactivate(Some(&self.turns))
+    }
+
+    /// Where the turns of this instance are told.
+    pub fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// Takes the turns at levels that were full before.
+    pub fn take_turns(&mut self, levels: Vec<Arc<Level>>) {
+        for level in levels {
+            if level.begin_turn(&self.turns) {
+                self.in_turn = true;
+                self.dispatch_all();
+                self.in_turn = false;
+            }
+            level.end_turn();
+        }
     }
 
     /// Clients of a tenant that wait in a pool.
@@ -510,10 +563,23 @@ impl Queue {
         &mut self,
         pool: u64,
         tenant: &TenantState,
+        connection: Box<ServerConnection>,
+        now: Instant,
+    ) -> Option<Box<ServerConnection>> {
+        let turns = self.count_back(tenant);
+        let surplus = self.pass_on(pool, tenant, connection, now);
+        self.take_turns(turns);
+        surplus
+    }
+
+    /// Gives what came back to who is next, or keeps it.
+    fn pass_on(
+        &mut self,
+        pool: u64,
+        tenant: &TenantState,
         mut connection: Box<ServerConnection>,
         now: Instant,
     ) -> Option<Box<ServerConnection>> {
-        self.count_out(tenant);
         connection.idle_since = now;
         let place_turn = self.place_turn();
         let budget_is_used_up = self.total >= self.limit;
@@ -735,8 +801,9 @@ impl Queue {
 
     /// Counts the server connection of a lease that ends without giving it back.
     pub fn deactivate(&mut self, tenant: &TenantState) {
-        self.count_out(tenant);
+        let turns = self.count_back(tenant);
         self.dispatch(None);
+        self.take_turns(turns);
     }
 
     /// Takes out idle connections that `unwanted` names; they still count until
@@ -828,11 +895,16 @@ impl Queue {
         let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
             return Served::Blocked;
         };
-        let (pool, tenant) = (*pool, tenant.clone());
-        let Some(granted) = self.take(pool, found) else {
+        let (pool, id) = (*pool, tenant.clone());
+        let line = self.pools.get(&pool).and_then(|p| p.waiting.get(&id));
+        let Some(tenant) = line.and_then(|line| line.waiters.get(at)) else {
             return Served::Blocked;
         };
-        match self.hand_over(pool, &tenant, at, granted) {
+        let tenant = tenant.tenant.clone();
+        let Some(granted) = self.take_for(pool, &tenant, found) else {
+            return Served::Blocked;
+        };
+        match self.hand_over(pool, &id, at, granted) {
             None => {
                 self.end_turn(position);
                 Served::Granted
@@ -840,6 +912,7 @@ impl Queue {
             // It left in this very moment.
             Some(granted) => {
                 self.take_back(pool, granted);
+                self.count_out(&tenant);
                 Served::Gone
             }
         }
@@ -857,7 +930,7 @@ impl Queue {
         let Some((at, waiter)) = line.and_then(|line| line.next(near)) else {
             return Next::Nobody;
         };
-        if !waiter.tenant.may_activate() {
+        if !self.may_activate(*pool, &waiter.tenant) {
             return Next::Blocked;
         }
         match self.find(*pool, &waiter.tenant, waiter.worker, Share::Usual) {
@@ -912,12 +985,7 @@ impl Queue {
         let Some(waiter) = line.and_then(|line| line.waiters.remove(at)) else {
             return Some(granted);
         };
-        self.activate(&waiter.tenant);
-        let undelivered = waiter.sender.send(granted).err();
-        if undelivered.is_some() {
-            self.count_out(&waiter.tenant);
-        }
-        undelivered
+        waiter.sender.send(granted).err()
     }
 
     /// Takes back what was not used.
@@ -938,6 +1006,12 @@ impl Queue {
                 }
             }
         }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.turns.close();
     }
 }
 

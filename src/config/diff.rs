@@ -136,6 +136,7 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
             || before.reuse != placement.reuse
             || before.tolerate != placement.tolerate
             || before.max_clients != placement.max_clients
+            || before.max_active != placement.max_active
             || before.max_waiting != placement.max_waiting
             || before.rates != placement.rates
         {
@@ -174,7 +175,7 @@ fn tenant_changes(old: &Tenant, new: &Tenant, diff: &mut Diff) {
     if old.users != new.users {
         diff.tenants_users_changed.push(new.id.clone());
     }
-    if old.limits != new.limits {
+    if old.limits != new.limits || old.route.pool_min != new.route.pool_min {
         diff.tenants_limits_changed.push(new.id.clone());
     }
 }

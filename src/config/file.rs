@@ -211,6 +211,8 @@ pub struct LimitsFile {
     pub console: Count,
     /// Clients of one tenant, where its own `limits` say nothing. Default: with several tenants three quarters of `clients`.
     pub tenant: Option<Count>,
+    /// Server connections in use at once, of all servers together. Default: no limit.
+    pub active: Option<Count>,
     /// Clients that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
     /// Statements per second of all clients together, as a number or with a burst. Default: no limit.
@@ -226,6 +228,7 @@ impl Default for LimitsFile {
             logins: None,
             console: Count(10),
             tenant: None,
+            active: None,
             waiting: None,
             statements_per_second: None,
             bytes_per_second: None,
@@ -582,6 +585,8 @@ impl Default for PoolFile {
 pub struct PlacementLimitsFile {
     /// Clients of all its tenants together. Default: no limit.
     pub clients: Option<Count>,
+    /// Server connections that they use at once, of all its pools together. Default: no limit.
+    pub active: Option<Count>,
     /// Those of them that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
     /// Savepoints that one transaction may have at once; 0: no limit. Default: 1000, and none in tier instance.
@@ -603,6 +608,7 @@ impl Default for PlacementLimitsFile {
     fn default() -> Self {
         Self {
             clients: None,
+            active: None,
             waiting: None,
             savepoints: None,
             objects: None,
@@ -627,6 +633,7 @@ pub struct TenantFile {
     /// Who may log in. Required.
     pub users: IndexMap<String, CredentialFile>,
     pub limits: TenantLimitsFile,
+    pub pool: TenantPoolFile,
     /// Where tenants wait for server connections, server time is shared out by their weights. From 1 to 1000. Default: the placement's.
     pub weight: Option<Count>,
     pub timeouts: ClientTimeoutsFile,
@@ -731,6 +738,14 @@ pub enum FunctionScope {
 pub struct ApplicationLimitsFile {
     /// Clients at once. Default: no limit but that of the proxy.
     pub clients: Option<Count>,
+}
+
+/// `tenants.*.pool`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct TenantPoolFile {
+    /// Server connections that its pool has at least, where it has one of its own. Default: the placement's.
+    pub min: Option<Count>,
 }
 
 /// `tenants.*.limits`.

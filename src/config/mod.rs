@@ -511,6 +511,8 @@ pub struct Placement {
     pub tolerate: BTreeSet<String>,
     /// Most clients of all tenants of this placement together.
     pub max_clients: Option<usize>,
+    /// Most server connections that they use at once, in all its pools together.
+    pub max_active: Option<usize>,
     /// Most of them that wait for a server connection at once.
     pub max_waiting: Option<usize>,
     /// Of all clients of this placement together.
@@ -665,6 +667,8 @@ pub struct ClientLimits {
     pub logins: usize,
     /// Of the console.
     pub console: usize,
+    /// Most server connections that all tenants use at once.
+    pub active: Option<usize>,
     /// Of all tenants, waiting for a server connection.
     pub waiting: Option<usize>,
 }
@@ -739,6 +743,8 @@ impl fmt::Debug for ScramVerifier {
 pub struct Route {
     pub placement: Arc<Placement>,
     pub pool: PoolKey,
+    /// Connections that its pool has at least, if not those of the placement: where nobody else is of the pool.
+    pub pool_min: Option<usize>,
     /// The tenant's schema, for `SHOW TENANTS` and errors; it acts through `pool.startup` or
     /// `context`.
     pub schema: Option<String>,
@@ -752,6 +758,15 @@ pub struct Route {
 impl Route {
     pub fn posture(&self) -> Posture {
         self.placement.posture
+    }
+
+    /// How many connections its pool has.
+    pub fn pool_limits(&self) -> PoolLimits {
+        let of_placement = self.placement.pool;
+        PoolLimits {
+            min: self.pool_min.unwrap_or(of_placement.min),
+            ..of_placement
+        }
     }
 
     /// What a variable is set to that is not the client's to set; the sealed one is never the same.

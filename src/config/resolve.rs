@@ -43,6 +43,10 @@ const MAX_WORKERS: usize = 1024;
 /// PostgreSQL's own bound on `max_connections` (`MAX_BACKENDS` in postmaster.h).
 const MAX_CONNECTIONS: usize = 262_143;
 
+/// Why `pool.min` is a mistake there.
+const NO_MINIMUM: &str =
+    "has no effect in session pooling without pool.reuse: connections are made for each client";
+
 /// More often is a load on the servers.
 const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -250,10 +254,10 @@ impl Resolver<'_, '_> {
         servers: &IndexMap<ServerName, Arc<Server>>,
     ) {
         let routes = tenants.values().map(|tenant| &tenant.route);
-        let keeping = routes.filter(|route| route.placement.pool.min > 0);
+        let keeping = routes.filter(|route| route.pool_limits().min > 0);
         let pools: HashMap<_, _> = keeping
             .filter(|route| !route.has_connections_of_their_own())
-            .map(|route| (&route.pool, route.placement.pool.min))
+            .map(|route| (&route.pool, route.pool_limits().min))
             .collect();
         for (name, server) in servers {
             let own = pools.iter().filter(|(pool, _)| pool.server == *name);
@@ -448,6 +452,7 @@ impl Resolver<'_, '_> {
     fn client_limits(&mut self, at: &At<'_>, file: &LimitsFile) -> Option<ClientLimits> {
         let clients = self.count(&at.key("clients"), file.clients, MAX_CLIENTS);
         let console = self.count(&at.key("console"), file.console, MAX_CLIENTS);
+        let active = self.optional_count(&at.key("active"), file.active);
         let waiting = self.optional_count(&at.key("waiting"), file.waiting);
         let logins = match file.logins {
             Some(logins) => self.count(&at.key("logins"), logins, MAX_CLIENTS),
@@ -457,6 +462,7 @@ impl Resolver<'_, '_> {
             clients: clients?,
             logins: logins?,
             console: console?,
+            active,
             waiting,
         })
     }

@@ -180,7 +180,7 @@ impl Client {
         let key = key.replicating(&wanted.parameters, wanted.mode.value());
         let instances = self.app.instances();
         let instance = instances.get(&key.server).ok_or_else(moved)?;
-        let pool = instance.pool(&key, self.route.placement.pool);
+        let pool = instance.pool(&key, self.route.pool_limits());
         self.registered.set_activity(Activity::Waiting);
         let worker = self.registered.worker();
         let lease = pool.connect_alone(&self.tenant, worker, &pool.key);

@@ -2,7 +2,7 @@
 //! Survives reloads; kept for as long as the process runs, so that counters never go back.
 
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use crate::config::{OwnTimeouts, TenantLimits, Timeouts};
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
+use crate::tenant::level::{Asking, Level, Turns};
 use crate::tenant::meter::Meter;
 use crate::workers::WorkerId;
 
@@ -37,6 +38,9 @@ pub struct TenantState {
     pub since: Instant,
     clients: AtomicUsize,
     active: AtomicUsize,
+    /// The levels that have a `limits.active` of their own and count what it has in use. Whoever changes `active` holds the lock.
+    levels: Mutex<Vec<Arc<Level>>>,
+    has_levels: AtomicBool,
     client_limit: AtomicUsize,
     /// None while it is paused.
     active_limit: AtomicUsize,
@@ -72,6 +76,8 @@ impl TenantState {
             clients: AtomicUsize::new(0),
             names: Mutex::default(),
             active: AtomicUsize::new(0),
+            levels: Mutex::default(),
+            has_levels: AtomicBool::new(false),
             client_limit: AtomicUsize::new(usize::MAX),
             active_limit: AtomicUsize::new(usize::MAX),
             waiting_limit: AtomicUsize::new(usize::MAX),
@@ -251,19 +257,58 @@ impl TenantState {
         (before < self.client_limit.load(Relaxed)).then_some(guard)
     }
 
-    /// Whether it may use one more server connection.
+    fn levels(&self) -> MutexGuard<'_, Vec<Arc<Level>>> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The levels that count what it has in use from now on. Who waits is served once the instances are told.
+    pub fn set_levels(&self, new: Vec<Arc<Level>>) {
+        let mut levels = self.levels();
+        let active = self.active();
+        levels.iter().for_each(|level| level.shift(0, active));
+        new.iter().for_each(|level| level.shift(active, 0));
+        self.has_levels.store(!new.is_empty(), Relaxed);
+        *levels = new;
+    }
+
+    /// Whether it may use one more server connection, as far as its own limit goes.
     pub fn may_activate(&self) -> bool {
         self.active() < self.active_limit.load(Relaxed)
     }
 
-    /// Counts a server connection in; [`deactivate`](Self::deactivate) counts it out. Both are called under
-    /// the instance's lock, by the pool alone.
-    pub(crate) fn activate(&self) {
-        self.active.fetch_add(1, Relaxed);
+    /// Whether it is of levels that have a limit, too.
+    pub fn has_levels(&self) -> bool {
+        self.has_levels.load(Relaxed)
     }
 
-    pub(crate) fn deactivate(&self) {
+    /// The same as far as its levels go. If one of them is full, `asking` has a turn there later.
+    pub fn levels_let_in(&self, asking: &Asking<'_>) -> bool {
+        let holds = self.active() > 0;
+        let levels = self.levels();
+        levels.iter().all(|level| level.lets_in(asking, holds))
+    }
+
+    /// Counts a server connection in, unless a level of its is full; [`deactivate`](Self::deactivate) counts it out. Both are
+    /// called under the instance's lock, by the pool alone.
+    pub(crate) fn activate(&self, asking: &Asking<'_>) -> bool {
+        let levels = self.levels();
+        let holds = self.active() > 0;
+        let full = levels.iter().position(|level| !level.enter(asking, holds));
+        match full {
+            Some(full) => levels[..full]
+                .iter()
+                .for_each(|level| _ = level.leave(None)),
+            None => _ = self.active.fetch_add(1, Relaxed),
+        }
+        full.is_none()
+    }
+
+    /// `here`: the server that it was of, if that can take a turn at once. Returns the levels where it is to.
+    pub(crate) fn deactivate(&self, here: Option<&Arc<Turns>>) -> Vec<Arc<Level>> {
+        let levels = self.levels();
         self.active.fetch_sub(1, Relaxed);
+        let turns = levels.iter().filter(|level| level.leave(here));
+        turns.cloned().collect()
     }
 }
 

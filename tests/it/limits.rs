@@ -1,7 +1,7 @@
 //! Nobody gets more than the config gives, and everybody gets it in turn.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
@@ -439,6 +439,129 @@ async fn a_tenant_uses_no_more_server_connections_at_once_than_it_may() {
     assert_eq!(waiting(&proxy, "t18"), 1);
     holders[0].query("COMMIT").await;
     assert_eq!(column(&third.until_ready().await), ["third"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_placement_and_the_proxy_use_no_more_server_connections_at_once_than_they_may() {
+    const LIMIT: &str = "limits: { active: 2 }";
+    let world = world().await;
+    // Who holds, who waits for them, and who is not of the level that is full.
+    for (level, holders, waits, elsewhere) in [
+        ("placement", ["t16", "t17"], "t18", Some("b2")),
+        // On three servers.
+        ("proxy", ["t16", "b2"], "c1", None),
+    ] {
+        let waiting_long = "timeouts: { checkout: 60s, login: 60s }";
+        let setup = Setup {
+            sections: match level {
+                "proxy" => format!("{waiting_long}\n{LIMIT}"),
+                _ => waiting_long.to_owned(),
+            },
+            ..Setup::default()
+        };
+        let mut yaml = setup.yaml(world);
+        if level == "placement" {
+            yaml = yaml.replace("free: { ", &format!("free: {{ {LIMIT}, "));
+        }
+        let proxy = Running::start(&yaml);
+        let mut third = proxy.raw(&tenant(waits)).await;
+        let mut fourth = proxy.raw(&tenant(waits)).await;
+        let mut held = Vec::new();
+        for name in holders {
+            let mut wire = proxy.raw(&tenant(name)).await;
+            wire.query("BEGIN").await;
+            held.push(wire);
+        }
+        for wire in [&mut third, &mut fourth] {
+            wire.send(&query("SELECT 'served'")).await;
+        }
+        eventually_waiting(&proxy, waits, 2).await;
+        if let Some(elsewhere) = elsewhere {
+            let mut other = proxy.raw(&tenant(elsewhere)).await;
+            assert_eq!(other.column("SELECT 'other'").await, ["other"]);
+        }
+        assert_eq!(waiting(&proxy, waits), 2, "{level}");
+        held[0].query("COMMIT").await;
+        // The place that came free is enough for both, one after the other.
+        for wire in [&mut third, &mut fourth] {
+            assert_eq!(column(&wire.until_ready().await), ["served"], "{level}");
+        }
+        // A reload that has no limit any more serves who waits.
+        held[0].query("BEGIN").await;
+        third.send(&query("SELECT 'reloaded'")).await;
+        eventually_waiting(&proxy, waits, 1).await;
+        proxy.reload(&yaml.replace(LIMIT, "limits: { clients: 99 }"));
+        assert_eq!(column(&third.until_ready().await), ["reloaded"], "{level}");
+        // And one that has it again counts those who hold.
+        proxy.reload(&yaml);
+        third.send(&query("SELECT 'again'")).await;
+        eventually_waiting(&proxy, waits, 1).await;
+        drop(held);
+        assert_eq!(column(&third.until_ready().await), ["again"], "{level}");
+    }
+}
+
+/// Two placements may be one pool of server connections: the limit is of one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_placement_keeps_nobody_waiting_who_shares_its_pool_in_another() {
+    let world = world().await;
+    let setup = Setup {
+        sections: "timeouts: { checkout: 60s }".into(),
+        ..Setup::default()
+    };
+    let yaml = setup.yaml(world);
+    let line = yaml.lines().find(|line| line.starts_with("  free: { "));
+    let line = line.expect("the placement");
+    let limited = line.replace("free: { ", "few: { limits: { active: 1 }, ");
+    let yaml = yaml.replace(line, &format!("{line}\n{limited}"));
+    let yaml = yaml.replace("t18: { placement: free", "t18: { placement: few");
+    let yaml = yaml.replace("t19: { placement: free", "t19: { placement: few");
+    let proxy = Running::start(&yaml);
+    let mut second = proxy.raw(&tenant("t19")).await;
+    let mut other = proxy.raw(&tenant("t17")).await;
+    let mut holder = proxy.raw(&tenant("t18")).await;
+    holder.query("BEGIN").await;
+    second.send(&query("SELECT 'second'")).await;
+    eventually_waiting(&proxy, "t19", 1).await;
+    for _ in 0..20 {
+        assert_eq!(other.column("SELECT 'other'").await, ["other"]);
+    }
+    assert_eq!(waiting(&proxy, "t19"), 1);
+    // The tenant is moved in the middle of it: then the level that it left is not full any more.
+    proxy.reload(&yaml.replace("t18: { placement: few", "t18: { placement: free"));
+    assert_eq!(column(&second.until_ready().await), ["second"]);
+    holder.query("COMMIT").await;
+}
+
+/// One server whose clients never stop, and another with one client: both have their turns at the proxy's limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_server_does_not_use_up_what_all_servers_may_use_together() {
+    let setup = Setup {
+        sections: "limits: { active: 2 }".into(),
+        ..Setup::default()
+    };
+    let proxy = setup.start().await;
+    let mut quiet = proxy.raw(&tenant("c1")).await;
+    let mut busy = Vec::new();
+    for at in 0..12 {
+        let mut wire = proxy.raw(&tenant(["t16", "t17", "t18"][at % 3])).await;
+        busy.push(tokio::spawn(async move {
+            for _ in 0..200 {
+                wire.query("SELECT pg_sleep(0.002)").await;
+            }
+        }));
+    }
+    let mut longest = Duration::ZERO;
+    for _ in 0..30 {
+        let began = Instant::now();
+        assert_eq!(quiet.column("SELECT 'quiet'").await, ["quiet"]);
+        longest = longest.max(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(longest < Duration::from_millis(500), "{longest:?}");
+    for task in busy {
+        task.await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

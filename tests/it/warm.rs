@@ -116,3 +116,41 @@ async fn what_is_kept_makes_room_for_who_needs_it() {
     eventually("they are made again", async || idle(&proxy) == one_each).await;
     assert_eq!(evictions(), 1);
 }
+
+/// A minimum of one tenant's own, where each has a pool of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_a_pool_of_its_own_can_have_a_minimum_of_its_own() {
+    let of = |minimum: &str| {
+        let minimum = minimum.to_owned();
+        async move {
+            let yaml = yaml(1).await;
+            let changed = yaml.replace("  d2: { ", &format!("  d2: {{ {minimum}, "));
+            assert_ne!(changed, yaml);
+            changed
+        }
+    };
+    let counts = |d2, d3| {
+        let all = [("db_d2", d2), ("db_d3", d3)].map(|(name, idle)| (name.to_owned(), idle));
+        all.into_iter()
+            .filter(|(_, idle)| *idle > 0)
+            .collect::<Vec<_>>()
+    };
+    let proxy = Running::start(&of("pool: { min: 3 }").await);
+    eventually("they are made", async || idle(&proxy) == counts(3, 1)).await;
+    // It is as good as the placement's for who uses it.
+    let mut wire = proxy.raw(&tenant("d2")).await;
+    assert_eq!(wire.column("SELECT 1").await, ["1"]);
+    drop(wire);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(idle(&proxy), counts(3, 1));
+    // A reload with less, with none, and with nothing said.
+    proxy.reload(&of("pool: { min: 2 }").await);
+    eventually("one ends", async || idle(&proxy) == counts(2, 1)).await;
+    proxy.reload(&of("pool: { min: 0 }").await);
+    eventually("all end", async || idle(&proxy) == counts(0, 1)).await;
+    proxy.reload(&of("pool: {}").await);
+    eventually("as the placement says", async || {
+        idle(&proxy) == counts(1, 1)
+    })
+    .await;
+}

@@ -47,7 +47,7 @@ pub fn rows(view: &View) -> Vec<Row> {
             None => (None, None),
         };
         let seen = view.seen.get(&tenant.id);
-        let pool = route.placement.pool;
+        let pool = route.pool_limits();
         row![
             tenant.id.as_str(),
             host,

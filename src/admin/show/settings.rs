@@ -151,6 +151,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("limits.clients", limits.clients));
     settings.push(setting("limits.logins", limits.logins));
     settings.push(setting("limits.console", limits.console));
+    settings.push(setting("limits.active", optional(limits.active)));
     settings.push(setting("limits.waiting", optional(limits.waiting)));
     settings.extend(rates("limits", config.rates));
     settings.push(setting("metrics.tenants", config.named_tenants));
@@ -276,6 +277,7 @@ fn placements(config: &Config) -> Vec<Setting> {
                 setting(key("pool.reuse"), placement.reuse),
                 setting(key("pool.tolerate"), joined(&placement.tolerate)),
                 setting(key("limits.clients"), optional(placement.max_clients)),
+                setting(key("limits.active"), optional(placement.max_active)),
                 setting(key("limits.waiting"), optional(placement.max_waiting)),
                 setting(
                     key("limits.savepoints"),

@@ -483,6 +483,98 @@ async fn numbers_stay_exact_whoever_comes_and_goes_and_everybody_is_served() {
     }
 }
 
+/// Clients of two servers, with a level of some of their tenants and one of all, as chance will have it.
+#[tokio::test]
+async fn levels_are_never_over_their_limits_and_nobody_is_forgotten() {
+    for seed in 0..25 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut worlds = [0, 1].map(|_| World::new([3, 5, 12][rng.random_range(0..3)]));
+        let limits = [rng.random_range(1..3), rng.random_range(2..6)];
+        let levels = limits.map(|limit| {
+            let level = Arc::<Level>::default();
+            level.set_limit(Some(limit));
+            level
+        });
+        for tenant in worlds.iter().flat_map(|world| &world.tenants[..8]) {
+            let number: usize = tenant.id.as_str()[1..].parse().unwrap();
+            // The tenants 0 to 3 are of both, 4 and 5 of the second, 6 and 7 of none.
+            let of = [&levels[..], &levels[1..], &[]][[0, 0, 0, 0, 1, 1, 2, 2][number]];
+            tenant.set_levels(of.to_vec());
+        }
+        let mut clients: Vec<_> = (0..30)
+            .map(|_| {
+                let client = Client {
+                    tenant: rng.random_range(0..8),
+                    at: rng.random_range(0..3),
+                    has: Has::Nothing,
+                };
+                (rng.random_range(0..2), client)
+            })
+            .collect();
+        let mut served = std::collections::HashMap::new();
+        let steps = 4000;
+        for step in 0..steps {
+            let number = rng.random_range(0..clients.len());
+            let (at_world, Client { tenant, at, has }) = &mut clients[number];
+            let (world, tenant, at) = (&mut worlds[*at_world], *tenant, *at);
+            let ends = step > steps - 1500;
+            *has = match std::mem::replace(has, Has::Nothing) {
+                Has::Nothing if ends => Has::Nothing,
+                Has::Nothing => match world.take(tenant, at) {
+                    Some(granted) => got(world, granted, tenant, at),
+                    None => Has::Line(world.wait(tenant, at)),
+                },
+                Has::Line(mut line) => match line.try_recv() {
+                    Ok(granted) => got(world, granted, tenant, at),
+                    Err(_) if !ends && rng.random_range(0..400) == 0 => Has::Nothing,
+                    Err(_) => Has::Line(line),
+                },
+                Has::Connection(connection) if rng.random_range(0..10) == 0 => {
+                    drop(connection);
+                    let tenant = world.tenants[tenant].clone();
+                    world.queue.deactivate(&tenant);
+                    world.queue.release(world.pool.id);
+                    Has::Nothing
+                }
+                Has::Connection(connection) => {
+                    *served.entry((*at_world, tenant)).or_insert(0) += 1;
+                    world.put_back(tenant, connection);
+                    Has::Nothing
+                }
+            };
+            for world in &mut worlds {
+                if rng.random_range(0..4) == 0 {
+                    let later = Instant::now() + 2 * LINGER;
+                    world.queue.end_lingering(world.pool.id, later);
+                }
+                if ends || rng.random_range(0..4) == 0 {
+                    let turns = world.queue.turns().take();
+                    world.queue.take_turns(turns);
+                }
+            }
+            let active = |numbers: &[usize]| -> usize {
+                let tenants = worlds.iter().flat_map(|world| &world.tenants);
+                tenants
+                    .filter(|t| numbers.iter().any(|n| t.id.as_str() == format!("t{n}")))
+                    .map(|tenant| tenant.active())
+                    .sum()
+            };
+            let counts = [active(&[0, 1, 2, 3]), active(&[0, 1, 2, 3, 4, 5])];
+            for at in 0..2 {
+                assert_eq!(levels[at].active(), counts[at], "{seed} {step}");
+                assert!(counts[at] <= limits[at], "{seed} {step}");
+            }
+        }
+        let forgotten = clients
+            .iter()
+            .filter(|(_, client)| !matches!(client.has, Has::Nothing));
+        assert_eq!(forgotten.count(), 0, "{seed}");
+        for (world, Client { tenant, .. }) in &clients {
+            assert!(served.contains_key(&(*world, *tenant)), "{seed} {served:?}");
+        }
+    }
+}
+
 /// What a client makes of a grant.
 fn got(world: &mut World, granted: Granted, tenant: usize, at: u16) -> Has {
     let mut connection = match granted {

@@ -9,7 +9,7 @@ use super::{
     ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
     ListenTlsFile, LogFile, LoginFile, MetricsFile, PlacementFile, PlacementLimitsFile, PoolFile,
     SealFile, ServerAdminFile, ServerFile, ServerLimitsFile, TcpKeepalivesFile, TenantFile,
-    TenantLimitsFile, TimeoutsFile,
+    TenantLimitsFile, TenantPoolFile, TimeoutsFile,
 };
 
 use crate::config::units::{Count, RateParts};
@@ -20,6 +20,20 @@ pub fn unknown_setting(key: &str, known: &[&str]) -> String {
         Some(name) => format!("unknown setting, did you mean `{name}`?"),
         None if known.is_empty() => "unknown setting".to_owned(),
         None => format!("unknown setting; there are {}", known.join(", ")),
+    }
+}
+
+/// What to say of a setting of this section that has another name, or is at another place.
+pub fn said_elsewhere(section: &[&str], key: &str) -> Option<&'static str> {
+    match (section, key) {
+        (["servers", _, "limits"], "active") => {
+            Some("is max_connections of the server: most of its connections, in use or not")
+        }
+        (["placements", _, "pool"], "max") => Some("is pool.size, of each pool of the placement"),
+        (["tenants", _, "pool"], "max" | "size") => {
+            Some("is limits.active of the tenant: most server connections that it uses at once")
+        }
+        _ => None,
     }
 }
 
@@ -59,6 +73,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["placements", _, "pool"] => fields::<PoolFile>(),
         ["placements", _, "limits"] => fields::<PlacementLimitsFile>(),
         ["tenants", _] => fields::<TenantFile>(),
+        ["tenants", _, "pool"] => fields::<TenantPoolFile>(),
         ["tenants", _, "limits"] => fields::<TenantLimitsFile>(),
         ["limits", "statements_per_second" | "bytes_per_second"]
         | [

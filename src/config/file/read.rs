@@ -11,7 +11,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::ConfigFile;
 use super::environment::{Environment, expanded, is_template};
-use super::known::{known_settings, unknown_setting};
+use super::known::{known_settings, said_elsewhere, unknown_setting};
 use crate::config::outline::{At, Mistakes, Outline, element};
 
 /// Most type mistakes reported of one entry.
@@ -265,7 +265,10 @@ impl Reader<'_, '_> {
             .into_iter()
             .chain(parent.iter().map(|s| &**s))
             .collect();
-        self.add_below(at, path, &unknown_setting(key, known_settings(&section)));
+        match said_elsewhere(&section, key) {
+            Some(message) => self.add_below(at, path, message),
+            None => self.add_below(at, path, &unknown_setting(key, known_settings(&section))),
+        }
     }
 }
 

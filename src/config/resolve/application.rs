@@ -136,6 +136,7 @@ impl Resolver<'_, '_> {
                 application: Some(id.clone()),
                 ..route.pool
             },
+            pool_min: None,
             placement: route.placement,
         };
         let placement = home.map_or_else(ClientTimeoutsFile::default, |plan| plan.timeouts);
@@ -526,6 +527,7 @@ impl Resolver<'_, '_> {
                 has_own: false,
                 application: None,
             },
+            pool_min: None,
             schema: None,
             context: Vec::new(),
             seal: None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::{MAX_CONNECTIONS, Resolver, password_mistake, repeated};
+use super::{MAX_CONNECTIONS, NO_MINIMUM, Resolver, password_mistake, repeated};
 use crate::config::file::{
     ClientLogFile, ClientTimeoutsFile, LoginFile, PlacementFile, ServerFile, TenantFile,
 };
@@ -252,6 +252,7 @@ impl Resolver<'_, '_> {
         let pool_min = self.pool_min(&at.key("pool").key("min"), file);
         let limits = at.key("limits");
         let max_clients = self.optional_count(&limits.key("clients"), file.limits.clients);
+        let max_active = self.optional_count(&limits.key("active"), file.limits.active);
         let max_waiting = self.optional_count(&limits.key("waiting"), file.limits.waiting);
         let rates = self.rates(
             &limits,
@@ -291,6 +292,7 @@ impl Resolver<'_, '_> {
             reuse: file.pool.reuse,
             tolerate: file.pool.tolerate.iter().cloned().collect(),
             max_clients,
+            max_active,
             max_waiting,
             rates,
             transaction,
@@ -413,8 +415,7 @@ impl Resolver<'_, '_> {
             return 0;
         }
         if file.pooling == Pooling::Session && !file.pool.reuse {
-            let message = "has no effect in session pooling without pool.reuse: connections are made for each client";
-            self.mistakes.add(at, message);
+            self.mistakes.add(at, NO_MINIMUM);
         } else if min.0 > file.pool.size.0 {
             self.mistakes.add(at, "must be at most pool.size");
         }

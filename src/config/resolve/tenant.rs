@@ -8,10 +8,11 @@ use indexmap::IndexMap;
 
 use super::placement::{Password, Plan, Plans};
 use super::timeouts::Layers;
-use super::{Resolver, name_mistake, password_mistake, rendezvous};
+use super::{MAX_CONNECTIONS, NO_MINIMUM, Resolver, name_mistake, password_mistake, rendezvous};
 use crate::config::file::TenantFile;
 use crate::config::outline::At;
 use crate::config::template::is_name;
+use crate::config::units::Count;
 use crate::config::{
     Identify, Login, PoolKey, Route, Seal, SealKey, Secret, Server, ServerSeal, Template, Tenant,
     TenantLimits, Tier,
@@ -80,9 +81,13 @@ impl Resolver<'_, '_> {
             let Some(route) = self.route(&at, &id, file, plan, &mut places) else {
                 continue;
             };
-            let Some(route) = self.sealed(&at, &id, route, file, plan, &mut places) else {
+            let Some(mut route) = self.sealed(&at, &id, route, file, plan, &mut places) else {
                 continue;
             };
+            if let Some(min) = file.pool.min {
+                let min = self.tenant_min(&at.key("pool").key("min"), min, &limits, &route);
+                route.pool_min = Some(min);
+            }
             self.claim(&at, &id, &route, &mut places);
             let (timeouts, own_timeouts) = layers.of(
                 route.pool.server.as_str(),
@@ -100,7 +105,55 @@ impl Resolver<'_, '_> {
             };
             tenants.insert(id, Arc::new(tenant));
         }
+        self.minimums_of_shared_pools(&tenants);
         tenants
+    }
+
+    /// How many connections the pool of one tenant keeps; 0 if it is a mistake.
+    fn tenant_min(
+        &mut self,
+        at: &At<'_>,
+        min: Count,
+        limits: &TenantLimits,
+        route: &Route,
+    ) -> usize {
+        if min == Count(0) {
+            return 0;
+        }
+        let over = |most: Option<usize>| most.is_some_and(|most| min.0 > most as u64);
+        if route.has_connections_of_their_own() {
+            self.mistakes.add(at, NO_MINIMUM);
+        } else if over(Some(route.placement.pool.size)) {
+            self.mistakes
+                .add(at, "must be at most pool.size of the placement");
+        } else if over(limits.active) {
+            self.mistakes.add(at, "must be at most limits.active");
+        }
+        self.count(at, min, MAX_CONNECTIONS).unwrap_or_default()
+    }
+
+    /// A minimum of one tenant means nothing where its server connections are other tenants', too.
+    fn minimums_of_shared_pools(&mut self, tenants: &HashMap<TenantId, Arc<Tenant>>) {
+        let with_minimum = |tenant: &&Arc<Tenant>| tenant.route.pool_min.is_some();
+        if !tenants.values().any(|tenant| with_minimum(&tenant)) {
+            return;
+        }
+        let mut owners: HashMap<&PoolKey, Vec<&TenantId>> = HashMap::new();
+        for tenant in tenants.values() {
+            let owners = owners.entry(&tenant.route.pool).or_default();
+            owners.push(&tenant.id);
+        }
+        for tenant in tenants.values().filter(with_minimum) {
+            let owners = owners.get(&tenant.route.pool).into_iter().flatten();
+            let others = owners.filter(|other| ***other != tenant.id);
+            let Some(other) = others.min() else { continue };
+            let message = format_args!(
+                "must be pool.min of the placement: the server connections are also those of tenant {other}"
+            );
+            let at = At::ROOT.key("tenants");
+            let at = at.key(tenant.id.as_str());
+            self.mistakes.add(&at.key("pool").key("min"), message);
+        }
     }
 
     fn plan<'p>(&mut self, at: &At<'_>, file: &TenantFile, plans: &'p Plans) -> Option<&'p Plan> {
@@ -181,6 +234,7 @@ impl Resolver<'_, '_> {
         Some(Route {
             placement: Arc::clone(&plan.placement),
             pool,
+            pool_min: None,
             schema,
             context: context.into_iter().collect::<Option<_>>()?,
             seal: None,

@@ -525,6 +525,41 @@ fn a_mistake_names_its_setting_and_line() {
             "line 16: placements.own.pool.min: has no effect in session pooling without pool.reuse: connections are made for each client",
         ),
         (
+            "f1: { ",
+            "f1: { pool: { min: 1 }, ",
+            "line 20: tenants.f1.pool.min: must be pool.min of the placement: the server connections are also those of tenant f2",
+        ),
+        (
+            "f1: { ",
+            "f1: { pool: { max: 1 }, ",
+            "line 20: tenants.f1.pool.max: is limits.active of the tenant: most server connections that it uses at once",
+        ),
+        (
+            "o1: { ",
+            "o1: { limits: { active: 2 }, pool: { min: 3 }, ",
+            "line 25: tenants.o1.pool.min: must be at most limits.active",
+        ),
+        (
+            "o1: { ",
+            "o1: { pooling: session, pool: { min: 3 }, ",
+            "line 25: tenants.o1.pool.min: has no effect in session pooling without pool.reuse: connections are made for each client",
+        ),
+        (
+            "o1: { ",
+            "o1: { pool: { min: 20 }, ",
+            "line 6: servers.s1.max_connections: must be at least 20: its pools keep 20 connections together (pool.min)",
+        ),
+        (
+            "login: { user: 'db_{tenant}' }",
+            "login: { user: 'db_{tenant}' }, limits: { active: 0 }",
+            "line 16: placements.own.limits.active: must be at least 1",
+        ),
+        (
+            "clients: 10000",
+            "active: 0",
+            "line 4: limits.active: must be at least 1",
+        ),
+        (
             "login: { user: 'db_{tenant}' }",
             "login: { user: 'db_{tenant}' }, pool: { min: 6 }",
             "line 6: servers.s1.max_connections: must be at least 12: its pools keep 12 connections together (pool.min)",
@@ -812,6 +847,22 @@ fn the_same_values_in_another_order_of_variables_are_the_same_context() {
     assert!(
         found[0].contains("tenants.f1: has the same context as tenant again"),
         "{found:#?}"
+    );
+}
+
+#[test]
+fn a_tenant_with_a_pool_of_its_own_has_its_own_minimum_of_connections() {
+    let size = (
+        "login: { user: 'db_{tenant}' }",
+        "login: { user: 'db_{tenant}' }, pool: { size: 4, min: 1 }",
+    );
+    let config = resolve(&changed(&[size, ("o1: { ", "o1: { pool: { min: 3 }, ")])).unwrap();
+    let minimums = ["o1", "o2"].map(|tenant| route(&config, tenant).pool_limits().min);
+    assert_eq!(minimums, [3, 1]);
+    let found = resolve(&changed(&[size, ("o1: { ", "o1: { pool: { min: 5 }, ")]));
+    assert_eq!(
+        found.unwrap_err(),
+        ["line 25: tenants.o1.pool.min: must be at most pool.size of the placement"]
     );
 }
 
@@ -1186,7 +1237,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 24);
+    assert_eq!(settings, 26);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
