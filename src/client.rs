@@ -16,6 +16,10 @@ use crate::id::TenantId;
 use crate::protocol::startup::{CancelKey, Secret};
 use crate::workers::WorkerId;
 
+/// Of `cancelled`: a cancel is for the wait that the client is in, and one has come.
+const MAY_BE_CANCELLED: u8 = 2;
+const CANCELLED: u8 = 1;
+
 /// What a client is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activity {
@@ -406,12 +410,36 @@ impl ClientHandle {
         self.revoked.load(Ordering::Acquire) != 0
     }
 
-    /// Ends its wait for a server connection, if it waits.
+    /// Ends its wait for a server connection or for a rate, if it waits.
     pub fn cancel_wait(&self) {
-        if self.activity() == Activity::Waiting {
-            self.cancelled.store(1, Ordering::Release);
-            self.call();
+        let holding = self.cancelled.compare_exchange(
+            MAY_BE_CANCELLED,
+            CANCELLED,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        if holding.is_err() && self.activity() == Activity::Waiting {
+            self.cancelled.store(CANCELLED, Ordering::Release);
+        } else if holding.is_err() {
+            return;
         }
+        self.call();
+    }
+
+    /// It holds a server connection that runs nothing for it, and waits for a rate: a cancel is for that wait, until
+    /// [`take_cancelled`](Self::take_cancelled).
+    pub fn may_be_cancelled(&self) {
+        let _ = self.cancelled.compare_exchange(
+            0,
+            MAY_BE_CANCELLED,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+    }
+
+    /// Whether its wait was to end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire) == CANCELLED
     }
 
     /// A number for who looks from now on whether it is idle. Who has another need not any more, and what was asked then is void.
@@ -512,7 +540,7 @@ impl ClientHandle {
 
     /// Whether its wait was to end; asking answers it.
     pub fn take_cancelled(&self) -> bool {
-        self.cancelled.swap(0, Ordering::AcqRel) != 0
+        self.cancelled.swap(0, Ordering::AcqRel) == CANCELLED
     }
 
     /// Number of calls so far; the next wakes `waker`, which must be of the task that asked before, or

@@ -563,6 +563,12 @@ impl Ledger {
         self.owed.is_empty()
     }
 
+    /// Whether nothing was sent that a server would run: no statement, and nothing that ends a batch.
+    pub fn runs_nothing(&self) -> bool {
+        let is_run = |owed: &Owed| matches!(owed, Owed::Execute(_) | Owed::CopyEnd);
+        !self.has_sent_end() && !self.owed.iter().any(is_run)
+    }
+
     /// Whether the server passes over all that comes before the next Sync.
     pub fn is_skipping(&self) -> bool {
         self.skipping

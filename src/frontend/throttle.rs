@@ -49,14 +49,20 @@ pub struct Throttle {
     next: usize,
     /// When it first had to be.
     since: Option<Instant>,
-    wait: Option<Pin<Box<Sleep>>>,
+    wait: Option<Wait>,
     /// A statement that was not sent yet is paid for.
     has_paid: bool,
     /// An Execute was sent since the last Sync.
     has_executed: bool,
     /// Results are held back until then.
     slow_until: Option<Instant>,
-    slow: Option<Pin<Box<Sleep>>>,
+    slow: Option<Wait>,
+}
+
+/// Until it is over, or the rates are others than when it began.
+struct Wait {
+    sleep: Pin<Box<Sleep>>,
+    changes: u64,
 }
 
 impl Throttle {
@@ -121,7 +127,7 @@ impl Throttle {
                 Ok(wait) => {
                     self.next += 1;
                     self.tenant.metrics.rate_waits.add(1);
-                    self.wait = Some(Box::pin(timer::sleep(wait)));
+                    self.wait = Some(self.wait_for(wait));
                     return Toll::Waits;
                 }
                 Err(over) => {
@@ -139,11 +145,28 @@ impl Throttle {
 
     /// Ready when a statement that waits is to be [paid](Self::pay) for again.
     pub fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        let changes = self.changes();
         if let Some(wait) = &mut self.wait {
-            ready!(wait.as_mut().poll(cx));
+            ready!(wait.poll(changes, cx));
             self.wait = None;
         }
         Poll::Ready(())
+    }
+
+    /// The statement that waits is not sent. It has used up its turn.
+    pub fn give_up(&mut self) {
+        (self.wait, self.next, self.since) = (None, 0, None);
+    }
+
+    fn wait_for(&self, time: Duration) -> Wait {
+        Wait {
+            sleep: Box::pin(timer::sleep(time)),
+            changes: self.changes(),
+        }
+    }
+
+    fn changes(&self) -> u64 {
+        self.levels.iter().map(|(_, meter)| meter.changes()).sum()
     }
 
     /// A message of this kind was sent.
@@ -180,10 +203,11 @@ impl Throttle {
         if let Some(until) = self.slow_until.take() {
             self.tenant.metrics.rate_pauses.add(1);
             let left = until.saturating_duration_since(Instant::now());
-            self.slow = Some(Box::pin(timer::sleep(left)));
+            self.slow = Some(self.wait_for(left));
         }
+        let changes = self.changes();
         if let Some(slow) = &mut self.slow {
-            ready!(slow.as_mut().poll(cx));
+            ready!(slow.poll(changes, cx));
             self.slow = None;
         }
         Poll::Ready(())
@@ -211,5 +235,14 @@ impl Throttle {
         Error::new(Kind::ConfigurationLimitExceeded, message)
             .with_detail(detail)
             .with_hint("Send fewer statements at once, or try again later.")
+    }
+}
+
+impl Wait {
+    fn poll(&mut self, changes: u64, cx: &mut TaskContext<'_>) -> Poll<()> {
+        if self.changes != changes {
+            return Poll::Ready(());
+        }
+        self.sleep.as_mut().poll(cx)
     }
 }

@@ -25,7 +25,8 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn set(&self, rate: Option<Rate>) {
+    /// True: what is owed is forgiven, since the rate is another.
+    fn set(&self, rate: Option<Rate>) -> bool {
         let Rate { per_second, burst } = rate.unwrap_or(Rate {
             per_second: 0,
             burst: 0,
@@ -36,36 +37,31 @@ impl Bucket {
             // A debt is a time, and means something else at another rate.
             self.paid_until.store(0, Relaxed);
         }
+        was != per_second
     }
 
     fn is_on(&self) -> bool {
         self.per_second.load(Relaxed) > 0
     }
 
-    /// How long `count` take at this rate.
-    fn time(&self, count: u64) -> u64 {
-        let per_second = u128::from(self.per_second.load(Relaxed).max(1));
-        let time = u128::from(count) * u128::from(NANOSECONDS) / per_second;
-        u64::try_from(time).unwrap_or(u64::MAX)
-    }
-
-    /// From when on a debt that is paid at `paid_until` keeps nobody waiting.
-    fn wait(&self, paid_until: u64, now: u64) -> u64 {
-        let free = now.saturating_add(self.time(self.burst.load(Relaxed)));
-        paid_until.saturating_sub(free)
+    /// The rate. None: there is no limit. It may change between two looks: who asks looks once.
+    fn rate(&self) -> Option<Rate> {
+        let per_second = self.per_second.load(Relaxed);
+        let burst = self.burst.load(Relaxed);
+        (per_second > 0).then_some(Rate { per_second, burst })
     }
 
     /// Uses `count`, and returns for how long to wait until that is within the rate; `Err` with that time, and
     /// nothing is used, if it is longer than `patience`.
     fn take(&self, count: u64, now: u64, patience: u64) -> Result<u64, u64> {
-        if !self.is_on() {
+        let Some(rate) = self.rate() else {
             return Ok(0);
-        }
-        let cost = self.time(count);
+        };
+        let cost = time(count, rate.per_second);
         let mut before = self.paid_until.load(Relaxed);
         loop {
             let paid_until = before.max(now).saturating_add(cost);
-            let wait = self.wait(paid_until, now);
+            let wait = wait(rate, paid_until, now);
             if wait > patience {
                 return Err(wait);
             }
@@ -80,11 +76,21 @@ impl Bucket {
 
     /// For how long to wait until what was used is within the rate.
     fn owed(&self, now: u64) -> u64 {
-        match self.is_on() {
-            true => self.wait(self.paid_until.load(Relaxed), now),
-            false => 0,
-        }
+        let paid_until = self.paid_until.load(Relaxed);
+        self.rate().map_or(0, |rate| wait(rate, paid_until, now))
     }
+}
+
+/// How long `count` take, in nanoseconds.
+fn time(count: u64, per_second: u64) -> u64 {
+    let time = u128::from(count) * u128::from(NANOSECONDS) / u128::from(per_second.max(1));
+    u64::try_from(time).unwrap_or(u64::MAX)
+}
+
+/// For how long a debt that is paid at `paid_until` keeps somebody waiting.
+fn wait(rate: Rate, paid_until: u64, now: u64) -> u64 {
+    let free = now.saturating_add(time(rate.burst, rate.per_second));
+    paid_until.saturating_sub(free)
 }
 
 /// Which rate keeps a statement waiting.
@@ -108,6 +114,8 @@ pub struct Meter {
     made: Instant,
     statements: Bucket,
     bytes: Bucket,
+    /// How often one of the rates has changed.
+    changes: AtomicU64,
 }
 
 impl Default for Meter {
@@ -116,6 +124,7 @@ impl Default for Meter {
             made: Instant::now(),
             statements: Bucket::default(),
             bytes: Bucket::default(),
+            changes: AtomicU64::new(0),
         }
     }
 }
@@ -123,8 +132,13 @@ impl Default for Meter {
 impl Meter {
     /// Takes over the rates of the config. What is owed stays owed, unless its rate has changed.
     pub fn set(&self, rates: Rates) {
-        self.statements.set(rates.statements);
-        self.bytes.set(rates.bytes);
+        let has_changed = self.statements.set(rates.statements) | self.bytes.set(rates.bytes);
+        self.changes.fetch_add(u64::from(has_changed), Relaxed);
+    }
+
+    /// How often one of the rates has changed. Who was told before to wait need not any more: it is to ask again.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Relaxed)
     }
 
     /// Whether anything is limited.
@@ -291,5 +305,33 @@ mod tests {
         assert!(!meter.is_on());
         assert_eq!(meter.owe_bytes(usize::MAX, now), ms(0));
         assert_eq!(meter.take_statement(now, ms(0)), Ok(ms(0)));
+    }
+
+    /// A rate that comes and goes never makes a wait of what it costs at another.
+    #[test]
+    fn a_rate_that_changes_at_any_moment_makes_no_wait_longer_than_its_own() {
+        let meter = meter(None, None);
+        let rate = Some(Rate {
+            per_second: 1_000_000,
+            burst: 1,
+        });
+        let longest = std::thread::scope(|scope| {
+            let changes = scope.spawn(|| {
+                for round in 0..200_000 {
+                    let bytes = rate.filter(|_| round % 2 == 0);
+                    meter.set(Rates {
+                        statements: None,
+                        bytes,
+                    });
+                }
+            });
+            let mut longest = Duration::ZERO;
+            while !changes.is_finished() {
+                longest = longest.max(meter.owe_bytes(1000, Instant::now()));
+                meter.bytes.paid_until.store(0, Relaxed);
+            }
+            longest
+        });
+        assert!(longest <= ms(10), "{longest:?}");
     }
 }

@@ -256,25 +256,102 @@ async fn is_refused(wire: &mut Wire, name: &str, what: &str, sent: &[u8]) {
     assert_eq!(wire.column("SELECT 'there'").await, ["there"], "{what}");
 }
 
+/// Outside of a transaction and in one, where the client keeps its server connection while it waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_rate_can_cancel_and_leave() {
-    let limits = "statements_per_second: { rate: 1, burst: 1 }";
-    let proxy = limited("tenant", "transaction", limits).await;
-    let mut wire = proxy.raw(&tenant("t00")).await;
-    let key = wire.key.clone();
-    assert_eq!(wire.column("SELECT 1").await, ["1"]);
-    wire.send(&query("SELECT 2")).await;
-    eventually("it waits", async || rate_waits(&proxy, "t00") == 1).await;
-    let mut canceller = Wire::tcp(proxy.address).await;
-    canceller.send(&cancel_request(&key)).await;
-    let told = in_time("it is cancelled", wire.until_ready()).await;
-    assert_eq!(errors(&told), ["57014"]);
-    wire.send(&[query("SELECT 3"), terminate()].concat()).await;
-    drop(wire);
-    eventually("it has left", async || {
-        proxy.proxy.app().clients().is_empty()
-    })
-    .await;
+    let limits = "statements_per_second: { rate: 1, burst: 3 }";
+    let sent: [(&str, Vec<u8>); 2] = [
+        ("Query", query("SELECT 4")),
+        (
+            "batch",
+            [
+                parse("", "SELECT 4"),
+                bind("", "", &[]),
+                execute("", 0),
+                sync(),
+            ]
+            .concat(),
+        ),
+    ];
+    for (pooling, begin, (what, sent)) in POOLINGS
+        .into_iter()
+        .flat_map(|pooling| ["SELECT 0", "BEGIN"].map(|begin| (pooling, begin)))
+        .flat_map(|(pooling, begin)| sent.clone().map(|sent| (pooling, begin, sent)))
+    {
+        let proxy = limited("tenant", pooling, limits).await;
+        let mut wire = proxy.raw(&tenant("t00")).await;
+        let key = wire.key.clone();
+        for sql in [begin, "SELECT 1", "SELECT 2"] {
+            assert!(errors(&wire.query(sql).await).is_empty());
+        }
+        // What fails a transaction is not cancelled in it again.
+        let rounds = if begin == "BEGIN" { 1 } else { 2 };
+        for round in 1..=rounds {
+            wire.send(&sent).await;
+            let case = format!("{pooling} {begin} {what} {round}");
+            eventually("it waits", async || rate_waits(&proxy, "t00") == round).await;
+            let began = Instant::now();
+            let mut canceller = Wire::tcp(proxy.address).await;
+            canceller.send(&cancel_request(&key)).await;
+            let told = in_time("it is cancelled", wire.until_ready()).await;
+            assert_eq!(errors(&told), ["57014"], "{case}");
+            assert!(began.elapsed() < Duration::from_millis(600), "{case}");
+        }
+        // Nothing of the cancel is left for what comes next.
+        let next = if begin == "BEGIN" {
+            "ROLLBACK"
+        } else {
+            "SELECT 5"
+        };
+        let frames = in_time("it goes on", wire.query(next)).await;
+        assert!(errors(&frames).is_empty(), "{pooling} {begin} {what}");
+        wire.send(&[query("SELECT 6"), terminate()].concat()).await;
+        drop(wire);
+        eventually("it has left", async || {
+            proxy.proxy.app().clients().is_empty()
+        })
+        .await;
+    }
+}
+
+/// Whoever waits when the rate is taken away goes on at once, a statement and a result, in a transaction, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_ends_the_waits_for_a_rate_that_is_no_more() {
+    let rows = "SELECT repeat('x', 1000) FROM generate_series(1, 1000)";
+    let statements = "limits: { statements_per_second: { rate: 1, burst: 3 } }";
+    for (pooling, limits, sql, count) in POOLINGS.into_iter().flat_map(|pooling| {
+        [
+            (pooling, statements, "SELECT 1", 25),
+            (pooling, "limits: { bytes_per_second: 64kB }", rows, 1),
+        ]
+    }) {
+        let setup = Setup {
+            pooling,
+            sections: "timeouts: { checkout: 60s }".into(),
+            ..Setup::default()
+        };
+        let free = setup.yaml(world().await);
+        let slow = free.replace("t00: { ", &format!("t00: {{ {limits}, "));
+        let proxy = Running::start(&slow);
+        let mut wire = proxy.raw(&tenant("t00")).await;
+        wire.query("BEGIN").await;
+        wire.send(&query(sql).repeat(count)).await;
+        eventually("it is held back", async || {
+            metric(&proxy, "t00", |m| m.rate_pauses.get() + m.rate_waits.get()) > 0
+        })
+        .await;
+        let began = Instant::now();
+        proxy.reload(&free);
+        for _ in 0..count {
+            let frames = in_time("all of it comes", wire.until_ready()).await;
+            assert!(errors(&frames).is_empty());
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(10),
+            "{pooling} {limits}"
+        );
+        wire.query("COMMIT").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,6 +5,8 @@ use std::task::Context as TaskContext;
 use crate::frontend::throttle::{Throttle, Toll};
 use crate::protocol::frame::FrontendTag;
 
+use crate::error::{Error, Kind};
+
 use super::Relay;
 use super::inspect::{LOOKED_AT_WHOLE, Looked};
 
@@ -34,14 +36,27 @@ impl Relay<'_> {
             return Passage::Closed;
         }
         let may_refuse = tag != FrontendTag::SYNC && here >= size;
-        let error = match throttle.pay(may_refuse) {
-            Toll::Paid => return Passage::Open,
-            Toll::Waits => {
-                self.awaits_rate = true;
-                return Passage::Closed;
+        let error = if may_refuse && self.handle.is_cancelled() {
+            throttle.give_up();
+            Error::new(
+                Kind::QueryCanceled,
+                "canceling statement due to user request",
+            )
+        } else {
+            match throttle.pay(may_refuse) {
+                Toll::Paid => {
+                    // A cancel that came too late.
+                    self.handle.take_cancelled();
+                    return Passage::Open;
+                }
+                Toll::Waits => {
+                    self.awaits_rate = true;
+                    return Passage::Closed;
+                }
+                Toll::Refused(error) => error,
             }
-            Toll::Refused(error) => error,
         };
+        self.handle.take_cancelled();
         tracing::info!(tenant = %self.handle.tenant, user = %self.handle.user, client = self.handle.id,
             sqlstate = error.sqlstate(), %error, "statement refused");
         self.metrics.refused.add(1);
@@ -69,7 +84,11 @@ impl Relay<'_> {
         let Some(throttle) = &mut self.client.throttle else {
             return false;
         };
-        let pays = self.awaits_rate && throttle.poll(cx).is_ready();
+        if self.awaits_rate && self.ledger.runs_nothing() {
+            self.handle.may_be_cancelled();
+        }
+        let is_over = throttle.poll(cx).is_ready() || self.handle.is_cancelled();
+        let pays = self.awaits_rate && is_over;
         let flows = self.is_slowed && throttle.poll_slow(cx).is_ready();
         self.awaits_rate &= !pays;
         self.is_slowed &= !flows;
