@@ -9,6 +9,12 @@ use crate::admin::show::{self, Show};
 use crate::app::Stop;
 use crate::error::{Error, Kind, Result};
 
+/// What SUSPEND is to PgBouncer, and what there is in its place.
+const SUSPEND_DETAIL: &str = "It prepares PgBouncer's online restart (-R), in which a new process takes over \
+    the sockets of the old one. No process of pgtenant takes over another's, and PgBouncer has given both up.";
+const SUSPEND_HINT: &str = "For a restart of a server use PAUSE and RESUME. For one of pgtenant lead new \
+    clients to a second process, on another port or machine, and end this one by SHUTDOWN WAIT_FOR_CLIENTS.";
+
 #[derive(Debug, Clone)]
 pub enum Command {
     Show(&'static Show),
@@ -138,9 +144,9 @@ impl Command {
         }
         if command.is("suspend") && arguments.is_empty() {
             let message = "SUSPEND is not supported";
-            return Err(Error::new(Kind::FeatureNotSupported, message).with_hint(
-                "PAUSE waits for transactions; a new process can listen beside this one.",
-            ));
+            return Err(Error::new(Kind::FeatureNotSupported, message)
+                .with_detail(SUSPEND_DETAIL)
+                .with_hint(SUSPEND_HINT));
         }
         if command.is("shutdown") {
             return Ok(shutdown(arguments).map(Self::Shutdown));
@@ -309,6 +315,16 @@ mod tests {
             Ok(Command::Parameter((name, _))) => format!("parameter {name}"),
             Ok(command) => format!("{command:?}"),
             Err(error) => format!("{} {}", error.sqlstate(), error.message()),
+        }
+    }
+
+    #[test]
+    fn suspend_is_refused_with_commands_that_there_are() {
+        let error = Command::parse("SUSPEND").expect_err("is refused");
+        let hint = error.hint().unwrap_or_default();
+        for command in ["PAUSE", "RESUME", "SHUTDOWN WAIT_FOR_CLIENTS"] {
+            assert!(hint.contains(command), "{hint}");
+            assert!(Command::parse(command).is_ok(), "{command}");
         }
     }
 
