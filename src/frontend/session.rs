@@ -792,7 +792,7 @@ impl Session {
             Ok(_) => relay.is_clean(),
         };
         if !clean {
-            relay.tell_unanswered();
+            relay.tell_unfinished();
         }
         let owed = !relay.ledger.is_empty();
         let end = relay.refusal().map_or(end, Err);

@@ -267,6 +267,7 @@ async fn the_wait_for_a_server_connection_counts() {
         .await;
     // The transaction of the holder, which was idle, ended first.
     assert_eq!(lines[0]["message"], "slow transaction");
+    assert_eq!(lines[0]["ended"], true);
     assert!(lines[0]["transaction_ms"].as_u64() >= Some(390));
     assert!(lines[0]["server_ms"].as_u64() < Some(300));
     assert_eq!(lines[1]["statement"], QUICK_PRINT);
@@ -284,6 +285,41 @@ async fn what_its_client_did_not_wait_for_has_a_line() {
     let lines = logged.wait_for(1, "the client is gone").await;
     assert_eq!(lines[0]["statement"], "select pg_sleep(?), ?");
     assert_eq!(lines[0]["answered"], false);
+}
+
+/// Whether it began it and did nothing more, or did something in it: it has held its server connection all that time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_its_client_leaves_has_a_line() {
+    for pooling in ["transaction", "session"] {
+        let logged = Logged::serve(pooling, 2, nothing).await;
+        let mut lines = 0;
+        for (sqls, pause) in [
+            (&["BEGIN"][..], 400),
+            (&["BEGIN", QUICK], 400),
+            (&["BEGIN", "SELECT 1/0"], 400),
+            // Not so long, and not open any more.
+            (&["BEGIN", QUICK], 10),
+            (&[QUICK], 400),
+        ] {
+            let mut client = logged.proxy.client("t00").await;
+            for sql in sqls {
+                client.query(sql).await;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            drop(client);
+            let is_slow = pause == 400 && sqls[0] == "BEGIN";
+            lines += usize::from(is_slow);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let told = logged.wait_for(lines, "it is told").await;
+            if is_slow {
+                let line = &told[lines - 1];
+                assert_eq!(line["message"], "slow transaction", "{pooling} {sqls:?}");
+                assert_eq!(line["ended"], false, "{pooling} {sqls:?}");
+                assert_eq!(line["statements"], sqls.len());
+                assert!(line["transaction_ms"].as_u64() >= Some(390));
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -260,7 +260,7 @@ impl Relay<'_> {
             self.metrics.transactions.record(time);
             let Transaction { statements, server } = std::mem::take(&mut self.slow.transaction);
             if statements > 1 && self.slow.limit.is_some_and(|limit| time >= limit) {
-                self.tell_transaction(time, statements, server);
+                self.tell_transaction(time, statements, server, true);
             }
         }
     }
@@ -396,8 +396,19 @@ impl Relay<'_> {
         }
     }
 
-    /// The client or the server has gone before the server's answer to what it was at.
-    pub fn tell_unanswered(&mut self) {
+    /// The client or the server has gone, or is to go, in the middle of a statement or of a transaction.
+    pub fn tell_unfinished(&mut self) {
+        self.tell_unanswered();
+        let Transaction { statements, server } = std::mem::take(&mut self.slow.transaction);
+        let Some(time) = self.transaction_began.take().map(|began| began.elapsed()) else {
+            return;
+        };
+        if statements > 0 && self.slow.limit.is_some_and(|limit| time >= limit) {
+            self.tell_transaction(time, statements, server, false);
+        }
+    }
+
+    fn tell_unanswered(&mut self) {
         let Some(took) = self.slow.began.take().map(|began| began.elapsed()) else {
             return;
         };
@@ -431,10 +442,10 @@ impl Relay<'_> {
     }
 
     #[cold]
-    fn tell_transaction(&self, took: Duration, statements: u32, server: Duration) {
+    fn tell_transaction(&self, took: Duration, statements: u32, server: Duration, ended: bool) {
         tracing::warn!(target: "pgtenant::slow", tenant = %self.handle.tenant, user = %self.handle.user,
             database = %self.handle.database, placement = self.slow.placement,
-            server = %self.server.server().name, client = self.handle.id, statements,
+            server = %self.server.server().name, client = self.handle.id, statements, ended,
             server_ms = milliseconds(server), transaction_ms = milliseconds(took), "slow transaction");
     }
 }
