@@ -11,7 +11,7 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint fuzz soak chaos bench bench-mechanisms bench-seal bench-syscalls install-deps
+.PHONY: help build demo test lint fuzz soak chaos reliability bench bench-mechanisms bench-seal bench-syscalls install-deps
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -64,6 +64,11 @@ chaos: ## Let everything fail under clients that check each reply, for SECONDS=6
 	@scripts/install test
 	export PGTENANT_CHAOS_SECONDS=$(or $(SECONDS),600) PGTENANT_CHAOS_SEED=$(or $(SEED),16); \
 	$(CARGO) test --locked --test it -- --nocapture chaos::
+
+reliability: ## Play a noisy tenant and faults with pgtenant and PgBouncer, ten minutes; ARGS="--only vanish"
+	@scripts/install test bench
+	$(CARGO) build --release --locked
+	.deps/venv/bin/python scripts/reliability $(ARGS)
 
 bench: ## Compare with direct PostgreSQL, haproxy and PgBouncer, in one run; ARGS="--quick"
 	@scripts/install bench
