@@ -93,6 +93,27 @@ name!(
     PlacementName
 );
 
+impl TenantId {
+    /// What a tenant is called in one of its services: `tenant:service`, which no tenant's own name is.
+    pub fn in_service(&self, service: &str) -> Self {
+        Self(format!("{self}:{service}").into())
+    }
+
+    /// What an operator calls a tenant or one of its services.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn read(name: &str) -> Result<Self, InvalidName> {
+        match name.split_once(':') {
+            Some((tenant, service)) => {
+                check(service)?;
+                Ok(Self::new(tenant)?.in_service(service))
+            }
+            None => Self::new(name),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +131,11 @@ mod tests {
             assert_eq!(TenantId::new(name), Err(why), "{name:?}");
         }
         assert_eq!(TenantId::new(&"a".repeat(64)), Err(InvalidName::TooLong));
+        assert_eq!(
+            TenantId::read("a:b"),
+            TenantId::new("a").map(|tenant| tenant.in_service("b"))
+        );
+        assert!(TenantId::read("a:b:c").is_err() && TenantId::read("a:").is_err());
         assert!(TenantId::new("550e8400-e29b-41d4-a716-446655440000").is_ok());
     }
 }

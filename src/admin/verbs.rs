@@ -129,7 +129,7 @@ fn scope(config: &Config, verb: Verb, target: &Target) -> Result<Scope> {
         Target::All => Ok(Scope::All),
         Target::Name(name) => named(config, name, may_be_gone),
         Target::Tenant(name) => {
-            let id = TenantId::new(name).ok();
+            let id = TenantId::read(name).ok();
             id.filter(|id| may_be_gone || config.tenants.contains_key(id))
                 .map(Scope::Tenant)
                 .ok_or_else(|| unknown("tenant", name, "SHOW TENANTS"))
@@ -158,7 +158,7 @@ fn named(config: &Config, name: &str, may_be_gone: bool) -> Result<Scope> {
         let message = format!("this is the database of the console: {name}");
         return Err(Error::new(Kind::UnknownDatabase, message));
     }
-    let id = TenantId::new(name).ok();
+    let id = TenantId::read(name).ok();
     if let Some(id) = id.clone().filter(|id| config.tenants.contains_key(id)) {
         return Ok(Scope::Tenant(id));
     }

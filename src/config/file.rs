@@ -484,8 +484,8 @@ pub struct PlacementFile {
     pub shard_map: IndexMap<String, String>,
     /// Required.
     pub database: Option<String>,
-    /// Required in tier schema, and only there.
-    pub schema: Option<String>,
+    /// Required in tier schema, and only there. Of a list, which `search_path` is then, the first is the tenant's own.
+    pub schema: Option<SchemaFile>,
     /// Required.
     pub login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
@@ -624,8 +624,10 @@ impl Default for PlacementLimitsFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TenantFile {
-    /// Required.
+    /// Required, or `placements`.
     pub placement: Option<String>,
+    /// Of a tenant whose services live in several places: the placement of each service. Default: none.
+    pub placements: IndexMap<String, String>,
     /// One of the placement's servers, before map and hash. Default: by map or hash.
     pub server: Option<String>,
     /// For the templates of the placement. Default: none.
@@ -655,6 +657,8 @@ pub struct ApplicationFile {
     pub home: Option<String>,
     /// How it says for which tenant it works. Required.
     pub choose: Option<ChooseFile>,
+    /// In which service it works, where tenants have several. Default: none.
+    pub service: Option<String>,
     /// Variables by which it acts for all tenants at its home, such as `app.bypass_rls`, each with the values that do. Nobody
     /// else may set them so. Default: none.
     pub all_tenants: IndexMap<String, Vec<String>>,
@@ -746,6 +750,23 @@ pub struct ApplicationLimitsFile {
 pub struct TenantPoolFile {
     /// Server connections that its pool has at least, where it has one of its own. Default: the placement's.
     pub min: Option<Count>,
+}
+
+/// `placements.*.schema`: one schema, or those of the `search_path`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a schema, or a list of them")]
+pub enum SchemaFile {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl SchemaFile {
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::One(name) => std::slice::from_ref(name),
+            Self::Several(names) => names,
+        }
+    }
 }
 
 /// `tenants.*.limits`.

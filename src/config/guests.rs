@@ -73,8 +73,13 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
     let placement = guests.placement.as_str();
     let others = file.tenants.take().unwrap_or_default();
     let others = others.into_iter().filter_map(|(name, tenant)| {
-        let tenant = tenant.filter(|tenant| tenant.placement.as_deref() == Some(placement))?;
-        Some((name, tenant))
+        let mut tenant = tenant?;
+        let mut services = tenant.placements.values();
+        if services.any(|own| own == placement) {
+            tenant.placement = Some(placement.to_owned());
+            tenant.placements = IndexMap::new();
+        }
+        (tenant.placement.as_deref() == Some(placement)).then_some((name, tenant))
     });
     let others: Vec<(String, TenantFile)> = others.collect();
     if let Some(placements) = &mut file.placements {

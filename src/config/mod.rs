@@ -90,6 +90,8 @@ pub struct Config {
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: HashMap<TenantId, Arc<Tenant>>,
+    /// Of tenants with several services: what is in `tenants` for each, by the service's name.
+    pub services: HashMap<TenantId, BTreeMap<Box<str>, TenantId>>,
     /// By the id that they log in as, which is no tenant's.
     pub applications: BTreeMap<TenantId, Arc<Application>>,
     /// What may be meant as it is, and should be known.
@@ -550,7 +552,10 @@ impl TransactionLimits {
 /// A tenant: who may log in, how much it may use, where it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
+    /// Of a tenant with several services, each is one by itself: `acme:records`.
     pub id: TenantId,
+    /// Whose service this is, and which. None: the tenant has one place.
+    pub service: Option<(TenantId, Box<str>)>,
     pub users: BTreeMap<String, Arc<Credential>>,
     pub limits: TenantLimits,
     pub timeouts: ClientTimeouts,
@@ -558,6 +563,13 @@ pub struct Tenant {
     pub slow: Option<Duration>,
     pub own_timeouts: OwnTimeouts,
     pub route: Arc<Route>,
+}
+
+impl Tenant {
+    /// As the config calls the tenant, whichever of its services this is.
+    pub fn name(&self) -> &TenantId {
+        self.service.as_ref().map_or(&self.id, |(tenant, _)| tenant)
+    }
 }
 
 /// An application that logs in once and says by SQL for which tenant it works.

@@ -150,6 +150,20 @@ pub fn rendezvous<'a>(servers: &'a [ServerName], tenant: &TenantId) -> Option<&'
         .max_by_key(|server| (weight(server), *server))
 }
 
+/// What there is for each service of the tenants that have several.
+fn services(
+    tenants: &HashMap<TenantId, Arc<Tenant>>,
+) -> HashMap<TenantId, BTreeMap<Box<str>, TenantId>> {
+    let mut services: HashMap<TenantId, BTreeMap<_, _>> = HashMap::new();
+    for tenant in tenants.values() {
+        if let Some((name, service)) = &tenant.service {
+            let known = services.entry(name.clone()).or_default();
+            known.insert(service.clone(), tenant.id.clone());
+        }
+    }
+    services
+}
+
 type Users = BTreeMap<String, Arc<Credential>>;
 
 struct Resolver<'t, 'd> {
@@ -241,6 +255,7 @@ impl Resolver<'_, '_> {
                 .flatten()
                 .map(|plan| (plan.placement.name.clone(), plan.placement))
                 .collect(),
+            services: services(&tenants),
             tenants,
             applications,
             warnings: self.mistakes.take_warnings(),

@@ -36,6 +36,7 @@ use crate::id::TenantId;
 use crate::sql::choice::{self, SetConfig, Step, Term};
 use crate::sql::guard::Guard;
 
+pub use self::bound::set_by_call;
 pub use self::said::text_of;
 
 use self::bound::{Bound, bound};

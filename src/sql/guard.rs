@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::choice::{self, Chosen, SetConfig, Step, Term};
 use super::effects::{Effects, What, is_safe_encoding};
 use super::finds;
-use crate::config::{Application, Route, SEALED_VARIABLE, Shared};
+use crate::config::{Application, Pooling, Route, SEALED_VARIABLE, Shared};
 use crate::error::{Error, Kind};
 
 /// Parameters that are the proxy's, whatever the context: roles, and what changes how SQL is read.
@@ -94,6 +94,8 @@ pub struct Guard {
     variables: Box<[Variable]>,
     allow: BTreeSet<Shared>,
     extent: Extent,
+    /// What the server resets a variable of the context to is the tenant's own value: in session pooling.
+    resets_to_own: bool,
 }
 
 fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
@@ -138,6 +140,7 @@ impl Guard {
                 variables,
                 allow: BTreeSet::new(),
                 extent: Extent::Context,
+                resets_to_own: route.pooling == Pooling::Session,
             });
         }
         let mut allow = placement.allow.clone();
@@ -149,6 +152,7 @@ impl Guard {
             variables,
             allow,
             extent: Extent::Whole,
+            resets_to_own: route.pooling == Pooling::Session,
         })
     }
 
@@ -162,6 +166,7 @@ impl Guard {
             variables: context.map(nothing).collect(),
             allow,
             extent: Extent::Whole,
+            resets_to_own: false,
         }
     }
 
@@ -202,7 +207,7 @@ impl Guard {
         self.extent >= Extent::Choice
     }
 
-    /// Whether functions other than `set_config` may be called by their oid.
+    /// Whether functions may be called by their oid, where `set_config` does not set one of the variables.
     pub fn allows_calls_by_oid(&self) -> bool {
         self.extent == Extent::Context
     }
@@ -233,7 +238,7 @@ impl Guard {
                 _ => None,
             });
         let (names, values): (Vec<_>, Vec<_>) = own.unzip();
-        choice::returned(text, &names, &values, backslashes)
+        choice::returned(text, &names, &values, self.resets_to_own, backslashes)
     }
 
     /// The value of a variable of the context, if it is one.
@@ -282,10 +287,11 @@ impl Guard {
             let calls: Vec<&SetConfig> = match &step {
                 Step::Set(Chosen {
                     variable, value, ..
-                }) => {
+                }) if value.is_some() || !self.resets_to_own => {
                     check(&names[*variable], value.as_deref().unwrap_or_default())?;
                     continue;
                 }
+                Step::Set(_) | Step::Reset(_) if self.resets_to_own => continue,
                 Step::Reset(variable) => {
                     check(&names[*variable], "")?;
                     continue;

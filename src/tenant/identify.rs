@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::config::{Config, Tenant};
+use crate::id::TenantId;
 use crate::protocol::startup::Startup;
 
 /// Database name of the admin console.
@@ -89,7 +90,15 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
         (None, _) => return Claim::Nobody(Unknown::Tenant),
     };
     let Some(tenant) = config.tenants.get(named) else {
-        return Claim::Nobody(Unknown::Tenant);
+        let service = service(config, named, database);
+        let Some((tenant, database_known)) = service else {
+            return Claim::Nobody(Unknown::Tenant);
+        };
+        return Claim::Tenant {
+            tenant: tenant.clone(),
+            user: user.to_owned(),
+            database_known,
+        };
     };
     let database_known = database.is_none_or(|database| {
         database == tenant.id.as_str()
@@ -103,6 +112,28 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
     }
 }
 
+/// The service of a tenant that has several: the database names it, or is its own. False: it does neither, which is
+/// told after the login.
+fn service<'c>(
+    config: &'c Config,
+    tenant: &str,
+    database: Option<&str>,
+) -> Option<(&'c Arc<Tenant>, bool)> {
+    let services = config.services.get(tenant)?;
+    let find = |id| config.tenants.get::<TenantId>(id);
+    if let Some(id) = services.get(database.unwrap_or_default()) {
+        return Some((find(id)?, true));
+    }
+    let mut all = services.values().filter_map(find);
+    let mut there = all
+        .clone()
+        .filter(|tenant| Some(&*tenant.route.pool.database) == database);
+    match (there.next(), there.next()) {
+        (Some(tenant), None) => Some((tenant, true)),
+        _ => Some((all.next()?, false)),
+    }
+}
+
 /// The login of an application: by its name as the database, by its home's database, or without any.
 /// A database that is a tenant's name is that tenant's.
 fn application(config: &Config, startup: &Startup, by_database: bool) -> Option<Claim> {
@@ -111,7 +142,11 @@ fn application(config: &Config, startup: &Startup, by_database: bool) -> Option<
     let application = match named {
         Some(application) => application,
         None => {
-            let is_tenant = |name: &str| by_database && config.tenants.contains_key(name);
+            let is_tenant = |name: &str| {
+                let is_known =
+                    config.tenants.contains_key(name) || config.services.contains_key(name);
+                by_database && is_known
+            };
             let mut applications = config.applications.values();
             applications.find(|application| {
                 let login = &application.login;

@@ -354,4 +354,15 @@ async fn in_posture_plain_code_is_trusted() {
     assert_eq!(wire.column(OWN).await, ["other"]);
     wire.query("COMMIT").await;
     assert_eq!(wire.column(OWN).await, ["g0"]);
+    // By the protocol, too: other variables are the client's own.
+    for (name, value, expected) in [
+        ("app.tenant_id", "other", &[DENIED][..]),
+        ("App.Tenant_Id", "g0", &[]),
+        ("app.other", "other", &[]),
+    ] {
+        let call = function_call(2078, &[Some(name), Some(value), Some("f")]);
+        wire.send(&call).await;
+        assert_eq!(errors(&wire.until_ready().await), expected, "{name}");
+        assert_eq!(wire.column(OWN).await, ["g0"]);
+    }
 }

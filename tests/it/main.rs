@@ -46,6 +46,7 @@ mod replication;
 mod require_auth;
 mod seal;
 mod selftest;
+mod services;
 mod session_attacks;
 mod session_model;
 mod session_state;

@@ -182,9 +182,8 @@ async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
 
     // With a policy on the variable alone, all of these show what is b's.
     for trick in [
-        "SET app.tenant_id = 'b'",
-        "SELECT set_config('app.tenant_id', 'b', false)",
-        "SET LOCAL app.tenant_id = 'b'",
+        "SELECT set_config('app.' || 'tenant_id', 'b', false)",
+        "SELECT set_config('app.' || 'tenant_id', 'b', true)",
         "DO $$ BEGIN EXECUTE 'S' || 'ET app.tenant' || '_id = ''b'''; END $$",
         "SELECT query_to_xml('SELECT set_con' || 'fig(''app.tenant_id'', ''b'', false)', true, false, '')",
     ] {
@@ -244,7 +243,7 @@ async fn a_tenant_cannot_become_another_by_any_change_of_variables() {
     // Neither can it write what is another's.
     let frames = a.query("INSERT INTO items VALUES ('b', 'of b by a')").await;
     assert_eq!(errors(&frames).len(), 1);
-    let frames = a.query("BEGIN; SET app.tenant_id = 'b'; INSERT INTO items (body) VALUES ('x') RETURNING tenant; ROLLBACK").await;
+    let frames = a.query("BEGIN; SELECT set_config('app.' || 'tenant_id', 'b', true); INSERT INTO items (body) VALUES ('x') RETURNING tenant; ROLLBACK").await;
     assert!(column(&frames).contains(&"a".to_owned()), "{frames:?}");
 }
 

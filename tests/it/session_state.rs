@@ -598,7 +598,8 @@ async fn a_reset_in_a_transaction_returns_to_the_tenant_in_session_pooling() {
             "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP",
         ] {
             wire.query("BEGIN").await;
-            wire.query("SET app.tenant_id = 'another'").await;
+            let another = "SELECT set_config('app.' || 'tenant_id', 'another', false)";
+            assert_eq!(wire.column(another).await, ["another"]);
             wire.query(reset).await;
             let bodies = wire
                 .column("SELECT body FROM items WHERE id < 900 ORDER BY id")

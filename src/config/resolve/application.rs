@@ -162,6 +162,7 @@ impl Resolver<'_, '_> {
                 slow,
                 own_timeouts,
                 route: Arc::new(route),
+                service: None,
             }),
             variables,
             choices: Arc::new(choices),
@@ -375,31 +376,49 @@ impl Resolver<'_, '_> {
         let attribute = self.key(&at.key("choose").key("key"), file)?;
         let tenants_at = at.key("tenants");
         let acts_for = self.required(at, "tenants", file.tenants.as_ref())?;
-        let ids: Vec<&TenantId> = match acts_for {
-            ActsForFile::All(_) if attribute.is_none() => return Some(None),
-            ActsForFile::All(_) => context.tenants.keys().collect(),
+        let service = file.service.as_deref();
+        let is_there = |tenant: &&Arc<Tenant>| match &tenant.service {
+            Some((_, own)) => Some(&**own) == service,
+            None => true,
+        };
+        let mut all = context.tenants.values();
+        let has_services = all.any(|tenant| tenant.service.is_some());
+        if service.is_some() && !has_services {
+            let message = "has no effect: no tenant has services (`placements`)";
+            self.mistakes.add(&at.key("service"), message);
+        }
+        let tenants = context.tenants.values().filter(is_there);
+        let tenants: Vec<&Arc<Tenant>> = match acts_for {
+            ActsForFile::All(_) if attribute.is_none() && !has_services => return Some(None),
+            ActsForFile::All(_) => tenants.collect(),
             ActsForFile::List(names) => {
                 for (i, name) in names.iter().enumerate() {
-                    if !context.files.contains_key(name) {
-                        let message = format_args!("there is no tenant {name:?}");
-                        self.mistakes.add(&tenants_at.index(i), message);
-                    }
+                    let is_of_it = |tenant: &Arc<Tenant>| tenant.name().as_str() == name;
+                    let message = match context.files.contains_key(name) {
+                        false => format!("there is no tenant {name:?}"),
+                        true if !tenants.clone().any(is_of_it) && has_services => {
+                            format!("tenant {name:?} has services, and none of them is `service`")
+                        }
+                        true => continue,
+                    };
+                    self.mistakes.add(&tenants_at.index(i), message);
                 }
-                let known = names
-                    .iter()
-                    .filter_map(|name| context.tenants.get_key_value(&**name));
-                known.map(|(id, _)| id).collect()
+                let is_listed =
+                    |tenant: &&Arc<Tenant>| names.iter().any(|name| name == tenant.name().as_str());
+                tenants.filter(is_listed).collect()
             }
             ActsForFile::Those(those) => {
                 self.known_placements(&tenants_at.key("placements"), those, context);
-                let tenants = context.tenants.values();
-                let chosen = tenants.filter(|tenant| is_one_of(tenant, those, context));
-                chosen.map(|tenant| &tenant.id).collect()
+                tenants
+                    .filter(|tenant| is_one_of(tenant, those, context))
+                    .collect()
             }
         };
-        let mut known: HashMap<String, TenantId> = HashMap::with_capacity(ids.len());
-        for id in ids {
-            let Some(value) = self.value_of(at, id, attribute.as_deref(), context) else {
+        let mut known: HashMap<String, TenantId> = HashMap::with_capacity(tenants.len());
+        for tenant in tenants {
+            let id = &tenant.id;
+            let Some(value) = self.value_of(at, tenant.name(), attribute.as_deref(), context)
+            else {
                 continue;
             };
             if let Some(other) = known.insert(value.clone(), id.clone()) {
@@ -549,10 +568,11 @@ impl Resolver<'_, '_> {
         for user in file.users.keys() {
             let names: HashSet<&str> = database.into_iter().chain([user.as_str()]).collect();
             for name in names {
-                let Some(tenant) = context.tenants.get(name) else {
-                    continue;
+                let mut tenants = context.tenants.values();
+                let is_user = |tenant: &Arc<Tenant>| {
+                    tenant.name().as_str() == name && tenant.users.contains_key(user)
                 };
-                if context.identify.by_database && tenant.users.contains_key(user) {
+                if context.identify.by_database && tenants.any(is_user) {
                     let message = format_args!(
                         "is a user of tenant {name}, too, and the login to database {name} would be both's"
                     );
@@ -568,7 +588,7 @@ fn is_one_of(tenant: &Tenant, those: &ThoseFile, context: &Context<'_, '_>) -> b
     let placements = those.placements.as_ref();
     let lives_there =
         placements.is_none_or(|names| names.iter().any(|name| name == placement.as_str()));
-    let file = context.files.get(tenant.id.as_str());
+    let file = context.files.get(tenant.name().as_str());
     let Some(file) = file.and_then(Option::as_ref) else {
         return false;
     };

@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 
 use super::{MAX_CONNECTIONS, NO_MINIMUM, Resolver, password_mistake, repeated};
 use crate::config::file::{
-    ClientLogFile, ClientTimeoutsFile, LoginFile, PlacementFile, ServerFile, TenantFile,
+    ClientLogFile, ClientTimeoutsFile, LoginFile, PlacementFile, SchemaFile, ServerFile, TenantFile,
 };
 use crate::config::outline::At;
 use crate::config::units::Count;
@@ -48,7 +48,8 @@ pub(super) struct Plan {
     pub placement: Arc<Placement>,
     pub shard_map: HashMap<String, ServerName>,
     pub database: Template,
-    pub schema: Option<Template>,
+    /// The tenant's own, and others behind it in `search_path`. Empty in other tiers.
+    pub schemas: Vec<Template>,
     pub user: Template,
     pub password: Option<Password>,
     /// By variable, in the order of the file. The names are in lower case, because PostgreSQL
@@ -119,7 +120,7 @@ impl Resolver<'_, '_> {
         for placement in tenants
             .values()
             .flatten()
-            .filter_map(|t| t.placement.as_deref())
+            .flat_map(|t| t.placement.iter().chain(t.placements.values()))
         {
             *counts.entry(placement).or_default() += 1;
         }
@@ -223,16 +224,17 @@ impl Resolver<'_, '_> {
         let tier = self.required(at, "tier", file.tier);
         let database = self.required(at, "database", file.database.as_deref());
         let database = database.and_then(|text| self.template(&at.key("database"), text));
-        let schema = file
-            .schema
-            .as_deref()
-            .map(|text| self.template(&at.key("schema"), text));
+        let schemas = file.schema.as_ref().map_or(&[][..], SchemaFile::names);
+        let schemas: Vec<_> = schemas
+            .iter()
+            .map(|text| self.template(&at.key("schema"), text))
+            .collect();
         match tier {
-            Some(Tier::Schema) if schema.is_none() => {
+            Some(Tier::Schema) if schemas.is_empty() => {
                 self.mistakes
                     .add(&at.key("schema"), "is required in tier schema");
             }
-            Some(tier) if tier != Tier::Schema && schema.is_some() => {
+            Some(tier) if tier != Tier::Schema && file.schema.is_some() => {
                 let message = format_args!("has no meaning in tier {tier}, only in tier schema");
                 self.mistakes.add(&at.key("schema"), message);
             }
@@ -302,10 +304,7 @@ impl Resolver<'_, '_> {
             placement: Arc::new(placement),
             shard_map: known.shard_map,
             database: database?,
-            schema: match schema {
-                Some(schema) => Some(schema?),
-                None => None,
-            },
+            schemas: schemas.into_iter().collect::<Option<_>>()?,
             user,
             password,
             startup: startup(&context, posture),

@@ -73,40 +73,62 @@ impl Resolver<'_, '_> {
                 ),
                 ..TenantLimits::default()
             };
-            let plan = self.plan(&at, file, plans);
-            limits.weight = weight.or(plan.map(|plan| plan.weight)).unwrap_or(1);
-            let (Some(id), Some(plan)) = (id, plan) else {
-                continue;
-            };
-            let Some(route) = self.route(&at, &id, file, plan, &mut places) else {
-                continue;
-            };
-            let Some(mut route) = self.sealed(&at, &id, route, file, plan, &mut places) else {
-                continue;
-            };
-            if let Some(min) = file.pool.min {
-                let min = self.tenant_min(&at.key("pool").key("min"), min, &limits, &route);
-                route.pool_min = Some(min);
+            for (service, plan) in self.plans_of(&at, file, plans) {
+                limits.weight = weight.or(plan.map(|plan| plan.weight)).unwrap_or(1);
+                let (Some(name), Some(plan)) = (&id, plan) else {
+                    continue;
+                };
+                let service = service.map(|service| (name.clone(), service.into()));
+                let known = Known {
+                    at: &at,
+                    name,
+                    service: service.as_ref(),
+                    limits: &limits,
+                };
+                let Some(route) = self.route_of(&known, file, plan, &mut places) else {
+                    continue;
+                };
+                let (timeouts, own_timeouts) = layers.of(
+                    route.pool.server.as_str(),
+                    route.placement.tier,
+                    [plan.timeouts, file.timeouts],
+                );
+                let tenant = Tenant {
+                    id: known.id(),
+                    users: users.clone(),
+                    limits,
+                    timeouts,
+                    slow: layers.slow(route.pool.server.as_str(), [plan.log, file.log]),
+                    own_timeouts,
+                    route: Arc::new(route),
+                    service,
+                };
+                tenants.insert(tenant.id.clone(), Arc::new(tenant));
             }
-            self.claim(&at, &id, &route, &mut places);
-            let (timeouts, own_timeouts) = layers.of(
-                route.pool.server.as_str(),
-                route.placement.tier,
-                [plan.timeouts, file.timeouts],
-            );
-            let tenant = Tenant {
-                id: id.clone(),
-                users,
-                limits,
-                timeouts,
-                slow: layers.slow(route.pool.server.as_str(), [plan.log, file.log]),
-                own_timeouts,
-                route: Arc::new(route),
-            };
-            tenants.insert(id, Arc::new(tenant));
         }
         self.minimums_of_shared_pools(&tenants);
         tenants
+    }
+
+    /// The place of a tenant, or of one of its services.
+    fn route_of(
+        &mut self,
+        known: &Known<'_>,
+        file: &TenantFile,
+        plan: &Plan,
+        places: &mut Places,
+    ) -> Option<Route> {
+        let Known {
+            at, name, limits, ..
+        } = *known;
+        let route = self.route(at, name, file, plan, places)?;
+        let mut route = self.sealed(known, route, file, plan, places)?;
+        if let Some(min) = file.pool.min {
+            let min = self.tenant_min(&at.key("pool").key("min"), min, limits, &route);
+            route.pool_min = Some(min);
+        }
+        self.claim(at, &known.id(), &route, places);
+        Some(route)
     }
 
     /// How many connections the pool of one tenant keeps; 0 if it is a mistake.
@@ -156,13 +178,44 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn plan<'p>(&mut self, at: &At<'_>, file: &TenantFile, plans: &'p Plans) -> Option<&'p Plan> {
-        let name = self.required(at, "placement", file.placement.as_deref())?;
+    /// Where it lives, by the name of the service where it has several. Within: None is a mistake.
+    fn plans_of<'p, 'f>(
+        &mut self,
+        at: &At<'_>,
+        file: &'f TenantFile,
+        plans: &'p Plans,
+    ) -> Vec<(Option<&'f str>, Option<&'p Plan>)> {
+        if file.placements.is_empty() {
+            let name = self.required(at, "placement", file.placement.as_deref());
+            let plan = name.and_then(|name| self.plan(&at.key("placement"), name, plans));
+            return vec![(None, plan)];
+        }
+        for (key, is_given) in [
+            ("placement", file.placement.is_some()),
+            ("server", file.server.is_some()),
+        ] {
+            if is_given {
+                let message = "has no meaning beside placements";
+                self.mistakes.add(&at.key(key), message);
+            }
+        }
+        let placements = file.placements.iter();
+        placements
+            .map(|(service, name)| {
+                let at = at.key("placements");
+                let at = at.key(&**service);
+                self.name(&at, TenantId::new(service));
+                (Some(service.as_str()), self.plan(&at, name, plans))
+            })
+            .collect()
+    }
+
+    fn plan<'p>(&mut self, at: &At<'_>, name: &str, plans: &'p Plans) -> Option<&'p Plan> {
         if let Some(plan) = plans.get(name) {
             return plan.as_ref();
         }
         let message = format_args!("there is no placement {name:?}");
-        self.mistakes.add(&at.key("placement"), message);
+        self.mistakes.add(at, message);
         None
     }
 
@@ -195,7 +248,8 @@ impl Resolver<'_, '_> {
             placement,
         };
         let database = fill.name("database", &plan.database);
-        let schema = plan.schema.as_ref().map(|template| fill.schema(template));
+        let schemas = plan.schemas.iter();
+        let schemas: Vec<_> = schemas.map(|template| fill.schema(template)).collect();
         let user = fill.name("login.user", &plan.user);
         let password = plan
             .password
@@ -212,13 +266,11 @@ impl Resolver<'_, '_> {
             Some(password) => Some(password?),
             None => None,
         };
-        let schema = match schema {
-            Some(schema) => Some(schema?),
-            None => None,
-        };
+        let schemas: Vec<String> = schemas.into_iter().collect::<Option<_>>()?;
         let mut startup = plan.startup.clone();
-        if let Some(schema) = &schema {
-            startup.push(("search_path".to_owned(), quoted(schema)));
+        if !schemas.is_empty() {
+            let path: Vec<_> = schemas.iter().map(|schema| quoted(schema)).collect();
+            startup.push(("search_path".to_owned(), path.join(", ")));
         }
         let pool = PoolKey {
             server: server?,
@@ -235,7 +287,7 @@ impl Resolver<'_, '_> {
             placement: Arc::clone(&plan.placement),
             pool,
             pool_min: None,
-            schema,
+            schema: schemas.into_iter().next(),
             context: context.into_iter().collect::<Option<_>>()?,
             seal: None,
             pooling: file.pooling.unwrap_or(plan.placement.pooling),
@@ -245,8 +297,7 @@ impl Resolver<'_, '_> {
     /// The route with what its context is sealed with, where it is.
     fn sealed(
         &mut self,
-        at: &At<'_>,
-        id: &TenantId,
+        known: &Known<'_>,
         mut route: Route,
         file: &TenantFile,
         plan: &Plan,
@@ -256,6 +307,7 @@ impl Resolver<'_, '_> {
             return Some(route);
         };
         let placement = &plan.placement.name;
+        let Known { at, name: id, .. } = *known;
         let mut fill = Filling {
             resolver: self,
             at,
@@ -268,7 +320,7 @@ impl Resolver<'_, '_> {
             fill.wrong("seal_tenant", &tenant, "must not hold '|'");
             return None;
         }
-        if let Some(other) = places.seal(&route.pool, &tenant, id) {
+        if let Some(other) = places.seal(&route.pool, &tenant, &known.id()) {
             let message = format_args!(
                 "is {tenant:?} in the database like tenant {other}, and would see its rows \
                  (is {{tenant}} missing in placements.{placement}.seal_tenant?)",
@@ -369,6 +421,24 @@ impl Resolver<'_, '_> {
             self.mistakes.add(&at.key("pool").key("size"), message);
         }
         number
+    }
+}
+
+/// A tenant, or one of its services.
+#[derive(Clone, Copy)]
+struct Known<'k> {
+    at: &'k At<'k>,
+    name: &'k TenantId,
+    service: Option<&'k (TenantId, Box<str>)>,
+    limits: &'k TenantLimits,
+}
+
+impl Known<'_> {
+    fn id(&self) -> TenantId {
+        match self.service {
+            Some((name, service)) => name.in_service(service),
+            None => self.name.clone(),
+        }
     }
 }
 

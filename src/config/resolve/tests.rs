@@ -1237,7 +1237,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 26);
+    assert_eq!(settings, 27);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
@@ -1541,6 +1541,131 @@ fn an_application_chooses_by_what_has_the_tenant_in_it() {
         assert!(
             mistakes.iter().any(|found| found.contains(mistake)),
             "{choose}: {mistakes:?}"
+        );
+    }
+}
+
+#[test]
+fn a_tenant_may_have_a_place_for_each_of_its_services() {
+    let base = BASE.replace(
+        "tenants:\n",
+        "tenants:\n  corp: { placements: { core: free, records: pro }, users: { u: { password: corp-secret } }, limits: { clients: 7 } }\n",
+    );
+    let with = |more: &str| {
+        resolve(&format!(
+            "{base}applications:\n  web:\n    users: {{ web: {{ password: web-secret }} }}\n    home: free\n    choose: {{ variables: [app.t] }}\n    {more}\n"
+        ))
+    };
+    let config = with("tenants: all\n    service: records").unwrap();
+    let tenant = |id: &str| config.tenants[id].clone();
+    let (core, records) = (tenant("corp:core"), tenant("corp:records"));
+    assert_eq!(
+        core.route.context[0].1, "corp",
+        "templates have the tenant's own name"
+    );
+    assert_eq!(records.route.schema.as_deref(), Some("t_corp"));
+    assert_eq!(
+        (core.limits.clients, records.name().as_str()),
+        (Some(7), "corp")
+    );
+    let web = config.applications.values().next().unwrap();
+    let chosen = |value: &str| {
+        web.tenant(&config, value)
+            .map(|tenant| tenant.id.to_string())
+    };
+    assert_eq!(chosen("corp").as_deref(), Some("corp:records"));
+    assert_eq!(chosen("f1").as_deref(), Some("f1"), "it has one place");
+    assert_eq!(chosen("corp:core"), None, "that is another service's");
+
+    for (more, mistake) in [
+        (
+            "tenants: [corp]",
+            "tenants[0]: tenant \"corp\" has services, and none of them is `service`",
+        ),
+        (
+            "tenants: [corp]\n    service: other",
+            "tenants[0]: tenant \"corp\" has services",
+        ),
+    ] {
+        let mistakes = with(more).expect_err(more);
+        assert!(
+            mistakes.iter().any(|found| found.contains(mistake)),
+            "{mistakes:?}"
+        );
+    }
+    for (from, to, mistake) in [
+        (
+            "records: pro",
+            "records: gone",
+            "tenants.corp.placements.records: there is no placement",
+        ),
+        (
+            "records: pro",
+            "'a.b': pro",
+            "tenants.corp.placements.a.b: the name may hold only",
+        ),
+        (
+            "records: pro",
+            "records: free",
+            "has the same context as tenant corp:core",
+        ),
+        (
+            "corp: {",
+            "corp: { placement: free,",
+            "tenants.corp.placement: has no meaning beside placements",
+        ),
+        (
+            "corp: {",
+            "corp: { server: s1,",
+            "tenants.corp.server: has no meaning beside placements",
+        ),
+    ] {
+        let mistakes = resolve(&base.replacen(from, to, 1)).expect_err(to);
+        assert!(
+            mistakes.iter().any(|found| found.contains(mistake)),
+            "{to}: {mistakes:?}"
+        );
+    }
+    let silent = format!(
+        "{BASE}applications:\n  web:\n    users: {{ web: {{ password: web-secret }} }}\n    tenants: all\n    service: x\n    home: free\n    choose: {{ variables: [app.t] }}\n"
+    );
+    let mistakes = resolve(&silent).expect_err("no services");
+    assert!(
+        mistakes[0].contains("service: has no effect"),
+        "{mistakes:?}"
+    );
+}
+
+#[test]
+fn a_schema_may_have_others_behind_it() {
+    let with = |schema: &str| resolve(&BASE.replace("schema: 't_{tenant}'", schema));
+    let config = with("schema: ['t_{tenant}', Public, extensions]").unwrap();
+    let p1 = route(&config, "p1");
+    assert_eq!(p1.schema.as_deref(), Some("t_p1"));
+    let path = pairs(&p1.pool.startup);
+    assert!(
+        path.contains(&("search_path", "t_p1, \"Public\", extensions")),
+        "{path:?}"
+    );
+    for (schema, mistake) in [
+        (
+            "schema: []",
+            "placements.pro.schema: is required in tier schema",
+        ),
+        (
+            "schema: [public, 't_{tenant}']",
+            "has schema \"public\" in common with tenant p1",
+        ),
+        (
+            "schema: ['t_{tenant}', pg_catalog]",
+            "must not be a schema of the system",
+        ),
+        ("schema: { a: b }", "placements.pro.schema: "),
+    ] {
+        let mistakes = with(schema).expect_err(schema);
+        assert!(
+            mistakes.iter().any(|found| found.contains(mistake)),
+            "{schema}: {mistakes:?}"
         );
     }
 }

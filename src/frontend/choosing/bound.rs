@@ -174,10 +174,40 @@ struct Parts<'p> {
 /// # Errors
 /// 08P01 as PostgreSQL says it (postgres.c: exec_bind_message); those of `check`.
 fn parts(mut rest: &[u8], check: impl FnOnce(usize) -> Result<()>) -> Result<Parts<'_>> {
+    let arguments = arguments(&mut rest, check)?;
+    let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
+    let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
+    let (columns, rest) = rest.split_at_checked(2).ok_or_else(malformed)?;
+    let columns = usize::try_from(number(columns)).map_err(|_| malformed())?;
+    let columns = rest.get(..2 * columns).ok_or_else(malformed)?;
+    Ok(Parts {
+        columns: columns.chunks_exact(2).map(number).collect(),
+        ..arguments
+    })
+}
+
+/// The name and the value that a FunctionCall of `set_config` has, `rest` behind the oid. None: it is not read.
+pub fn set_by_call(mut rest: &[u8]) -> Option<(String, String)> {
+    let values = arguments(&mut rest, |_| Ok(())).ok()?.values;
+    let text = |value: &Option<&[u8]>| {
+        let text = std::str::from_utf8(value.unwrap_or_default());
+        text.ok().map(str::to_owned)
+    };
+    match &values[..] {
+        [name, value, _] => Some((text(name)?, text(value)?)),
+        _ => None,
+    }
+}
+
+/// The formats and values, which Bind and FunctionCall have alike; no columns.
+fn arguments<'r>(
+    rest: &mut &'r [u8],
+    check: impl FnOnce(usize) -> Result<()>,
+) -> Result<Parts<'r>> {
     let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
     let mut take = |n: usize| {
         let (taken, left) = rest.split_at_checked(n).ok_or_else(malformed)?;
-        rest = left;
+        *rest = left;
         Ok::<_, Error>(taken)
     };
     let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
@@ -194,12 +224,10 @@ fn parts(mut rest: &[u8], check: impl FnOnce(usize) -> Result<()>) -> Result<Par
             Err(_) => None,
         });
     }
-    let columns = count(take(2)?)?;
-    let columns = take(2 * columns)?.chunks_exact(2).map(number).collect();
     Ok(Parts {
         formats,
         values,
-        columns,
+        columns: Vec::new(),
     })
 }
 

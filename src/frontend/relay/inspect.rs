@@ -7,7 +7,7 @@ use crate::backend::context::SET_CONFIG_OID;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
-use crate::frontend::choosing::{bound_values, returned_bind};
+use crate::frontend::choosing::{bound_values, returned_bind, set_by_call};
 use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
@@ -217,8 +217,14 @@ impl Relay<'_> {
         }
         let guard = self.client.guard.as_ref();
         let may_use = guard.is_none_or(|guard| guard.allows(Shared::LargeObjects));
-        let is_free = oid != Some(SET_CONFIG_OID);
-        let guard = guard.filter(|guard| !(is_free && guard.allows_calls_by_oid()));
+        let is_certain = |guard: &Guard| match oid {
+            Some(SET_CONFIG_OID) if here >= size => {
+                let set = set_by_call(body.get(4..).unwrap_or_default());
+                set.is_some_and(|(name, value)| guard.check_bound([(&*name, &*value)]).is_ok())
+            }
+            oid => oid != Some(SET_CONFIG_OID),
+        };
+        let guard = guard.filter(|guard| !(guard.allows_calls_by_oid() && is_certain(guard)));
         if may_use && oid.is_some_and(|oid| LARGE_OBJECT_FUNCTIONS.contains(&oid)) {
             return Ok(Looked::Passes);
         }

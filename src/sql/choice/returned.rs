@@ -9,11 +9,13 @@ const NOBODYS: &str = "pgtenant.nothing";
 
 /// A text in which each statement that returns one of `variables` to its default, or sets it to an
 /// empty value, sets it to its value in `own` instead. None: it has no such statement, or is not cut
-/// with certainty. `variables` are in lower case; `backslashes`: `standard_conforming_strings` is off.
+/// with certainty. `variables` are in lower case; `resets_to_own`: the server's default is that value, so that RESET and
+/// DEFAULT may stay; `backslashes`: `standard_conforming_strings` is off.
 pub fn returned(
     text: &[u8],
     variables: &[Box<str>],
     own: &[Box<str>],
+    resets_to_own: bool,
     backslashes: bool,
 ) -> Option<String> {
     let text = std::str::from_utf8(text).ok();
@@ -22,6 +24,7 @@ pub fn returned(
     let returns = Returns {
         variables,
         own,
+        resets_to_own,
         backslashes,
     };
     let mut changed = String::new();
@@ -44,6 +47,7 @@ pub fn returned(
 struct Returns<'r> {
     variables: &'r [Box<str>],
     own: &'r [Box<str>],
+    resets_to_own: bool,
     backslashes: bool,
 }
 
@@ -51,6 +55,8 @@ impl Returns<'_> {
     /// The statement that stands for one that returns a variable. None: it returns none.
     fn spelled(&self, step: &Step) -> Option<String> {
         match step {
+            Step::Reset(_) if self.resets_to_own => None,
+            Step::Set(chosen) if self.resets_to_own && chosen.value.is_none() => None,
             Step::Reset(_) => Some(format!("RESET {NOBODYS}")),
             Step::Set(chosen) if chosen.value.as_deref().unwrap_or_default().is_empty() => {
                 let scope = match chosen.scope {
@@ -135,7 +141,7 @@ mod tests {
         let returned = |sql: &str| {
             let variables = ["app.tenant_id".into(), "app.role".into()];
             let own = ["o'x".into(), "r".into()];
-            super::returned(sql.as_bytes(), &variables, &own, false)
+            super::returned(sql.as_bytes(), &variables, &own, false, false)
         };
         for (sql, expected) in [
             ("RESET app.tenant_id", "RESET pgtenant.nothing"),
