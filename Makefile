@@ -34,13 +34,16 @@ lint: ## Formatting, clippy, licences and advisories
 # The integration tests run twice: against the PostgreSQL of the system and against PostgreSQL 18. Random conversations
 # are played against the first only: what is owed at each point is modelled as up to PostgreSQL 17, where a Query ends
 # the messages before it that have no Sync.
+# What does not depend on PostgreSQL's version runs once.
+RUN_ONCE := chaos:: crowd:: weights:: rates:: limits:: warm:: log:: dns:: console:: audit:: examples:: layers:: workers::
+
 test: lint ## Everything that CI runs
 	@scripts/install test
 	export PGTENANT_TEST_PYTHON="$$PWD/.deps/venv/bin/python" PGTENANT_TEST_NODE_PATH="$$PWD/.deps/node/node_modules"; \
 	$(CARGO) test --locked; \
 	export PGTENANT_PG_BINDIR="$$(scripts/postgres18)"; \
 	echo "The integration tests against PostgreSQL 18:"; \
-	$(CARGO) test --locked --test it -- --skip random_conversations
+	$(CARGO) test --locked --test it -- --skip random_conversations $(addprefix --skip ,$(RUN_ONCE))
 
 # cargo-fuzz asks for a nightly compiler; RUSTC_BOOTSTRAP lets the stable one do.
 fuzz: ## Run each fuzz target for SECONDS=60, guided by coverage

@@ -212,6 +212,16 @@ impl Guard {
         self.extent == Extent::Context
     }
 
+    /// Whether what has these effects passes for certain: in posture plain, what sets nothing.
+    #[inline]
+    pub fn passes(&self, effects: &Effects) -> bool {
+        let unknown = What::SETS_UNKNOWN | What::SETS_UNKNOWN_LOCALLY;
+        self.extent == Extent::Context
+            && effects.settings.is_empty()
+            && effects.local.is_empty()
+            && !effects.what.intersects(unknown)
+    }
+
     /// Whether there is nothing in a text to refuse, as far as that can be seen without reading it.
     pub fn passes_unread(&self, text: &[u8]) -> bool {
         self.extent == Extent::Context && !self.may_name(text) && !finds(text, b"set_config")

@@ -382,7 +382,8 @@ impl Relay<'_> {
     /// # Errors
     /// 42501 in posture guarded and up.
     pub(super) fn permit(&self, effects: &Effects, text: Option<&[u8]>) -> Result<bool> {
-        let Some(guard) = &self.client.guard else {
+        let guard = self.client.guard.as_ref();
+        let Some(guard) = guard.filter(|guard| !guard.passes(effects)) else {
             return Ok(false);
         };
         let choosing = self.client.choosing.as_ref().filter(|_| self.chooses);
