@@ -183,8 +183,8 @@ fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunctio
             Token::Word(word) | Token::Quoted(word) => {
                 functions.iter().any(|function| *function.name == **word)
             }
-            // Code that is given as a string.
-            Token::Text(text) => {
+            // The code of DO; other strings are data.
+            Token::Text(text) if statement[0].is_word("do") => {
                 let text = text.as_bytes();
                 functions
                     .iter()
@@ -905,6 +905,7 @@ mod tests {
             ("SELECT * FROM pick(1, 'a')", Step::Unclear),
             ("DO 'SELECT pick(1, 2)'", Step::Unclear),
             ("SELECT role FROM picks", Step::Other),
+            ("INSERT INTO notes VALUES ('pick(1, 2)')", Step::Other),
         ] {
             assert_eq!(steps(sql), [expected], "{sql}");
         }

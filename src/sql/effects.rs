@@ -1159,7 +1159,8 @@ impl Reader {
             return;
         };
         match token {
-            Token::Symbol(b'(') => call.depth += 1,
+            Token::Symbol(b'(' | b'[') => call.depth += 1,
+            Token::Symbol(b']') => call.depth = call.depth.saturating_sub(1),
             Token::Symbol(b')') if call.depth == 0 => {
                 let call = self.calls.pop().unwrap_or_default();
                 let is_local = call.is_local && call.argument == 2 && call.tokens == 1;
@@ -1422,6 +1423,21 @@ mod tests {
             .map(|setting| format!("{}{}", if setting.reset { "-" } else { "" }, setting.name))
             .collect();
         names.join(" ")
+    }
+
+    #[test]
+    fn a_comma_in_brackets_ends_no_argument() {
+        let local = effects("SELECT set_config('a.b', ARRAY['x', f(y)[1, 2]]::text, true)");
+        assert!(
+            local.settings.is_empty() && local.local.len() == 1,
+            "{local:?}"
+        );
+        assert_eq!(
+            settings("SELECT set_config('a.b', ARRAY['x', 'true']::text, false)"),
+            "a.b"
+        );
+        let unknown = effects("SELECT set_config(ARRAY['x', 'y'], TRUE)").what;
+        assert!(unknown.contains(What::SETS_UNKNOWN), "{unknown:?}");
     }
 
     #[test]

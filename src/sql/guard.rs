@@ -7,9 +7,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::Finder;
 use super::choice::{self, Chosen, SetConfig, Step, Term};
 use super::effects::{Effects, What, is_safe_encoding};
-use super::finds;
 use crate::config::{Application, Pooling, Route, SEALED_VARIABLE, Shared};
 use crate::error::{Error, Kind};
 
@@ -96,6 +96,8 @@ pub struct Guard {
     extent: Extent,
     /// What the server resets a variable of the context to is the tenant's own value: in session pooling.
     resets_to_own: bool,
+    /// In posture plain: what a text has that is worth to be read.
+    finder: Option<Finder>,
 }
 
 fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
@@ -136,11 +138,18 @@ impl Guard {
         });
         let variables: Box<[_]> = own.chain(nobodys).chain(sealed).collect();
         if !placement.guard {
+            let last = |name: &Box<str>| name.rfind('.').map_or(0, |dot| dot + 1);
+            let words = variables.iter().map(|variable| {
+                let name = &variable.name;
+                &name.as_bytes()[last(name)..]
+            });
+            let finder = Finder::new(words.chain([&b"set_config"[..]]));
             return (!variables.is_empty()).then(|| Self {
                 variables,
                 allow: BTreeSet::new(),
                 extent: Extent::Context,
                 resets_to_own: route.pooling == Pooling::Session,
+                finder: Some(finder),
             });
         }
         let mut allow = placement.allow.clone();
@@ -153,6 +162,7 @@ impl Guard {
             allow,
             extent: Extent::Whole,
             resets_to_own: route.pooling == Pooling::Session,
+            finder: None,
         })
     }
 
@@ -167,6 +177,7 @@ impl Guard {
             allow,
             extent: Extent::Whole,
             resets_to_own: false,
+            finder: None,
         }
     }
 
@@ -224,17 +235,8 @@ impl Guard {
 
     /// Whether there is nothing in a text to refuse, as far as that can be seen without reading it.
     pub fn passes_unread(&self, text: &[u8]) -> bool {
-        self.extent == Extent::Context && !self.may_name(text) && !finds(text, b"set_config")
-    }
-
-    /// Whether a text may name one of the variables: cheap, and true for more than do.
-    fn may_name(&self, text: &[u8]) -> bool {
-        // A name may be written with escapes.
-        memchr::memchr(b'\\', text).is_some()
-            || self.variables.iter().any(|Variable { name, .. }| {
-                let last = name.rfind('.').map_or(0, |dot| dot + 1);
-                finds(text, &name.as_bytes()[last..])
-            })
+        let finder = self.finder.as_ref();
+        self.extent == Extent::Context && finder.is_some_and(|finder| !finder.is_in(text))
     }
 
     /// A text in which what returns a variable of the context to its default, sets it to what it is:

@@ -20,17 +20,105 @@ pub fn quoted(name: &str) -> String {
 
 /// Whether a text has a word in it, in capitals or not.
 pub fn finds(text: &[u8], word: &[u8]) -> bool {
-    // Most names of variables have a byte that few texts have, and that one is looked for.
-    let is_rare = |byte: &u8| matches!(byte, b'_' | b'&' | b'0'..=b'9' | b'j' | b'q' | b'x' | b'z');
-    let at = word.iter().position(is_rare).unwrap_or_default();
-    let Some(byte) = word.get(at) else {
-        return true;
-    };
-    let is_there = |found: usize| {
-        let begin = found.checked_sub(at);
+    let word = Word::new(word);
+    let (lower, upper) = (
+        word.byte.to_ascii_lowercase(),
+        word.byte.to_ascii_uppercase(),
+    );
+    memchr::memchr2_iter(lower, upper, text).any(|at| word.is_at(text, at))
+}
+
+/// A word, and the byte of it that is looked for: most names of variables have one that few texts have.
+#[derive(Debug)]
+struct Word<W> {
+    text: W,
+    at: usize,
+    byte: u8,
+}
+
+impl<W: AsRef<[u8]>> Word<W> {
+    fn new(text: W) -> Self {
+        let is_rare =
+            |byte: &u8| matches!(byte, b'_' | b'&' | b'0'..=b'9' | b'j' | b'q' | b'x' | b'z');
+        let bytes = text.as_ref();
+        let at = bytes.iter().position(is_rare).unwrap_or_default();
+        let byte = bytes.get(at).copied().unwrap_or_default();
+        Self { text, at, byte }
+    }
+
+    /// Whether it stands in a text where its byte was found.
+    fn is_at(&self, text: &[u8], found: usize) -> bool {
+        let word = self.text.as_ref();
+        let begin = found.checked_sub(self.at);
         let window = begin.and_then(|begin| text.get(begin..begin + word.len()));
         window.is_some_and(|window| window.eq_ignore_ascii_case(word))
-    };
-    let (lower, upper) = (byte.to_ascii_lowercase(), byte.to_ascii_uppercase());
-    memchr::memchr2_iter(lower, upper, text).any(is_there)
+    }
+}
+
+/// Words that are looked for in many texts, in capitals or not, and a backslash, by which any may be written.
+#[derive(Debug)]
+pub struct Finder {
+    words: Box<[Word<Box<[u8]>>]>,
+    /// The bytes of all words, where two are enough.
+    bytes: Option<[u8; 2]>,
+}
+
+impl Finder {
+    pub fn new<'w>(words: impl IntoIterator<Item = &'w [u8]>) -> Self {
+        let words: Box<[_]> = words
+            .into_iter()
+            .map(|word| Word::new(word.into()))
+            .collect();
+        let mut bytes: Vec<u8> = words.iter().map(|word| word.byte).collect();
+        bytes.sort_unstable();
+        bytes.dedup();
+        let bytes = match bytes[..] {
+            _ if bytes.iter().any(u8::is_ascii_alphabetic) => None,
+            [one] => Some([one, one]),
+            [one, other] => Some([one, other]),
+            _ => None,
+        };
+        Self { words, bytes }
+    }
+
+    /// Whether a text has one of them in it.
+    pub fn is_in(&self, text: &[u8]) -> bool {
+        let Some([one, other]) = self.bytes else {
+            return memchr::memchr(b'\\', text).is_some()
+                || self.words.iter().any(|word| finds(text, &word.text));
+        };
+        let mut found = memchr::memchr3_iter(b'\\', one, other, text);
+        found.any(|at| text[at] == b'\\' || self.words.iter().any(|word| word.is_at(text, at)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_found_wherever_they_stand() {
+        let finder = Finder::new([&b"tenant_id"[..], b"set_config"]);
+        let letters = Finder::new([&b"tenant"[..], b"set_config"]);
+        for (text, expected) in [
+            ("SET app.Tenant_ID = 'a'", true),
+            ("tenant_id", true),
+            ("SELECT set_CONFIG($1, $2, true)", true),
+            ("SELECT E'\\x5f'", true),
+            (
+                "SELECT abalance FROM pgbench_accounts WHERE aid = $1",
+                false,
+            ),
+            ("_", false),
+            ("tenant_i", false),
+            ("", false),
+        ] {
+            assert_eq!(finder.is_in(text.as_bytes()), expected, "{text}");
+            let of_letters = expected || text.contains("tenant");
+            assert_eq!(letters.is_in(text.as_bytes()), of_letters, "{text}");
+            let found =
+                finds(text.as_bytes(), b"tenant_id") || finds(text.as_bytes(), b"SET_config");
+            assert_eq!(found || text.contains('\\'), expected, "{text}");
+        }
+    }
 }

@@ -428,7 +428,9 @@ fn told_setting(setting: &Setting, told: &Effects) -> bool {
     // What a function does when it is defined is nothing.
     let is_defined = told.what.contains(What::DEFINES);
     let is_told = |known: &Setting| {
-        known.name == setting.name && (known.reset == setting.reset || is_zone || is_defined)
+        // What was reset is asked of the server, whatever it was set to besides.
+        let is_covered = known.reset || !setting.reset || is_zone || is_defined;
+        known.name == setting.name && is_covered
     };
     told.what.contains(What::SETS_UNKNOWN) || told.settings.iter().any(is_told)
 }
