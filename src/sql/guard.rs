@@ -138,10 +138,9 @@ impl Guard {
         });
         let variables: Box<[_]> = own.chain(nobodys).chain(sealed).collect();
         if !placement.guard {
-            let last = |name: &Box<str>| name.rfind('.').map_or(0, |dot| dot + 1);
             let words = variables.iter().map(|variable| {
-                let name = &variable.name;
-                &name.as_bytes()[last(name)..]
+                let last = variable.name.rsplit('.').next();
+                last.unwrap_or_default().as_bytes()
             });
             let finder = Finder::new(words.chain([&b"set_config"[..]]));
             return (!variables.is_empty()).then(|| Self {
