@@ -117,7 +117,10 @@ async fn a_query_behind_an_extended_set_without_sync_ends_it() {
     if first.last().is_some_and(|ready| ready.body == b"T") {
         mine.send(&sync()).await;
         mine.until_ready().await;
-        assert_eq!(rows(&mine.query(BODIES).await), a.bodies());
+        let frames = mine.query(BODIES).await;
+        // What set it is not read here, and the client may be ended for it; it is nobody else's rows that it sees.
+        let is_ended = errors(&frames) == ["08006"];
+        assert!(is_ended || rows(&frames) == a.bodies(), "{frames:?}");
     } else {
         assert_eq!(rows(&second), a.bodies());
     }

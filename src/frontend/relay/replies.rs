@@ -5,7 +5,7 @@ use std::task::{Context as TaskContext, Poll};
 
 use crate::audit::Event;
 use crate::backend::connection::{Parameters, ServerConnection, TooMuchReported};
-use crate::backend::context::{Context, follows_client};
+use crate::backend::context::{Context, is_reported};
 use crate::backend::switch::{self, Progress};
 use crate::client::{ClientHandle, Reason};
 use crate::error::{Error, Kind, Result};
@@ -536,8 +536,11 @@ fn note_parameter(
     if name == APPLICATION_NAME {
         handle.set_application(Some(value.into()));
     }
-    if follows_client(name) {
-        Arc::make_mut(&mut client.settings).insert(name.to_ascii_lowercase(), value.to_owned());
+    // What newer versions report besides (search_path) is asked for where a text has set it: what it returns to behind a
+    // transaction is the place's own, and would be wrong in another place.
+    let name = name.to_ascii_lowercase();
+    if is_reported(&name) {
+        Arc::make_mut(&mut client.settings).insert(name, value.to_owned());
         if let Context::Bound(binding) = context {
             binding.settings = client.settings.clone();
         }
