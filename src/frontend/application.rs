@@ -110,17 +110,6 @@ impl Session {
         });
     }
 
-    /// It acts for all tenants.
-    fn note_for_all(&self, variable: &str, text: &str) {
-        self.side.audit.record(&Event {
-            kind: audit::Kind::AllTenants,
-            who: attempts::who(&self.standing.registered, &self.standing.tenant.metrics),
-            sqlstate: None,
-            detail: Some(variable),
-            statement: Some(text.as_bytes()),
-        });
-    }
-
     /// Makes the place of the chosen tenant the client's, and returns what its transaction begins
     /// with.
     fn go_to_place(&mut self) -> Result<Vec<String>> {
@@ -134,7 +123,9 @@ impl Session {
             for text in &held {
                 let passed = permit(guard, text)?;
                 if let Some(variable) = passed.for_all {
-                    self.note_for_all(&variable, text);
+                    let standing = &self.standing;
+                    let who = attempts::who(&standing.registered, &standing.tenant.metrics);
+                    attempts::note_for_all(&self.side.audit, who, &variable, Some(text.as_bytes()));
                 }
             }
         }

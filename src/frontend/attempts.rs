@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use crate::app::App;
-use crate::audit::{Event, Kind, Who};
+use crate::audit::{Audit, Event, Kind, Who};
 use crate::backend::seal;
 use crate::client::ClientHandle;
 use crate::error::{self, Error};
@@ -115,6 +115,17 @@ pub fn who_for<'a>(
         application: Some(&client.tenant),
         ..who(client, metrics)
     }
+}
+
+/// No attempt: an application acts for all tenants by this variable, as it may.
+pub fn note_for_all(audit: &Audit, who: Who<'_>, variable: &str, statement: Option<&[u8]>) {
+    audit.record(&Event {
+        kind: Kind::AllTenants,
+        who,
+        sqlstate: None,
+        detail: Some(variable),
+        statement,
+    });
 }
 
 /// What a server's error is, of which `body` is the ErrorResponse or at least its start, and its SQLSTATE. None: no

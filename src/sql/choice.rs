@@ -151,9 +151,7 @@ pub fn read_all(
             false => Step::Other,
         }];
     };
-    let statements = tokens.split(|token| token.is_symbol(';'));
-    let statements = statements.filter(|statement| !statement.is_empty());
-    let mut steps: Vec<_> = statements
+    let mut steps: Vec<_> = statements(&tokens)
         .map(|statement| Statement(statement, variables, functions).step())
         .collect();
     mark_calls(&mut steps, &tokens, functions);
@@ -171,14 +169,18 @@ pub fn read_all(
     steps
 }
 
+/// The statements of a text, cut at their semicolons; empty ones are left out.
+fn statements(tokens: &[Token]) -> impl Iterator<Item = &[Token]> {
+    let statements = tokens.split(|token| token.is_symbol(';'));
+    statements.filter(|statement| !statement.is_empty())
+}
+
 /// What calls one of the functions in a way that is not read is unclear.
 fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunction]) {
     if functions.is_empty() {
         return;
     }
-    let statements = tokens.split(|token| token.is_symbol(';'));
-    let statements = statements.filter(|statement| !statement.is_empty());
-    for (step, statement) in steps.iter_mut().zip(statements) {
+    for (step, statement) in steps.iter_mut().zip(statements(tokens)) {
         let names = |token: &Token| match token {
             Token::Word(word) | Token::Quoted(word) => {
                 functions.iter().any(|function| *function.name == **word)
@@ -200,9 +202,7 @@ fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunctio
 
 /// Of a text that chooses, other statements that could do so as well are unclear. `is_hidden`: any could.
 fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is_hidden: bool) {
-    let statements = tokens.split(|token| token.is_symbol(';'));
-    let statements = statements.filter(|statement| !statement.is_empty());
-    for (step, statement) in steps.iter_mut().zip(statements) {
+    for (step, statement) in steps.iter_mut().zip(statements(tokens)) {
         // A name may be written with spaces and quotes between its parts.
         let spells = |word: &str| {
             let mut names = variables.iter();
@@ -318,15 +318,20 @@ impl<'t> Rest<'t> {
         }
     }
 
-    /// An argument of `set_config`.
-    fn term(&mut self) -> Option<Term> {
-        let term = match self.next()? {
+    /// A string, a parameter, true, false or NULL, before its casts.
+    fn constant(&mut self) -> Option<Term> {
+        Some(match self.next()? {
             Token::Text(text) => Term::Literal(text.clone()),
             Token::Parameter(number) => Term::Parameter(*number),
             Token::Word(word) if matches!(&**word, "true" | "false") => Term::Literal(word.clone()),
             Token::Word(word) if word == "null" => Term::Null,
             _ => return None,
-        };
+        })
+    }
+
+    /// An argument of `set_config`.
+    fn term(&mut self) -> Option<Term> {
+        let term = self.constant()?;
         while self.token(&Token::Cast) {
             let is_kept = match self.next()? {
                 Token::Word(word) => match &term {
@@ -346,12 +351,12 @@ impl<'t> Rest<'t> {
 
     /// An argument of a function: a constant or a parameter, with a cast to any type that has a name of one word.
     fn argument(&mut self) -> Option<Term> {
-        let term = match self.next()? {
-            Token::Text(text) | Token::Number(text) => Term::Literal(text.clone()),
-            Token::Parameter(number) => Term::Parameter(*number),
-            Token::Word(word) if matches!(&**word, "true" | "false") => Term::Literal(word.clone()),
-            Token::Word(word) if word == "null" => Term::Null,
-            _ => return None,
+        let term = match self.0.first()? {
+            Token::Number(text) => {
+                self.next();
+                Term::Literal(text.clone())
+            }
+            _ => self.constant()?,
         };
         while self.token(&Token::Cast) {
             self.name()?;

@@ -175,15 +175,37 @@ struct Parts<'p> {
 /// 08P01 as PostgreSQL says it (postgres.c: exec_bind_message); those of `check`.
 fn parts(mut rest: &[u8], check: impl FnOnce(usize) -> Result<()>) -> Result<Parts<'_>> {
     let arguments = arguments(&mut rest, check)?;
-    let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
-    let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
-    let (columns, rest) = rest.split_at_checked(2).ok_or_else(malformed)?;
-    let columns = usize::try_from(number(columns)).map_err(|_| malformed())?;
-    let columns = rest.get(..2 * columns).ok_or_else(malformed)?;
     Ok(Parts {
-        columns: columns.chunks_exact(2).map(number).collect(),
+        columns: formats(&mut rest)?,
         ..arguments
     })
+}
+
+fn malformed() -> Error {
+    Error::new(Kind::ProtocolViolation, "invalid message format")
+}
+
+fn take<'r>(rest: &mut &'r [u8], bytes: usize) -> Result<&'r [u8]> {
+    let (taken, left) = rest.split_at_checked(bytes).ok_or_else(malformed)?;
+    *rest = left;
+    Ok(taken)
+}
+
+fn number(bytes: &[u8]) -> i16 {
+    bytes.try_into().map(i16::from_be_bytes).unwrap_or_default()
+}
+
+fn count(rest: &mut &[u8]) -> Result<usize> {
+    usize::try_from(number(take(rest, 2)?)).map_err(|_| malformed())
+}
+
+/// A list of formats behind its length.
+fn formats(rest: &mut &[u8]) -> Result<Vec<i16>> {
+    let formats = count(rest)?;
+    Ok(take(rest, 2 * formats)?
+        .chunks_exact(2)
+        .map(number)
+        .collect())
 }
 
 /// The name and the value that a FunctionCall of `set_config` has, `rest` behind the oid. None: it is not read.
@@ -204,23 +226,15 @@ fn arguments<'r>(
     rest: &mut &'r [u8],
     check: impl FnOnce(usize) -> Result<()>,
 ) -> Result<Parts<'r>> {
-    let malformed = || Error::new(Kind::ProtocolViolation, "invalid message format");
-    let mut take = |n: usize| {
-        let (taken, left) = rest.split_at_checked(n).ok_or_else(malformed)?;
-        *rest = left;
-        Ok::<_, Error>(taken)
-    };
-    let number = |bytes: &[u8]| bytes.try_into().map(i16::from_be_bytes).unwrap_or_default();
-    let count = |bytes: &[u8]| usize::try_from(number(bytes)).map_err(|_| malformed());
-    let formats = count(take(2)?)?;
-    let formats = take(2 * formats)?.chunks_exact(2).map(number).collect();
-    let given = count(take(2)?)?;
+    let formats = formats(rest)?;
+    let given = count(rest)?;
     check(given)?;
     let mut values = Vec::with_capacity(given);
     for _ in 0..given {
-        let length = take(4)?.try_into().map(i32::from_be_bytes).unwrap_or(-1);
+        let length = take(rest, 4)?.try_into();
+        let length = length.map(i32::from_be_bytes).unwrap_or(-1);
         values.push(match usize::try_from(length) {
-            Ok(length) => Some(take(length)?),
+            Ok(length) => Some(take(rest, length)?),
             Err(_) => None,
         });
     }

@@ -499,13 +499,8 @@ impl Relay<'_> {
         let Some(variable) = &passed.for_all else {
             return;
         };
-        self.client.audit.record(&Event {
-            kind: audit::Kind::AllTenants,
-            who: attempts::who(self.handle, self.metrics),
-            sqlstate: None,
-            detail: Some(variable),
-            statement,
-        });
+        let who = attempts::who(self.handle, self.metrics);
+        attempts::note_for_all(&self.client.audit, who, variable, statement);
     }
 
     /// The guard has refused something.
