@@ -26,6 +26,7 @@ use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::id::TenantId;
 use crate::metrics::InstanceMetrics;
+use crate::sql::policies::PolicyVariables;
 use crate::tenant::level::{Level, Turns};
 use crate::tenant::meter::Meter;
 use crate::tenant::state::TenantState;
@@ -108,6 +109,7 @@ pub struct Pool {
     pub statements: Interner,
     pub functions: Functions,
     pub leftovers: Leftovers,
+    pub policies: Arc<PolicyVariables>,
     last_failure: Mutex<Option<(Instant, Error)>>,
     /// What a server reported to a client with such settings.
     profiles: Mutex<HashMap<Arc<Settings>, Remembered>>,
@@ -253,6 +255,7 @@ impl Instance {
                 statements: Interner::default(),
                 functions: Functions::default(),
                 leftovers: Leftovers::default(),
+                policies: Arc::default(),
                 last_failure: Mutex::default(),
                 profiles: Mutex::default(),
             });
@@ -414,6 +417,9 @@ impl Instance {
                 || connection.has_outlived(timeouts.server_lifetime, now)
                 || !connection.is_alive()
         });
+        self.queue()
+            .pools()
+            .for_each(|(pool, _)| pool.policies.expire(now));
         self.queue().drop_unused_pools();
         lock(&self.by_key).retain(|_, pool| pool.strong_count() > 0);
     }
@@ -694,6 +700,7 @@ impl Pool {
             && context::carries(connection, tenant, route, settings)
             && self.instance.is_current(connection)
             && connection.is_alive()
+            && !self.policies.is_stale()
     }
 
     /// The same, or room for a new one, whatever it carries: at once or never, and without closing another.

@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::BackendTag;
 use crate::protocol::reply::{ErrorFields, SYNC};
+use crate::sql::guard::check_policies;
 use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::workers::WorkerId;
@@ -138,6 +139,23 @@ impl Grant {
                 Err(error) => return Ok(self.give_up(&error)),
             }
         }
+        match permit_settings(
+            &self.pool,
+            &mut lease,
+            &wanted.route,
+            &wanted.settings,
+            deadline,
+        )
+        .await
+        {
+            Ok(()) => {}
+            Err(Refusal::Broken(error)) if reused => return Ok(self.give_up(&error)),
+            Err(Refusal::Broken(error)) => return Err(error),
+            Err(Refusal::Setting(error)) => {
+                lease.checkin();
+                return Err(error);
+            }
+        }
         lease.had_by = Some(self.tenant.id.clone());
         // It goes ahead only where a failure would be this client's: what the last one left fails a change that is waited for.
         let ahead = reused
@@ -207,7 +225,11 @@ impl Grant {
         if handover == Handover::Unknown {
             context::scrub(connection, deadline).await?;
             self.tenant.metrics.switches.add(1);
-            let answer = ask_for_libraries(connection, deadline).await?;
+            let question = Question {
+                libraries: true,
+                ..Question::default()
+            };
+            let answer = ask_in_time(connection, &question, deadline).await?;
             if let Some(found) = leftovers.learn(answer.as_ref(), now) {
                 let database = &self.pool.key.database;
                 let user = &self.pool.key.login.user;
@@ -255,19 +277,59 @@ enum When {
     WithTheMessage,
 }
 
-/// None: the server would not say.
-async fn ask_for_libraries(
+/// Whether a client that is served at `route` may have these `settings`, where policies may read them. What
+/// policies read, the server is asked if that is not known.
+///
+/// Not cancel safe: the connection must be closed.
+///
+/// # Errors
+/// What the connection is lost by; 42501 for a variable that policies read.
+pub async fn permit_settings(
+    pool: &Pool,
     connection: &mut ServerConnection,
+    route: &Route,
+    settings: &Settings,
+    deadline: Duration,
+) -> Result<(), Refusal> {
+    let policies = &pool.policies;
+    if !route.policies_matter() {
+        return Ok(());
+    }
+    if policies.must_ask() {
+        let question = Question {
+            policies: true,
+            ..Question::default()
+        };
+        let asked = ask_in_time(connection, &question, deadline).await;
+        let answer = asked.map_err(Refusal::Broken)?;
+        let answer = answer.filter(|answer| !answer.unreadable);
+        let names = answer.as_ref().map(|answer| &*answer.policy_variables);
+        policies.learn(names, Instant::now());
+    }
+    let placement = &route.placement;
+    settings
+        .keys()
+        .try_for_each(|name| {
+            let is_privileged = || placement.privileged.iter().any(|known| **known == *name);
+            // What these are set to was looked at before.
+            match route.pinned(name).is_some() || is_privileged() {
+                true => Ok(()),
+                false => check_policies(name, policies, &placement.user_variables),
+            }
+        })
+        .map_err(|offence| Refusal::Setting(offence.into_error()))
+}
+
+/// None: the server would not say.
+async fn ask_in_time(
+    connection: &mut ServerConnection,
+    question: &Question,
     deadline: Duration,
 ) -> Result<Option<Answer>> {
-    let question = Question {
-        libraries: true,
-        ..Question::default()
-    };
     // A statement_timeout of the last client's, which is discarded, may still end the first.
     for _ in 0..2 {
         let nobodys = &mut Buffer::new();
-        let asked = timer::timeout(deadline, residue::ask(connection, &question, nobodys)).await;
+        let asked = timer::timeout(deadline, residue::ask(connection, question, nobodys)).await;
         let answer = asked.unwrap_or_else(|_| Err(context::not_set("no answer in time")))?;
         if answer.is_some() {
             return Ok(answer);

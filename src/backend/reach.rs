@@ -105,3 +105,27 @@ pub fn own() -> [String; 2] {
         ),
     ]
 }
+
+/// Names of the variables that policies read by `current_setting` with a constant, in their own text or in that of
+/// functions that they call, and that those call. Which functions a policy calls, the server knows; which ones a function
+/// calls is taken from its text. 16384 is the first number of what is made after initdb (`FirstNormalObjectId`). There is no
+/// backslash in it, which could mean another thing in the client's session.
+pub const POLICY_VARIABLES: &str = "\
+    SELECT 'policy-variable', pg_catalog.lower(m.name[1]) FROM (\
+        WITH RECURSIVE called(oid) AS (\
+            SELECT d.refobjid FROM pg_catalog.pg_depend d \
+            WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_policy'::pg_catalog.regclass \
+            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass \
+            UNION SELECT p.oid FROM called c \
+            JOIN pg_catalog.pg_proc f ON f.oid OPERATOR(pg_catalog.=) c.oid \
+            JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+            AND p.proname OPERATOR(pg_catalog.~) '^[a-z_][a-z0-9_]*$'::pg_catalog.text \
+            AND f.prosrc OPERATOR(pg_catalog.~*) \
+                ('[[:<:]]' OPERATOR(pg_catalog.||) p.proname::pg_catalog.text OPERATOR(pg_catalog.||) '[[:>:]]')) \
+        SELECT pg_catalog.pg_get_expr(polqual, polrelid) FROM pg_catalog.pg_policy \
+        UNION ALL SELECT pg_catalog.pg_get_expr(polwithcheck, polrelid) FROM pg_catalog.pg_policy \
+        UNION ALL SELECT CASE WHEN p.prosqlbody IS NULL THEN p.prosrc \
+            ELSE pg_catalog.pg_get_function_sqlbody(p.oid) END \
+        FROM pg_catalog.pg_proc p JOIN called c ON p.oid OPERATOR(pg_catalog.=) c.oid) t(source), \
+    LATERAL pg_catalog.regexp_matches(t.source, \
+        'current_setting[[:space:]]*[(][[:space:]]*e?''([^'']+)'''::pg_catalog.text, 'gi'::pg_catalog.text) m(name)";

@@ -93,6 +93,8 @@ pub struct Question {
     pub own: bool,
     /// What [`crate::backend::leftovers`] must know of the database.
     pub libraries: bool,
+    /// The variables that row level security policies read, and the functions that these call.
+    pub policies: bool,
     /// Parameters that the role may not read are left out; asked for, they make the whole question fail.
     pub is_careful: bool,
     /// The names of prepared statements, but for those of the proxy's own.
@@ -123,6 +125,8 @@ pub struct Answer {
     pub own_triggers: Vec<Source>,
     /// Files of the functions that did not come with the server.
     pub libraries: Vec<String>,
+    /// In lower case.
+    pub policy_variables: Vec<String>,
     /// `setseed()` may be called.
     pub may_seed: bool,
     /// Names of statements that SQL and the protocol have prepared.
@@ -332,6 +336,9 @@ impl Question {
         if self.libraries {
             parts.push(LIBRARIES.to_owned());
         }
+        if self.policies {
+            parts.push(reach::POLICY_VARIABLES.to_owned());
+        }
         let asks_for_sources = !self.functions.is_empty() || self.triggers;
         let with = if asks_for_sources { reach::WITH } else { "" };
         format!("{with}{}", parts.join(" UNION ALL "))
@@ -379,6 +386,10 @@ impl Answer {
             "own-function" => self.own_functions.push(source()),
             "own-trigger" => self.own_triggers.push(source()),
             "library" => self.libraries.extend(text.map(str::to_owned)),
+            "policy-variable" => {
+                self.policy_variables
+                    .extend(text.map(str::to_ascii_lowercase));
+            }
             "may-seed" => self.may_seed = true,
             _ => {
                 let known = CONDITIONS.iter().find(|(_, word, _)| *word == kind);

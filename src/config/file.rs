@@ -490,6 +490,9 @@ pub struct PlacementFile {
     pub login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
+    /// Variables that row level security policies read and that clients may set nevertheless, as they tell apart users of one
+    /// tenant. In posture guarded and up others are refused. Default: none.
+    pub user_variables: Vec<String>,
     /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: sealed where the placement's servers
     /// have `seal`, else guarded.
     pub posture: Option<Posture>,
@@ -520,6 +523,7 @@ impl Default for PlacementFile {
             schema: None,
             login: None,
             context: IndexMap::new(),
+            user_variables: Vec::new(),
             posture: None,
             guard: None,
             allow: Vec::new(),

@@ -500,6 +500,8 @@ pub struct Placement {
     pub posture: Posture,
     /// Variables, in lower case, by which an application acts for all tenants: nobody else may.
     pub privileged: Arc<[Box<str>]>,
+    /// Variables, in lower case, that policies read and clients may set nevertheless.
+    pub user_variables: Arc<[Box<str>]>,
     /// Whether statements that could change the tenant, or hinder others, are refused.
     pub guard: bool,
     /// What of the database's the guard lets tenants use nevertheless.
@@ -798,6 +800,11 @@ impl Route {
         let foreign =
             parameters.find(|(name, value)| self.pinned(name).is_some_and(|own| own != value));
         foreign.map(|(name, _)| &**name)
+    }
+
+    /// Whether what clients set can change which rows policies let them see: they are kept from it.
+    pub fn policies_matter(&self) -> bool {
+        self.placement.guard && !self.context.is_empty()
     }
 
     /// Whether both say the same of the tenant, by whatever key.

@@ -162,7 +162,8 @@ impl Session {
         standing.registered.serve(Some(tenant));
         standing.pool = pool;
         standing.route = route;
-        self.side.guard = guard_of(&standing.route, self.side.choosing.as_deref());
+        let choosing = self.side.choosing.as_deref();
+        self.side.guard = guard_of(&standing.route, &standing.pool, choosing);
         self.side.limits = standing.route.placement.transaction;
         self.side.throttle = standing.throttle();
         Ok(())

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::app::{Registered, moved};
 use crate::backend::context::{self, Binding, Context, Refusal, Settings};
+use crate::backend::instance::Pool;
 use crate::backend::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
 use crate::backend::switch;
@@ -95,13 +96,17 @@ fn move_on(mut session: Box<Session>) {
     workers.spawn(worker, live(Box::pin(arrives)));
 }
 
-/// What a client may not run there.
-pub(super) fn guard_of(route: &Route, choosing: Option<&Choosing>) -> Option<Arc<Guard>> {
-    match choosing {
+/// What a client may not run that is served at `route`, by `pool`.
+pub(super) fn guard_of(
+    route: &Route,
+    pool: &Pool,
+    choosing: Option<&Choosing>,
+) -> Option<Arc<Guard>> {
+    let guard = match choosing {
         Some(choosing) => Some(choosing.guard(route)),
         None => Guard::of(route),
-    }
-    .map(Arc::new)
+    }?;
+    Some(Arc::new(guard.with_policies(route, &pool.policies)))
 }
 
 /// The server does not say what the client left.
@@ -196,7 +201,7 @@ impl Session {
             statements,
             choosing,
         } = parked;
-        let guard = guard_of(&standing.route, choosing.as_deref());
+        let guard = guard_of(&standing.route, &standing.pool, choosing.as_deref());
         let side = ClientSide {
             choosing,
             stream: Stream::attach(socket)?,
@@ -399,7 +404,8 @@ impl Session {
         let moves = self.standing.look_around(self.side.statements.as_mut())?;
         self.side.throttle = self.standing.throttle();
         if !Arc::ptr_eq(&route, &self.standing.route) {
-            self.side.guard = guard_of(&self.standing.route, self.side.choosing.as_deref());
+            let (standing, choosing) = (&self.standing, self.side.choosing.as_deref());
+            self.side.guard = guard_of(&standing.route, &standing.pool, choosing);
             self.side.limits = self.standing.route.placement.transaction;
         }
         Ok(moves)

@@ -13,7 +13,7 @@ use crate::auth::MAX_MESSAGE;
 use crate::backend::connection::Parameters;
 use crate::backend::context::{self, Binding, Refusal, Settings};
 use crate::backend::instance::Pool;
-use crate::backend::lease::Lease;
+use crate::backend::lease::{Lease, permit_settings};
 use crate::client::Activity;
 use crate::config::{Access, Credential, Pooling, Route};
 use crate::error::{Error, Kind, Result};
@@ -224,7 +224,7 @@ fn begin_session(
     let application = app.config().applications.get(&tenant.id).cloned();
     let choosing =
         application.map(|application| Box::new(Choosing::new(app.clone(), &application)));
-    let guard = guard_of(&route, choosing.as_deref());
+    let guard = guard_of(&route, &pool, choosing.as_deref());
     let side = ClientSide {
         choosing,
         stream,
@@ -393,9 +393,12 @@ async fn own_connection(
     let key = wanted
         .route
         .pool
-        .with_own(settings, variables(&wanted.route));
+        .with_own(settings.clone(), variables(&wanted.route));
     let mut lease = pool.connect_alone(tenant, worker, &key).await?;
     let deadline = tenant.connect_timeout(&pool.instance.timeouts());
+    permit_settings(pool, &mut lease, &wanted.route, &settings, deadline)
+        .await
+        .map_err(Refusal::into_error)?;
     let nobody = &mut Buffer::new();
     context::adopt(&mut lease, wanted, deadline, None, nobody)
         .await

@@ -235,6 +235,14 @@ impl Effects {
         }
     }
 
+    /// The parameters that it sets, or resets, have turned out to be these and no others.
+    pub fn know_settings<'n>(&mut self, settings: impl Iterator<Item = (&'n str, bool)>) {
+        self.what.remove(What::SETS_UNKNOWN);
+        for (name, resets) in settings {
+            self.add_setting(&name.to_ascii_lowercase(), resets);
+        }
+    }
+
     fn add_setting(&mut self, name: &str, reset: bool) {
         if let Some(known) = self.settings.iter_mut().find(|known| &*known.name == name) {
             known.reset = reset;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::Finder;
 use super::choice::{self, Chosen, SetConfig, Step, Term};
 use super::effects::{Effects, What, is_safe_encoding};
+use super::policies::{PolicyVariables, ReadByPolicies};
 use crate::config::{Application, Pooling, Route, SEALED_VARIABLE, Shared};
 use crate::error::{Error, Kind};
 
@@ -46,6 +47,7 @@ impl Offence {
 const ASK_FOR_PRIVILEGE: &str =
     "It acts for all tenants: an application may, to which the operator gave this (all_tenants).";
 const ASK_OPERATOR: &str = "It is set by pgtenant for the tenant that is logged in.";
+const NAME_IT: &str = "Where it tells apart users of one tenant, the operator may name it in the placement's user_variables.";
 const BE_PLAIN: &str =
     "Write it as a plain statement; pgtenant must be able to read what could change the tenant.";
 
@@ -98,6 +100,16 @@ pub struct Guard {
     resets_to_own: bool,
     /// In posture plain: what a text has that is worth to be read.
     finder: Option<Finder>,
+    /// In posture guarded and up, where policies tell the tenants apart: the variables that these read.
+    policies: Option<Policies>,
+}
+
+/// What the policies of a tenant's database read.
+#[derive(Debug)]
+struct Policies {
+    read: Arc<PolicyVariables>,
+    /// Of these, what clients may set nevertheless, in lower case.
+    free: Arc<[Box<str>]>,
 }
 
 fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
@@ -107,6 +119,30 @@ fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
         hint,
         error: Kind::InsufficientPrivilege,
     }
+}
+
+/// Whether a client may set this variable, in a database whose policies read these; `free` are those that it may set
+/// nevertheless.
+///
+/// # Errors
+/// Policies read it, or may.
+pub fn check_policies(
+    name: &str,
+    read: &PolicyVariables,
+    free: &[Box<str>],
+) -> Result<(), Offence> {
+    let name = name.to_ascii_lowercase();
+    // All parameters without a dot are PostgreSQL's own.
+    if !name.contains('.') || free.iter().any(|free| **free == *name) {
+        return Ok(());
+    }
+    let why = match read.reads(&name) {
+        ReadByPolicies::No => return Ok(()),
+        ReadByPolicies::Yes => "row level security policies read it",
+        ReadByPolicies::Unknown => "pgtenant could not look up whether policies read it",
+    };
+    let message = format!("permission denied to set parameter \"{name}\": {why}");
+    Err(offence("policy", &message, NAME_IT))
 }
 
 /// What acts for nobody else: an empty value, and what PostgreSQL reads as false (bool.c).
@@ -149,6 +185,7 @@ impl Guard {
                 extent: Extent::Context,
                 resets_to_own: route.pooling == Pooling::Session,
                 finder: Some(finder),
+                policies: None,
             });
         }
         let mut allow = placement.allow.clone();
@@ -162,6 +199,7 @@ impl Guard {
             extent: Extent::Whole,
             resets_to_own: route.pooling == Pooling::Session,
             finder: None,
+            policies: None,
         })
     }
 
@@ -177,6 +215,7 @@ impl Guard {
             extent: Extent::Whole,
             resets_to_own: false,
             finder: None,
+            policies: None,
         }
     }
 
@@ -201,6 +240,17 @@ impl Guard {
             }
         }
         guard
+    }
+
+    /// Refuses what the policies of the tenant's database read, too, if it lives at `route`.
+    #[must_use]
+    pub fn with_policies(mut self, route: &Route, read: &Arc<PolicyVariables>) -> Self {
+        let placement = &route.placement;
+        self.policies = route.policies_matter().then(|| Policies {
+            read: read.clone(),
+            free: placement.user_variables.clone(),
+        });
+        self
     }
 
     /// Whether it is that of posture guarded and up.
@@ -355,7 +405,7 @@ impl Guard {
     /// Whether a parameter is none of the variables, or may be set to this.
     fn check_value(&self, name: &str, value: &str, passed: &mut Passed) -> Result<(), Offence> {
         let Some(variable) = self.variable(name) else {
-            return Ok(());
+            return self.check_policies(name);
         };
         match &variable.may {
             May::Own(own) if **own == *value => Ok(()),
@@ -475,12 +525,30 @@ impl Guard {
         }
         match self.variable(&name).map(|variable| &variable.may) {
             Some(May::ForOne { .. }) => self.check_bound([(&*name, value)]),
-            _ => self.check_name(&name).map(|()| Passed::default()),
+            _ => {
+                self.check_name(&name)?;
+                self.check_policies(&name).map(|()| Passed::default())
+            }
         }
     }
 
     fn check_names(&self, effects: &Effects) -> Result<(), Offence> {
-        effects.sets().try_for_each(|name| self.check_name(name))
+        effects.sets().try_for_each(|name| self.check_name(name))?;
+        // What the operator has set by default may be returned to.
+        let settings = effects.settings.iter().filter(|setting| !setting.reset);
+        let settings = settings.map(|setting| &setting.name);
+        settings
+            .chain(&effects.local)
+            .try_for_each(|name| self.check_policies(name))
+    }
+
+    fn check_policies(&self, name: &str) -> Result<(), Offence> {
+        match &self.policies {
+            Some(policies) if self.variable(name).is_none() => {
+                check_policies(name, &policies.read, &policies.free)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_name(&self, name: &str) -> Result<(), Offence> {

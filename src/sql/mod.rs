@@ -11,6 +11,7 @@ pub mod fingerprint;
 pub mod guard;
 pub mod lexer;
 pub mod naming;
+pub mod policies;
 pub mod uses;
 
 /// A name as SQL has it in double quotes.

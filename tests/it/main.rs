@@ -36,6 +36,7 @@ mod negative;
 mod notices;
 mod parking;
 mod passwords;
+mod policies;
 mod portals;
 mod prepared_sql;
 mod procedures;

@@ -282,6 +282,7 @@ impl Resolver<'_, '_> {
             pooling: file.pooling,
             posture,
             privileged: known.privileged.clone(),
+            user_variables: self.user_variables(at, file, guard, &context),
             guard,
             allow: self.allow(at, file, guard),
             // Nothing of a tenant is in its name.
@@ -343,6 +344,34 @@ impl Resolver<'_, '_> {
             self.mistakes.add(&at.key("allow"), message);
         }
         file.allow.iter().copied().collect()
+    }
+
+    /// Returned are the names in lower case.
+    fn user_variables(
+        &mut self,
+        at: &At<'_>,
+        file: &PlacementFile,
+        guard: bool,
+        context: &[(String, Template)],
+    ) -> Arc<[Box<str>]> {
+        let at = at.key("user_variables");
+        if !file.user_variables.is_empty() && (!guard || context.is_empty()) {
+            let message = "has no effect without context and posture: guarded or sealed: every variable may be set";
+            self.mistakes.add(&at, message);
+        }
+        let mut names = BTreeSet::new();
+        for (position, name) in file.user_variables.iter().enumerate() {
+            let lower = name.to_ascii_lowercase();
+            if !is_custom_variable(name) {
+                let message = "must be a variable of an application, such as app.user_id";
+                self.mistakes.add(&at.index(position), message);
+            } else if context.iter().any(|(own, _)| *own == lower) {
+                let message = "is a variable of the context, which only pgtenant sets";
+                self.mistakes.add(&at.index(position), message);
+            }
+            names.insert(lower.into());
+        }
+        names.into_iter().collect()
     }
 
     /// Without one in the file: the strongest that the databases are prepared for, which is what a server with `seal` says of

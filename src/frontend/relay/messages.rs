@@ -5,6 +5,7 @@ use std::task::{Context as TaskContext, Poll};
 
 use crate::backend::connection::ServerConnection;
 use crate::error::{Error, Result};
+use crate::frontend::choosing::bound_values;
 use crate::frontend::owed::{Owed, Portal};
 use crate::frontend::statements::{Rewritten, Statements, Target, Undo};
 use crate::protocol::frame::{FrontendTag, HEADER, Header, frame, split_cstr};
@@ -421,6 +422,9 @@ impl Relay<'_> {
         let uses = std::mem::take(&mut effects.uses);
         match tag {
             FrontendTag::BIND => {
+                if effects.what.contains(What::SETS_UNKNOWN) {
+                    self.know_settings(size, &mut effects);
+                }
                 if !uses.is_empty() {
                     self.note_executed(&uses);
                 }
@@ -439,6 +443,30 @@ impl Relay<'_> {
             self.note_named(tag, 0, size);
         }
         Ok(rewritten)
+    }
+
+    /// A statement that names by its parameters what it sets is bound by a message of `size` bytes, at the front of the
+    /// client's inbox: its `effects` are those of the names that are bound. Nothing changes if they cannot be read.
+    #[cold]
+    fn know_settings(&self, size: usize, effects: &mut Effects) {
+        let body = self.client.inbox.bytes().get(HEADER..size);
+        let names = body.and_then(split_cstr).map(|(_, rest)| rest);
+        let Some((name, bound)) = names.and_then(split_cstr) else {
+            return;
+        };
+        let statements = self.client.statements.as_ref();
+        let Some((text, types)) = statements.and_then(|known| known.definition(name)) else {
+            return;
+        };
+        let values = bound_values(text, types, bound, name, self.backslashes());
+        let Some(values) = values.filter(|values| !values.is_empty()) else {
+            return;
+        };
+        effects.know_settings(
+            values
+                .iter()
+                .map(|(name, value)| (&**name, value.is_none())),
+        );
     }
 
     /// An error takes back what a message did, and those that the server skips up to the next Sync.

@@ -480,17 +480,6 @@ fn step(rng: &mut StdRng, model: &Model, members: &[&Member]) -> Step {
                 *text = "BEGIN";
             }
         }
-        // Where it is refused or passed over behind an error, what it would have set is not known, and
-        // the session keeps its server connection for it.
-        let may_fail = ops.len() > 1 || model.open.is_some() || model.served.is_some();
-        for op in &mut ops {
-            if let Op::Choose { form, .. } = op
-                && *form % 4 == 1
-                && may_fail
-            {
-                *form += 1;
-            }
-        }
     } else if rng.random_bool(0.1) && model.open.is_none() {
         // A text that says all of it.
         // Beside others, what has U& is refused.
