@@ -16,6 +16,7 @@
 //! and takes effect with its CommandComplete.
 
 mod bound;
+mod characteristics;
 mod extended;
 mod local;
 mod model;

@@ -5,6 +5,7 @@
 //! It reads the forms that it knows, and of a text that names a variable in any other way it says
 //! [`Step::Unclear`]: nothing is guessed.
 
+mod cut;
 mod returned;
 mod tokens;
 
@@ -12,6 +13,7 @@ pub use self::returned::returned;
 use super::effects::{Effects, What};
 use super::quoted;
 use crate::config::ChoosingFunction;
+use cut::statements;
 use tokens::{Token, tokens};
 
 /// Longest text that is read, in bytes.
@@ -151,7 +153,7 @@ pub fn read_all(
             false => Step::Other,
         }];
     };
-    let mut steps: Vec<_> = statements(&tokens)
+    let mut steps: Vec<_> = statements(&tokens, |token| token)
         .map(|statement| Statement(statement, variables, functions).step())
         .collect();
     mark_calls(&mut steps, &tokens, functions);
@@ -169,18 +171,12 @@ pub fn read_all(
     steps
 }
 
-/// The statements of a text, cut at their semicolons; empty ones are left out.
-fn statements(tokens: &[Token]) -> impl Iterator<Item = &[Token]> {
-    let statements = tokens.split(|token| token.is_symbol(';'));
-    statements.filter(|statement| !statement.is_empty())
-}
-
 /// What calls one of the functions in a way that is not read is unclear.
 fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunction]) {
     if functions.is_empty() {
         return;
     }
-    for (step, statement) in steps.iter_mut().zip(statements(tokens)) {
+    for (step, statement) in steps.iter_mut().zip(statements(tokens, |token| token)) {
         let names = |token: &Token| match token {
             Token::Word(word) | Token::Quoted(word) => {
                 functions.iter().any(|function| *function.name == **word)
@@ -202,7 +198,7 @@ fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunctio
 
 /// Of a text that chooses, other statements that could do so as well are unclear. `is_hidden`: any could.
 fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is_hidden: bool) {
-    for (step, statement) in steps.iter_mut().zip(statements(tokens)) {
+    for (step, statement) in steps.iter_mut().zip(statements(tokens, |token| token)) {
         // A name may be written with spaces and quotes between its parts.
         let spells = |word: &str| {
             let mut names = variables.iter();

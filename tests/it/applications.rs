@@ -409,6 +409,30 @@ async fn what_is_held_begins_the_transaction_as_it_was_said() {
 }
 
 /// A login of a tenant's own may say whose it is, and nothing else; the default of its variable is what it is.
+/// The END of a function in standard SQL ends no transaction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_in_standard_sql_is_one_statement() {
+    let proxy = setup(WEB).start().await;
+    let mut wire = log_in(&proxy, None).await;
+    let create = "CREATE FUNCTION pg_temp.two() RETURNS int LANGUAGE sql \
+        BEGIN ATOMIC SELECT CASE WHEN true THEN 1 END AS end; SELECT 2; END";
+    for text in [
+        format!("BEGIN; SET LOCAL app.tenant_id = 't00'; {create}; SELECT pg_temp.two(); ROLLBACK"),
+        format!("BEGIN; {create}; SELECT pg_temp.two(); ROLLBACK"),
+    ] {
+        assert_eq!(column(&wire.query(&text).await), ["2"], "{text}");
+        let frames = wire.query("SHOW transaction_isolation").await;
+        assert_eq!(frames.last().expect("ready").body, b"I", "{text}");
+    }
+    for text in ["BEGIN", "SET LOCAL app.tenant_id = 't00'", create] {
+        assert_eq!(state(&mut wire, text).await, "", "{text}");
+    }
+    assert_eq!(wire.column("SELECT pg_temp.two()").await, ["2"]);
+    assert_eq!(wire.column("SHOW app.tenant_id").await, ["t00"]);
+    assert_eq!(status(&mut wire, "SELECT 1").await, 'T');
+    assert_eq!(status(&mut wire, "ROLLBACK").await, 'I');
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenants_own_user_sets_its_own_value_and_no_other() {
     let all = ["transaction", "session"]

@@ -785,6 +785,62 @@ async fn tenants_with_places_of_their_own_do_not_reach_each_other() {
     cluster.stop().await.unwrap();
 }
 
+/// Drivers remember the ids of types that are not PostgreSQL's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn types_with_other_ids_in_the_places_of_an_application_are_told() {
+    let cluster = cluster(with_locks("types")).await;
+    let run = async |database: &str, sql: &str| cluster.run(database, sql).await.unwrap();
+    for name in ["d_a", "d_b", "d_c"] {
+        let role = format!("CREATE ROLE {name} LOGIN PASSWORD 'secret'");
+        run("postgres", &role).await;
+        run("postgres", &format!("CREATE DATABASE {name}")).await;
+        let closed = format!(
+            "REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO {name}"
+        );
+        run("postgres", &closed).await;
+    }
+    run(
+        "d_a",
+        "CREATE TYPE mood AS ENUM ('ok'); CREATE DOMAIN zip AS text; CREATE TABLE t (a int)",
+    )
+    .await;
+    run(
+        "d_b",
+        "CREATE DOMAIN zip AS text; CREATE TYPE mood AS ENUM ('ok')",
+    )
+    .await;
+    run(
+        "d_c",
+        "CREATE TABLE mood (a int); CREATE TYPE other AS ENUM ('ok')",
+    )
+    .await;
+    let config = |applications: &str| {
+        format!(
+            "{}placements:\n  business: {{ tier: database, server: main, \
+             database: \"d_{{tenant}}\", login: {{ user: \"d_{{tenant}}\", password: secret }} }}\n{applications}tenants:\n{}",
+            server(&cluster, true),
+            ["a", "b", "c"]
+                .map(|tenant| format!(
+                    "  {tenant}: {{ placement: business, users: {{ app: {{ password: x }} }} }}\n"
+                ))
+                .concat()
+        )
+    };
+    let without = Doctor::new(&config("")).ask().await;
+    assert_eq!((without.code, without.findings()), (0, BTreeSet::new()));
+    let web = "applications: { web: { users: { web: { password: x } }, tenants: all, \
+        choose: { variables: [app.tenant_id] } } }\n";
+    let found = Doctor::new(&config(web)).ask().await;
+    let expected = (
+        "notice".to_owned(),
+        "type-ids".to_owned(),
+        "types mood, zip".to_owned(),
+    );
+    let expected = (0, BTreeSet::from([expected]));
+    assert_eq!((found.code, found.findings()), expected);
+    cluster.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_inspected_is_told_by_the_exit_code() {
     let cluster = right("exit_codes").await;

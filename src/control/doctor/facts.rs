@@ -30,6 +30,8 @@ pub struct Facts {
     pub executable: Vec<Executable>,
     pub settings: Vec<Setting>,
     pub neighbours: Neighbours,
+    /// Where an application may be served.
+    pub types: Vec<Type>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -206,6 +208,13 @@ pub struct Neighbours {
     pub connect: Vec<String>,
 }
 
+/// A type of the users' own.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Type {
+    pub name: String,
+    pub oid: u32,
+}
+
 /// Why a place could not be inspected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure(pub String);
@@ -266,6 +275,9 @@ async fn ask(client: &Client, target: &Target) -> Result<Facts, Failure> {
     )
     .await?;
     facts.neighbours = neighbours.into_iter().next().unwrap_or_default();
+    if target.serves_applications {
+        facts.types = rows(client, include_str!("sql/types.sql"), &[&schemas]).await?;
+    }
     if target.by_policies() {
         facts.relations = rows(client, include_str!("sql/relations.sql"), &[&ids]).await?;
         facts.policies = rows(client, include_str!("sql/policies.sql"), &[&ids]).await?;

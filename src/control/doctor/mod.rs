@@ -12,6 +12,7 @@
 //! | `grants` | functions that show or hinder neighbours, files, languages, settings |
 //! | `leftovers` | libraries that keep something of a session which cannot be discarded |
 //! | `neighbours` | schemas and databases of other tenants |
+//! | `types` | types whose ids differ between the places of an application |
 //! | `reader` | whether the guard knows the server's statements |
 //!
 //! What it cannot see: what functions do inside, what clients of the server other than the proxy do, `pg_hba.conf`.
@@ -29,6 +30,7 @@ pub mod script;
 mod seal;
 mod tables;
 mod target;
+mod types;
 mod watch;
 
 use std::time::Duration;
@@ -41,7 +43,7 @@ use crate::control::door::{self, Door, words};
 use crate::findings::{Finding, Report};
 use crate::timer;
 use case::Case;
-use facts::{Facts, Failure};
+use facts::{Facts, Failure, Type};
 pub use target::Plan;
 use target::Target;
 pub use watch::watch;
@@ -70,25 +72,29 @@ pub async fn run(plan: &Plan, connect: Duration) -> Vec<Report> {
         let targets: Vec<Target> = targets.into_iter().cloned().collect();
         running.spawn(async move { of_server(&targets, connect).await });
     }
-    let mut reports: Vec<Report> = running.join_all().await.into_iter().flatten().collect();
-    reports.sort_by(|a, b| (&a.placements, &a.place).cmp(&(&b.placements, &b.place)));
-    reports
+    let mut inspected: Vec<Inspected> = running.join_all().await.into_iter().flatten().collect();
+    inspected.sort_by(|a, b| {
+        let (a, b) = (&a.report, &b.report);
+        (&a.placements, &a.place).cmp(&(&b.placements, &b.place))
+    });
+    types::compare(&mut inspected);
+    inspected.into_iter().map(|one| one.report).collect()
 }
 
-async fn of_server(targets: &[Target], connect: Duration) -> Vec<Report> {
-    let mut reports: Vec<Report> = Vec::new();
+async fn of_server(targets: &[Target], connect: Duration) -> Vec<Inspected> {
+    let mut reports: Vec<Inspected> = Vec::new();
     let mut down: Option<String> = None;
     for target in targets {
         let report = match &down {
             // It is not waited for again.
-            Some(problem) => failed(target, problem.clone()),
+            Some(problem) => failed(target, problem.clone()).into(),
             None => match inspect(target, connect).await {
-                Ok(report) => report,
+                Ok(inspected) => inspected,
                 Err(Trouble::Down(problem)) => {
                     down = Some(problem.clone());
-                    failed(target, problem)
+                    failed(target, problem).into()
                 }
-                Err(Trouble::Refused(problem)) => failed(target, problem),
+                Err(Trouble::Refused(problem)) => failed(target, problem).into(),
             },
         };
         reports.push(report);
@@ -111,15 +117,32 @@ impl From<Failure> for Trouble {
     }
 }
 
+/// A place that was inspected.
+pub(crate) struct Inspected {
+    pub report: Report,
+    /// To be compared with those of other places.
+    types: Vec<Type>,
+}
+
+impl From<Report> for Inspected {
+    fn from(report: Report) -> Self {
+        let types = Vec::new();
+        Self { report, types }
+    }
+}
+
 /// Inspects one place.
-pub(crate) async fn inspect(target: &Target, deadline: Duration) -> Result<Report, Trouble> {
+pub(crate) async fn inspect(target: &Target, deadline: Duration) -> Result<Inspected, Trouble> {
     let (client, user) = log_in(target, deadline).await?;
     let facts = Facts::gather(&client, target).await?;
     let mut report = empty(target);
     report.inspected_as = Some(user);
     report.server_version = Some(facts.database.version.clone());
     report.findings = judge(target, &facts);
-    Ok(report)
+    Ok(Inspected {
+        report,
+        types: facts.types,
+    })
 }
 
 /// All that is wrong, worst first.

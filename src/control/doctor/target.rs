@@ -29,6 +29,8 @@ pub struct Target {
     pub shares_connections: bool,
     /// Libraries with which they do so whatever they keep.
     pub tolerated: BTreeSet<String>,
+    /// The config has applications, which may be served there.
+    pub serves_applications: bool,
     neighbourhood: Arc<Neighbourhood>,
 }
 
@@ -98,7 +100,8 @@ impl Plan {
                 .get(place.server.as_str())
                 .cloned()
                 .unwrap_or_default();
-            let target = target(tenant, place.clone(), server.clone(), neighbourhood);
+            let mut target = target(tenant, place.clone(), server.clone(), neighbourhood);
+            target.serves_applications = !config.applications.is_empty();
             found.insert((place, name.to_owned()), target);
         }
         for name in config.placements.keys() {
@@ -204,6 +207,7 @@ fn target(
             .map_or(1, BTreeSet::len),
         shares_connections: route.placement.shares_role && !route.has_connections_of_their_own(),
         tolerated: route.placement.tolerate.clone(),
+        serves_applications: false,
         neighbourhood,
         place,
     }

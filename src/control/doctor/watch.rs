@@ -126,7 +126,7 @@ async fn of_server(
             continue;
         };
         reports.push(match inspect(&target, connect).await {
-            Ok(report) => report,
+            Ok(inspected) => inspected.report,
             Err(Trouble::Down(problem)) => {
                 down = Some(problem.clone());
                 failed(&target, problem)

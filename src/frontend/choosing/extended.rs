@@ -105,7 +105,8 @@ impl Choosing {
             };
         };
         let step = self.step_of(text, around);
-        if self.is_aborted() && !is_exit(&step) {
+        // A transaction that has failed takes the Parse of an empty text, and not its Bind (postgres.c).
+        if self.is_aborted() && (!is_exit(&step) || step == Step::Empty) {
             return Err(aborted());
         }
         let is_local =
@@ -253,8 +254,12 @@ impl Choosing {
             false => Mode::Execute,
         };
         self.enter();
-        if !self.run(&step, &bound, mode, &mut said)? {
-            return Err(unclear());
+        match self.run(&step, &bound, mode, &mut said) {
+            Ok(true) => {}
+            Ok(false) => return Err(unclear()),
+            // A warning comes ahead of the error.
+            Err(error) if self.served.is_none() => return Ok(self.failed_message(said, error)),
+            Err(error) => return Err(error),
         }
         if let Some(Portal::Local { is_done, .. }) = self.portals.get_mut(name) {
             *is_done = true;

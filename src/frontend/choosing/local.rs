@@ -1,6 +1,7 @@
 //! What the proxy carries out in a server's place, and what PostgreSQL would say to it.
 
 use super::bound::Bound;
+use super::characteristics::{Characteristics, set_by_begin};
 use super::model::{Block, Event, Value};
 use super::say::Said;
 use super::{Choosing, aborted, has_parameters, is_exit, unclear};
@@ -94,23 +95,8 @@ impl Choosing {
         Ok(())
     }
 
-    /// What PostgreSQL does not let a transaction be after its first query (xact.c, variable.c).
     fn check_characteristics(&self, text: &str) -> Result<()> {
-        let is_read_only = || self.held.iter().any(|text| text.contains("only"));
-        let message = match () {
-            () if !self.has_queried => return Ok(()),
-            () if text.contains("isolation") => {
-                "SET TRANSACTION ISOLATION LEVEL must be called before any query"
-            }
-            () if text.contains("write") && is_read_only() => {
-                "transaction read-write mode must be set before any query"
-            }
-            () if text.contains("deferrable") => {
-                "SET TRANSACTION [NOT] DEFERRABLE must be called before any query"
-            }
-            () => return Ok(()),
-        };
-        Err(Error::new(Kind::ActiveTransaction, message))
+        Characteristics::of(&self.held).check(text, self.has_queried)
     }
 
     /// Carries out what belongs to a transaction that no server has.
@@ -119,11 +105,14 @@ impl Choosing {
         match step {
             Step::Begin { starts, text } => {
                 match self.model.is_explicit() {
-                    true => warns(
-                        said,
-                        Kind::ActiveTransaction,
-                        "there is already a transaction in progress",
-                    ),
+                    true => {
+                        let message = "there is already a transaction in progress";
+                        warns(said, Kind::ActiveTransaction, message);
+                        if let Some(text) = set_by_begin(text) {
+                            self.check_characteristics(&text)?;
+                            self.keep_for_server(text)?;
+                        }
+                    }
                     false => {
                         self.has_queried &= self.model.block() != Block::None;
                         self.check_characteristics(text)?;
@@ -150,14 +139,14 @@ impl Choosing {
                     warns(said, Kind::NoActiveTransaction, message);
                 }
                 let is_committed = commits && !self.model.has_failed();
-                let (begin, chain) = (self.held.first().cloned(), *chain);
+                let chain = *chain;
                 self.model.apply(&match commits {
                     true => Event::Commit { chain },
                     false => Event::Rollback { chain },
                 });
-                self.held.clear();
-                // The next transaction has the characteristics of the last.
-                self.held.extend(begin.filter(|_| chain));
+                let said_by = Characteristics::of(&self.held).said_by.into_iter();
+                let chained = said_by.filter(|_| chain).map(str::to_owned).collect();
+                self.held = chained;
                 said.complete(if is_committed { "COMMIT" } else { "ROLLBACK" });
             }
             Step::Savepoint(name) => {

@@ -222,17 +222,7 @@ impl Choosing {
             Err(error) if matches!(tag, FrontendTag::QUERY | FrontendTag::FUNCTION_CALL) => {
                 self.failed_query(Said::default(), error)
             }
-            Err(error) => {
-                let mut said = Said::default();
-                said.error(&error);
-                self.enter();
-                self.model.fail();
-                self.skips = true;
-                Verdict::Answered {
-                    said: said.0,
-                    refused: Some(error),
-                }
-            }
+            Err(error) => self.failed_message(Said::default(), error),
         }
     }
 
@@ -313,6 +303,18 @@ impl Choosing {
         around.statements.query();
         said.ready(self.model.status());
         Ok(answered(said))
+    }
+
+    /// An extended message has failed; `said` is what it said before.
+    pub(super) fn failed_message(&mut self, mut said: Said, error: Error) -> Verdict {
+        said.error(&error);
+        self.enter();
+        self.model.fail();
+        self.skips = true;
+        Verdict::Answered {
+            said: said.0,
+            refused: Some(error),
+        }
     }
 
     fn failed_query(&mut self, mut said: Said, error: Error) -> Verdict {

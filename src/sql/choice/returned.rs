@@ -1,5 +1,6 @@
 //! What a tenant's own client is to its variables: their defaults are what they are.
 
+use super::cut::statements;
 use super::tokens::placed_tokens;
 use super::{MAX_TEXT, Scope, SetConfig, Statement, Step, Term};
 use crate::sql::quoted;
@@ -29,7 +30,7 @@ pub fn returned(
     };
     let mut changed = String::new();
     let mut copied = 0;
-    for statement in placed.split(|(token, _)| token.is_symbol(';')) {
+    for statement in statements(&placed, |(token, _)| token) {
         let (Some((_, first)), Some((_, last))) = (statement.first(), statement.last()) else {
             continue;
         };

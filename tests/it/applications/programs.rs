@@ -19,12 +19,17 @@ const REFUSALS: [&str; 5] = [
 ];
 
 /// Statements of which programs are made; `{t}` is a tenant.
-const STATEMENTS: [(u32, &str); 35] = [
+const STATEMENTS: [(u32, &str); 40] = [
     (6, "BEGIN"),
     (1, "START TRANSACTION READ ONLY"),
+    (1, "BEGIN ISOLATION LEVEL REPEATABLE READ"),
+    (1, "SET TRANSACTION READ ONLY"),
+    (1, "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"),
+    (1, "SHOW transaction_read_only"),
+    (1, "SELECT current_setting('transaction_isolation')"),
     (5, "COMMIT"),
     (3, "ROLLBACK"),
-    (1, "COMMIT AND CHAIN"),
+    (2, "COMMIT AND CHAIN"),
     (1, "ROLLBACK AND CHAIN"),
     (1, "END"),
     (3, "SAVEPOINT s"),
@@ -129,7 +134,7 @@ fn extended(rng: &mut StdRng, number: usize, known: &mut Vec<(String, usize)>) -
             }
             false => (statement(rng), Vec::new()),
         };
-        if ALONE_IN_PIPELINES.contains(&&*text) {
+        if ALONE_IN_PIPELINES.contains(&&*text) || text.starts_with("SET TRANSACTION") {
             continue;
         }
         let named: Vec<_> = known.iter().filter(|(own, _)| *own == text).collect();
