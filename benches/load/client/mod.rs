@@ -58,6 +58,16 @@ pub fn query(sql: &str) -> Vec<u8> {
     frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"])
 }
 
+/// Parse, Bind and Execute of unnamed things, without arguments.
+pub fn unsynced(sql: &str) -> Vec<u8> {
+    [
+        frame(FrontendTag::PARSE.0, &[b"\0", sql.as_bytes(), b"\0\0\0"]),
+        frame(FrontendTag::BIND.0, &[&[0; 8]]),
+        frame(FrontendTag::EXECUTE.0, &[&[0; 5]]),
+    ]
+    .concat()
+}
+
 /// Parse, Bind, Describe, Execute and Sync of unnamed things, with one argument as text: what pgbench and libpq's
 /// PQexecParams send.
 pub fn extended(sql: &str, argument: &str) -> Vec<u8> {

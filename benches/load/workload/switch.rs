@@ -10,8 +10,10 @@ use pgtenant::cluster::{Error, Process, Result, dying_with_us};
 use rand::Rng as _;
 
 use super::steady::Clients;
+use pgtenant::protocol::reply::SYNC;
+
 use super::{Ground, Name, Workload, rounds};
-use crate::client::{Client, query};
+use crate::client::{Client, query, unsynced};
 use crate::report::{CPU, Cell, LATENCY, Ratios, SERVER_CPU, Section, TPS, Table};
 use crate::targets::{Bed, DATABASE, ENDING, Kind, POOL_SIZE, Place, Setup, Target, USER, tenant};
 
@@ -32,6 +34,16 @@ const RATIOS: Ratios = &[
     (Way::Sealed.title(), Way::Application.title()),
     (Way::Chosen.title(), Way::Application.title()),
     (Way::ChosenText.title(), Way::Text.title()),
+    (Way::ChosenPipeline.title(), Way::Pipeline.title()),
+    (Way::ChosenSession.title(), Way::Application.title()),
+];
+
+/// Ways of an application through pgtenant.
+const CHOSEN: [Way; 4] = [
+    Way::Chosen,
+    Way::ChosenText,
+    Way::ChosenPipeline,
+    Way::ChosenSession,
 ];
 
 /// How the tenant of a transaction is set.
@@ -42,12 +54,18 @@ pub enum Way {
     Application,
     /// The same in one Query.
     Text,
+    /// The same as extended messages with one Sync.
+    Pipeline,
     Plain,
     Sealed,
     /// An application's own login, in posture plain.
     Chosen,
     /// The same in one Query.
     ChosenText,
+    /// The same as extended messages with one Sync.
+    ChosenPipeline,
+    /// SET for the session, and the SELECT: two Queries.
+    ChosenSession,
 }
 
 impl Way {
@@ -56,8 +74,11 @@ impl Way {
             Self::Bare => "PgBouncer, tenant spelled out",
             Self::Application => "PgBouncer, application sets",
             Self::Text => "PgBouncer, application sets in one Query",
+            Self::Pipeline => "PgBouncer, application sets in one pipeline",
             Self::Chosen => "pgtenant, application sets",
             Self::ChosenText => "pgtenant, application sets in one Query",
+            Self::ChosenPipeline => "pgtenant, application sets in one pipeline",
+            Self::ChosenSession => "pgtenant, application sets for its session",
             Self::Plain => "pgtenant, plain",
             Self::Sealed => "pgtenant, sealed",
         }
@@ -67,8 +88,10 @@ impl Way {
     fn user(self, tenant: &str) -> String {
         match self {
             Self::Bare => BYPASSING.to_owned(),
-            Self::Application | Self::Text => USER.to_owned(),
-            Self::Chosen | Self::ChosenText => APPLICATION.to_owned(),
+            Self::Application | Self::Text | Self::Pipeline => USER.to_owned(),
+            Self::Chosen | Self::ChosenText | Self::ChosenPipeline | Self::ChosenSession => {
+                APPLICATION.to_owned()
+            }
             Self::Plain | Self::Sealed => format!("{USER}.{tenant}"),
         }
     }
@@ -124,7 +147,8 @@ pub async fn run(ground: &Ground<'_>) -> Result<Section> {
              `SELECT tenant_id, body FROM orders WHERE key = …`, {ROWS} of {} rows, told apart by row level security on an \
              indexed column (FORCE; the role is not the owner). *Application sets*: BEGIN, set_config(…, true), SELECT and COMMIT, \
              each sent when the one before is answered; through pgtenant by the login of an application. *In one Query*: \
-             BEGIN, SET LOCAL, SELECT and COMMIT as one text. *Tenant spelled out*: the SELECT with `tenant_id = '…'`, by a role \
+             BEGIN, SET LOCAL, SELECT and COMMIT as one text. *In one pipeline*: as extended messages with one Sync. *For its session*: SET \
+             and the SELECT as two Queries, which no transaction pooler of PgBouncer's kind keeps apart. *Tenant spelled out*: the SELECT with `tenant_id = '…'`, by a role \
              without row level security, which is the most that a pooler of this kind can give.",
             ROWS * KEYS * TENANTS
         ),
@@ -140,13 +164,13 @@ async fn start(ground: &Ground<'_>) -> Result<Vec<(Way, Target)>> {
     bed.cluster.run(DATABASE, &sql(&bed.password)).await?;
     bed.settle().await?;
     let plain = pgtenant(bed, USER, "plain").await?;
-    let chosen = [
-        pgtenant(bed, USER, "plain").await?,
-        pgtenant(bed, USER, "plain").await?,
-    ];
+    let mut chosen = Vec::new();
+    for _ in CHOSEN {
+        chosen.push(pgtenant(bed, USER, "plain").await?);
+    }
     let mut targets = Vec::new();
     if ground.has(Kind::PgBouncer) {
-        for way in [Way::Bare, Way::Application, Way::Text] {
+        for way in [Way::Bare, Way::Application, Way::Text, Way::Pipeline] {
             let users = [USER, BYPASSING];
             let target = bed.pgbouncer(ground, &users, &Setup::default()).await?;
             targets.push((way, target));
@@ -155,7 +179,7 @@ async fn start(ground: &Ground<'_>) -> Result<Vec<(Way, Target)>> {
     if ground.has(Kind::Pgtenant) {
         targets.push((Way::Plain, bed.serve(plain.0, &plain.1)?));
         targets.push((Way::Sealed, bed.serve(sealed.0, &sealed.1)?));
-        for (way, (place, config)) in [Way::Chosen, Way::ChosenText].into_iter().zip(chosen) {
+        for (way, (place, config)) in CHOSEN.into_iter().zip(chosen) {
             targets.push((way, bed.serve(place, &config)?));
         }
     }
@@ -242,6 +266,12 @@ impl Clients {
 async fn transaction(client: &mut Client, way: Way, tenant: &str) -> Result<()> {
     match way {
         Way::Application | Way::Chosen => {}
+        Way::Pipeline | Way::ChosenPipeline => return pipeline(client, way, tenant).await,
+        Way::ChosenSession => {
+            let set = format!("SET app.tenant_id = '{tenant}'");
+            client.exchange(&query(&set)).await?;
+            return select(client, way, tenant, "", "").await;
+        }
         Way::Text | Way::ChosenText => {
             let before = format!("BEGIN; SET LOCAL app.tenant_id = '{tenant}'; ");
             return select(client, way, tenant, &before, "; COMMIT").await;
@@ -256,6 +286,16 @@ async fn transaction(client: &mut Client, way: Way, tenant: &str) -> Result<()> 
     Ok(())
 }
 
+/// The whole transaction as extended messages with one Sync.
+async fn pipeline(client: &mut Client, way: Way, tenant: &str) -> Result<()> {
+    let set = format!("SELECT set_config('app.tenant_id', '{tenant}', true)");
+    let texts = ["BEGIN", &*set, &*selected(way, tenant), "COMMIT"];
+    let mut messages: Vec<u8> = texts.into_iter().flat_map(unsynced).collect();
+    messages.extend(SYNC);
+    client.send(&messages).await?;
+    check_rows(client, tenant).await
+}
+
 /// The rows of one key, all of which must be this tenant's; with what is said in the same Query.
 async fn select(
     client: &mut Client,
@@ -264,20 +304,32 @@ async fn select(
     before: &str,
     after: &str,
 ) -> Result<()> {
+    let sql = format!("{before}{}{after}", selected(way, tenant));
+    client.send(&query(&sql)).await?;
+    check_rows(client, tenant).await
+}
+
+/// The SELECT of the rows of one key.
+fn selected(way: Way, tenant: &str) -> String {
     let key = rand::rng().random_range(0..KEYS);
     let spelled = match way {
         Way::Bare => format!("tenant_id = '{tenant}' AND "),
         _ => String::new(),
     };
-    let sql =
-        format!("{before}SELECT tenant_id, body FROM orders WHERE {spelled}key = {key}{after}");
-    client.send(&query(&sql)).await?;
+    format!("SELECT tenant_id, body FROM orders WHERE {spelled}key = {key}")
+}
+
+/// Reads the answer, in which all rows must be the tenant's. A row of one column is that of `set_config`.
+async fn check_rows(client: &mut Client, tenant: &str) -> Result<()> {
     let mut rows = 0;
     // A DataRow: number of columns, then the length of the first one and its bytes.
     let length = u32::try_from(tenant.len()).unwrap_or(u32::MAX);
     let start = [&[0, 2], &length.to_be_bytes()[..], tenant.as_bytes()].concat();
     client
         .answer(|row| {
+            if row.starts_with(&[0, 1]) {
+                return Ok(());
+            }
             rows += 1;
             match row.starts_with(&start) {
                 true => Ok(()),
