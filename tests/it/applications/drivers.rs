@@ -7,7 +7,7 @@ use tokio::process::Command;
 
 use super::places::{PLACES, Places, Sizes};
 use super::{BODIES, WEB, extended, log_in, of_each_tier};
-use crate::harness::{Running, in_time};
+use crate::harness::{Running, connect, in_time};
 use crate::wire::{errors, query, rows, sync};
 
 /// Of each tenant the bodies of its rows.
@@ -45,6 +45,48 @@ async fn run_all(proxy: &Running, expected: &Expected) {
     run(&python, "application_client.py", proxy, expected, None).await;
     let path = Some(("NODE_PATH", variable("PGTENANT_TEST_NODE_PATH")));
     run("node", "application_client.js", proxy, expected, path).await;
+    run("ruby", "application_client.rb", proxy, expected, None).await;
+    with_tokio_postgres(proxy, expected).await;
+}
+
+/// An application in Rust, with a client that goes on from one tenant to the next.
+async fn with_tokio_postgres(proxy: &Running, expected: &Expected) {
+    let dsn = format!("postgresql://web:web-secret@{}/web", proxy.address);
+    let mut client = connect(&dsn.parse().expect("a DSN")).await.expect("web");
+    let read = client
+        .prepare("SELECT body FROM items WHERE id < $1 ORDER BY id")
+        .await
+        .expect("is prepared");
+    for (name, bodies) in (0..5).flat_map(|_| expected) {
+        let transaction = client.transaction().await.expect("begins");
+        let set = "SELECT set_config('app.tenant_id', $1, true)";
+        transaction.execute(set, &[name]).await.expect("is chosen");
+        let rows = transaction.query(&read, &[&900]).await.expect("reads");
+        let found: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(&found, bodies, "{name}");
+        transaction.commit().await.expect("commits");
+        let mut transaction = client.transaction().await.expect("begins");
+        let set = format!("SET LOCAL app.tenant_id = '{name}'");
+        transaction.batch_execute(&set).await.expect("is chosen");
+        // The inner one fails, and the outer one goes on for the same tenant.
+        let inner = transaction.transaction().await.expect("a savepoint");
+        let failed = inner.batch_execute("SELECT 1/0").await.expect_err("fails");
+        assert_eq!(
+            failed.code().map(tokio_postgres::error::SqlState::code),
+            Some("22012")
+        );
+        inner.rollback().await.expect("is rolled back");
+        let rows = transaction.query(&read, &[&900]).await.expect("reads");
+        assert_eq!(rows.len(), bodies.len(), "{name}");
+        // A client that drops it has it rolled back.
+        drop(transaction);
+    }
+    let refused = client.batch_execute("SET app.tenant_id = 'nobody'").await;
+    let refused = refused.expect_err("nobody's");
+    assert_eq!(
+        refused.code().map(tokio_postgres::error::SqlState::code),
+        Some("42501")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
