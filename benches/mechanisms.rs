@@ -13,8 +13,9 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use pgtenant::backend::binding::{Binding, Context, Settings};
 use pgtenant::backend::connection::ServerConnection;
-use pgtenant::backend::context::{Adopted, Binding, Context, Settings, adopt};
+use pgtenant::backend::context::{Adopted, adopt};
 use pgtenant::backend::dns::Resolver;
 use pgtenant::backend::instance::{Instance, Pool};
 use pgtenant::backend::prepared::{Interner, Parsed};
@@ -23,7 +24,8 @@ use pgtenant::config::{Config, ServerAddress, Tenant, TransactionLimits, load_te
 use pgtenant::frontend::ledger::Ledger;
 use pgtenant::frontend::locks::Locks;
 use pgtenant::frontend::owed::{Owed, Portal};
-use pgtenant::frontend::statements::{Rewritten, Statements, Target, Undo};
+use pgtenant::frontend::prepared::Undo;
+use pgtenant::frontend::statements::{Rewritten, Statements, Target};
 use pgtenant::id::TenantId;
 use pgtenant::net::stream::Stream;
 use pgtenant::protocol::buffer::Buffer;

@@ -3,8 +3,9 @@
 //!
 //! A command is a word, and what it is about. Names are written as they are, or in double quotes.
 
+pub mod set;
+
 use crate::admin::explain::Question;
-use crate::admin::set;
 use crate::admin::show::{self, Show};
 use crate::app::Stop;
 use crate::error::{Error, Kind, Result};

@@ -26,9 +26,10 @@ use tokio::io::AsyncWriteExt;
 use tokio_util::codec::Framed;
 
 use crate::admin::command::Command;
+use crate::admin::command::set;
 use crate::admin::inbox::Inbox;
 use crate::admin::show::{self, Cell, Column, ColumnKind, Row};
-use crate::admin::{explain, reloaded, set, verbs};
+use crate::admin::{explain, reloaded, verbs};
 use crate::app::{App, OpenConsole};
 use crate::client::{Activity, Phase};
 use crate::config::Mistake;

@@ -8,7 +8,6 @@ pub mod http;
 mod inbox;
 mod metrics;
 mod reloaded;
-mod set;
 mod show;
 mod verbs;
 

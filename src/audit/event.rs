@@ -1,12 +1,14 @@
 //! What an event is, and how it is written down.
 
+pub(super) mod bucket;
+
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use super::bucket::{Key, Stage};
+use self::bucket::{Key, Stage};
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
 use crate::sql::fingerprint::Fingerprint;

@@ -12,7 +12,6 @@
 //! Deliberately absent: literals. Of a statement an event has the [`Fingerprint`](crate::sql::fingerprint::Fingerprint), and of a server's error its SQLSTATE: both
 //! can be kept where the customers' data may not.
 
-mod bucket;
 mod event;
 mod file;
 mod writer;
@@ -31,8 +30,8 @@ pub use event::{Event, Kind, Who};
 use crate::config;
 use crate::id::TenantId;
 use crate::metrics::Counter;
-use bucket::{Buckets, Key, Stage};
 use event::Entry;
+use event::bucket::{Buckets, Key, Stage};
 use writer::Writer;
 
 /// Events that wait for the writer. Beyond that they are dropped.

@@ -21,7 +21,7 @@ use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
-use crate::backend::connect;
+use crate::backend::dial;
 use crate::config::Server;
 use crate::error::{Error, Kind, Result};
 use crate::protocol::startup::CancelKey;
@@ -156,7 +156,7 @@ impl Fence {
 
     /// Sends the request and waits until the server has closed the connection.
     async fn send(&self) -> Result<()> {
-        let mut stream = connect::open(&self.server, self.peer.as_slice()).await?;
+        let mut stream = dial::open(&self.server, self.peer.as_slice()).await?;
         stream
             .write_all(&self.key.request())
             .await

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use crate::backend::binding::Context;
 use crate::backend::cancel::{self, Fence};
-use crate::backend::context::Context;
 use crate::backend::prepared::Parsed;
 use crate::backend::seal::Sealed;
 use crate::backend::switch::Switch;

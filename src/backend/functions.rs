@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::backend::residue::{Answer, MAX_OWN, MAX_SOURCE, Question, Source, can_ask};
+use crate::backend::reach::{MAX_OWN, MAX_SOURCE};
+use crate::backend::residue::{Answer, Question, Source, can_ask};
 use crate::sql::effects::{Effects, What};
 
 /// For how long a source is taken to be what it was. A change that passes through the proxy is noticed at once.

@@ -1,6 +1,8 @@
 //! A PostgreSQL instance as the proxy uses it: one budget of connections, and the pools that share
 //! it. Its clients may be on several workers; its lock is held for well under a microsecond, and never across a wait.
 
+pub mod lease;
+pub(super) mod queue;
 mod warm;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,17 +13,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
+use crate::backend::binding::Settings;
 use crate::backend::cancel::Fence;
 use crate::backend::connect;
 use crate::backend::connection::{Parameters, ServerConnection};
-use crate::backend::context::{self, Settings};
+use crate::backend::context;
 use crate::backend::dns::{self, Names, Resolver};
 use crate::backend::functions::Functions;
 use crate::backend::health::Health;
-use crate::backend::lease::{Grant, Lease};
+use crate::backend::instance::lease::{Grant, Lease};
+use crate::backend::instance::queue::{Granted, PoolCounts, Queue};
 use crate::backend::leftovers::Leftovers;
 use crate::backend::prepared::Interner;
-use crate::backend::queue::{Granted, PoolCounts, Queue};
 use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
 use crate::id::TenantId;

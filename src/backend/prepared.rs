@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
-use crate::backend::context::Settings;
+use crate::backend::binding::Settings;
 use crate::protocol::frame::{frame, split_cstr};
 use crate::sql::effects::Effects;
 

@@ -6,7 +6,11 @@
 //!
 //! All names are qualified: the session's `search_path` is the client's.
 
-use crate::backend::residue::{MAX_OWN, MAX_SOURCE};
+/// So many functions of a session's own are looked up, and the functions of so many triggers; what more of them do is not known.
+pub const MAX_OWN: usize = 64;
+
+/// So many characters of a source are read.
+pub const MAX_SOURCE: usize = 100_000;
 
 /// - `roles`: whose rights a session of this login can have.
 /// - `spaces`: schemas that these may use, but for temporary ones.

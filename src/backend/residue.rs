@@ -164,12 +164,6 @@ pub fn can_ask(name: &str) -> bool {
 /// Longest value of a parameter that is carried, in bytes.
 const MAX_VALUE: usize = 16 * 1024;
 
-/// So many functions of a session's own are looked up, and the functions of so many triggers; what more of them do is not known.
-pub const MAX_OWN: usize = 64;
-
-/// So many characters of a source are read.
-pub const MAX_SOURCE: usize = 100_000;
-
 /// A value, in hexadecimal digits of its UTF-8: the client's encoding may be any. Of a database without an encoding
 /// it is the bytes that there are.
 fn coded(value: &str) -> String {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use memchr::memmem;
 use sha2::{Digest, Sha256};
 
-use crate::backend::context::not_set_for;
+use crate::backend::binding::not_set_for;
 use crate::config::Seal;
 use crate::error::{Error, Kind};
 use crate::protocol::reply::ErrorFields;

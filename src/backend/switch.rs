@@ -14,12 +14,8 @@
 //!
 //! It costs no exchange, and no write of the server: the answers come with those to the client.
 
-use std::sync::Arc;
-
-use crate::backend::connection::{Parameters, ServerConnection};
-use crate::backend::context::{Binding, Context, follows_client, not_set, not_set_for};
+use crate::backend::binding::{Binding, not_set, not_set_for};
 use crate::backend::seal::Credential;
-use crate::config::Pooling;
 use crate::error::Error;
 use crate::protocol::frame::{self, BackendTag, FrontendTag};
 use crate::protocol::reply::ErrorFields;
@@ -53,102 +49,6 @@ pub enum Progress {
     Done,
     /// Nothing of the client was run. The connection must be closed.
     Failed(Error),
-}
-
-/// Whether the change may go ahead of the client's bytes. `reported`: what a server reports to a client with these
-/// settings, by an earlier time that they were set; they are good.
-pub fn may_go_ahead(
-    connection: &ServerConnection,
-    wanted: &Binding,
-    reported: &Arc<Parameters>,
-) -> bool {
-    let scrubs = match &connection.context {
-        // A limit that the last client set for itself could end the change: the connection would be lost, and this
-        // client's message with it.
-        Context::Bound(bound) => {
-            bound.tenant != wanted.tenant
-                && !bound.settings.keys().any(|name| name.ends_with("_timeout"))
-        }
-        // Clean may be what was scrubbed lately, under such a limit: PostgreSQL ends the next statement for a
-        // statement_timeout that was over before it began.
-        Context::Clean | Context::Unknown => false,
-    };
-    let same_server = || {
-        let fixed = reported.iter().filter(|(name, _)| !follows_client(name));
-        fixed.eq(connection
-            .parameters
-            .iter()
-            .filter(|(name, _)| !follows_client(name)))
-    };
-    // What is in the batch is read in the encoding that a session begins with, which need not be UTF-8.
-    let is_plain = || {
-        let context = wanted.route.context.iter().map(|(_, value)| value);
-        let mut values = context.chain(wanted.settings.values());
-        values.all(|value| value.is_ascii())
-    };
-    scrubs
-        && is_plain()
-        && wanted.route.pooling == Pooling::Transaction
-        && (Arc::ptr_eq(reported, &connection.parameters) || same_server())
-}
-
-/// What is to be set.
-pub struct Setting<'s> {
-    /// It begins with a scrub.
-    pub scrub: bool,
-    /// What binds the session to its tenant, in posture sealed.
-    pub credential: Option<&'s Credential>,
-    /// A new state for `random()`.
-    pub seed: Option<&'s str>,
-    pub variables: &'s [(&'s str, &'s str)],
-}
-
-/// Puts the change before what the client says next. Nothing is sent yet.
-pub fn go_ahead(
-    connection: &mut ServerConnection,
-    wanted: &Binding,
-    setting: &Setting<'_>,
-    reported: Arc<Parameters>,
-) {
-    let mut batch = Batch::default();
-    if setting.scrub {
-        batch.statement("DISCARD ALL", &[]);
-    }
-    batch.set(setting.credential, setting.seed, setting.variables);
-    connection.context = Context::Unknown;
-    connection.parameters = reported;
-    connection.outbox.extend(&batch.request);
-    connection.switch = Some(Switch {
-        binding: Binding {
-            stale: false,
-            ..wanted.clone()
-        },
-        left: batch.statements,
-        next: Next::ParseComplete,
-        clients: 0,
-    });
-}
-
-/// Puts statements with which the client's transaction begins before what it says next. The change of
-/// tenant that is about to be sent goes ahead of them.
-pub fn begin_with(connection: &mut ServerConnection, statements: &[String]) {
-    let mut batch = Batch::default();
-    for text in statements {
-        batch.statement(text, &[]);
-    }
-    connection.outbox.extend(&batch.request);
-    if let Some(switch) = &mut connection.switch {
-        switch.left += batch.statements;
-        switch.clients = batch.statements;
-    } else if let Context::Bound(binding) = &connection.context {
-        connection.switch = Some(Switch {
-            binding: binding.clone(),
-            left: batch.statements,
-            next: Next::ParseComplete,
-            clients: batch.statements,
-        });
-        connection.context = Context::Unknown;
-    }
 }
 
 /// Extended messages of the unnamed statement. DISCARD ALL drops all others.
@@ -249,6 +149,22 @@ impl Batch {
 }
 
 impl Switch {
+    /// A change that is about to be sent as this batch.
+    pub(super) fn of(binding: Binding, batch: &Batch) -> Self {
+        Self {
+            binding,
+            left: batch.statements,
+            next: Next::ParseComplete,
+            clients: 0,
+        }
+    }
+
+    /// Statements with which the client's transaction begins are sent behind it.
+    pub(super) fn add_clients(&mut self, batch: &Batch) {
+        self.left += batch.statements;
+        self.clients = batch.statements;
+    }
+
     pub fn binding(&self) -> &Binding {
         &self.binding
     }
@@ -304,6 +220,8 @@ fn failed(fields: &ErrorFields) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::protocol::frame::{HEADER, Header, frame};
 

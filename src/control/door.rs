@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls};
 
-use crate::backend::connect;
+use crate::backend::dial;
 use crate::config::{Login, Server};
 use crate::control::gate::Gate;
 
@@ -91,7 +91,7 @@ impl Connect for Door {
     fn connect(&self, config: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
         let config = config.clone();
         Box::pin(async move {
-            match connect::open(&self.0, &[]).await {
+            match dial::open(&self.0, &[]).await {
                 Ok(stream) => start(&config, Gate::new(stream, &self.0)).await,
                 Err(error) => start(&config, Broken(error.to_string())).await,
             }

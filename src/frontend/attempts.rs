@@ -8,7 +8,7 @@ use crate::audit::{Audit, Event, Kind, Who};
 use crate::backend::seal;
 use crate::client::ClientHandle;
 use crate::error::{self, Error};
-use crate::frontend::login::forbidden_parameter;
+use crate::frontend::forbidden::forbidden_parameter;
 use crate::id::TenantId;
 use crate::metrics::TenantMetrics;
 use crate::protocol::reply::ErrorFields;

@@ -28,7 +28,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::app::App;
-use crate::backend::context::Settings;
+use crate::backend::binding::Settings;
 use crate::backend::prepared::Interner;
 use crate::config::{Application, Choices, Route, Tenant};
 use crate::error::{Error, Kind, Result};

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
 use crate::frontend::owed::{Owed, OwedQueue, Portal};
-use crate::frontend::statements::{Name, Undo, Unnamed};
+use crate::frontend::prepared::{Name, Undo, Unnamed};
 use crate::protocol::frame::BackendTag;
 
 /// A message that took no effect.
@@ -730,7 +730,7 @@ impl Ledger {
 mod tests {
     use super::*;
     use crate::frontend::owed::Ran;
-    use crate::frontend::statements::Parse;
+    use crate::frontend::prepared::Parse;
     use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
     use crate::sql::effects::Effects;
 

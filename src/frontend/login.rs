@@ -13,15 +13,17 @@ use tokio::runtime::Handle;
 
 use crate::app::{App, PlacedClient, moved};
 use crate::auth::MAX_MESSAGE;
-use crate::backend::context::Settings;
+use crate::backend::binding::Settings;
 use crate::client::{ClientHandle, NewClient};
 use crate::config::{Config, Credential, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts::{self, Caller};
+use crate::frontend::forbidden::forbidden_parameter;
 use crate::frontend::handshake::{self, Opening};
-use crate::frontend::replication::{self, Wanted};
+use crate::frontend::logged_in::LoggedIn;
+use crate::frontend::logged_in::Wanted;
+use crate::frontend::replication;
 use crate::frontend::standing::Guards;
-use crate::frontend::welcome::LoggedIn;
 use crate::id::TenantId;
 use crate::net::stream::Stream;
 use crate::places::{self, Place};
@@ -29,7 +31,6 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::protocol::reply::Replies;
 use crate::protocol::startup::{CancelKey, NEWEST, Replication, Startup, Version};
-use crate::sql::guard::Guard;
 use crate::tenant::identify::{ADMIN_DATABASE, Claim, identify};
 use crate::tls::Door;
 
@@ -577,33 +578,6 @@ fn permit(
         )
     })?;
     Ok((place, placement, guard, replication))
-}
-
-/// The first of a client's parameters that is not its to set, and what it is told. Only the proxy says whose context it
-/// is, whichever way the client spells it.
-pub(super) fn forbidden_parameter<'a>(
-    config: &Config,
-    tenant: &Tenant,
-    startup: &'a Startup,
-) -> Option<(&'a str, Error)> {
-    let route = &tenant.route;
-    if let Some(name) = route.foreign_parameter(&startup.parameters) {
-        let error = Error::new(
-            Kind::InsufficientPrivilege,
-            format!("permission denied to set parameter \"{name}\""),
-        )
-        .with_detail("It is set by pgtenant for the tenant that is logged in.");
-        return Some((name, error));
-    }
-    let application = config.applications.get(&tenant.id);
-    let guard = match application {
-        Some(application) => Some(Guard::of_application(route, Some(application))),
-        None => Guard::of(route),
-    }?;
-    startup.parameters.iter().find_map(|(name, value)| {
-        let error = guard.check_parameter(name, value).err()?.into_error();
-        Some((&**name, error))
-    })
 }
 
 /// The run-time parameters the client asks for; of one given twice the last counts, as in PostgreSQL.

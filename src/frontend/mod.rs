@@ -16,12 +16,14 @@
 pub mod application;
 pub mod attempts;
 pub mod choosing;
+pub mod forbidden;
 pub mod handshake;
 pub mod ledger;
 pub mod locks;
+pub mod logged_in;
 pub mod login;
 pub mod owed;
-pub mod parking;
+pub mod prepared;
 pub mod relay;
 pub mod replication;
 pub mod session;

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::backend::prepared::Statement;
-use crate::frontend::statements::{Name, Parse, Undo};
+use crate::frontend::prepared::{Name, Parse, Undo};
 use crate::protocol::reply::{CLOSE_COMPLETE, PARSE_COMPLETE};
 
 /// A message that has, or stands for, a reply.

@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
 
 use crate::audit::Audit;
+use crate::backend::binding::Settings;
 use crate::backend::connection::{Parameters, ServerConnection};
-use crate::backend::context::Settings;
 use crate::backend::instance::Pool;
 use crate::client::{ClientHandle, Phase};
 use crate::config::TransactionLimits;

@@ -15,39 +15,21 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use crate::app::{App, Registered, moved};
-use crate::backend::context::{Binding, Context};
+use crate::backend::binding::{Binding, Context};
 use crate::backend::instance::Pool;
-use crate::backend::lease::Lease;
+use crate::backend::instance::lease::Lease;
 use crate::client::{Activity, Phase};
 use crate::config::{Config, Credential, Route, Server, Tenant, Tier, TransactionLimits};
 use crate::error::{Error, Kind, Result};
+use crate::frontend::logged_in::{LoggedIn, Wanted};
 use crate::frontend::relay::{ClientSide, End, Relay, SlowLog};
 use crate::frontend::session::{log_refusal, say_last, write};
 use crate::frontend::standing::{Guards, stopped};
 use crate::frontend::state::SessionState;
 use crate::frontend::throttle::Throttle;
-use crate::frontend::welcome::LoggedIn;
 use crate::protocol::buffer::Buffer;
-use crate::protocol::startup::{Replication, Startup};
 use crate::tenant::state::TenantState;
 use crate::timer;
-
-/// A replication connection as the client asks for it.
-pub struct Wanted {
-    mode: Replication,
-    /// The run-time parameters of its StartupMessage, spelled and ordered as it gave them.
-    parameters: Vec<(String, String)>,
-}
-
-impl Wanted {
-    /// None: it asks for an ordinary connection.
-    pub fn of(startup: &Startup) -> Option<Self> {
-        startup.replication.map(|mode| Self {
-            mode,
-            parameters: startup.parameters.clone(),
-        })
-    }
-}
 
 /// Whether a tenant may replicate: one that has a server of its own by its placement. What its role may is PostgreSQL's to
 /// say: it needs the attribute REPLICATION.

@@ -12,6 +12,8 @@
 //! In session pooling the client has a server connection from the start and keeps it. In transaction pooling it
 //! keeps one for as long as that holds something of its session that cannot be carried along (`state`).
 
+pub mod parking;
+
 use std::future::poll_fn;
 use std::io;
 use std::ops::ControlFlow;
@@ -20,17 +22,18 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::{Duration, Instant};
 
+use self::parking::Parked;
 use crate::app::{Registered, moved};
-use crate::backend::context::{self, Binding, Context, Refusal, Settings};
+use crate::backend::ahead;
+use crate::backend::binding::{Binding, Context, Refusal, Settings};
+use crate::backend::context;
 use crate::backend::instance::Pool;
-use crate::backend::lease::{Grant, Lease};
+use crate::backend::instance::lease::{Grant, Lease};
 use crate::backend::residue::{self, Answer, Pins, Question};
-use crate::backend::switch;
 use crate::client::{Activity, Phase};
 use crate::config::{Pooling, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::choosing::Choosing;
-use crate::frontend::parking::{self, Parked};
 use crate::frontend::relay::{ClientSide, End, Relay, SlowLog, foreign_sequence, frame_size};
 use crate::frontend::standing::{Standing, farewell};
 use crate::frontend::statements::Statements;
@@ -330,7 +333,7 @@ impl Session {
         match checkout {
             Checkout::Leased(mut lease, waited) => {
                 if !held.is_empty() {
-                    switch::begin_with(&mut lease, held);
+                    ahead::begin_with(&mut lease, held);
                 }
                 self.standing.tenant.metrics.assignments.add(1);
                 self.use_lease(lease, waited).await

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use thin_vec::ThinVec;
 
-use crate::backend::context::{REPORTED, Settings, is_reported};
+use crate::backend::binding::{REPORTED, Settings, is_reported};
 use crate::backend::functions::{Functions, Own};
 use crate::backend::prepared::is_meaningless;
 use crate::backend::residue::{Answer, Pins, Question, can_ask};

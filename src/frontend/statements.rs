@@ -10,18 +10,19 @@ mod in_sql;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::backend::context::Settings;
+use crate::backend::binding::Settings;
 use crate::backend::prepared::{Has, Interner, Parsed, Statement};
 use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::ledger::{Failed, Ledger};
 use crate::frontend::locks::Locks;
 use crate::frontend::owed::{Owed, Portal, Ran};
+use crate::frontend::prepared::{Known, Name, Parse, Undo, Unnamed};
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
+use crate::sql::effects::uses::{Use, Verb, Which};
 use crate::sql::effects::{Effects, What};
 use crate::sql::guard::Guard;
-use crate::sql::uses::{Use, Verb, Which};
 
 use self::in_sql::Own;
 pub use self::in_sql::reserved;
@@ -34,9 +35,6 @@ const MAX_UNDONE: usize = 4096;
 const LARGE: usize = 1024;
 /// Longest Parse of a named statement, and longest names in a Bind, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
-
-/// What a client calls a prepared statement.
-pub type Name = Arc<[u8]>;
 
 #[derive(Default)]
 pub struct Statements {
@@ -94,73 +92,6 @@ impl Named {
 
     fn remove(&mut self, name: &[u8]) -> Option<Known> {
         self.0.as_mut()?.remove(name)
-    }
-}
-
-/// A statement as a client prepared it.
-#[derive(Debug, Clone)]
-pub struct Known {
-    statement: Arc<Statement>,
-    /// The schema's epoch when it did: what was parsed before that may mean something else.
-    since: u64,
-}
-
-/// The unnamed statement, which the next Parse of it or the next simple Query ends.
-#[derive(Debug, Clone, Default)]
-pub enum Unnamed {
-    #[default]
-    None,
-    Known(Arc<Parse>),
-    /// Too long to be remembered: it exists where it was parsed, and only there. And what it may do to the session.
-    TooLong(Box<Effects>),
-}
-
-/// A Parse of the unnamed statement.
-#[derive(Debug)]
-pub struct Parse {
-    pub frame: Box<[u8]>,
-    /// What an execution may do to the session.
-    pub effects: Effects,
-    /// It was read with backslash escapes in plain strings.
-    pub backslashes: bool,
-}
-
-impl Parse {
-    /// None: it is malformed.
-    pub fn text(&self) -> Option<&[u8]> {
-        let (_, definition) = split_cstr(self.frame.get(HEADER..)?)?;
-        split_cstr(definition).map(|(text, _)| text)
-    }
-}
-
-impl Unnamed {
-    fn effects(&self) -> Option<&Effects> {
-        match self {
-            Self::None => None,
-            Self::Known(parse) => Some(&parse.effects),
-            Self::TooLong(effects) => Some(effects),
-        }
-    }
-}
-
-/// How to take back what a message did to the client's names, if the server does not carry it out.
-#[derive(Debug, Clone)]
-pub enum Undo {
-    Nothing,
-    /// The name meant this before.
-    Name(Name, Option<Known>),
-    /// The unnamed statement was this before, and was there or not.
-    Unnamed(Unnamed, bool),
-}
-
-impl Undo {
-    /// Both are of the same name, or of the unnamed statement.
-    pub fn is_of_same(&self, other: &Undo) -> bool {
-        match (self, other) {
-            (Self::Name(a, _), Self::Name(b, _)) => a == b,
-            (Self::Unnamed(..), Self::Unnamed(..)) => true,
-            _ => false,
-        }
     }
 }
 

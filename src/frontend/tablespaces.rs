@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::backend::context::{Binding, Settings};
+use crate::backend::binding::{Binding, Settings};
 use crate::backend::instance::Pool;
 use crate::error::{Error, Result};
 use crate::tenant::state::TenantState;

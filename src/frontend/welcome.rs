@@ -6,56 +6,30 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use tokio::runtime;
-
-use crate::app::{App, Registered};
 use crate::auth::MAX_MESSAGE;
+use crate::backend::binding::{Binding, Refusal, Settings};
 use crate::backend::connection::Parameters;
-use crate::backend::context::{self, Binding, Refusal, Settings};
+use crate::backend::context;
 use crate::backend::instance::Pool;
-use crate::backend::lease::{Lease, permit_settings};
+use crate::backend::instance::lease::{Lease, permit_settings};
 use crate::client::Activity;
-use crate::config::{Access, Credential, Pooling, Route};
+use crate::config::{Access, Pooling, Route};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
 use crate::frontend::choosing::Choosing;
+use crate::frontend::logged_in::LoggedIn;
 use crate::frontend::relay::ClientSide;
-use crate::frontend::replication::{self, Wanted};
+use crate::frontend::replication;
 use crate::frontend::session::{Session, guard_of, live, log_refusal, say_last, write};
-use crate::frontend::standing::{Guards, Standing, farewell};
+use crate::frontend::standing::{Standing, farewell};
 use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::tablespaces;
 use crate::frontend::throttle::Throttle;
-use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
-use crate::protocol::reply::Replies;
 use crate::tenant::state::TenantState;
 use crate::timer;
 use crate::workers::WorkerId;
-
-/// What login hands over.
-pub struct LoggedIn {
-    pub app: Arc<App>,
-    pub stream: Stream,
-    /// What the client has said since it proved who it is.
-    pub inbox: Buffer,
-    pub accepted: Instant,
-    /// The runtime that the stream is registered with.
-    pub accepted_by: runtime::Id,
-    pub registered: Registered,
-    pub tenant: Arc<TenantState>,
-    pub route: Arc<Route>,
-    pub credential: Arc<Credential>,
-    pub settings: Settings,
-    /// Names of these as the client spells them, where that is not in lower case.
-    pub spelled: Vec<String>,
-    /// What the client is to be told before it is ready: the end of authentication.
-    pub greeting: Replies,
-    /// It asks for a replication connection.
-    pub replication: Option<Wanted>,
-    pub guards: Guards,
-}
 
 /// Begins to serve a client on a worker of its instance. Some: it is to [go on](live) here.
 pub async fn start(mut login: Box<LoggedIn>) -> Option<Box<Session>> {

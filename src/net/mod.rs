@@ -13,7 +13,6 @@ use socket2::{SockRef, TcpKeepalive};
 
 use crate::config::TcpKeepalives;
 
-pub mod batch;
 mod ring;
 pub mod silence;
 pub mod socket;

@@ -1,4 +1,4 @@
-//! A connected socket, to which what is written may leave a moment later, with what others write ([`crate::net::batch`]).
+//! A connected socket, to which what is written may leave a moment later, with what others write ([`crate::net::socket::batch`]).
 //!
 //! ```text
 //!            queue           flush: the kernel took all
@@ -10,6 +10,8 @@
 //! Whoever writes sees what it would see of the kernel's own buffer: what was taken leaves in order, before the socket is closed, or
 //! the socket fails. Nothing more is taken before all of it has left, so at most one message is held. A socket that is dropped while
 //! its other end takes nothing is closed without the rest: who cares waits until it [is settled](Socket::poll_settled).
+
+pub mod batch;
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice, Read};
@@ -24,8 +26,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
-
-use crate::net::batch;
 
 /// The one that owns it writes.
 pub struct Socket(Arc<Shared>);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::app::App;
 use crate::backend::dns::Resolver;
 use crate::config::Config;
-use crate::frontend::parking;
+use crate::frontend::session::parking;
 use crate::timer;
 use threads::Threads;
 

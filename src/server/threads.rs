@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use crate::net::batch;
+use crate::net::socket::batch;
 use crate::timer;
 
 /// Dropped, they end, with every task of theirs.

@@ -4,15 +4,17 @@
 //! failed, the table was dropped again), and what is true is then asked of the server. What it
 //! does not see is what functions of the database do; those are named, so that it can be looked up.
 
+pub mod uses;
+
 use std::cell::RefCell;
 
 use bitflags::bitflags;
 use thin_vec::ThinVec;
 
+use self::uses::{Use, Using, Verb, Which};
 use super::builtin::is_builtin;
 use super::lexer::{Lexer, Sink, Token};
 use super::naming::{Naming, Told};
-use super::uses::{Use, Using, Verb, Which};
 
 bitflags! {
     /// Kinds of things a text may do to its session.

@@ -12,7 +12,6 @@ pub mod guard;
 pub mod lexer;
 pub mod naming;
 pub mod policies;
-pub mod uses;
 
 /// A name as SQL has it in double quotes.
 pub fn quoted(name: &str) -> String {

@@ -1,5 +1,6 @@
 //! `SHOW CLIENTS`.
 
+use super::links;
 use super::{Cell, Column, Row, View, int, row, text, tls, wait};
 use std::time::SystemTime;
 
@@ -42,11 +43,6 @@ pub const COLUMNS: &[Column] = &[
     text("serves"),
 ];
 
-/// What names a client in `ptr`, and in `link` of `SHOW SERVERS`.
-pub fn pointer(id: u64) -> String {
-    format!("c{id}")
-}
-
 /// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction. `remote_pid` is that of the
 /// server connection it uses, `link` names it. `worker` is the thread that serves it, counted from 0, as in the metrics; `parked` is 1
 /// while it is idle without a task.
@@ -73,7 +69,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 "C",
                 &*client.user,
                 &*client.database,
-                replication(progress.phase),
+                links::replication(progress.phase),
                 state(client.activity()),
                 client.peer.map(|peer| peer.ip().to_string()),
                 client.peer.map(|peer| peer.port()),
@@ -84,9 +80,9 @@ pub fn rows(view: &View) -> Vec<Row> {
                 waited,
                 waited_us,
                 u64::from(client.is_revoked()),
-                pointer(client.id),
+                links::to_client(client.id),
                 fence.as_ref().map_or_else(String::new, |fence| {
-                    super::servers::pointer(&fence.server().name, fence.pid())
+                    links::to_server(&fence.server().name, fence.pid())
                 }),
                 fence
                     .as_ref()
@@ -110,13 +106,6 @@ pub fn rows(view: &View) -> Vec<Row> {
             ]
         })
         .collect()
-}
-
-pub fn replication(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Streaming => "physical",
-        _ => "none",
-    }
 }
 
 /// What it does, in the words of `pg_stat_activity` where that has some.

@@ -10,6 +10,7 @@ mod clients;
 mod databases;
 mod dns;
 mod doctor;
+mod links;
 mod lists;
 mod pools;
 mod prepared;

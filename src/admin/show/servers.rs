@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use super::links;
 use super::{Cell, Column, Row, View, int, row, text, tls};
+use crate::backend::binding::Context;
 use crate::backend::cancel::Fence;
 use crate::backend::connection::ServerConnection;
-use crate::backend::context::Context;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::ClientHandle;
 use crate::config::{Server, ServerAddress};
@@ -42,11 +43,6 @@ pub const COLUMNS: &[Column] = &[
     int("idle_seconds"),
     text("problem"),
 ];
-
-/// What names a server connection in `ptr`, and in `link` of `SHOW CLIENTS`.
-pub fn pointer(server: &ServerName, pid: i32) -> String {
-    format!("{server}/{pid}")
-}
 
 /// One row of the table.
 struct Line {
@@ -111,9 +107,8 @@ impl Line {
             0_u64,
             0_u64,
             u64::from(self.close_needed),
-            self.pid.map(|pid| pointer(&server.name, pid)),
-            self.client
-                .map_or_else(String::new, super::clients::pointer),
+            self.pid.map(|pid| links::to_server(&server.name, pid)),
+            self.client.map_or_else(String::new, links::to_client),
             self.pid,
             tls(self.tls),
             self.application,
@@ -153,7 +148,7 @@ pub fn rows(view: &View) -> Vec<Row> {
             user: pool.map(|pool| pool.login.user.as_str()).into(),
             database: pool.map(|pool| pool.database.as_str()).into(),
             tenant: client.tenant.as_str().into(),
-            replication: super::clients::replication(client.progress().phase),
+            replication: links::replication(client.progress().phase),
             request: Some(since(&client)),
             application: client.application().unwrap_or_default().to_string(),
             ..used(&fence, client.id, &closing)

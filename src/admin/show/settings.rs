@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Column, Row, View, row, text};
-use crate::admin::set;
+use crate::admin::command::set;
 use crate::config::{self, Config, LogFormat, Login, Rate, Rates, Server, SslMode};
 
 pub const COLUMNS: &[Column] = &[

@@ -4,15 +4,14 @@
 //! It listens on a port of loopback alone, locks nothing that is not its own, and bounds every statement. What it makes
 //! it takes away again, also after an error or Ctrl-C.
 
-mod place;
 mod report;
 mod tables;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use self::place::Place;
 use self::report::Report;
+use self::report::place::{self, Place};
 use crate::attacks::ATTACKS;
 use crate::cli::check;
 use crate::config::Config;

@@ -1,10 +1,12 @@
 //! What came of a placement, for people and for programs.
 
+pub(super) mod place;
+
 use std::fmt;
 
 use serde_json::{Value, json};
 
-use super::place::Place;
+use self::place::Place;
 use crate::attacks::Attack;
 use crate::attacks::play::Verdict;
 use crate::cli::demo::table::Table;

@@ -230,20 +230,24 @@ impl Facts {
         self.roles.iter().find(|role| role.is_login)
     }
 
-    /// Asks all there is to ask, in one transaction.
+    /// Asks all there is to ask, in one transaction. `names`: functions of which it must be known who may call them.
     ///
     /// Not cancel safe: the connection is in a transaction.
     ///
     /// # Errors
     /// The server's, a role that it does not have, and no answer in time.
-    pub async fn gather(client: &Client, target: &Target) -> Result<Self, Failure> {
-        timer::timeout(DEADLINE, ask(client, target))
+    pub async fn gather(
+        client: &Client,
+        target: &Target,
+        names: Vec<&'static str>,
+    ) -> Result<Self, Failure> {
+        timer::timeout(DEADLINE, ask(client, target, names))
             .await
             .map_err(|_| Failure(format!("no answer within {DEADLINE:?}")))?
     }
 }
 
-async fn ask(client: &Client, target: &Target) -> Result<Facts, Failure> {
+async fn ask(client: &Client, target: &Target, names: Vec<&str>) -> Result<Facts, Failure> {
     client.batch_execute("BEGIN READ ONLY").await?;
     let login = &target.place.login;
     let roles: Vec<Role> = rows(client, include_str!("sql/roles.sql"), &[login]).await?;
@@ -256,12 +260,7 @@ async fn ask(client: &Client, target: &Target) -> Result<Facts, Failure> {
     let mut facts = Facts {
         database: database.into_iter().next().unwrap_or_default(),
         settings: rows(client, include_str!("sql/settings.sql"), &[login]).await?,
-        executable: rows(
-            client,
-            include_str!("sql/executable.sql"),
-            &[&ids, &super::grants::names()],
-        )
-        .await?,
+        executable: rows(client, include_str!("sql/executable.sql"), &[&ids, &names]).await?,
         functions: rows(client, include_str!("sql/functions.sql"), &[&ids]).await?,
         roles,
         ..Facts::default()

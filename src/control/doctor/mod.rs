@@ -134,7 +134,7 @@ impl From<Report> for Inspected {
 /// Inspects one place.
 pub(crate) async fn inspect(target: &Target, deadline: Duration) -> Result<Inspected, Trouble> {
     let (client, user) = log_in(target, deadline).await?;
-    let facts = Facts::gather(&client, target).await?;
+    let facts = Facts::gather(&client, target, grants::names()).await?;
     let mut report = empty(target);
     report.inspected_as = Some(user);
     report.server_version = Some(facts.database.version.clone());

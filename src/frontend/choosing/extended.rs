@@ -8,7 +8,7 @@ use super::{
     Around, Choosing, MAX_KEPT, MAX_KEPT_BYTES, Portal, Verdict, aborted, answered, is_exit,
     no_statement, too_much, unclear,
 };
-use crate::backend::context::is_reported;
+use crate::backend::binding::is_reported;
 use crate::error::Result;
 use crate::protocol::frame::{HEADER, split_cstr};
 use crate::sql::choice::Step;

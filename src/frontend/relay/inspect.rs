@@ -3,7 +3,7 @@
 use thin_vec::ThinVec;
 
 use crate::audit::{self, Event};
-use crate::backend::context::SET_CONFIG_OID;
+use crate::backend::binding::SET_CONFIG_OID;
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
 use crate::frontend::attempts;
@@ -13,10 +13,10 @@ use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
+use crate::sql::effects::uses::Use;
 use crate::sql::effects::{Effects, What};
 use crate::sql::finds;
 use crate::sql::guard::{Guard, Offence, Passed, unreadable};
-use crate::sql::uses::Use;
 
 use super::calls::Known;
 use super::{ClientSide, Hold, Relay, foreign_sequence};

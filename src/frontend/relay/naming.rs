@@ -10,7 +10,7 @@ use crate::frontend::statements::Target;
 use crate::protocol::frame::{HEADER, split_cstr};
 use crate::protocol::reply;
 use crate::sql::effects::Effects;
-use crate::sql::uses::{Use, Verb};
+use crate::sql::effects::uses::{Use, Verb};
 
 use super::Relay;
 

@@ -6,7 +6,7 @@
 //! loaded later and reserves the prefix of some removes them, and warns of each by its name
 //! (MarkGUCPrefixReserved in guc.c; before PostgreSQL 15 EmitWarningsOnPlaceholders).
 
-use crate::backend::context::Settings;
+use crate::backend::binding::Settings;
 use crate::frontend::state::SessionState;
 use crate::protocol::frame::split_cstr;
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use crate::audit::Event;
+use crate::backend::binding::{Context, is_reported};
 use crate::backend::connection::{Parameters, ServerConnection, TooMuchReported};
-use crate::backend::context::{Context, is_reported};
 use crate::backend::switch::{self, Progress};
 use crate::client::{ClientHandle, Reason};
 use crate::error::{Error, Kind, Result};

@@ -7,7 +7,7 @@
 use thin_vec::ThinVec;
 
 use crate::error::{Error, Kind, Result};
-use crate::sql::uses::{Use, Verb, Which};
+use crate::sql::effects::uses::{Use, Verb, Which};
 
 /// Most of them that one client may have, and most bytes of each.
 const MOST: usize = 100;

@@ -23,8 +23,8 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::{Instant, Sleep};
 
+use crate::backend::binding::Settings;
 use crate::backend::connection::Parameters;
-use crate::backend::context::Settings;
 use crate::client::{Activity, ClientHandle};
 use crate::error::Error;
 use crate::frontend::choosing::Choosing;

@@ -5,8 +5,8 @@
 //! them decides. Names with Unicode escapes are decoded to UTF-8, which is right where that is the
 //! client's encoding, or the name is ASCII.
 
-use super::effects::Effects;
-use super::lexer::{MAX_NAME, Token};
+use super::Effects;
+use crate::sql::lexer::{MAX_NAME, Token};
 
 /// What is done with a prepared statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +246,7 @@ mod tests {
         let prepared = effects.uses[0].effects.as_ref().unwrap();
         assert_eq!(&*prepared.settings[0].name, "x.y");
         assert_eq!(&*prepared.functions, &[Box::from("g")]);
-        assert_eq!(prepared.what, super::super::effects::What::CONTROL);
+        assert_eq!(prepared.what, super::super::What::CONTROL);
         assert_eq!(effects.functions.len(), 2);
     }
 }

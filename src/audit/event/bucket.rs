@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use dashmap::DashMap;
 
-use super::event::{Dropped, Kind};
+use super::{Dropped, Kind};
 use crate::config;
 use crate::id::TenantId;
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::report::{Outcome, Report};
-use super::tables;
+use super::super::tables;
+use super::{Outcome, Report};
 use crate::attacks::made::Made;
 use crate::attacks::play::{self, Verdict};
 use crate::attacks::session::Way;

@@ -6,7 +6,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
 use super::*;
-use crate::backend::context::{Binding, Context};
+use crate::backend::binding::{Binding, Context};
 use crate::backend::dns::Resolver;
 use crate::backend::instance::Instance;
 use crate::config::{self, Config};

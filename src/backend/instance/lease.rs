@@ -8,11 +8,12 @@ use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::backend::binding::{self, Binding, Refusal, Settings};
 use crate::backend::connection::{Frame, ServerConnection};
-use crate::backend::context::{self, Adopted, Binding, Refusal, Settings};
+use crate::backend::context::{self, Adopted};
 use crate::backend::instance::Pool;
+use crate::backend::instance::queue::Granted;
 use crate::backend::leftovers::Handover;
-use crate::backend::queue::Granted;
 use crate::backend::residue::{self, Answer, Question};
 use crate::config::{PoolKey, Route};
 use crate::error::{Error, Kind, Result};
@@ -330,7 +331,7 @@ async fn ask_in_time(
     for _ in 0..2 {
         let nobodys = &mut Buffer::new();
         let asked = timer::timeout(deadline, residue::ask(connection, question, nobodys)).await;
-        let answer = asked.unwrap_or_else(|_| Err(context::not_set("no answer in time")))?;
+        let answer = asked.unwrap_or_else(|_| Err(binding::not_set("no answer in time")))?;
         if answer.is_some() {
             return Ok(answer);
         }
