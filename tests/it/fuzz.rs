@@ -168,7 +168,7 @@ struct Fuzz {
     places: Vec<Place>,
     failures: Mutex<Vec<(Session, String)>>,
     /// Sessions that differ, perhaps only since a client that closed its side while it waited for a server connection
-    /// has left (README): to be tried again without others.
+    /// has left (docs/compatibility.md): to be tried again without others.
     doubtful: Mutex<Vec<Session>>,
     /// Seeds of sessions whose rows may differ: their clients left in the middle, or cannot be compared.
     incomparable: Mutex<HashSet<u64>>,

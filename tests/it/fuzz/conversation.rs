@@ -1,7 +1,7 @@
 //! Random conversations of a client that is logged in: mostly sensible, often wrong, always the same for a
 //! seed.
 //!
-//! Left out is what has no one answer (process ids, times, rows of others) and what the README documents as
+//! Left out is what has no one answer (process ids, times, rows of others) and what docs/compatibility.md documents as
 //! different; each omission says so where it would have been.
 
 use std::collections::HashMap;
@@ -123,7 +123,7 @@ const ERRORS: &[&str] = &[
     "SELECT \u{e4} FROM items",
 ];
 
-/// Statements about the session: those whose effect follows the client (README, "Pooling"). Not among them: other
+/// Statements about the session: those whose effect follows the client (docs/pooling.md). Not among them: other
 /// SETs, LISTEN that is relied on, PREPARE, temporary tables that last, which "stay on the server connection".
 const SETTINGS: &[&str] = &[
     "SET TimeZone = 'Asia/Tokyo'",
@@ -139,7 +139,7 @@ const SETTINGS: &[&str] = &[
     "DO $$ BEGIN RAISE NOTICE 'a notice'; RAISE WARNING 'a warning' USING HINT = 'a hint'; END $$",
 ];
 
-/// What ends or undoes settings. Not of parameters that the client gave at startup (README: "`RESET` of a parameter that
+/// What ends or undoes settings. Not of parameters that the client gave at startup (docs/session-state.md: "`RESET` of a parameter that
 /// the client gave at startup returns to the server's default").
 const RESETS: &[&str] = &[
     "RESET TimeZone",
@@ -513,7 +513,7 @@ impl Writer {
             self.say(execute("", 0));
             match self.rng.random_range(0..10) {
                 0..5 => self.say(flush()),
-                // README: "A COPY FROM STDIN that fails half-way, sent by a driver that puts Sync before the data":
+                // docs/compatibility.md: "A COPY FROM STDIN that fails half-way, sent by a driver that puts Sync before the data":
                 // the connection stays with its client, and nothing differs for that one.
                 5..7 => self.say(sync()),
                 _ => {}

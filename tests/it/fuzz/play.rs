@@ -152,7 +152,7 @@ pub async fn proxied(
 }
 
 /// Whether as much came as `expected`: as many ReadyForQuery, and as much after the last. After an error of a failed
-/// transaction, which may stand for more (README: "In a failed transaction"), nothing comes before a Sync.
+/// transaction, which may stand for more (docs/compatibility.md: "In a failed transaction"), nothing comes before a Sync.
 fn is_enough(frames: &[Frame], expected: &[Frame]) -> bool {
     let count = |frames: &[Frame]| {
         let mut answers = frames.split(|frame| frame.tag == b'Z').map(<[Frame]>::len);
@@ -217,7 +217,7 @@ pub fn difference(
         excuse_failed_transactions(&expected, &mut seen);
     }
     let mut text = match (direct.hangs, proxied.hangs) {
-        // README: "A COPY FROM STDIN that fails half-way": the answers to pgtenant's own messages may be among those to
+        // docs/compatibility.md: "A COPY FROM STDIN that fails half-way": the answers to pgtenant's own messages may be among those to
         // the client's.
         _ if direct.lost && !exactly => return None,
         (true, _) => "PostgreSQL owes what this test waits for in vain".to_owned(),
@@ -245,11 +245,11 @@ pub fn difference(
 /// What may differ is made equal.
 fn masked(session: &Session, played: &Played) -> Vec<Frame> {
     let mut frames = played.frames.clone();
-    // README: "`pg_backend_pid()` tells the server's"; so does a NotificationResponse.
+    // docs/compatibility.md: "`pg_backend_pid()` tells the server's"; so does a NotificationResponse.
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'A') {
         frame.body[..4].fill(0);
     }
-    // README: "A message with an impossible tag or length".
+    // docs/compatibility.md: "A message with an impossible tag or length".
     if session
         .steps
         .last()
@@ -262,7 +262,7 @@ fn masked(session: &Session, played: &Played) -> Vec<Frame> {
     frames
 }
 
-/// README: "A message that does not belong into a COPY": in a query that begins with SET it ends the COPY only,
+/// docs/compatibility.md: "A message that does not belong into a COPY": in a query that begins with SET it ends the COPY only,
 /// and pgtenant may answer a Close itself.
 fn excuse_strays(expected: &[Frame], seen: &mut Vec<Frame>, exactly: bool) {
     let sync_was_lost = |frame: &Frame| {
@@ -281,7 +281,7 @@ fn excuse_strays(expected: &[Frame], seen: &mut Vec<Frame>, exactly: bool) {
     }
 }
 
-/// README: "In a failed transaction": what else is wrong with a statement that has to be prepared anew there, the
+/// docs/compatibility.md: "In a failed transaction": what else is wrong with a statement that has to be prepared anew there, the
 /// server does not say.
 fn excuse_failed_transactions(expected: &[Frame], seen: &mut Vec<Frame>) {
     let is_ready = |frame: &Frame| frame.tag == b'Z';
@@ -309,7 +309,7 @@ fn excuse_stale_portals(expected: &[Frame], seen: &mut [Frame]) {
     }
 }
 
-/// README: "In a failed transaction": where in the server's source 25P02 comes from may differ.
+/// docs/compatibility.md: "In a failed transaction": where in the server's source 25P02 comes from may differ.
 fn mask_places(frames: &mut [Frame]) {
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'E') {
         if frame.sqlstate() == "25P02" {
@@ -320,7 +320,7 @@ fn mask_places(frames: &mut [Frame]) {
     }
 }
 
-/// README: "A message that does not belong into a COPY": which one it was, a message of pgtenant's own may hide.
+/// docs/compatibility.md: "A message that does not belong into a COPY": which one it was, a message of pgtenant's own may hide.
 fn mask_strays(frames: &mut [Frame]) {
     const STRAY: &[u8] = b"unexpected message type 0x";
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'E') {
@@ -358,7 +358,7 @@ fn is_refused(bytes: &[u8]) -> bool {
     rest.ends && bytes.first() != Some(&b'X')
 }
 
-/// README: "What pgtenant answers itself does not wait for Sync or Flush": of a client that leaves without either, it
+/// docs/compatibility.md: "What pgtenant answers itself does not wait for Sync or Flush": of a client that leaves without either, it
 /// is all that comes.
 fn drop_early_answers(expected: &[Frame], seen: &mut Vec<Frame>) {
     while seen.len() > expected.len()
