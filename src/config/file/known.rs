@@ -44,7 +44,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["listen", _, "tls"] => fields::<ListenTlsFile>(),
         ["http"] => fields::<HttpFile>(),
         ["admin"] => fields::<AdminConsoleFile>(),
-        ["admin", "users", _] | ["tenants" | "applications", _, "users", _] => {
+        ["admin", "users" | "stats_users", _] | ["tenants" | "applications", _, "users", _] => {
             fields::<CredentialFile>()
         }
         ["applications", _] => fields::<ApplicationFile>(),
