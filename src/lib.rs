@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | words | [`id`], [`error`], [`metrics`], [`places`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, waiting, where tasks run |
 //! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
-//! | decisions | [`auth`], [`tls`], [`tenant`] | who may, and as whom |
+//! | decisions | [`auth`], [`sql`], [`tls`], [`tenant`] | who may, and as whom; what a statement may do |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
@@ -36,7 +36,8 @@
 //! # Where to start
 //!
 //! [`frontend`] (six stages on one page), `frontend/session.rs` and `relay.rs`, `backend/queue.rs` and `context.rs`,
-//! `tenant/identify.rs`, `tests/it/`.
+//! `tenant/identify.rs`, `tests/it/`. `ARCHITECTURE.md` follows one query through all of them, and `docs/glossary.md`
+//! has the words.
 
 #![warn(clippy::disallowed_methods)]
 
