@@ -15,6 +15,7 @@ mod console;
 mod differential;
 mod dns;
 mod doctor;
+mod documents;
 mod drivers;
 mod examples;
 mod faults;
