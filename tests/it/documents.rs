@@ -1,5 +1,6 @@
-//! What the documents say is true: links lead somewhere, examples load and run, and the reference has all that the
-//! code has. Each rule is a function of texts, and is seen to fail on a planted text.
+//! What the documents say is true: links lead somewhere, examples load and run, and the reference
+//! has all that the code has. Each rule is a function of texts, and is seen to fail on a planted
+//! text.
 
 mod configs;
 mod markdown;

@@ -1,5 +1,5 @@
-//! Every config in the documents loads: a whole one as it is, and a part in the place of what `config/pgtenant.yaml`
-//! says there.
+//! Every config in the documents loads: a whole one as it is, and a part in the place of what
+//! `config/pgtenant.yaml` says there.
 
 use std::path::Path;
 

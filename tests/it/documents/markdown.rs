@@ -1,4 +1,5 @@
-//! What of Markdown the rules look at: fences, links, headings. Not a parser: the documents are written plainly.
+//! What of Markdown the rules look at: fences, links, headings. Not a parser: the documents are
+//! written plainly.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! The quick start and the tutorial run as they are written: each block of `sh` in one shell, one after the other, and
-//! a block of `text` behind one is what it prints.
+//! The quick start and the tutorial run as they are written: each block of `sh` in one shell, one
+//! after the other, and a block of `text` behind one is what it prints.
 
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
@@ -111,7 +111,8 @@ impl Machine {
     }
 }
 
-/// The blocks of `sh` as one script, and what each that is followed by a block of `text` should print.
+/// The blocks of `sh` as one script, and what each that is followed by a block of `text` should
+/// print.
 fn script(text: &str) -> (String, Vec<(usize, String)>) {
     let mut script = "set -eu\n".to_owned();
     let mut expected = Vec::new();

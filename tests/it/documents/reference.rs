@@ -1,5 +1,5 @@
-//! The reference has what the code has: settings, metrics, tables and commands of the console, SQLSTATEs, messages. The
-//! code is asked where it can be, and else read.
+//! The reference has what the code has: settings, metrics, tables and commands of the console,
+//! SQLSTATEs, messages. The code is asked where it can be, and else read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -45,7 +45,8 @@ fn settings_of(yaml: &str) -> Option<Names> {
     Some(names.split(", ").map(str::to_owned).collect())
 }
 
-/// Asks the loader for the settings of a section and of all sections below it. `around`: YAML with `{}` where the section is.
+/// Asks the loader for the settings of a section and of all sections below it. `around`: YAML with
+/// `{}` where the section is.
 fn ask(section: &str, around: &str, found: &mut Settings) {
     let inside = |text: &str| around.replacen("{}", text, 1);
     let Some(names) = settings_of(&inside(&format!("{{ {NO_SETTING}: 1 }}"))) else {
@@ -250,7 +251,8 @@ async fn every_metric_table_and_command_is_in_the_reference() {
     }
 }
 
-/// The words of a command that are to be written as they are: `SHUTDOWN A | B` is `SHUTDOWN A` and `SHUTDOWN B`.
+/// The words of a command that are to be written as they are: `SHUTDOWN A | B` is `SHUTDOWN A` and
+/// `SHUTDOWN B`.
 fn words(command: &str) -> Vec<String> {
     let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_uppercase() || c == '_');
     let kept = |part: &str| {
@@ -338,8 +340,8 @@ fn with_gaps(message: &str) -> String {
     text + rest
 }
 
-/// What errors of the proxy say, by its code: the messages of `Error::new(Kind::…`, of `offence(…` of the guard, of
-/// `violation(…`, and those that a `let message` holds.
+/// What errors of the proxy say, by its code: the messages of `Error::new(Kind::…`, of `offence(…`
+/// of the guard, of `violation(…`, and those that a `let message` holds.
 fn messages(code: &str) -> Vec<String> {
     let mut messages = Vec::new();
     let calls = [
@@ -372,7 +374,8 @@ fn messages(code: &str) -> Vec<String> {
     messages.iter().map(|message| with_gaps(message)).collect()
 }
 
-/// The SQLSTATEs that a file gives errors: in the table of `Kind`, and in the place of a kind's own.
+/// The SQLSTATEs that a file gives errors: in the table of `Kind`, and in the place of a kind's
+/// own.
 fn sqlstates(code: &str) -> Names {
     let is_one = |text: &&str| {
         let is_of = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit();
@@ -471,7 +474,8 @@ fn an_error_that_the_reference_lacks_is_found() {
 
 // ---- tuning constants ----
 
-/// What is wrong with the rows of ARCHITECTURE.md's table: a constant that its file has not, or with another number.
+/// What is wrong with the rows of ARCHITECTURE.md's table: a constant that its file has not, or
+/// with another number.
 fn wrong_constants(page: &str, file: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `"));
     let path = |row: &'_ str| Some(row.split_once("](src/")?.1.split_once(')')?.0.to_owned());
@@ -490,7 +494,8 @@ fn wrong_constants(page: &str, file: impl Fn(&str) -> Option<String>) -> Vec<Str
             .and_then(|rest| rest.split_once('='))
             .map(|(_, value)| value);
         let value = value.and_then(|value| value.split(';').next());
-        // MiB and KiB are written as shifts and products; a duration's unit stands in its constructor.
+        // MiB and KiB are written as shifts and products; a duration's unit stands in its
+        // constructor.
         value.map(number) != Some(number(row))
     };
     rows.filter(is_wrong)
