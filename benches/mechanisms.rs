@@ -1,5 +1,5 @@
-//! The parts of a transaction's way that need no server, each alone. Whole processes are compared by
-//! `benches/load`.
+//! The parts of a transaction's way that need no server, each alone. Whole processes are compared
+//! by `benches/load`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a bench that cannot run must say so
 
@@ -382,7 +382,8 @@ fn guard(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What precedes a client's message on a connection that carries another tenant's context: built, not sent.
+/// What precedes a client's message on a connection that carries another tenant's context: built,
+/// not sent.
 fn injection(criterion: &mut Criterion) {
     let runtime = runtime();
     let config = config();
@@ -496,8 +497,8 @@ fn instance(runtime: &Runtime, config: &Config, dir: &Dir) -> Arc<Instance> {
     )
 }
 
-/// A connection that is idle and carries the tenant's context already, which is what nearly every transaction finds; and one that
-/// another client waits for.
+/// A connection that is idle and carries the tenant's context already, which is what nearly every
+/// transaction finds; and one that another client waits for.
 fn pool(criterion: &mut Criterion) {
     let dir = Dir::create().expect("a temporary directory");
     let runtime = runtime();
@@ -542,7 +543,8 @@ fn pool(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The only connection of the pool goes from one client to the next, who stands in line for it before it is given back.
+/// The only connection of the pool goes from one client to the next, who stands in line for it
+/// before it is given back.
 async fn hand_over(pool: &Arc<Pool>, clients: [&Client; 2], times: u64) -> Duration {
     let grant = pool
         .checkout(&clients[0].state, WorkerId::default(), Instant::now())

@@ -1,5 +1,6 @@
-//! What the fuzz targets do with their bytes. Ordinary functions: cargo-fuzz runs them long, guided by coverage
-//! (`make fuzz`), and `tests/it/fuzz_bodies.rs` runs the same on the corpus and mutations of it.
+//! What the fuzz targets do with their bytes. Ordinary functions: cargo-fuzz runs them long, guided
+//! by coverage (`make fuzz`), and `tests/it/fuzz_bodies.rs` runs the same on the corpus and
+//! mutations of it.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -287,8 +288,8 @@ impl Lease<'_> {
     }
 }
 
-/// Two clients and two server connections: what the clients are told is what they would be told direct. Each byte
-/// says who does what; some take further bytes for text.
+/// Two clients and two server connections: what the clients are told is what they would be told
+/// direct. Each byte says who does what; some take further bytes for text.
 pub fn statements(bytes: &[u8]) {
     let interner = Interner::default();
     let mut clients = [Client::default(), Client::default()];

@@ -72,7 +72,8 @@ pub struct App {
     clients: DashSet<BySecret, FxBuildHasher>,
     next_client: AtomicU64,
     pub places: Arc<Places>,
-    /// Of applications for tenants: the tenant's route, and the one with the application's variables.
+    /// Of applications for tenants: the tenant's route, and the one with the application's
+    /// variables.
     routes: DashMap<(TenantId, TenantId), DerivedRoute, FxBuildHasher>,
     draining: watch::Sender<bool>,
     /// How the console wants the process to end.
@@ -177,8 +178,8 @@ impl App {
         Ok(instance.pool(&route.pool, route.pool_limits()))
     }
 
-    /// Where a client of `tenant` on `instance` is to be served: with the tenant's others, at the home of the instance, or
-    /// where there is least to do.
+    /// Where a client of `tenant` on `instance` is to be served: with the tenant's others, at the
+    /// home of the instance, or where there is least to do.
     pub fn place(&self, tenant: &TenantState, instance: &Instance) -> WorkerId {
         let together = tenant.worker().filter(|_| tenant.clients() > 1);
         let wanted = [together.unwrap_or(instance.home), instance.home];
@@ -187,8 +188,8 @@ impl App {
         worker
     }
 
-    /// Where an application is served for a tenant that it calls `value`: where the tenant lives, with
-    /// the application's variables beside those of the placement.
+    /// Where an application is served for a tenant that it calls `value`: where the tenant lives,
+    /// with the application's variables beside those of the placement.
     pub fn route_for(
         &self,
         application: &Application,
@@ -289,9 +290,9 @@ impl App {
 
     /// Puts a new config in force: what changed, and nothing else, is touched.
     ///
-    /// Order of operations: all that can fail is built first. Then the instances, so that whoever sees
-    /// the new tenants finds their servers; the config; the audit and the limits; the pools that nobody routes
-    /// to any more are closed; last every client is asked whether it may go on.
+    /// Order of operations: all that can fail is built first. Then the instances, so that whoever
+    /// sees the new tenants finds their servers; the config; the audit and the limits; the pools
+    /// that nobody routes to any more are closed; last every client is asked whether it may go on.
     ///
     /// # Errors
     /// TLS settings of a main port that cannot be used; then nothing has changed.
@@ -386,8 +387,8 @@ impl App {
 
     // ---- clients ----
 
-    /// Counts a connection in. None: there are so many that it is dropped unheard. There is room for all that may be, and for
-    /// some that are just being closed.
+    /// Counts a connection in. None: there are so many that it is dropped unheard. There is room
+    /// for all that may be, and for some that are just being closed.
     pub fn count_connection(&self) -> Option<Place> {
         let limits = self.config.load().limits;
         let most = limits.clients + limits.logins + limits.console + CLOSING;
@@ -427,7 +428,8 @@ impl App {
         self.places.taken(places::Kind::Socket)
     }
 
-    /// Puts the rates of the proxy and of its placements in force; servers and tenants have theirs with their other settings.
+    /// Puts the rates of the proxy and of its placements in force; servers and tenants have theirs
+    /// with their other settings.
     fn set_rates(&self, config: &Config) {
         self.meter.set(config.rates);
         for placement in config.placements.values() {
@@ -485,8 +487,8 @@ impl App {
         self.clients.iter().for_each(|client| client.0.call());
     }
 
-    /// Ends the clients whose tenant, user or credential is gone: at their next clean point, and after the grace of the
-    /// config wherever they are.
+    /// Ends the clients whose tenant, user or credential is gone: at their next clean point, and
+    /// after the grace of the config wherever they are.
     fn revoke_clients(&self, old: &Config, new: &Config) {
         let revoked: Vec<Weak<ClientHandle>> = self
             .clients
@@ -530,7 +532,8 @@ impl App {
         });
     }
 
-    /// Clients of applications that use a server connection for a tenant that is gone, and that tenant.
+    /// Clients of applications that use a server connection for a tenant that is gone, and that
+    /// tenant.
     fn serving_gone(&self, new: &Config) -> Vec<(Weak<ClientHandle>, TenantId)> {
         let clients = self.clients.iter().map(|client| client.0.clone());
         let busy = clients.filter(|client| client.activity() != Activity::Idle);
@@ -560,7 +563,8 @@ impl App {
         self.call_clients();
     }
 
-    /// Closes idle server connections and waits until the servers have let them go, or a few seconds.
+    /// Closes idle server connections and waits until the servers have let them go, or a few
+    /// seconds.
     pub async fn close_servers(&self) {
         let instances = self.instances();
         for instance in instances.values() {

@@ -31,8 +31,9 @@ pub enum Activity {
     Active,
 }
 
-/// What a client's session is at, as its task last said; with a number that each change of it takes on, so that whoever looks
-/// now and then sees how long it has been so without a clock being read for each statement.
+/// What a client's session is at, as its task last said; with a number that each change of it takes
+/// on, so that whoever looks now and then sees how long it has been so without a clock being read
+/// for each statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     pub phase: Phase,
@@ -72,8 +73,8 @@ pub enum Reason {
     IdleSession,
 }
 
-/// The least process id that no operating system gives a server's process (Linux' PID_MAX_LIMIT is 2^22): what a client takes
-/// for its server's must not be another's.
+/// The least process id that no operating system gives a server's process (Linux' PID_MAX_LIMIT is
+/// 2^22): what a client takes for its server's must not be another's.
 pub const FIRST_PID: i32 = 4_194_305;
 
 /// Of [`ClientHandle::heard`]: there is no waker.
@@ -110,7 +111,8 @@ pub struct ClientHandle {
     calls: AtomicU32,
     /// Calls that are being made.
     calling: AtomicU32,
-    /// Calls there were when the task last left its waker: it is still there if there were none since.
+    /// Calls there were when the task last left its waker: it is still there if there were none
+    /// since.
     heard: AtomicU32,
     /// What ties it to the server connection it holds ([`Pins`]).
     pins: AtomicU16,
@@ -300,7 +302,8 @@ impl ClientHandle {
         self.uses.load(Ordering::Relaxed)
     }
 
-    /// Times it used a server connection since this was last asked; 1 if it has used one all the time.
+    /// Times it used a server connection since this was last asked; 1 if it has used one all the
+    /// time.
     pub fn count_uses(&self) -> u32 {
         let uses = self.uses.load(Ordering::Relaxed);
         let new = uses.wrapping_sub(self.counted.swap(uses, Ordering::Relaxed));
@@ -426,8 +429,8 @@ impl ClientHandle {
         self.call();
     }
 
-    /// It holds a server connection that runs nothing for it, and waits for a rate: a cancel is for that wait, until
-    /// [`take_cancelled`](Self::take_cancelled).
+    /// It holds a server connection that runs nothing for it, and waits for a rate: a cancel is for
+    /// that wait, until [`take_cancelled`](Self::take_cancelled).
     pub fn may_be_cancelled(&self) {
         let _ = self.cancelled.compare_exchange(
             0,
@@ -442,7 +445,8 @@ impl ClientHandle {
         self.cancelled.load(Ordering::Acquire) == CANCELLED
     }
 
-    /// A number for who looks from now on whether it is idle. Who has another need not any more, and what was asked then is void.
+    /// A number for who looks from now on whether it is idle. Who has another need not any more,
+    /// and what was asked then is void.
     pub fn new_watch(&self) -> u32 {
         self.take_asked_to_park();
         self.watches.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
@@ -543,8 +547,8 @@ impl ClientHandle {
         self.cancelled.swap(0, Ordering::AcqRel) == CANCELLED
     }
 
-    /// Number of calls so far; the next wakes `waker`, which must be of the task that asked before, or
-    /// [moved in](Self::move_in).
+    /// Number of calls so far; the next wakes `waker`, which must be of the task that asked before,
+    /// or [moved in](Self::move_in).
     pub fn calls(&self, waker: &Waker) -> u32 {
         let calls = self.calls.load(Ordering::Acquire);
         if calls == self.heard.load(Ordering::Relaxed) {

@@ -1,5 +1,5 @@
-//! What the doctor found, and where: written by the control plane, read at login, by the console, the metrics and
-//! `pgtenant doctor`. Data only: how it is found is in `control::doctor`.
+//! What the doctor found, and where: written by the control plane, read at login, by the console,
+//! the metrics and `pgtenant doctor`. Data only: how it is found is in `control::doctor`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::config::{Route, Tier};
 pub enum Severity {
     /// Costs time, tells what exists, or helps who has found another way.
     Notice,
-    /// Tells tenants of each other, lets one hinder another, or needs one more mistake to leak rows.
+    /// Tells tenants of each other, lets one hinder another, or needs one more mistake to leak
+    /// rows.
     Warning,
     /// Rows of one tenant are, or can be put, within reach of another.
     Critical,

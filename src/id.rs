@@ -94,7 +94,8 @@ name!(
 );
 
 impl TenantId {
-    /// What a tenant is called in one of its services: `tenant:service`, which no tenant's own name is.
+    /// What a tenant is called in one of its services: `tenant:service`, which no tenant's own name
+    /// is.
     pub fn in_service(&self, service: &str) -> Self {
         Self(format!("{self}:{service}").into())
     }

@@ -28,16 +28,19 @@
 //! # Deliberately absent
 //!
 //! - Statics and ambient configuration: two proxies can run in one process.
-//! - Channels between tasks on the way of a query: one task owns a client and its server connection.
+//! - Channels between tasks on the way of a query: one task owns a client and its server
+//!   connection.
 //! - Decoding of what passes: frames are bytes; only what must be looked at is.
-//! - A way back to the pool but [`backend::lease::Lease::checkin`] at a clean point: `Drop` closes the connection.
-//! - tokio-postgres in the data plane: its streams cannot be given back. It serves the control plane and the tools.
+//! - A way back to the pool but [`backend::lease::Lease::checkin`] at a clean point: `Drop` closes
+//!   the connection.
+//! - tokio-postgres in the data plane: its streams cannot be given back. It serves the control
+//!   plane and the tools.
 //!
 //! # Where to start
 //!
-//! [`frontend`] (six stages on one page), `frontend/session.rs` and `relay.rs`, `backend/queue.rs` and `context.rs`,
-//! `tenant/identify.rs`, `tests/it/`. `ARCHITECTURE.md` follows one query through all of them, and `docs/glossary.md`
-//! has the words.
+//! [`frontend`] (six stages on one page), `frontend/session.rs` and `relay.rs`,
+//! `backend/instance/queue.rs` and `context.rs`, `tenant/identify.rs`, `tests/it/`.
+//! `ARCHITECTURE.md` follows one query through all of them, and `docs/glossary.md` has the words.
 
 #![warn(clippy::disallowed_methods)]
 

@@ -12,8 +12,8 @@ use pgtenant::cli;
 /// A tenant-routing PostgreSQL proxy.
 ///
 /// Applications point their DSN at pgtenant. It works out which tenant is calling, proves it by the
-/// password, and serves it from where that tenant lives: shared tables under row level security with
-/// the tenant's variable injected, a schema, a database or an instance of its own.
+/// password, and serves it from where that tenant lives: shared tables under row level security
+/// with the tenant's variable injected, a schema, a database or an instance of its own.
 #[derive(Parser)]
 #[command(
     name = "pgtenant",
@@ -31,14 +31,15 @@ enum Command {
     /// Run the proxy.
     ///
     /// SIGHUP reads the config again: only what changed is touched, a broken file changes nothing.
-    /// SIGTERM and SIGINT take no new clients, let transactions end, and exit with 0; a second one ends at
-    /// once.
+    /// SIGTERM and SIGINT take no new clients, let transactions end, and exit with 0; a second one
+    /// ends at once.
     Serve(ConfigArgument),
     /// Check a config file: every mistake with its line (exit 78), or a summary (exit 0).
     Check(ConfigArgument),
     /// Try it: private PostgreSQL servers with sample tenants in every tier.
     Demo(cli::demo::Args),
-    /// Make a SCRAM verifier of a password read from standard input, for `users: { app: { scram: … } }`.
+    /// Make a SCRAM verifier of a password read from standard input, for `users: { app: { scram: …
+    /// } }`.
     HashPassword {
         /// Rounds of hashing: more make both guessing and logging in slower.
         #[arg(long, default_value_t = 4096)]
@@ -46,8 +47,9 @@ enum Command {
     },
     /// Prepare databases for posture sealed, or put a new key in force.
     ///
-    /// Run again after an upgrade, or after a new servers.*.seal.key: the new key is good at once, the old one for --retire-after
-    /// more. Then SIGHUP the proxy, which seals with the new one from there on.
+    /// Run again after an upgrade, or after a new servers.*.seal.key: the new key is good at once,
+    /// the old one for --retire-after more. Then SIGHUP the proxy, which seals with the new one
+    /// from there on.
     Seal {
         #[command(flatten)]
         config: ConfigArgument,
@@ -57,22 +59,26 @@ enum Command {
         /// Default: the databases of all tenants in sealed placements there.
         #[arg(long, value_name = "NAME")]
         database: Vec<String>,
-        /// How long keys that the config no longer has are good: until every proxy was reloaded, and servers.*.seal.lifetime more.
+        /// How long keys that the config no longer has are good: until every proxy was reloaded,
+        /// and servers.*.seal.lifetime more.
         #[arg(long, value_name = "PERIOD", default_value = "1h", value_parser = pgtenant::config::duration)]
         retire_after: Duration,
     },
-    /// Play attacks between two throw-away tenants against the servers of a config, and say what held.
+    /// Play attacks between two throw-away tenants against the servers of a config, and say what
+    /// held.
     ///
-    /// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which says nothing. It needs servers.*.admin,
-    /// with the right to make a schema, a role or a database as tenants of the placement have them; all of it is gone afterwards.
+    /// Exit code 0: all was held. 1: something escaped. 2: something could not be played, which
+    /// says nothing. It needs servers.*.admin, with the right to make a schema, a role or a
+    /// database as tenants of the placement have them; all of it is gone afterwards.
     Selftest(cli::selftest::Args),
     /// Print the SQL that databases are prepared with.
     #[command(subcommand)]
     Sql(Sql),
     /// Inspect the databases of a config: do they keep tenants apart?
     ///
-    /// Every place is asked as the server's `admin` login, or else as the application, and nothing is changed. Exit
-    /// codes: 0 no finding above the notices, 1 findings that are warnings or critical, 2 a place could not be inspected.
+    /// Every place is asked as the server's `admin` login, or else as the application, and nothing
+    /// is changed. Exit codes: 0 no finding above the notices, 1 findings that are warnings or
+    /// critical, 2 a place could not be inspected.
     Doctor(cli::doctor::Args),
     /// Ask a running proxy whether it is ready (exit 0): what a container's health check runs.
     Healthcheck(ConfigArgument),
@@ -106,7 +112,8 @@ enum Sql {
         config: ConfigArgument,
         #[arg(long, value_name = "NAME")]
         placement: String,
-        /// The role that is to own tables and run migrations. Default: the login's name and `_owner`.
+        /// The role that is to own tables and run migrations. Default: the login's name and
+        /// `_owner`.
         #[arg(long, value_name = "ROLE")]
         owner: Option<String>,
         /// Also take away what some applications need.

@@ -124,8 +124,8 @@ impl Times {
         self.recent.get_or_init(Box::default).record(us);
     }
 
-    /// The times, in microseconds, that so many percent did not exceed since the last whole period began, off by a fifth at most.
-    /// None: there were none.
+    /// The times, in microseconds, that so many percent did not exceed since the last whole period
+    /// began, off by a fifth at most. None: there were none.
     pub fn percentiles<const N: usize>(&self, percent: [u64; N]) -> Option<[u64; N]> {
         self.recent.get()?.percentiles(percent)
     }
@@ -152,7 +152,8 @@ pub struct TenantMetrics {
     pub assignments: Counter,
     /// Times a server connection came back at a clean point (in session pooling: transactions too).
     pub transactions: Times,
-    /// From what a client sent first, or the ReadyForQuery before where it had sent more by then, to the ReadyForQuery.
+    /// From what a client sent first, or the ReadyForQuery before where it had sent more by then,
+    /// to the ReadyForQuery.
     pub statements: Times,
     /// Statements with names that clients prepared, that servers did, and that were bound.
     pub client_parses: Counter,
@@ -175,7 +176,8 @@ pub struct TenantMetrics {
     pub timeouts: Counter,
     /// Events of the audit, written or not.
     pub audited: Counter,
-    /// Statements that had to wait for a rate, at each level, and that were refused since they would have had to wait too long.
+    /// Statements that had to wait for a rate, at each level, and that were refused since they
+    /// would have had to wait too long.
     pub rate_waits: Counter,
     pub rate_refusals: Counter,
     /// Times a result was held back for the rate of bytes.

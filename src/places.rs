@@ -1,5 +1,6 @@
-//! Places for connections. Clients that have proved who they are and sockets that have not are counted apart, so that who
-//! says nothing keeps nobody out, and the tenants together never take the console's.
+//! Places for connections. Clients that have proved who they are and sockets that have not are
+//! counted apart, so that who says nothing keeps nobody out, and the tenants together never take
+//! the console's.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -78,7 +79,8 @@ impl Places {
         self.strangers().waiting.len()
     }
 
-    /// Somebody comes who has not proved who it is. Of these there are `most`: one more, and the one that has taken longest must go.
+    /// Somebody comes who has not proved who it is. Of these there are `most`: one more, and the
+    /// one that has taken longest must go.
     pub fn greet(self: &Arc<Self>, most: usize) -> Stranger {
         let must_go = Arc::new(Notify::new());
         let mut strangers = self.strangers();

@@ -1,8 +1,9 @@
 //! Waiting for a time, from whatever thread.
 //!
-//! Workers have no timers of their own: a runtime that has any tells the kernel, each time it waits for something to do, when to end that
-//! wait, which at one client is a measurable part of a transaction (`benches/README.md`). Theirs are kept by the runtime of
-//! another thread, which wakes the worker when it is time.
+//! Workers have no timers of their own: a runtime that has any tells the kernel, each time it waits
+//! for something to do, when to end that wait, which at one client is a measurable part of a
+//! transaction (`benches/README.md`). Theirs are kept by the runtime of another thread, which wakes
+//! the worker when it is time.
 
 use std::cell::RefCell;
 use std::time::{Duration, Instant};
@@ -14,13 +15,14 @@ thread_local! {
     static KEEPER: RefCell<Option<Handle>> = const { RefCell::new(None) };
 }
 
-/// From now on `keeper` keeps the timers of what runs on the calling thread, and not on other threads of its runtime (those that block). It has
-/// to run for as long as they are used.
+/// From now on `keeper` keeps the timers of what runs on the calling thread, and not on other
+/// threads of its runtime (those that block). It has to run for as long as they are used.
 pub fn kept_by(keeper: Handle) {
     KEEPER.set(Some(keeper));
 }
 
-/// Runs `task` where its timers are: for one that does hardly anything but wait for a time, so that no worker is woken for it.
+/// Runs `task` where its timers are: for one that does hardly anything but wait for a time, so that
+/// no worker is woken for it.
 pub fn spawn(task: impl Future<Output = ()> + Send + 'static) {
     with_keeper(|| drop(tokio::spawn(task)));
 }

@@ -1,8 +1,10 @@
-//! The threads that serve clients, as the rest of the proxy sees them: each a runtime of its own, and how busy it is.
+//! The threads that serve clients, as the rest of the proxy sees them: each a runtime of its own,
+//! and how busy it is.
 //!
-//! A client and the server connection it holds are always on the same worker: its task polls both, and what another
-//! thread's reactor has to tell it would come late. One worker is cheaper than two for as long as it can do the work, so the
-//! clients of an instance begin on one, its home, and others take some over when that has too much to do (`server::balance`).
+//! A client and the server connection it holds are always on the same worker: its task polls both,
+//! and what another thread's reactor has to tell it would come late. One worker is cheaper than two
+//! for as long as it can do the work, so the clients of an instance begin on one, its home, and
+//! others take some over when that has too much to do (`server::balance`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -103,7 +105,8 @@ impl Workers {
         let _ = told.wait_for(|now| *now == all).await;
     }
 
-    /// Where a client is to begin: the first that `wanted` names that has not too much to do; else the one that has least.
+    /// Where a client is to begin: the first that `wanted` names that has not too much to do; else
+    /// the one that has least.
     pub fn place(&self, wanted: &[WorkerId]) -> WorkerId {
         let cool = wanted.iter().copied().find(|&id| self.load(id) < HOT);
         let least = || self.ids().min_by_key(|&id| self.load(id));

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::Duration;
 
-/// Clock ticks a second in /proc/PID/stat: USER_HZ, which is 100 on every Linux that Rust and PostgreSQL
-/// both run on.
+/// Clock ticks a second in /proc/PID/stat: USER_HZ, which is 100 on every Linux that Rust and
+/// PostgreSQL both run on.
 const TICKS: u64 = 100;
 
 /// User and system time that the process has used so far, over all its threads that still run.
 ///
-/// From /proc/PID/task/TID/schedstat, in nanoseconds; where the kernel has none, from /proc/PID/stat,
-/// in ticks of 10 ms. None: the process is gone.
+/// From /proc/PID/task/TID/schedstat, in nanoseconds; where the kernel has none, from
+/// /proc/PID/stat, in ticks of 10 ms. None: the process is gone.
 pub fn used(pid: i32) -> Option<Duration> {
     by_schedstat(pid).or_else(|| by_ticks(pid))
 }

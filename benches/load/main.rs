@@ -1,5 +1,5 @@
-//! Whole-process comparison, in one run on one PostgreSQL cluster: direct, haproxy as a TCP relay, PgBouncer and pgtenant.
-//! What is measured and how: `benches/README.md`.
+//! Whole-process comparison, in one run on one PostgreSQL cluster: direct, haproxy as a TCP relay,
+//! PgBouncer and pgtenant. What is measured and how: `benches/README.md`.
 //!
 //! ```text
 //!  main ─► workload::*  a kind of load each: starts its targets, measures cells round by round
@@ -38,11 +38,12 @@ use crate::workload::{Ground, Name, switch};
 #[derive(Debug, Parser)]
 #[command(name = "load", max_term_width = 100)]
 struct Args {
-    /// Rounds; what is shown are medians over them. In each round the targets take turns, and every round
-    /// another one begins. Default: 5.
+    /// Rounds; what is shown are medians over them. In each round the targets take turns, and every
+    /// round another one begins. Default: 5.
     #[arg(long, env = "BENCH_ROUNDS", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
-    /// Seconds measured for each cell that is a matter of time, after a moment that is not. Default: 2.
+    /// Seconds measured for each cell that is a matter of time, after a moment that is not.
+    /// Default: 2.
     #[arg(long, env = "BENCH_SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: Option<u64>,
     /// All in a few minutes, for a look: 1 round of 1 second, 2000 idle clients.
@@ -170,7 +171,8 @@ async fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// As many as are allowed, here and in what is started from here. Whoever needs more than that says so.
+/// As many as are allowed, here and in what is started from here. Whoever needs more than that says
+/// so.
 fn open_many_files() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -1,5 +1,5 @@
-//! Resident memory of a process: its own pages and those of files that are mapped. What the kernel keeps for its sockets is
-//! not in it.
+//! Resident memory of a process: its own pages and those of files that are mapped. What the kernel
+//! keeps for its sockets is not in it.
 
 use std::fs;
 
@@ -13,7 +13,8 @@ pub fn peak(pid: i32) -> Option<f64> {
     field(pid, "VmHWM:")
 }
 
-/// Lets [`peak`] begin anew. Where the kernel does not allow that, it stays the peak of the process's life.
+/// Lets [`peak`] begin anew. Where the kernel does not allow that, it stays the peak of the
+/// process's life.
 pub fn forget_peak(pid: i32) {
     let _ = fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }

@@ -17,10 +17,11 @@ const ENDING: Ending = &[(Signal::SIGTERM, Duration::from_secs(2))];
 const FILLING: Duration = Duration::from_secs(600);
 /// Logins, and the end, may take so much longer than what was asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The first report of progress ends the time that is not measured: pools fill, statements are parsed.
+/// The first report of progress ends the time that is not measured: pools fill, statements are
+/// parsed.
 const WARM_UP: u64 = 1;
-/// What pgbench does itself when the time of -T is over: it ends in good order. Its own time has the logins in
-/// it, which take seconds at many clients, so it is ended by its reports instead.
+/// What pgbench does itself when the time of -T is over: it ends in good order. Its own time has
+/// the logins in it, which take seconds at many clients, so it is ended by its reports instead.
 const TIME_IS_OVER: Signal = Signal::SIGALRM;
 
 /// How pgbench talks to the server: its -M.
@@ -152,8 +153,8 @@ pub struct Running {
 }
 
 impl Running {
-    /// `proxy`: the process whose CPU time is taken with each report of progress. When these cover `seconds`, it has run
-    /// long enough.
+    /// `proxy`: the process whose CPU time is taken with each report of progress. When these cover
+    /// `seconds`, it has run long enough.
     fn start(mut command: Command, proxy: Option<i32>, seconds: Option<u64>) -> Result<Self> {
         let failed = |error| Error::new(format!("cannot read from pgbench: {error}"));
         let (reader, writer) = std::io::pipe().map_err(failed)?;
@@ -235,7 +236,8 @@ impl Output {
         }
     }
 
-    /// Whether the reports are of about `seconds`: on a busy machine the first one is late, and the second is not.
+    /// Whether the reports are of about `seconds`: on a busy machine the first one is late, and the
+    /// second is not.
     #[expect(clippy::cast_precision_loss, reason = "no more than an hour")]
     fn covers(&self, seconds: u64) -> bool {
         let ends = self.progress.first().zip(self.progress.last());

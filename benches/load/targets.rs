@@ -237,7 +237,8 @@ impl Bed {
         }
     }
 
-    /// What PostgreSQL knows of the role's password: all targets are given that, as `pg_authid` has it.
+    /// What PostgreSQL knows of the role's password: all targets are given that, as `pg_authid` has
+    /// it.
     pub async fn secret(&self, user: &str) -> Result<String> {
         let failed = |error| Error::new(describe(&error));
         let client = self.cluster.connect(DATABASE).await.map_err(failed)?;
@@ -443,8 +444,9 @@ impl Place {
         Ok(path)
     }
 
-    /// Runs it as the servers' account: PgBouncer refuses to be root, and all are treated alike. But
-    /// pgtenant's binary is somewhere below our own directory, where that account may not get to.
+    /// Runs it as the servers' account: PgBouncer refuses to be root, and all are treated alike.
+    /// But pgtenant's binary is somewhere below our own directory, where that account may not get
+    /// to.
     pub fn start(
         self,
         bed: &Bed,
@@ -511,8 +513,8 @@ impl Target {
         self.proxy.as_ref().map(|proxy| proxy.process.pid())
     }
 
-    /// PgBouncer before 1.21 knows no prepared statements in transaction pooling, and in session pooling it
-    /// would need a server connection for each client, which is another comparison.
+    /// PgBouncer before 1.21 knows no prepared statements in transaction pooling, and in session
+    /// pooling it would need a server connection for each client, which is another comparison.
     pub fn serves(&self, protocol: Protocol) -> bool {
         self.prepares || protocol != Protocol::Prepared
     }
@@ -562,7 +564,8 @@ impl Target {
         Ok(tenant)
     }
 
-    /// Version and cipher that OpenSSL, which pgbench has, agrees upon. None: there is no openssl here to ask.
+    /// Version and cipher that OpenSSL, which pgbench has, agrees upon. None: there is no openssl
+    /// here to ask.
     pub async fn cipher(&self) -> Option<String> {
         let mut command = tokio::process::Command::new(program("openssl").ok()?);
         let address = format!("127.0.0.1:{}", self.door.port);

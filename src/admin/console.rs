@@ -40,7 +40,8 @@ use crate::protocol::reply::Replies;
 use crate::protocol::startup::CancelKey;
 use crate::timer;
 
-/// After its session has ended, or the proxy began to stop, an answer that the user does not read is waited for this long.
+/// After its session has ended, or the proxy began to stop, an answer that the user does not read
+/// is waited for this long.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Longest detail of an error, in bytes. A file can hold any number of mistakes.

@@ -1,5 +1,6 @@
-//! `/metrics`, `/healthz` and `/readyz`. One request a connection, few connections at a time: whoever
-//! finds the port can slow down a scrape, and nothing else. Who says nothing makes way for who does.
+//! `/metrics`, `/healthz` and `/readyz`. One request a connection, few connections at a time:
+//! whoever finds the port can slow down a scrape, and nothing else. Who says nothing makes way for
+//! who does.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -92,7 +93,8 @@ struct Seat {
     has_asked: Arc<AtomicBool>,
 }
 
-/// Closes a connection if there are as many as there may be: one that has asked nothing, or else the oldest.
+/// Closes a connection if there are as many as there may be: one that has asked nothing, or else
+/// the oldest.
 fn make_room(seats: &mut VecDeque<Seat>) {
     seats.retain(|seat| !seat.task.is_finished());
     if seats.len() < MAX_CONNECTIONS {
@@ -155,7 +157,8 @@ fn unready(app: &App) -> Option<&'static str> {
     all_down.then_some("no server is up")
 }
 
-/// Whether clients found lately that it cannot be reached; a server that is full serves those that are in.
+/// Whether clients found lately that it cannot be reached; a server that is full serves those that
+/// are in.
 fn is_away(instance: &Instance) -> bool {
     let trouble = instance.trouble();
     trouble.is_some_and(|error| error.kind() != Kind::TooManyConnections)

@@ -24,8 +24,8 @@ impl Inbox {
         Self(BytesMut::from(begun))
     }
 
-    /// The next message; none at the end of the stream. Those of COPY are left out, as PostgreSQL does
-    /// outside of one.
+    /// The next message; none at the end of the stream. Those of COPY are left out, as PostgreSQL
+    /// does outside of one.
     ///
     /// Cancel safe: a part of a message stays here.
     ///

@@ -1,8 +1,8 @@
-//! The metrics in OpenMetrics text. A registry is not kept: the numbers are where they are counted, and
-//! are read when somebody asks.
+//! The metrics in OpenMetrics text. A registry is not kept: the numbers are where they are counted,
+//! and are read when somebody asks.
 //!
-//! Tenants are listed from their first login on, so that ten thousand that nobody uses cost nothing;
-//! their counters stay when a reload removes them.
+//! Tenants are listed from their first login on, so that ten thousand that nobody uses cost
+//! nothing; their counters stay when a reload removes them.
 
 use std::collections::BTreeMap;
 use std::fmt;

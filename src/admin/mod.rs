@@ -1,5 +1,5 @@
-//! Seen from outside: the console (database `pgtenant`) and the metrics endpoint. Both only read what
-//! the other parts keep anyway; a number that is shown costs nothing while nobody looks.
+//! Seen from outside: the console (database `pgtenant`) and the metrics endpoint. Both only read
+//! what the other parts keep anyway; a number that is shown costs nothing while nobody looks.
 
 mod command;
 pub mod console;

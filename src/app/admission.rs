@@ -73,7 +73,8 @@ impl App {
     /// Counts a client of a tenant in where it lives.
     ///
     /// # Errors
-    /// 53300 over the limit of the placement or of the server, 57P01 if a reload has just removed that.
+    /// 53300 over the limit of the placement or of the server, 57P01 if a reload has just removed
+    /// that.
     pub fn admit_to_place(&self, tenant: &TenantState, route: &Route) -> Result<PlacedClient> {
         let name = &route.placement.name;
         let instances = self.instances.load();
@@ -98,11 +99,12 @@ impl App {
         Ok(placed)
     }
 
-    /// Counts a client in that is to wait for a server connection, where that is limited. While its tenant is paused it may in any case.
+    /// Counts a client in that is to wait for a server connection, where that is limited. While its
+    /// tenant is paused it may in any case.
     ///
     /// # Errors
-    /// 53300: so many wait already, in the proxy, of the placement or of the server. The limit of the tenant is its pool's to
-    /// know.
+    /// 53300: so many wait already, in the proxy, of the placement or of the server. The limit of
+    /// the tenant is its pool's to know.
     pub fn admit_to_wait(
         self: &Arc<Self>,
         tenant: &TenantState,

@@ -1,12 +1,13 @@
-//! The periods over which averages and percentiles are told (`metrics.period`): as in PgBouncer, from the beginning of the last
-//! whole one until now.
+//! The periods over which averages and percentiles are told (`metrics.period`): as in PgBouncer,
+//! from the beginning of the last whole one until now.
 
 use std::sync::{MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::App;
 
-/// When the last whole period began, and the one at hand. Until one is over, both are when the process did.
+/// When the last whole period began, and the one at hand. Until one is over, both are when the
+/// process did.
 #[derive(Debug, Clone, Copy)]
 pub struct Periods {
     pub older: Instant,

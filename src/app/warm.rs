@@ -10,7 +10,8 @@ use crate::backend::instance::Pool;
 impl App {
     /// The pools that the config gives a minimum, without those that are paused as a whole.
     ///
-    /// No reload comes between what the config says and what is found: a pool that nobody routes to is not made again.
+    /// No reload comes between what the config says and what is found: a pool that nobody routes to
+    /// is not made again.
     pub fn pools_to_keep_warm(&self) -> Vec<Arc<Pool>> {
         let _one = self
             .reloading

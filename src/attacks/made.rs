@@ -55,8 +55,8 @@ impl Made {
         Ok(client)
     }
 
-    /// Makes something that must not be there yet: `exists` asks for it with its name. How it is undone is noted before it is
-    /// made, so that nothing stays when this is dropped in the middle.
+    /// Makes something that must not be there yet: `exists` asks for it with its name. How it is
+    /// undone is noted before it is made, so that nothing stays when this is dropped in the middle.
     pub(super) async fn make(
         &mut self,
         place: (&str, &Arc<Client>),

@@ -1,13 +1,15 @@
-//! What a tenant tries to reach another one: the attacks that are made of SQL and messages alone, as data, and how they are
-//! played.
+//! What a tenant tries to reach another one: the attacks that are made of SQL and messages alone,
+//! as data, and how they are played.
 //!
-//! Two made-up tenants live beside each other in a place ([`stage`]) with rows of their own that hold *canaries*: texts
-//! and a number that stand nowhere else. A tries, B does its work; an attack has succeeded if A hears one of B's
-//! canaries, B hears one of A's, B's rows are others than before, or B cannot do its work any more. What
-//! PostgreSQL or the proxy says to it does not matter for that.
+//! Two made-up tenants live beside each other in a place ([`stage`]) with rows of their own that
+//! hold *canaries*: texts and a number that stand nowhere else. A tries, B does its work; an attack
+//! has succeeded if A hears one of B's canaries, B hears one of A's, B's rows are others than
+//! before, or B cannot do its work any more. What PostgreSQL or the proxy says to it does not
+//! matter for that.
 //!
-//! Nothing here starts servers or proxies: where the tenants come in is a [`session::Way`], through a proxy or direct. What takes
-//! dying servers, cut connections or cancels at the right moment is not here but in `tests/it`.
+//! Nothing here starts servers or proxies: where the tenants come in is a [`session::Way`], through
+//! a proxy or direct. What takes dying servers, cut connections or cancels at the right moment is
+//! not here but in `tests/it`.
 
 mod list;
 pub mod made;
@@ -96,8 +98,8 @@ pub enum Connections {
 
 #[derive(Debug)]
 pub enum Variant {
-    /// Statements after which A may be able to see what is B's: tried in every form that messages can give them, with a
-    /// look at the rows behind them.
+    /// Statements after which A may be able to see what is B's: tried in every form that messages
+    /// can give them, with a look at the rows behind them.
     Trick(&'static [&'static str]),
     Scene(&'static [Step]),
 }
@@ -108,7 +110,8 @@ pub enum Who {
     B,
 }
 
-/// SQL in it may hold words of the stage, in braces. Where the stage has no such word, the variant does not apply.
+/// SQL in it may hold words of the stage, in braces. Where the stage has no such word, the variant
+/// does not apply.
 #[derive(Debug)]
 pub enum Step {
     Query(Who, &'static str),
@@ -136,7 +139,8 @@ pub enum Step {
     LogIn(&'static [(&'static str, &'static str)]),
     /// A has this many sessions more, each in a transaction.
     Crowd(usize),
-    /// B does its work: it reads its rows and changes one. It does so at the end of every scene, too.
+    /// B does its work: it reads its rows and changes one. It does so at the end of every scene,
+    /// too.
     Work,
 }
 

@@ -156,7 +156,8 @@ async fn play_scene(steps: &[Step], stage: &Stage) -> Verdict {
     playing.end(played).await
 }
 
-/// Whether both tenants can do their work, and see nothing but what is theirs. Without that no attack says anything.
+/// Whether both tenants can do their work, and see nothing but what is theirs. Without that no
+/// attack says anything.
 ///
 /// # Errors
 /// What does not work.
@@ -256,7 +257,8 @@ impl<'s> Playing<'s> {
 
     /// The verdict, after B has done its work and the rows were looked at.
     async fn end(mut self, played: Result<(), Stop>) -> Verdict {
-        // What A holds, such as the only connection, hinders B where a step says that it works, and not here.
+        // What A holds, such as the only connection, hinders B where a step says that it works, and
+        // not here.
         if self.stage.turns.is_none() {
             self.sessions[0] = None;
         }

@@ -1,5 +1,6 @@
-//! Where attacks are played: two tenants beside each other as their placement keeps them apart, each with rows of its
-//! own in a table that was made for it. Nothing that was there before is touched.
+//! Where attacks are played: two tenants beside each other as their placement keeps them apart,
+//! each with rows of its own in a table that was made for it. Nothing that was there before is
+//! touched.
 
 use std::sync::Arc;
 
@@ -37,7 +38,8 @@ pub struct Stage {
     pub words: Words,
     /// A's, B's.
     pub ways: [Way; 2],
-    /// Where both take turns on one direct connection: the message that gives it to the one and to the other.
+    /// Where both take turns on one direct connection: the message that gives it to the one and to
+    /// the other.
     pub turns: Option<[Vec<u8>; 2]>,
     pub secret: String,
     pub planted: String,

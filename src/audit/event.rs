@@ -22,7 +22,8 @@ const MAX_WORD: usize = 128;
 pub enum Kind {
     /// A statement or function call that posture guarded refuses: it could change the tenant.
     Guard,
-    /// The database does not take the sealed context for valid: forged, expired, of another session, or its epoch is lost.
+    /// The database does not take the sealed context for valid: forged, expired, of another
+    /// session, or its epoch is lost.
     Seal,
     /// Row level security refuses a new row.
     Rls,
@@ -32,7 +33,8 @@ pub enum Kind {
     Schema,
     /// A database that is not there, or not for this tenant.
     Database,
-    /// A startup parameter that is not the client's to set: a variable of the tenant's context, or what the guard refuses.
+    /// A startup parameter that is not the client's to set: a variable of the tenant's context, or
+    /// what the guard refuses.
     Parameter,
     /// A replication connection, where what it would show is of others too.
     Replication,
@@ -96,7 +98,8 @@ impl Kind {
         }
     }
 
-    /// Who can cause it decides whose bucket it empties: a stranger must not be able to hide what a client does.
+    /// Who can cause it decides whose bucket it empties: a stranger must not be able to hide what a
+    /// client does.
     const fn stage(self) -> Stage {
         match self {
             Self::Password

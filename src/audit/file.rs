@@ -1,7 +1,8 @@
 //! A file of lines that makes way for a new one when it is large, and in which every line is whole.
 //!
-//! It is looked for by its name before each line, so that one that was moved or removed is opened anew, and that several
-//! processes may write the same file, as for a while when a proxy takes over from another.
+//! It is looked for by its name before each line, so that one that was moved or removed is opened
+//! anew, and that several processes may write the same file, as for a while when a proxy takes over
+//! from another.
 
 use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions};
@@ -110,8 +111,8 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Takes away the half of a line that a process left which ended while it wrote. What has no lines at all is somebody
-/// else's, and stays.
+/// Takes away the half of a line that a process left which ended while it wrote. What has no lines
+/// at all is somebody else's, and stays.
 fn mend(file: &mut File) -> io::Result<()> {
     let size = file.metadata()?.len();
     let start = size.saturating_sub(LONGEST_LINE);
@@ -140,7 +141,8 @@ fn write(file: &mut File, line: &[u8]) -> (usize, io::Result<()>) {
     (written, Ok(()))
 }
 
-/// Takes back the first `written` bytes of a line, which began at `size`, unless another process has written behind them.
+/// Takes back the first `written` bytes of a line, which began at `size`, unless another process
+/// has written behind them.
 fn take_back(file: &mut File, size: u64, written: u64) {
     let is_last = file
         .metadata()

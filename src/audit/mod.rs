@@ -6,11 +6,13 @@
 //!                                     └──────► counted ◄─────┘   the next event of the tenant says how many
 //! ```
 //!
-//! [`Audit::record`] is called from the way of queries and logins: it neither waits nor fails. Whatever becomes of the file
-//! (a full disk, a directory that is gone), traffic goes on, and what could not be written is counted.
+//! [`Audit::record`] is called from the way of queries and logins: it neither waits nor fails.
+//! Whatever becomes of the file (a full disk, a directory that is gone), traffic goes on, and what
+//! could not be written is counted.
 //!
-//! Deliberately absent: literals. Of a statement an event has the [`Fingerprint`](crate::sql::fingerprint::Fingerprint), and of a server's error its SQLSTATE: both
-//! can be kept where the customers' data may not.
+//! Deliberately absent: literals. Of a statement an event has the
+//! [`Fingerprint`](crate::sql::fingerprint::Fingerprint), and of a server's error its SQLSTATE:
+//! both can be kept where the customers' data may not.
 
 mod event;
 mod file;
@@ -43,7 +45,8 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 pub struct Metrics {
     events: [Counter; Kind::ALL.len()],
-    /// Events that are in no file and no log: over the tenant's rate, with the queue full, left when the proxy ended.
+    /// Events that are in no file and no log: over the tenant's rate, with the queue full, left
+    /// when the proxy ended.
     pub over_rate: Counter,
     pub queue_full: Counter,
     pub unwritten: Counter,
@@ -171,8 +174,9 @@ impl Audit {
         }
     }
 
-    /// Whether the log has room for a line about a refused login, by the rate that events are written at: so many of each tenant,
-    /// and of all that name none. Some: how many lines were left out before it.
+    /// Whether the log has room for a line about a refused login, by the rate that events are
+    /// written at: so many of each tenant, and of all that name none. Some: how many lines were
+    /// left out before it.
     pub fn may_log(&self, tenant: Option<&TenantId>) -> Option<u64> {
         let shared = &self.0.shared;
         let key = Key {
@@ -191,7 +195,8 @@ impl Audit {
         self.0.wake();
     }
 
-    /// Ends the writer once it has written what was recorded. Blocks for as long as that takes, up to a few seconds.
+    /// Ends the writer once it has written what was recorded. Blocks for as long as that takes, up
+    /// to a few seconds.
     pub fn close(&self) {
         self.0.end();
         let writer = self

@@ -62,8 +62,8 @@ impl Writer {
         self.shared.closing.load(Ordering::Acquire)
     }
 
-    /// After a reload the file is another, or the same under its name anew. It is opened at once, so that a path that is
-    /// none shows in the log before the first event.
+    /// After a reload the file is another, or the same under its name anew. It is opened at once,
+    /// so that a path that is none shows in the log before the first event.
     fn look_at_settings(&mut self) {
         let generation = self.shared.generation.load(Ordering::Acquire);
         if self.generation == Some(generation) {

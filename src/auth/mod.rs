@@ -1,4 +1,5 @@
-//! Proving who a client is. One file a method; today SCRAM-SHA-256, with and without channel binding.
+//! Proving who a client is. One file a method; today SCRAM-SHA-256, with and without channel
+//! binding.
 
 mod saslprep;
 mod scram;

@@ -1,7 +1,8 @@
 //! SCRAM-SHA-256 toward clients, by pgwire's state machine.
 //!
 //! A user that does not exist goes through the same exchange as one that does, with a salt that is
-//! always the same for the same name, so that neither the messages nor a second try tell them apart.
+//! always the same for the same name, so that neither the messages nor a second try tell them
+//! apart.
 
 use dashmap::DashMap;
 use pgwire::api::auth::sasl::scram::{
@@ -52,8 +53,8 @@ impl Offer {
         bound.into_iter().chain([PLAIN])
     }
 
-    /// Begins the exchange with the client's first message, a SASLInitialResponse body. Returns what
-    /// to send and what waits for the answer.
+    /// Begins the exchange with the client's first message, a SASLInitialResponse body. Returns
+    /// what to send and what waits for the answer.
     ///
     /// # Errors
     /// 08P01 for a message that is not SCRAM, or a mechanism that was not offered.

@@ -1,5 +1,5 @@
-//! A change of tenant that goes ahead of the client's next message, in one write with it ([`Switch`] reads the
-//! answers).
+//! A change of tenant that goes ahead of the client's next message, in one write with it
+//! ([`Switch`] reads the answers).
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use crate::backend::seal::Credential;
 use crate::backend::switch::{Batch, Switch};
 use crate::config::Pooling;
 
-/// Whether the change may go ahead of the client's bytes. `reported`: what a server reports to a client with these
-/// settings, by an earlier time that they were set; they are good.
+/// Whether the change may go ahead of the client's bytes. `reported`: what a server reports to a
+/// client with these settings, by an earlier time that they were set; they are good.
 pub fn may_go_ahead(
     connection: &ServerConnection,
     wanted: &Binding,
     reported: &Arc<Parameters>,
 ) -> bool {
     let scrubs = match &connection.context {
-        // A limit that the last client set for itself could end the change: the connection would be lost, and this
-        // client's message with it.
+        // A limit that the last client set for itself could end the change: the connection would be
+        // lost, and this client's message with it.
         Context::Bound(bound) => {
             bound.tenant != wanted.tenant
                 && !bound.settings.keys().any(|name| name.ends_with("_timeout"))
         }
-        // Clean may be what was scrubbed lately, under such a limit: PostgreSQL ends the next statement for a
-        // statement_timeout that was over before it began.
+        // Clean may be what was scrubbed lately, under such a limit: PostgreSQL ends the next
+        // statement for a statement_timeout that was over before it began.
         Context::Clean | Context::Unknown => false,
     };
     let same_server = || {
@@ -34,7 +34,8 @@ pub fn may_go_ahead(
             .iter()
             .filter(|(name, _)| !follows_client(name)))
     };
-    // What is in the batch is read in the encoding that a session begins with, which need not be UTF-8.
+    // What is in the batch is read in the encoding that a session begins with, which need not be
+    // UTF-8.
     let is_plain = || {
         let context = wanted.route.context.iter().map(|(_, value)| value);
         let mut values = context.chain(wanted.settings.values());
@@ -79,8 +80,8 @@ pub fn go_ahead(
     connection.switch = Some(Switch::of(binding, &batch));
 }
 
-/// Puts statements with which the client's transaction begins before what it says next. The change of
-/// tenant that is about to be sent goes ahead of them.
+/// Puts statements with which the client's transaction begins before what it says next. The change
+/// of tenant that is about to be sent goes ahead of them.
 pub fn begin_with(connection: &mut ServerConnection, statements: &[String]) {
     let mut batch = Batch::default();
     for text in statements {

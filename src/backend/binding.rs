@@ -15,8 +15,8 @@ pub type Settings = BTreeMap<String, String>;
 /// What PostgreSQL raises when its lock table is full ("out of shared memory").
 const OUT_OF_MEMORY: &str = "53200";
 
-/// Reported parameters that no client can set (guc_tables.c: PGC_INTERNAL, or a fact about the server);
-/// the others follow their client.
+/// Reported parameters that no client can set (guc_tables.c: PGC_INTERNAL, or a fact about the
+/// server); the others follow their client.
 const FIXED: [&str; 6] = [
     "in_hot_standby",
     "integer_datetimes",
@@ -26,7 +26,8 @@ const FIXED: [&str; 6] = [
     "session_authorization",
 ];
 
-/// Parameters that servers of every version report when they change (guc_tables.c: GUC_REPORT), and clients can set.
+/// Parameters that servers of every version report when they change (guc_tables.c: GUC_REPORT), and
+/// clients can set.
 pub const REPORTED: [&str; 7] = [
     "application_name",
     "client_encoding",
@@ -37,7 +38,8 @@ pub const REPORTED: [&str; 7] = [
     "timezone",
 ];
 
-/// Whether servers of every version report this parameter, given in lower case, when it changes (guc_tables.c: GUC_REPORT).
+/// Whether servers of every version report this parameter, given in lower case, when it changes
+/// (guc_tables.c: GUC_REPORT).
 pub fn is_reported(name: &str) -> bool {
     REPORTED.contains(&name)
 }
@@ -99,8 +101,8 @@ impl Context {
 pub enum Refusal {
     /// The connection is unusable, or its tenant context could not be set: close it.
     Broken(Error),
-    /// A setting that the client asked for is not one the server accepts; the connection is good and
-    /// carries nobody's context.
+    /// A setting that the client asked for is not one the server accepts; the connection is good
+    /// and carries nobody's context.
     Setting(Error),
 }
 

@@ -29,8 +29,9 @@ use crate::timer;
 
 /// The gate of one server connection through which cancels must pass.
 ///
-/// A cancel counts itself in flight and then looks who holds the connection; who gives it back takes the holder away and then
-/// looks what is in flight. In one order of all of these (`SeqCst`), one of the two sees the other.
+/// A cancel counts itself in flight and then looks who holds the connection; who gives it back
+/// takes the holder away and then looks what is in flight. In one order of all of these (`SeqCst`),
+/// one of the two sees the other.
 #[derive(Debug)]
 pub struct Fence {
     server: Arc<Server>,

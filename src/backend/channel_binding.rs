@@ -1,4 +1,5 @@
-//! What a login is bound to in TLS: `tls-server-end-point` (RFC 5929), the hash of the server's certificate.
+//! What a login is bound to in TLS: `tls-server-end-point` (RFC 5929), the hash of the server's
+//! certificate.
 
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
@@ -7,8 +8,9 @@ const SEQUENCE: u8 = 0x30;
 const OID: u8 = 0x06;
 const EXPLICIT_0: u8 = 0xa0;
 
-/// The hash of a certificate in DER by the algorithm it is signed with, or by SHA-256 where that is MD5 or SHA-1. None for
-/// an algorithm that has no hash of its own, such as Ed25519: PostgreSQL cannot bind to such a certificate either.
+/// The hash of a certificate in DER by the algorithm it is signed with, or by SHA-256 where that is
+/// MD5 or SHA-1. None for an algorithm that has no hash of its own, such as Ed25519: PostgreSQL
+/// cannot bind to such a certificate either.
 pub fn tls_server_end_point(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(match signature_hash(certificate)? {
         Hash::Sha224 => Sha224::digest(certificate).to_vec(),
@@ -26,7 +28,8 @@ enum Hash {
     Sha512,
 }
 
-/// `Certificate ::= SEQUENCE { tbsCertificate, signatureAlgorithm SEQUENCE { OID, parameters }, signature }`
+/// `Certificate ::= SEQUENCE { tbsCertificate, signatureAlgorithm SEQUENCE { OID, parameters },
+/// signature }`
 fn signature_hash(certificate: &[u8]) -> Option<Hash> {
     let (certificate, _) = element(certificate, SEQUENCE)?;
     let (_, rest) = element(certificate, SEQUENCE)?;
@@ -77,7 +80,8 @@ fn pss_hash(parameters: &[u8]) -> Option<Hash> {
     }
 }
 
-/// The content of the DER element at the start of `bytes`, which must have this tag, and what follows it.
+/// The content of the DER element at the start of `bytes`, which must have this tag, and what
+/// follows it.
 fn element(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&first, rest) = bytes.split_first()?;
     let (&length, rest) = rest.split_first()?;

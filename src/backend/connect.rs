@@ -31,8 +31,8 @@ const SCRAM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 /// Not cancel safe: what was made is closed.
 ///
 /// # Errors
-/// 08006 for the network, TLS, or a login the server refuses (its words go to the log, not to the client);
-/// 53300, 57P03 and 3D000 as the server gave them.
+/// 08006 for the network, TLS, or a login the server refuses (its words go to the log, not to the
+/// client); 53300, 57P03 and 3D000 as the server gave them.
 pub async fn connect(
     server: &Arc<Server>,
     names: &Names,
@@ -142,7 +142,8 @@ async fn log_in(connection: &mut ServerConnection, key: &PoolKey) -> Result<()> 
     }
 }
 
-/// The version of an older server, which is all that it can have to negotiate: no extension was asked for.
+/// The version of an older server, which is all that it can have to negotiate: no extension was
+/// asked for.
 fn negotiated(body: &[u8]) -> Result<Version> {
     let malformed = || failed("malformed NegotiateProtocolVersion");
     let (version, rest) = body.split_first_chunk::<4>().ok_or_else(malformed)?;
@@ -175,8 +176,9 @@ fn cancel_key(body: &[u8], version: Version) -> Result<CancelKey> {
     }
 }
 
-/// What a client may know of a refusal: that the server is full, starting or stopping, that the database is
-/// not there, or what is wrong with a parameter of its own. Roles and passwords are the operator's.
+/// What a client may know of a refusal: that the server is full, starting or stopping, that the
+/// database is not there, or what is wrong with a parameter of its own. Roles and passwords are the
+/// operator's.
 fn refused(fields: &ErrorFields, key: &PoolKey, authenticated: bool) -> Error {
     let error = match fields.sqlstate.as_str() {
         _ if names_a_parameter(fields, key) => {
@@ -232,9 +234,10 @@ fn names_a_parameter(fields: &ErrorFields, key: &PoolKey) -> bool {
     ) && key.startup.iter().any(|(name, _)| is_about(name))
 }
 
-/// Whether a login that was authenticated can have been refused only for what the StartupMessage sets: the server reads
-/// those parameters then, and loads the libraries that they name (process_startup_options and process_session_preload_libraries
-/// in postinit.c). What it looks at before is the login's.
+/// Whether a login that was authenticated can have been refused only for what the StartupMessage
+/// sets: the server reads those parameters then, and loads the libraries that they name
+/// (process_startup_options and process_session_preload_libraries in postinit.c). What it looks at
+/// before is the login's.
 fn is_of_own_parameters(fields: &ErrorFields) -> bool {
     let is_of_login = matches!(&*fields.routine, "InitPostgres" | "CheckMyDatabase");
     let is_of_server = matches!(
@@ -300,8 +303,9 @@ async fn authenticate(
         .await
 }
 
-/// The best SASL mechanism of those that a server offers. In TLS that is the one bound to the certificate; where the
-/// server does not offer it, it is told that it could have been used, so that nobody in between can hide it.
+/// The best SASL mechanism of those that a server offers. In TLS that is the one bound to the
+/// certificate; where the server does not offer it, it is told that it could have been used, so
+/// that nobody in between can hide it.
 fn choose(
     mut offered: &[u8],
     connection: &ServerConnection,
@@ -336,7 +340,8 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers a StartupMessage with these messages, and then takes a cancel request. Returns both packets.
+    /// A server that answers a StartupMessage with these messages, and then takes a cancel request.
+    /// Returns both packets.
     async fn server(listener: TcpListener, answer: Vec<u8>) -> [Vec<u8>; 2] {
         let packet = async |tcp: &mut TcpStream| {
             let mut length = [0; 4];
@@ -352,7 +357,8 @@ mod tests {
         [startup, packet(&mut cancel).await]
     }
 
-    /// Logs in to such a server and cancels. Returns the version that was asked for and the cancel key that was sent.
+    /// Logs in to such a server and cancels. Returns the version that was asked for and the cancel
+    /// key that was sent.
     async fn log_in_and_cancel(version: Option<&[u8]>, key: &[u8]) -> Result<(Version, Vec<u8>)> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let text = format!(

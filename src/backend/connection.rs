@@ -34,12 +34,13 @@ pub struct Parameters {
     backslashes: bool,
 }
 
-/// Most parameters that a server may report. PostgreSQL 18 reports 15 (GUC_REPORT in guc_tables.c); extensions may add
-/// their own, and other servers have more.
+/// Most parameters that a server may report. PostgreSQL 18 reports 15 (GUC_REPORT in guc_tables.c);
+/// extensions may add their own, and other servers have more.
 const MAX_PARAMETERS: usize = 256;
 
-/// Most bytes of their names and values: as many as the longest message that is [collected](MAX_COLLECTED), since a client can set one of
-/// them (`search_path`, reported since PostgreSQL 18) to a value of any length.
+/// Most bytes of their names and values: as many as the longest message that is
+/// [collected](MAX_COLLECTED), since a client can set one of them (`search_path`, reported since
+/// PostgreSQL 18) to a value of any length.
 const MAX_PARAMETERS_SIZE: usize = MAX_COLLECTED;
 
 /// The server reports more than is kept.
@@ -82,18 +83,21 @@ impl Deref for Parameters {
     }
 }
 
-/// Longest frame that is collected in memory outside of a relay, in bytes. Nothing the proxy asks for itself has
-/// answers near this size.
+/// Longest frame that is collected in memory outside of a relay, in bytes. Nothing the proxy asks
+/// for itself has answers near this size.
 const MAX_COLLECTED: usize = 1 << 20;
 
-/// Most bytes that a server may say during a login. PostgreSQL 18 says about 700: what it asks for, 15 parameters and a key of at
-/// most 260 bytes. It is room for all [parameters](MAX_PARAMETERS_SIZE) that are kept, and as much for notices of login triggers.
+/// Most bytes that a server may say during a login. PostgreSQL 18 says about 700: what it asks for,
+/// 15 parameters and a key of at most 260 bytes. It is room for all
+/// [parameters](MAX_PARAMETERS_SIZE) that are kept, and as much for notices of login triggers.
 pub const MAX_LOGIN: usize = 2 * MAX_COLLECTED;
 
-/// Most bytes of the answers to one question of the proxy's own. The longest are the sources of functions.
+/// Most bytes of the answers to one question of the proxy's own. The longest are the sources of
+/// functions.
 pub const MAX_ANSWER: usize = 16 * MAX_COLLECTED;
 
-/// An idle connection whose server has said more than this in bytes, of things that PostgreSQL may say at any time, is closed.
+/// An idle connection whose server has said more than this in bytes, of things that PostgreSQL may
+/// say at any time, is closed.
 const MAX_SAID_IDLE: usize = 64 * 1024;
 
 /// How long a server may take to close its side after Terminate.
@@ -144,8 +148,8 @@ pub struct ServerConnection {
     pub kept: Kept,
 }
 
-/// How much of the lifetime of the config a connection lives, in thousandths: those that were made together, after a
-/// restart or under a load, do not all end together.
+/// How much of the lifetime of the config a connection lives, in thousandths: those that were made
+/// together, after a restart or under a load, do not all end together.
 const LIVES: RangeInclusive<u32> = 800..=1000;
 
 /// For whom an idle connection is kept for a moment while others wait, and until when.
@@ -300,7 +304,8 @@ impl ServerConnection {
         Ok(())
     }
 
-    /// The same, of an idle one, if it is elsewhere. What the server said meanwhile is seen as if it had always been here.
+    /// The same, of an idle one, if it is elsewhere. What the server said meanwhile is seen as if
+    /// it had always been here.
     ///
     /// Not cancel safe.
     ///
@@ -367,8 +372,8 @@ impl ServerConnection {
             }
             let mut goodbye = Buffer::new();
             goodbye.extend(reply::TERMINATE);
-            // A frame cut off half-way would swallow the Terminate; then the end of the stream says it.
-            // It may have been said before; what counts is that the server lets go.
+            // A frame cut off half-way would swallow the Terminate; then the end of the stream says
+            // it. It may have been said before; what counts is that the server lets go.
             if self.outbox.is_empty() {
                 let _ = poll_fn(|cx| goodbye.poll_drain(cx, &mut self.stream)).await;
             }

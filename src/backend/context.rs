@@ -11,15 +11,16 @@
 //!                                                              adopt(T) from the last two: DISCARD ALL first
 //! ```
 //!
-//! In transaction pooling a change of tenant goes ahead of the client's first bytes, in a batch that guards them
-//! ([`crate::backend::switch`]). Else, and where the last client's own settings could disturb that, a change is
-//! acknowledged before any byte of the client is sent: everything goes out in one
-//! write, and all its ReadyForQuery come back, or the connection is closed. Variables are set with
-//! a FunctionCall message of `pg_catalog.set_config`, which is a transaction of its own, leaves the
-//! client's unnamed statement alone and shows no text in `pg_stat_activity`.
+//! In transaction pooling a change of tenant goes ahead of the client's first bytes, in a batch
+//! that guards them ([`crate::backend::switch`]). Else, and where the last client's own settings
+//! could disturb that, a change is acknowledged before any byte of the client is sent: everything
+//! goes out in one write, and all its ReadyForQuery come back, or the connection is closed.
+//! Variables are set with a FunctionCall message of `pg_catalog.set_config`, which is a transaction
+//! of its own, leaves the client's unnamed statement alone and shows no text in `pg_stat_activity`.
 //!
-//! In posture sealed the session is bound to its tenant before the variables are set, by a value that only this process can
-//! make ([`crate::backend::seal`]); it is bound anew with half of its life left. What the value needs of the database is asked once.
+//! In posture sealed the session is bound to its tenant before the variables are set, by a value
+//! that only this process can make ([`crate::backend::seal`]); it is bound anew with half of its
+//! life left. What the value needs of the database is asked once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,8 @@ struct Plan {
     request: Vec<u8>,
     /// ReadyForQuery to wait for.
     answers: usize,
-    /// The first answers up to here decide over the context; what fails later is a setting of the client's.
+    /// The first answers up to here decide over the context; what fails later is a setting of the
+    /// client's.
     required: usize,
     /// The answer that comes when this many did is of the seal.
     seal: Option<usize>,
@@ -91,7 +93,8 @@ impl<'c> Change<'c> {
     /// What is to be set.
     fn sets<'s>(&self, wanted: &'s Binding) -> impl Iterator<Item = (&'s str, &'s str)> {
         let variables = self.variables.then_some(&wanted.route.context);
-        // Of nobody, on a connection on which nobody has set them: as in a session that has just begun.
+        // Of nobody, on a connection on which nobody has set them: as in a session that has just
+        // begun.
         let is_nobodys = |value: &str| value.is_empty() && self.applied.is_none() && !self.scrub;
         let variables = variables.into_iter().flatten();
         let variables = variables.filter(move |(_, value)| !is_nobodys(value));
@@ -132,7 +135,8 @@ impl Plan {
         }
         let recodes = change.sets(wanted).any(|(_, value)| !value.is_ascii());
         if recodes {
-            // What is sent is in UTF-8, and the server reads it in the encoding of the client who was there last.
+            // What is sent is in UTF-8, and the server reads it in the encoding of the client who
+            // was there last.
             self.set_config(ENCODING, "UTF8");
         }
         if change.variables {
@@ -152,8 +156,8 @@ impl Plan {
         }
     }
 
-    /// The client's settings; what the context sets is not the client's to set. `but_encoding`: nor is its encoding
-    /// set here.
+    /// The client's settings; what the context sets is not the client's to set. `but_encoding`: nor
+    /// is its encoding set here.
     fn settings(&mut self, applied: Option<&Arc<Settings>>, binding: &Binding, but_encoding: bool) {
         let wanted = &binding.settings;
         let is_left =
@@ -212,7 +216,8 @@ fn query(sql: &str) -> Vec<u8> {
     frame(FrontendTag::QUERY.0, &[sql.as_bytes(), b"\0"])
 }
 
-/// The client's settings that are not in force, in the order to set them; what the context sets is not the client's to set.
+/// The client's settings that are not in force, in the order to set them; what the context sets is
+/// not the client's to set.
 fn to_set<'b>(applied: &Settings, binding: &'b Binding) -> Vec<(&'b str, &'b str)> {
     let wanted = binding.settings.iter();
     let mut changed: Vec<_> = wanted
@@ -232,8 +237,8 @@ fn is_whole_date_style(value: &str) -> bool {
     matches!(order, Some("MDY" | "DMY" | "YMD"))
 }
 
-/// The order in which parameters are set: last what would hinder setting others, by ending it early or by making
-/// its transaction wait; then roles.
+/// The order in which parameters are set: last what would hinder setting others, by ending it early
+/// or by making its transaction wait; then roles.
 fn rank(name: &str) -> u8 {
     match name {
         "role" => 3,
@@ -253,7 +258,8 @@ fn quote_parameter(name: &str) -> String {
     parts.join(".")
 }
 
-/// Whether `connection` already carries exactly this context: the variables of `tenant` on `route`, and a client's `settings`.
+/// Whether `connection` already carries exactly this context: the variables of `tenant` on `route`,
+/// and a client's `settings`.
 pub fn carries(
     connection: &ServerConnection,
     tenant: &TenantId,
@@ -283,9 +289,10 @@ pub enum Adopted {
     Scrubbed,
 }
 
-/// Makes `connection` carry the context of `wanted`; or, if `ahead` is given (what a server reports to a client with these
-/// settings) and it can be, puts the change before what the client says next ([`crate::backend::switch`]). Notifications that come meanwhile go to `aside`: for a client
-/// that holds the connection already they are its own.
+/// Makes `connection` carry the context of `wanted`; or, if `ahead` is given (what a server reports
+/// to a client with these settings) and it can be, puts the change before what the client says next
+/// ([`crate::backend::switch`]). Notifications that come meanwhile go to `aside`: for a client that
+/// holds the connection already they are its own.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -322,7 +329,8 @@ pub async fn adopt(
     })
 }
 
-/// Takes all of a session that has ended off `connection`, which carries no context then. Whatever it is told meanwhile is nobody's.
+/// Takes all of a session that has ended off `connection`, which carries no context then. Whatever
+/// it is told meanwhile is nobody's.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -528,7 +536,8 @@ tenants:
         }
     }
 
-    /// What is sent, one message a word: `Q(sql)`, `F(name=value)`, `|` where the client's settings begin.
+    /// What is sent, one message a word: `Q(sql)`, `F(name=value)`, `|` where the client's settings
+    /// begin.
     fn plan(wanted: &Binding, context: &Context) -> String {
         let change = Change::new(wanted, context);
         let mut plan = Plan::default();

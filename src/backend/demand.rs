@@ -1,5 +1,6 @@
-//! What a server asks for to let pgtenant in, and whether it may (`require_auth`): looked at before anything is answered, so
-//! that a password is never sent in a way that the config does not have. For the pools' logins and the control plane's.
+//! What a server asks for to let pgtenant in, and whether it may (`require_auth`): looked at before
+//! anything is answered, so that a password is never sent in a way that the config does not have.
+//! For the pools' logins and the control plane's.
 
 use crate::config::{AuthMethod, RequireAuth, Server};
 
@@ -34,7 +35,8 @@ impl Demands {
         }
     }
 
-    /// Takes note of the body of an authentication request before it is answered. Returns what it asks.
+    /// Takes note of the body of an authentication request before it is answered. Returns what it
+    /// asks.
     ///
     /// # Errors
     /// The server may not ask this; for the log. Nothing is to be answered.

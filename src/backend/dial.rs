@@ -142,8 +142,9 @@ fn chain_verifier(tls: &ServerTls) -> Result<Arc<WebPkiServerVerifier>> {
         .map_err(failed)
 }
 
-/// What libpq checks: with `require` anything goes, with `verify-ca` any name does; and a certificate that is
-/// itself one of the trusted ones is good, also where it says that it is an authority.
+/// What libpq checks: with `require` anything goes, with `verify-ca` any name does; and a
+/// certificate that is itself one of the trusted ones is good, also where it says that it is an
+/// authority.
 #[derive(Debug, Default)]
 struct Checks {
     chain: Option<Arc<WebPkiServerVerifier>>,

@@ -1,8 +1,9 @@
-//! What the functions of a database do to a session, as far as their sources tell: looked up when a client first
-//! calls one, and again after a while.
+//! What the functions of a database do to a session, as far as their sources tell: looked up when a
+//! client first calls one, and again after a while.
 //!
-//! What is remembered is shared by all tenants of a pool, so it is only of objects that every session of the pool's login can
-//! reach. What is in a temporary schema is of one session: [`Own`] is kept with it.
+//! What is remembered is shared by all tenants of a pool, so it is only of objects that every
+//! session of the pool's login can reach. What is in a temporary schema is of one session: [`Own`]
+//! is kept with it.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +13,8 @@ use crate::backend::reach::{MAX_OWN, MAX_SOURCE};
 use crate::backend::residue::{Answer, Question, Source, can_ask};
 use crate::sql::effects::{Effects, What};
 
-/// For how long a source is taken to be what it was. A change that passes through the proxy is noticed at once.
+/// For how long a source is taken to be what it was. A change that passes through the proxy is
+/// noticed at once.
 const FRESH: Duration = Duration::from_secs(60);
 /// Most functions that are remembered, for each pool.
 const MAX_KNOWN: usize = 10_000;
@@ -27,7 +29,8 @@ struct Known {
     triggers: Option<(Effects, Instant)>,
 }
 
-/// Functions in a session's own temporary schema, and those of the triggers of its temporary tables: nobody else has them.
+/// Functions in a session's own temporary schema, and those of the triggers of its temporary
+/// tables: nobody else has them.
 #[derive(Debug, Default)]
 pub struct Own {
     functions: Vec<(Box<str>, Effects)>,
@@ -71,8 +74,8 @@ impl Functions {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the functions that `effects` names do, and the triggers where it writes. `own`: of the session, as far as it was
-    /// asked for.
+    /// What the functions that `effects` names do, and the triggers where it writes. `own`: of the
+    /// session, as far as it was asked for.
     pub fn judge(&self, effects: &Effects, own: Option<&Own>, now: Instant) -> Verdict {
         let known = self.known();
         let sources = Sources {
@@ -97,12 +100,14 @@ impl Functions {
         if what.contains(What::CALLS) {
             *what |= What::OPAQUE;
         }
-        // What it writes is written by whoever calls it; that is asked for by the caller's own text.
+        // What it writes is written by whoever calls it; that is asked for by the caller's own
+        // text.
         what.remove(What::CONTROL | What::RUNS_STRINGS | What::HIDDEN);
         verdict
     }
 
-    /// All that the functions that `effects` names may run, for the guard: what is put together as a string, too.
+    /// All that the functions that `effects` names may run, for the guard: what is put together as
+    /// a string, too.
     pub fn judge_for_guard(&self, effects: &Effects, now: Instant) -> Verdict {
         let known = self.known();
         let sources = Sources {
@@ -194,7 +199,8 @@ fn effects_of(source: &Source) -> Effects {
         "sql" | "plpgsql" => Effects::of_body(source.text.as_bytes()),
         // An aggregate, of functions that are not told here.
         "internal" if source.text == "aggregate_dummy" => opaque(What::OPAQUE),
-        // Their source is the name of a symbol; extensions keep to themselves, but for connections of their own.
+        // Their source is the name of a symbol; extensions keep to themselves, but for connections
+        // of their own.
         "c" | "internal" if source.name.starts_with("dblink") => opaque(What::STUCK),
         "c" | "internal" => Effects::default(),
         _ => opaque(What::OPAQUE),

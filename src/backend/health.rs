@@ -1,5 +1,5 @@
-//! What the health check knows of a server: written by the control plane, read by `/readyz`, the admin
-//! console and the metrics. Pools do not look at it: a client finds out for itself.
+//! What the health check knows of a server: written by the control plane, read by `/readyz`, the
+//! admin console and the metrics. Pools do not look at it: a client finds out for itself.
 
 use std::sync::Arc;
 use std::time::SystemTime;

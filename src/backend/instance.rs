@@ -1,5 +1,6 @@
 //! A PostgreSQL instance as the proxy uses it: one budget of connections, and the pools that share
-//! it. Its clients may be on several workers; its lock is held for well under a microsecond, and never across a wait.
+//! it. Its clients may be on several workers; its lock is held for well under a microsecond, and
+//! never across a wait.
 
 pub mod lease;
 pub(super) mod queue;
@@ -39,8 +40,9 @@ use crate::workers::{WorkerId, Workers};
 /// After a login that the server refuses for good, others are refused for this long without trying.
 const BACKOFF: Duration = Duration::from_millis(500);
 
-/// A tenant that holds no connection waits this long for one to come back to its pool before it may have one of the reserve;
-/// in vain, it asks again after twice as long each time, up to a limit. Who holds one asks seldom.
+/// A tenant that holds no connection waits this long for one to come back to its pool before it may
+/// have one of the reserve; in vain, it asks again after twice as long each time, up to a limit.
+/// Who holds one asks seldom.
 const RESERVE_AFTER: Duration = Duration::from_millis(5);
 const RESERVE_AGAIN: Duration = Duration::from_millis(250);
 
@@ -103,7 +105,8 @@ pub struct Pool {
     /// 0.
     renewed: AtomicU64,
     made: Instant,
-    /// When a connection could not be made last that nobody waited for: milliseconds after `made`, or 0.
+    /// When a connection could not be made last that nobody waited for: milliseconds after `made`,
+    /// or 0.
     spare_failed: AtomicU64,
     /// Its connections, and when each was begun; some of them may be closed by now.
     connections: Mutex<Vec<(Instant, Weak<Fence>)>>,
@@ -231,7 +234,8 @@ impl Instance {
         self.is_there(connection.server(), connection.peer)
     }
 
-    /// The same of a connection that was made to this server, at this address if its host is a name.
+    /// The same of a connection that was made to this server, at this address if its host is a
+    /// name.
     fn is_there(&self, then: &Server, peer: Option<IpAddr>) -> bool {
         let now = self.server.load();
         (std::ptr::eq(&**now, then) || (now.address == then.address && now.tls == then.tls))
@@ -306,8 +310,8 @@ impl Instance {
             .collect()
     }
 
-    /// A place in the budget for a connection of the control plane. Clients go first: at most one idle connection is
-    /// closed for it. None: there was none in time.
+    /// A place in the budget for a connection of the control plane. Clients go first: at most one
+    /// idle connection is closed for it. None: there was none in time.
     ///
     /// Cancel safe.
     pub async fn room(self: &Arc<Self>, patience: Duration) -> Option<Room> {
@@ -428,8 +432,8 @@ impl Instance {
     }
 }
 
-/// Whether a pool has one connection more than it keeps, which is then counted out. `spares`: how many more pools have that
-/// keep any.
+/// Whether a pool has one connection more than it keeps, which is then counted out. `spares`: how
+/// many more pools have that keep any.
 fn may_go(spares: &mut HashMap<u64, usize>, pool: u64) -> bool {
     match spares.get_mut(&pool) {
         None => true,
@@ -451,7 +455,8 @@ async fn sweep(instance: Weak<Instance>) {
     }
 }
 
-/// Serves who waits when a level that was full has room again: a connection of it came back elsewhere.
+/// Serves who waits when a level that was full has room again: a connection of it came back
+/// elsewhere.
 async fn take_turns(instance: Weak<Instance>, turns: Arc<Turns>) {
     loop {
         turns.wait().await;
@@ -548,8 +553,8 @@ impl Pool {
         &self.instance.metrics
     }
 
-    /// Makes a connection, whose slot the caller holds; with parameters of the client's own, as `key` has them.
-    /// `worker`: this one. `deadline`: how long it may take.
+    /// Makes a connection, whose slot the caller holds; with parameters of the client's own, as
+    /// `key` has them. `worker`: this one. `deadline`: how long it may take.
     pub(super) async fn connect(
         &self,
         key: &PoolKey,
@@ -595,8 +600,8 @@ impl Pool {
         }
     }
 
-    /// Whether who got this error as it connected, and holds the slot for it still, is to wait in line again. The pool then
-    /// tries again by itself.
+    /// Whether who got this error as it connected, and holds the slot for it still, is to wait in
+    /// line again. The pool then tries again by itself.
     pub(super) fn waits_out(&self, error: &Error) -> bool {
         if !error.is_passing() {
             return false;
@@ -613,16 +618,16 @@ impl Pool {
         !self.instance.server().fail_fast
     }
 
-    /// What the server reports to a client with `settings`, and the shared copy of the settings, if a
-    /// client had them before.
+    /// What the server reports to a client with `settings`, and the shared copy of the settings, if
+    /// a client had them before.
     pub fn profile(&self, settings: &Settings) -> Option<(Arc<Settings>, Arc<Parameters>)> {
         lock(&self.profiles)
             .get_key_value(settings)
             .map(|(settings, known)| (settings.clone(), known.reported.clone()))
     }
 
-    /// Whether it is time to ask what the server reports to a client with `settings`, of which something is known. Who is told so
-    /// is to ask; nobody else need for a while.
+    /// Whether it is time to ask what the server reports to a client with `settings`, of which
+    /// something is known. Who is told so is to ask; nobody else need for a while.
     pub fn is_profile_due(&self, settings: &Settings) -> bool {
         let mut profiles = lock(&self.profiles);
         let Some(known) = profiles.get_mut(settings) else {
@@ -659,8 +664,8 @@ impl Pool {
         }
     }
 
-    /// An idle connection that carries the tenant's context on `route` and the client's `settings`, and is at `worker`, which
-    /// must be this one; at once or never.
+    /// An idle connection that carries the tenant's context on `route` and the client's `settings`,
+    /// and is at `worker`, which must be this one; at once or never.
     ///
     /// # Errors
     /// What else was granted, if anything was.
@@ -706,7 +711,8 @@ impl Pool {
             && !self.policies.is_stale()
     }
 
-    /// The same, or room for a new one, whatever it carries: at once or never, and without closing another.
+    /// The same, or room for a new one, whatever it carries: at once or never, and without closing
+    /// another.
     pub fn try_checkout(
         self: &Arc<Self>,
         tenant: &Arc<TenantState>,
@@ -718,13 +724,14 @@ impl Pool {
         (!closes_another).then_some(grant)
     }
 
-    /// A server connection or room for one, when it is this tenant's turn, to be used on `worker`, which must be this one.
-    /// `since`: when the client began to wait.
+    /// A server connection or room for one, when it is this tenant's turn, to be used on `worker`,
+    /// which must be this one. `since`: when the client began to wait.
     ///
     /// Cancel safe: a grant that nobody takes goes back.
     ///
     /// # Errors
-    /// After the checkout deadline, or at once if the server is to fail fast: why its server lets nobody in, or else 53300.
+    /// After the checkout deadline, or at once if the server is to fail fast: why its server lets
+    /// nobody in, or else 53300.
     pub async fn checkout(
         self: &Arc<Self>,
         tenant: &Arc<TenantState>,
@@ -768,7 +775,8 @@ impl Pool {
         granted.map(grant)
     }
 
-    /// A new connection for a client alone, with its own parameters as `key` has them. It is never given back.
+    /// A new connection for a client alone, with its own parameters as `key` has them. It is never
+    /// given back.
     ///
     /// Cancel safe: what was begun is closed.
     ///
@@ -790,7 +798,8 @@ impl Pool {
     }
 }
 
-/// Forgets all that was reported before the server became what it now says that it is: promoted, upgraded, another one.
+/// Forgets all that was reported before the server became what it now says that it is: promoted,
+/// upgraded, another one.
 fn forget_other_servers(profiles: &mut HashMap<Arc<Settings>, Remembered>, reported: &Parameters) {
     let is_other = |known: &Remembered| {
         OF_SERVER
@@ -834,7 +843,8 @@ impl Line<'_> {
             if now >= end {
                 return Err(self.in_vain());
             }
-            // One timer for both: to set and take back one costs as much as the rest of a hand-over.
+            // One timer for both: to set and take back one costs as much as the rest of a
+            // hand-over.
             let next = match self.pool.limits().reserve {
                 0 => end,
                 _ => end.min(now + patience),

@@ -1,11 +1,13 @@
-//! What stays in a server process when all of its session is discarded, and so could meet another tenant.
+//! What stays in a server process when all of its session is discarded, and so could meet another
+//! tenant.
 //!
-//! DISCARD ALL undoes what PostgreSQL itself keeps of a session, but for the state of `random()`, which is set anew
-//! before a connection changes hands. What libraries keep in variables of their own it does not know of: connections
-//! of dblink and of foreign data wrappers, `%_SHARED` of PL/Perl, `GD` of PL/Python, and the like. How a tenant got
-//! there (by a view, a default, an operator, …) cannot be told from its statements. So a database is asked which
-//! libraries its functions are in; where it has one that is not known to keep nothing, no connection goes from one
-//! tenant to another: it is ended instead.
+//! DISCARD ALL undoes what PostgreSQL itself keeps of a session, but for the state of `random()`,
+//! which is set anew before a connection changes hands. What libraries keep in variables of their
+//! own it does not know of: connections of dblink and of foreign data wrappers, `%_SHARED` of
+//! PL/Perl, `GD` of PL/Python, and the like. How a tenant got there (by a view, a default, an
+//! operator, …) cannot be told from its statements. So a database is asked which libraries its
+//! functions are in; where it has one that is not known to keep nothing, no connection goes from
+//! one tenant to another: it is ended instead.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -13,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use crate::backend::residue::Answer;
 
-/// For how long the answer is taken to be true. An extension that is made in a statement that passes through the proxy is
-/// noticed at once.
+/// For how long the answer is taken to be true. An extension that is made in a statement that
+/// passes through the proxy is noticed at once.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// Libraries that keep nothing of a session that DISCARD ALL leaves. From the sources of PostgreSQL 15 to 18 (contrib), and
-/// of extensions that many databases have. Settings of libraries (`pg_trgm.similarity_threshold`, `postgis.…`) are PostgreSQL's to
-/// reset. Not here, since they keep something: `dblink`, `postgres_fdw`, `isn` (`isn_weak()`, up to 17), `sepgsql`, the
+/// Libraries that keep nothing of a session that DISCARD ALL leaves. From the sources of PostgreSQL
+/// 15 to 18 (contrib), and of extensions that many databases have. Settings of libraries
+/// (`pg_trgm.similarity_threshold`, `postgis.…`) are PostgreSQL's to reset. Not here, since they
+/// keep something: `dblink`, `postgres_fdw`, `isn` (`isn_weak()`, up to 17), `sepgsql`, the
 /// handlers of languages.
 const CLEAN: [&str; 56] = [
     "_int",
@@ -80,8 +83,8 @@ const CLEAN: [&str; 56] = [
     "vector",
 ];
 
-/// Of the libraries of a database's functions, by `pg_proc.probin`, those that may keep something; by the names that
-/// `pool.tolerate` has.
+/// Of the libraries of a database's functions, by `pg_proc.probin`, those that may keep something;
+/// by the names that `pool.tolerate` has.
 pub fn keepers<'p>(paths: impl IntoIterator<Item = &'p str>) -> BTreeSet<String> {
     let name = |path: &str| {
         let file = path.rsplit('/').next().unwrap_or(path);
@@ -136,8 +139,8 @@ impl Leftovers {
         }
     }
 
-    /// Takes over what the server said. Nothing is learnt if it would not. Some: libraries that may keep something, where they
-    /// were not known.
+    /// Takes over what the server said. Nothing is learnt if it would not. Some: libraries that may
+    /// keep something, where they were not known.
     pub fn learn(&self, answer: Option<&Answer>, now: Instant) -> Option<Vec<String>> {
         let answer = answer?;
         let found = Known {

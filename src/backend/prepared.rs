@@ -7,10 +7,10 @@
 //!   client B "q"  ─┘
 //! ```
 //!
-//! Shared are statements of the same text, parameter types and meaning: PostgreSQL settles names and constants
-//! when it parses, under the parameters of that moment. So clients with other `search_path`, `DateStyle` or
-//! role have another statement, and what was parsed before the schema changed is parsed anew for a client
-//! that prepares it after.
+//! Shared are statements of the same text, parameter types and meaning: PostgreSQL settles names
+//! and constants when it parses, under the parameters of that moment. So clients with other
+//! `search_path`, `DateStyle` or role have another statement, and what was parsed before the schema
+//! changed is parsed anew for a client that prepares it after.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -143,8 +143,8 @@ struct Interned {
     sweep_at: usize,
 }
 
-/// Whether a parameter of this name, in lower case, changes no statement's meaning, though clients often have it
-/// differ.
+/// Whether a parameter of this name, in lower case, changes no statement's meaning, though clients
+/// often have it differ.
 pub fn is_meaningless(name: &str) -> bool {
     matches!(
         name,
@@ -168,7 +168,8 @@ impl Interner {
         self.hasher.hash_one(("private", number)) | PRIVATE
     }
 
-    /// How often the schema has changed: a statement parsed before that may mean something else now.
+    /// How often the schema has changed: a statement parsed before that may mean something else
+    /// now.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Relaxed)
     }
@@ -193,8 +194,9 @@ impl Interner {
         list
     }
 
-    /// The statement with this definition (a Parse body after the name) and [meaning](Self::meaning). `backslashes`:
-    /// with these settings `standard_conforming_strings` is off.
+    /// The statement with this definition (a Parse body after the name) and
+    /// [meaning](Self::meaning). `backslashes`: with these settings `standard_conforming_strings`
+    /// is off.
     pub fn intern(&self, definition: &[u8], meaning: u64, backslashes: bool) -> Arc<Statement> {
         let mut inner = self.interned.lock().unwrap_or_else(PoisonError::into_inner);
         let known = inner.statements.get(&meaning);
@@ -282,8 +284,8 @@ impl Parsed {
         }
     }
 
-    /// Records that a Parse of `statement` was sent in `epoch`. Returns the statement that has to make room, if
-    /// any: it is to be closed.
+    /// Records that a Parse of `statement` was sent in `epoch`. Returns the statement that has to
+    /// make room, if any: it is to be closed.
     pub fn insert(&mut self, statement: &Arc<Statement>, epoch: u64) -> Option<Arc<Statement>> {
         self.clock += 1;
         let evicted = (self.statements.len() >= CAPACITY)

@@ -1,12 +1,15 @@
-//! Which functions and triggers a session can reach, as parts of a [question](crate::backend::residue::Question).
+//! Which functions and triggers a session can reach, as parts of a
+//! [question](crate::backend::residue::Question).
 //!
-//! What a tenant makes must not count for others, who would be taken for having done what its functions do. So neither
-//! what is in the temporary schema of another session counts, nor what belongs to a role that cannot act here. The answer is the
-//! same for all sessions of a login, whatever role they have taken on: it is remembered for all of them.
+//! What a tenant makes must not count for others, who would be taken for having done what its
+//! functions do. So neither what is in the temporary schema of another session counts, nor what
+//! belongs to a role that cannot act here. The answer is the same for all sessions of a login,
+//! whatever role they have taken on: it is remembered for all of them.
 //!
 //! All names are qualified: the session's `search_path` is the client's.
 
-/// So many functions of a session's own are looked up, and the functions of so many triggers; what more of them do is not known.
+/// So many functions of a session's own are looked up, and the functions of so many triggers; what
+/// more of them do is not known.
 pub const MAX_OWN: usize = 64;
 
 /// So many characters of a source are read.
@@ -14,8 +17,9 @@ pub const MAX_SOURCE: usize = 100_000;
 
 /// - `roles`: whose rights a session of this login can have.
 /// - `spaces`: schemas that these may use, but for temporary ones.
-/// - `actors`: who else acts in such a session: owners of functions with SECURITY DEFINER, and of relations that the roles may
-///   write to: of views, whose tables are written to in their owner's name, and of tables, whose foreign keys are.
+/// - `actors`: who else acts in such a session: owners of functions with SECURITY DEFINER, and of
+///   relations that the roles may write to: of views, whose tables are written to in their owner's
+///   name, and of tables, whose foreign keys are.
 pub const WITH: &str = "\
     WITH roles AS MATERIALIZED (SELECT oid FROM pg_catalog.pg_roles \
         WHERE pg_catalog.pg_has_role(session_user, oid, 'MEMBER'::pg_catalog.text)), \
@@ -32,7 +36,8 @@ pub const WITH: &str = "\
             pg_catalog.has_table_privilege(r.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE'::pg_catalog.text) \
             OR pg_catalog.has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE'::pg_catalog.text))) ";
 
-/// Name and language of a function `p`, and the beginning of its source. One in standard SQL (BEGIN ATOMIC) is kept as a tree.
+/// Name and language of a function `p`, and the beginning of its source. One in standard SQL (BEGIN
+/// ATOMIC) is kept as a tree.
 fn source() -> String {
     format!(
         "p.proname::pg_catalog.text OPERATOR(pg_catalog.||) ' ' OPERATOR(pg_catalog.||) l.lanname, \
@@ -82,8 +87,8 @@ pub fn triggers() -> String {
     )
 }
 
-/// Functions of the session's own temporary schema, and of the triggers of its temporary tables: what lies in a schema
-/// depends on it, which there is an index of.
+/// Functions of the session's own temporary schema, and of the triggers of its temporary tables:
+/// what lies in a schema depends on it, which there is an index of.
 pub fn own() -> [String; 2] {
     let lies_there = |kind: &str| {
         format!(
@@ -110,10 +115,11 @@ pub fn own() -> [String; 2] {
     ]
 }
 
-/// Names of the variables that policies read by `current_setting` with a constant, in their own text or in that of
-/// functions that they call, and that those call. Which functions a policy calls, the server knows; which ones a function
-/// calls is taken from its text. 16384 is the first number of what is made after initdb (`FirstNormalObjectId`). There is no
-/// backslash in it, which could mean another thing in the client's session.
+/// Names of the variables that policies read by `current_setting` with a constant, in their own
+/// text or in that of functions that they call, and that those call. Which functions a policy
+/// calls, the server knows; which ones a function calls is taken from its text. 16384 is the first
+/// number of what is made after initdb (`FirstNormalObjectId`). There is no backslash in it, which
+/// could mean another thing in the client's session.
 pub const POLICY_VARIABLES: &str = "\
     SELECT 'policy-variable', pg_catalog.lower(m.name[1]) FROM (\
         WITH RECURSIVE called(oid) AS (\

@@ -1,8 +1,9 @@
 //! What a client's session has left on its server connection, asked of the server itself.
 //!
-//! Texts only say what may have happened ([`crate::sql::effects`]); whether it did, and whether it was undone
-//! since, PostgreSQL's own catalogs know. They are asked in one query, at a clean point, before
-//! anybody else gets the connection. All names are qualified: the session's `search_path` is the client's.
+//! Texts only say what may have happened ([`crate::sql::effects`]); whether it did, and whether it
+//! was undone since, PostgreSQL's own catalogs know. They are asked in one query, at a clean point,
+//! before anybody else gets the connection. All names are qualified: the session's `search_path` is
+//! the client's.
 
 use std::sync::Arc;
 
@@ -83,19 +84,23 @@ pub struct Question {
     pub settings: Vec<String>,
     /// Parameters of which it must be known whether they are set in this session.
     pub resets: Vec<String>,
-    /// All parameters that were set in this session; those of extensions and of no one are not listed by the server.
+    /// All parameters that were set in this session; those of extensions and of no one are not
+    /// listed by the server.
     pub all_settings: bool,
-    /// Functions whose sources are wanted: of those that sessions of this login may reach, whoever has the connection.
+    /// Functions whose sources are wanted: of those that sessions of this login may reach, whoever
+    /// has the connection.
     pub functions: Vec<String>,
     /// The sources of the functions of all triggers that sessions of this login may set off.
     pub triggers: bool,
-    /// The sources of functions in the session's own temporary schema, and of its temporary tables' triggers.
+    /// The sources of functions in the session's own temporary schema, and of its temporary tables'
+    /// triggers.
     pub own: bool,
     /// What [`crate::backend::leftovers`] must know of the database.
     pub libraries: bool,
     /// The variables that row level security policies read, and the functions that these call.
     pub policies: bool,
-    /// Parameters that the role may not read are left out; asked for, they make the whole question fail.
+    /// Parameters that the role may not read are left out; asked for, they make the whole question
+    /// fail.
     pub is_careful: bool,
     /// The names of prepared statements, but for those of the proxy's own.
     pub names: bool,
@@ -137,7 +142,8 @@ pub struct Answer {
 }
 
 impl ServerConnection {
-    /// Takes over what was asked for of the parameters that servers report, and had not been. True: something was new.
+    /// Takes over what was asked for of the parameters that servers report, and had not been. True:
+    /// something was new.
     pub fn note_answer(&mut self, answer: &Answer) -> bool {
         let mut new = false;
         for (asked, value) in &answer.settings {
@@ -155,7 +161,8 @@ impl ServerConnection {
     }
 }
 
-/// Whether a name can be asked about: it goes into the query's text, whatever the session's encoding.
+/// Whether a name can be asked about: it goes into the query's text, whatever the session's
+/// encoding.
 pub fn can_ask(name: &str) -> bool {
     name.bytes()
         .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.' || b == b'$')
@@ -164,8 +171,8 @@ pub fn can_ask(name: &str) -> bool {
 /// Longest value of a parameter that is carried, in bytes.
 const MAX_VALUE: usize = 16 * 1024;
 
-/// A value, in hexadecimal digits of its UTF-8: the client's encoding may be any. Of a database without an encoding
-/// it is the bytes that there are.
+/// A value, in hexadecimal digits of its UTF-8: the client's encoding may be any. Of a database
+/// without an encoding it is the bytes that there are.
 fn coded(value: &str) -> String {
     format!(
         "pg_catalog.encode(pg_catalog.convert_to({value}, CASE WHEN pg_catalog.getdatabaseencoding() \
@@ -216,8 +223,8 @@ const CONDITIONS: [(Pins, &str, &str); 5] = [
     ),
 ];
 
-/// 16384 is the first number of what is made after initdb (`FirstNormalObjectId`), 13 the language C (`ClanguageId`),
-/// 1599 `setseed(double precision)`.
+/// 16384 is the first number of what is made after initdb (`FirstNormalObjectId`), 13 the language
+/// C (`ClanguageId`), 1599 `setseed(double precision)`.
 const LIBRARIES: &str = "\
     SELECT DISTINCT 'library', probin FROM pg_catalog.pg_proc \
     WHERE oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND prolang OPERATOR(pg_catalog.=) 13::pg_catalog.oid \
@@ -233,8 +240,8 @@ impl Question {
         *self == nothing
     }
 
-    /// Asks no more about locks that are unlikely, where the server does not tell: in a database that is hardened, for one. False: it
-    /// did not ask, or they are not.
+    /// Asks no more about locks that are unlikely, where the server does not tell: in a database
+    /// that is hardened, for one. False: it did not ask, or they are not.
     pub fn forgo_locks(&mut self) -> bool {
         let asks = self.pins.contains(Pins::ADVISORY) && self.locks_are_unlikely;
         self.pins
@@ -242,13 +249,14 @@ impl Question {
         asks
     }
 
-    /// Leaves out what the role may not read. False: that was done already, or no parameters are asked for.
+    /// Leaves out what the role may not read. False: that was done already, or no parameters are
+    /// asked for.
     pub fn be_careful(&mut self) -> bool {
         !self.settings.is_empty() && !std::mem::replace(&mut self.is_careful, true)
     }
 
-    /// A parameter that may be read: `pg_settings` lists no other. Those of nobody, and what it never lists, are asked for
-    /// anyway (guc_tables.c: GUC_SUPERUSER_ONLY, GUC_NO_SHOW_ALL).
+    /// A parameter that may be read: `pg_settings` lists no other. Those of nobody, and what it
+    /// never lists, are asked for anyway (guc_tables.c: GUC_SUPERUSER_ONLY, GUC_NO_SHOW_ALL).
     fn readable(&self, name: &str) -> String {
         let is_listed = !name.contains('.') && !matches!(name, "role" | "session_authorization");
         match self.is_careful && is_listed {
@@ -409,7 +417,8 @@ fn columns(body: &[u8]) -> Option<[Option<&[u8]>; 2]> {
     Some(columns)
 }
 
-/// Asks the server, which must be at a clean point. Notifications go to `aside`, for the client. None: it would not say.
+/// Asks the server, which must be at a clean point. Notifications go to `aside`, for the client.
+/// None: it would not say.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///
@@ -453,8 +462,8 @@ fn lost(cause: &str) -> Error {
     Error::new(Kind::ConnectionFailure, "the server connection was lost").caused_by(cause)
 }
 
-/// Closes prepared statements on a server that is at a clean point; `frames` are the Close messages. Notifications go to `aside`,
-/// for the client.
+/// Closes prepared statements on a server that is at a clean point; `frames` are the Close
+/// messages. Notifications go to `aside`, for the client.
 ///
 /// Not cancel safe: a connection that is left in the middle must be closed.
 ///

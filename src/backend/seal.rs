@@ -1,5 +1,5 @@
-//! Sealing: binding a session to its tenant by a value with a MAC that is verified inside PostgreSQL, so that no SQL of
-//! a tenant can name another one.
+//! Sealing: binding a session to its tenant by a value with a MAC that is verified inside
+//! PostgreSQL, so that no SQL of a tenant can name another one.
 //!
 //! ```text
 //!   once      pgtenant.challenge(…) ──► pid, start of the server, its clock
@@ -7,8 +7,9 @@
 //!             └─ the session's tenant is set, where only that function can: the tenant's queries find it there
 //! ```
 //!
-//! The value is known to this process and to the function, and is never where a tenant could read it: so it is not the
-//! tenant's to use again. It takes no exchange: all that it is bound to is known. `src/control/sql/seal.sql` is the other half.
+//! The value is known to this process and to the function, and is never where a tenant could read
+//! it: so it is not the tenant's to use again. It takes no exchange: all that it is bound to is
+//! known. `src/control/sql/seal.sql` is the other half.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,8 @@ const VERSION: &str = "3";
 /// From 1970 to 2000, where PostgreSQL counts from, in µs.
 const EPOCH_OF_POSTGRESQL: i64 = 946_684_800_000_000;
 
-/// For how long a value can be used to bind, at most. It is used at once, behind what a busy server has still to do.
+/// For how long a value can be used to bind, at most. It is used at once, behind what a busy server
+/// has still to do.
 const IN_TIME: Duration = Duration::from_secs(60);
 
 /// The SQLSTATEs of `pgtenant.tenant_id()`, as fields of an ErrorResponse: not valid, not bound.
@@ -35,8 +37,8 @@ const REFUSALS: [&[u8]; 2] = [b"\0C42501\0", b"\0C55000\0"];
 /// What `pgtenant.tenant_id()` raises for a context that is not valid.
 const NOT_VALID: &str = "the tenant context of this session is not valid";
 
-/// Whether an error says that a sealed context was forged, has expired or is lost. A tenant that may define
-/// functions can raise the same: it is then what that tenant wants known of itself.
+/// Whether an error says that a sealed context was forged, has expired or is lost. A tenant that
+/// may define functions can raise the same: it is then what that tenant wants known of itself.
 pub fn is_refusal(fields: &ErrorFields) -> bool {
     match &*fields.sqlstate {
         "42501" => fields.routine == "exec_stmt_raise" && fields.message == NOT_VALID,
@@ -86,8 +88,9 @@ impl Sealed {
         self.renew_at.is_none() || self.key != seal.key.id() || self.is_due()
     }
 
-    /// Whether a statement may have failed because the session is not bound any more: by a DISCARD SEQUENCES that was hidden in a
-    /// function, say. Then the context is to be set again. `body`: of an ErrorResponse.
+    /// Whether a statement may have failed because the session is not bound any more: by a DISCARD
+    /// SEQUENCES that was hidden in a function, say. Then the context is to be set again. `body`:
+    /// of an ErrorResponse.
     pub fn may_be_refused_by(&self, body: &[u8]) -> bool {
         let mut refusals = REFUSALS.iter();
         self.session.is_some() && refusals.any(|code| memmem::find(body, code).is_some())
@@ -98,9 +101,9 @@ impl Sealed {
         self.renew_at = None;
     }
 
-    /// What is to be asked before a value can be made, outside a transaction; nothing, if all is known, and was asked for
-    /// lately: the server's clock may be set, and the key be retired. Nothing in it is a secret. It fails on a standby, which
-    /// can bind nobody.
+    /// What is to be asked before a value can be made, outside a transaction; nothing, if all is
+    /// known, and was asked for lately: the server's clock may be set, and the key be retired.
+    /// Nothing in it is a secret. It fails on a standby, which can bind nobody.
     pub fn question(&self, seal: &Seal) -> Option<String> {
         let known = self.session.as_ref().is_some_and(|session| {
             session.key == seal.key.id() && session.asked.elapsed() < seal.lifetime / 2
@@ -130,7 +133,8 @@ impl Sealed {
         let Some(session) = &self.session else {
             return Err(not_sealed("nothing is known of the session"));
         };
-        // Both by whole seconds since the server was asked, so that it is renewed well before it expires.
+        // Both by whole seconds since the server was asked, so that it is renewed well before it
+        // expires.
         let since = session.asked.elapsed().as_secs();
         let after = |time: Duration| {
             let seconds = session.clock + since + time.as_secs();

@@ -6,11 +6,12 @@
 //!   server  an error in any of them: skips everything up to the next Sync
 //! ```
 //!
-//! It fails closed by the protocol's own rule: what follows a failed extended message is not looked at until a Sync
-//! comes, and no Sync is sent but the client's first, behind which nothing is sent until the change is acknowledged. So no
-//! byte of a client is run without its context: either the change was made before, or the client's message was
-//! skipped with it. COMMIT makes it independent of what the client does next: it is not the client's
-//! transaction that holds it, and a ROLLBACK does not take it back. A connection on which it failed is closed.
+//! It fails closed by the protocol's own rule: what follows a failed extended message is not looked
+//! at until a Sync comes, and no Sync is sent but the client's first, behind which nothing is sent
+//! until the change is acknowledged. So no byte of a client is run without its context: either the
+//! change was made before, or the client's message was skipped with it. COMMIT makes it independent
+//! of what the client does next: it is not the client's transaction that holds it, and a ROLLBACK
+//! does not take it back. A connection on which it failed is closed.
 //!
 //! It costs no exchange, and no write of the server: the answers come with those to the client.
 
@@ -95,8 +96,8 @@ impl Batch {
         self.statements += 1;
     }
 
-    /// One statement for all, in this order, in a transaction of its own. The values are parameters: one text for all tenants, and
-    /// none in `pg_stat_activity`.
+    /// One statement for all, in this order, in a transaction of its own. The values are
+    /// parameters: one text for all tenants, and none in `pg_stat_activity`.
     pub fn set(
         &mut self,
         credential: Option<&Credential>,

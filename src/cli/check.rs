@@ -11,8 +11,9 @@ use crate::id::ServerName;
 /// `EX_CONFIG`: the configuration is not valid.
 pub const EX_CONFIG: u8 = 78;
 
-/// Loads the file at `path`. A summary goes to `out`, warnings go to `err`, and the result is 0, or each mistake goes to
-/// `err` as `path:line: setting: message`, where editors find it, and the result is [`EX_CONFIG`].
+/// Loads the file at `path`. A summary goes to `out`, warnings go to `err`, and the result is 0, or
+/// each mistake goes to `err` as `path:line: setting: message`, where editors find it, and the
+/// result is [`EX_CONFIG`].
 ///
 /// # Errors
 /// Those of `out` and `err`.
@@ -42,8 +43,8 @@ fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
     }
 }
 
-/// The config at `path` for a command that needs one; else its mistakes go to standard error and the exit code comes
-/// back.
+/// The config at `path` for a command that needs one; else its mistakes go to standard error and
+/// the exit code comes back.
 ///
 /// # Errors
 /// [`EX_CONFIG`].

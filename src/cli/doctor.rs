@@ -48,8 +48,8 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Inspects and writes what was found. 0: nothing above the notices; 1: warnings or critical findings; 2: a place
-/// could not be inspected, or the config could not be read.
+/// Inspects and writes what was found. 0: nothing above the notices; 1: warnings or critical
+/// findings; 2: a place could not be inspected, or the config could not be read.
 pub async fn run(args: &Args, out: &mut impl Write, err: &mut impl Write) -> ExitCode {
     let code = match examine(args, out, err).await {
         Ok(code) => code,

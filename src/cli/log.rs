@@ -1,5 +1,6 @@
-//! The log of `serve`. Lines go to standard error by a thread of their own, so that a disk that is full, a pipe that nobody
-//! reads or one that is closed stops no client: what cannot be written is counted, and told when it can be again.
+//! The log of `serve`. Lines go to standard error by a thread of their own, so that a disk that is
+//! full, a pipe that nobody reads or one that is closed stops no client: what cannot be written is
+//! counted, and told when it can be again.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -47,7 +48,8 @@ impl Drop for Log {
     }
 }
 
-/// Starts the log of this process, and has panics go to it. A second one in a process changes nothing.
+/// Starts the log of this process, and has panics go to it. A second one in a process changes
+/// nothing.
 pub fn start(config: &config::Log) -> Log {
     let (lines, written) = Lines::new(MAX_LINES);
     let counts = lines.counts.clone();
@@ -152,8 +154,8 @@ fn write(lines: &Receiver<Entry>, out: &mut impl Write, counts: &LogCounts) {
     }
 }
 
-/// Fields of an event in a log of text, with control characters escaped: names that come from the network must not make
-/// lines of their own, nor move the operator's cursor.
+/// Fields of an event in a log of text, with control characters escaped: names that come from the
+/// network must not make lines of their own, nor move the operator's cursor.
 #[derive(Default)]
 struct OneLine(DefaultFields);
 

@@ -183,7 +183,8 @@ fn is_abandoned(path: &Path) -> bool {
         && !has_live_postmaster(path)
 }
 
-/// Whether the process that `postmaster.pid` names is still one that was started with this directory.
+/// Whether the process that `postmaster.pid` names is still one that was started with this
+/// directory.
 fn has_live_postmaster(path: &Path) -> bool {
     let data = path.join(super::DATA);
     let cmdline = fs::read_to_string(data.join("postmaster.pid"))

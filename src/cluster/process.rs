@@ -18,7 +18,8 @@ use crate::timer;
 
 const POLL: Duration = Duration::from_millis(5);
 
-/// SIGINT, SIGTERM or the end of the terminal. Without the handlers, never. What was started is then ended in order by its owner.
+/// SIGINT, SIGTERM or the end of the terminal. Without the handlers, never. What was started is
+/// then ended in order by its owner.
 ///
 /// Cancel safe.
 pub async fn interrupted() {
@@ -56,8 +57,8 @@ impl Process {
     /// and children are to be ended by their owner, in order.
     ///
     /// A thread that lives as long as the child starts it and waits for it. The kernel sends the
-    /// parent death signal of [`dying_with_us`] when the *thread* that started the child ends, which
-    /// would otherwise be the end of, say, one test.
+    /// parent death signal of [`dying_with_us`] when the *thread* that started the child ends,
+    /// which would otherwise be the end of, say, one test.
     pub fn start(name: &str, mut command: Command, ending: Ending) -> Result<Self> {
         command.stdin(Stdio::null()).process_group(0);
         let failed = |why: String| Error::new(format!("cannot start {name}: {why}"));
@@ -171,8 +172,9 @@ fn keep(
 
 /// A command that runs `program` and gets `signal` from the kernel when we die without ending it,
 /// as with SIGKILL. By `setpriv` of util-linux, which is part of every Debian; without it such a
-/// death leaves the child behind. By `env` too: what a shell starts in the background ignores SIGINT
-/// and SIGQUIT, and a child that inherited that could miss them before it sets its own handlers.
+/// death leaves the child behind. By `env` too: what a shell starts in the background ignores
+/// SIGINT and SIGQUIT, and a child that inherited that could miss them before it sets its own
+/// handlers.
 pub fn dying_with_us(program: &std::path::Path, signal: Signal) -> Command {
     let name = signal.as_str().trim_start_matches("SIG");
     let wrapped = |program: &std::path::Path| {

@@ -4,7 +4,8 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::{Config, Mistake};
 
-/// Connections of the http address at once, standard streams, files of logs and certificates, cancel requests on their way.
+/// Connections of the http address at once, standard streams, files of logs and certificates,
+/// cancel requests on their way.
 const SPARE: u64 = 256;
 /// For each worker: its event queue, its io_uring, what wakes it.
 const EACH_WORKER: u64 = 8;

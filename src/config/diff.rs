@@ -19,7 +19,8 @@ pub struct Diff {
     pub servers_resized: Vec<ServerName>,
     /// Login or database of the health check changed: no pool is concerned.
     pub servers_admin_changed: Vec<ServerName>,
-    /// Key or lifetime of the seal changed: tenants stay, what is sealed from now on is sealed with it.
+    /// Key or lifetime of the seal changed: tenants stay, what is sealed from now on is sealed with
+    /// it.
     pub servers_seal_changed: Vec<ServerName>,
     /// Pools that no tenant uses any more. A new password of a login makes a new pool and removes
     /// the old one.
@@ -39,8 +40,8 @@ pub struct Diff {
     /// The listening addresses are the same, and certificate, key or `required` of one is not:
     /// holds for the next client.
     pub listen_tls_changed: bool,
-    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `io_uring`, `log.format`
-    /// and `log.filter`.
+    /// Settings that a running process does not take over: `listen`, `http`, `workers`, `io_uring`,
+    /// `log.format` and `log.filter`.
     pub needs_restart: Vec<&'static str>,
 }
 
@@ -52,7 +53,8 @@ impl Diff {
 }
 
 /// Compares. Settings that are read afresh each time they are used (identify, timeouts, TCP
-/// keepalives, limits of the proxy, users of the console, the slow log), or at each reload (audit), are not listed.
+/// keepalives, limits of the proxy, users of the console, the slow log), or at each reload (audit),
+/// are not listed.
 pub fn diff(old: &Config, new: &Config) -> Diff {
     let mut diff = Diff {
         pools_removed: pools_removed(old, new),

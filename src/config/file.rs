@@ -32,7 +32,8 @@ pub struct ConfigFile {
     pub admin: Option<AdminConsoleFile>,
     pub log: LogFile,
     pub audit: AuditFile,
-    /// Threads that serve clients. Default: one for each core. Those of one server use more than one when one has too much to do.
+    /// Threads that serve clients. Default: one for each core. Those of one server use more than
+    /// one when one has too much to do.
     pub workers: Option<Count>,
     /// Whether workers may send by io_uring, where the operating system lets them. Default: true.
     pub io_uring: Option<bool>,
@@ -111,7 +112,8 @@ pub struct LogFile {
     pub format: LogFormat,
     /// A `tracing` filter. Default: info.
     pub filter: String,
-    /// A statement or transaction that takes this long has a line in the log; 0: none has. Default: 0.
+    /// A statement or transaction that takes this long has a line in the log; 0: none has.
+    /// Default: 0.
     pub slow: Option<Limit>,
 }
 
@@ -129,8 +131,8 @@ impl Default for LogFile {
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct ClientLogFile {
-    /// A statement or transaction that takes this long has a line in the log; 0: none has. Default: that of the
-    /// placement, then of the server, then of the whole file.
+    /// A statement or transaction that takes this long has a line in the log; 0: none has. Default:
+    /// that of the placement, then of the server, then of the whole file.
     pub slow: Option<Limit>,
 }
 
@@ -138,14 +140,16 @@ pub struct ClientLogFile {
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct AuditFile {
-    /// Where attempts to reach other tenants are written, one JSON object a line. Default: none; they are counted
-    /// and logged.
+    /// Where attempts to reach other tenants are written, one JSON object a line. Default: none;
+    /// they are counted and logged.
     pub file: Option<String>,
-    /// A file that would grow beyond this is renamed to `<file>.1`, that one to `<file>.2` and so on. Default: 100MB.
+    /// A file that would grow beyond this is renamed to `<file>.1`, that one to `<file>.2` and so
+    /// on. Default: 100MB.
     pub max_size: Size,
     /// So many old files are kept. Default: 5.
     pub keep: Count,
-    /// Events of a tenant that are written each minute, once `burst` is used up; others are counted. Default: 60.
+    /// Events of a tenant that are written each minute, once `burst` is used up; others are
+    /// counted. Default: 60.
     pub rate: Count,
     /// Events of a tenant that are written at once. Default: 100.
     pub burst: Count,
@@ -204,18 +208,20 @@ pub enum By {
 pub struct LimitsFile {
     /// Clients of all tenants that are logged in. Default: 10000.
     pub clients: Count,
-    /// Connections whose client has not proved who it is; over it the one that has taken longest is closed. Default: a tenth of
-    /// `clients`, at least 100.
+    /// Connections whose client has not proved who it is; over it the one that has taken longest is
+    /// closed. Default: a tenth of `clients`, at least 100.
     pub logins: Option<Count>,
     /// Clients of the console. Default: 10.
     pub console: Count,
-    /// Clients of one tenant, where its own `limits` say nothing. Default: with several tenants three quarters of `clients`.
+    /// Clients of one tenant, where its own `limits` say nothing. Default: with several tenants
+    /// three quarters of `clients`.
     pub tenant: Option<Count>,
     /// Server connections in use at once, of all servers together. Default: no limit.
     pub active: Option<Count>,
     /// Clients that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
-    /// Statements per second of all clients together, as a number or with a burst. Default: no limit.
+    /// Statements per second of all clients together, as a number or with a burst. Default: no
+    /// limit.
     pub statements_per_second: Option<RateFile<Count>>,
     /// Bytes per second to them, the same. Default: no limit.
     pub bytes_per_second: Option<RateFile<Size>>,
@@ -255,26 +261,31 @@ impl Default for MetricsFile {
     }
 }
 
-/// `servers.*.timeouts`, `placements.*.timeouts` and `tenants.*.timeouts`: of their clients. What is not given is as in
-/// the one before, and in `timeouts` first.
+/// `servers.*.timeouts`, `placements.*.timeouts` and `tenants.*.timeouts`: of their clients. What
+/// is not given is as in the one before, and in `timeouts` first.
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct ClientTimeoutsFile {
-    /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default: as said.
+    /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default:
+    /// as said.
     pub statement: Option<Limit>,
-    /// Most time from the beginning of a transaction to its end (25P04); 0: no limit. Default: as said.
+    /// Most time from the beginning of a transaction to its end (25P04); 0: no limit. Default: as
+    /// said.
     pub transaction: Option<Limit>,
     /// Most time that a transaction waits for its client (25P03); 0: no limit. Default: as said.
     pub idle_in_transaction: Option<Limit>,
-    /// Most time that a client says nothing outside of a transaction (57P05); 0: no limit. Default: as said.
+    /// Most time that a client says nothing outside of a transaction (57P05); 0: no limit. Default:
+    /// as said.
     pub idle_session: Option<Limit>,
-    /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit. Default: as said.
+    /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit.
+    /// Default: as said.
     pub pinned: Option<Limit>,
     /// From accept to a finished login, once it is known whose login it is. Default: as said.
     pub login: Option<Period>,
     /// Waiting for a server connection or a rate. Default: as said.
     pub checkout: Option<Period>,
-    /// Connecting to a server for a client, or changing the tenant of a server connection. Default: as said.
+    /// Connecting to a server for a client, or changing the tenant of a server connection. Default:
+    /// as said.
     pub connect: Option<Period>,
 }
 
@@ -282,15 +293,20 @@ pub struct ClientTimeoutsFile {
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TimeoutsFile {
-    /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default: none.
+    /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default:
+    /// none.
     pub statement: Option<Limit>,
-    /// Most time from the beginning of a transaction to its end (25P04); 0: no limit. Default: none.
+    /// Most time from the beginning of a transaction to its end (25P04); 0: no limit. Default:
+    /// none.
     pub transaction: Option<Limit>,
-    /// Most time that a transaction waits for its client (25P03); 0: no limit. Default: 10m in tier pool, and else none.
+    /// Most time that a transaction waits for its client (25P03); 0: no limit. Default: 10m in tier
+    /// pool, and else none.
     pub idle_in_transaction: Option<Limit>,
-    /// Most time that a client says nothing outside of a transaction (57P05); 0: no limit. Default: none.
+    /// Most time that a client says nothing outside of a transaction (57P05); 0: no limit. Default:
+    /// none.
     pub idle_session: Option<Limit>,
-    /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit. Default: none.
+    /// The same of a client that keeps its server connection meanwhile (57P05); 0: no limit.
+    /// Default: none.
     pub pinned: Option<Limit>,
     /// From accept to a finished login. Default: 15s.
     pub login: Period,
@@ -304,7 +320,8 @@ pub struct TimeoutsFile {
     pub shutdown: Period,
     /// An idle server connection is closed after this. Default: 10m.
     pub server_idle: Period,
-    /// A server connection is replaced after this, or up to a fifth of it before: each has an end of its own. Default: 1h.
+    /// A server connection is replaced after this, or up to a fifth of it before: each has an end
+    /// of its own. Default: 1h.
     pub server_lifetime: Period,
     /// A server's name is resolved again after this. Default: 15s.
     pub dns_max_ttl: Period,
@@ -381,7 +398,8 @@ pub struct ServerFile {
     pub require_auth: String,
     /// Of all pools of this instance together. Required.
     pub max_connections: Option<Count>,
-    /// Statements fail at once while it lets nobody in, instead of waiting up to `timeouts.checkout`. Default: false.
+    /// Statements fail at once while it lets nobody in, instead of waiting up to
+    /// `timeouts.checkout`. Default: false.
     pub fail_fast: bool,
     /// Login for health checks. Default: none, and no health checks.
     pub admin: Option<ServerAdminFile>,
@@ -419,7 +437,8 @@ pub struct ServerLimitsFile {
     pub clients: Option<Count>,
     /// Those of them that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
-    /// Statements per second of all its clients together, as a number or with a burst. Default: no limit.
+    /// Statements per second of all its clients together, as a number or with a burst. Default: no
+    /// limit.
     pub statements_per_second: Option<RateFile<Count>>,
     /// Bytes per second to them, the same. Default: no limit.
     pub bytes_per_second: Option<RateFile<Size>>,
@@ -484,21 +503,25 @@ pub struct PlacementFile {
     pub shard_map: IndexMap<String, String>,
     /// Required.
     pub database: Option<String>,
-    /// Required in tier schema, and only there. Of a list, which `search_path` is then, the first is the tenant's own.
+    /// Required in tier schema, and only there. Of a list, which `search_path` is then, the first
+    /// is the tenant's own.
     pub schema: Option<SchemaFile>,
     /// Required.
     pub login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
-    /// Variables that row level security policies read and that clients may set nevertheless, as they tell apart users of one
-    /// tenant. In posture guarded and up others are refused. Default: none.
+    /// Variables that row level security policies read and that clients may set nevertheless, as
+    /// they tell apart users of one tenant. In posture guarded and up others are refused. Default:
+    /// none.
     pub user_variables: Vec<String>,
-    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: sealed where the placement's servers
-    /// have `seal`, else guarded.
+    /// How far a tenant's SQL is trusted with the context. Only with `context`. Default: sealed
+    /// where the placement's servers have `seal`, else guarded.
     pub posture: Option<Posture>,
-    /// In posture sealed: whether statements that could change the tenant are refused as in posture guarded. Default: true.
+    /// In posture sealed: whether statements that could change the tenant are refused as in posture
+    /// guarded. Default: true.
     pub guard: Option<bool>,
-    /// In posture guarded and up: what all tenants of the database have in common, and may use nevertheless. Default: none.
+    /// In posture guarded and up: what all tenants of the database have in common, and may use
+    /// nevertheless. Default: none.
     pub allow: Vec<Shared>,
     /// In posture sealed: what `pgtenant.tenant_id()` returns. Default: the tenant's id.
     pub seal_tenant: Option<String>,
@@ -556,18 +579,20 @@ pub struct LoginFile {
 pub struct PoolFile {
     /// Server connections of one pool (server, database and login). Default: 20.
     pub size: Count,
-    /// How many more of one pool, within the server's `max_connections`, for tenants that hold none of them, when none came back for a
-    /// quarter of a second: one each. Default: 5, and 0 for a placement with one tenant.
+    /// How many more of one pool, within the server's `max_connections`, for tenants that hold none
+    /// of them, when none came back for 5 ms: one each. Default: 5, and 0 for a placement with one
+    /// tenant.
     pub reserve: Option<Count>,
-    /// So many server connections of one pool are made before anybody asks for them, and kept when they are idle, as long as no
-    /// other pool needs their room. Default: 0.
+    /// So many server connections of one pool are made before anybody asks for them, and kept when
+    /// they are idle, as long as no other pool needs their room. Default: 0.
     pub min: Count,
-    /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of making a new one
-    /// for each client. Default: false.
+    /// In session pooling: hand a server connection on when its client leaves, scrubbed, instead of
+    /// making a new one for each client. Default: false.
     pub reuse: bool,
-    /// Libraries of extensions and languages (`dblink`, `plperl`) that may keep something of a session in the server process,
-    /// where DISCARD ALL does not reach it, and with which connections go from one tenant to another nevertheless.
-    /// Default: none. A connection to a database that has others is ended when another tenant would get it.
+    /// Libraries of extensions and languages (`dblink`, `plperl`) that may keep something of a
+    /// session in the server process, where DISCARD ALL does not reach it, and with which
+    /// connections go from one tenant to another nevertheless. Default: none. A connection to a
+    /// database that has others is ended when another tenant would get it.
     pub tolerate: Vec<String>,
 }
 
@@ -593,16 +618,19 @@ pub struct PlacementLimitsFile {
     pub active: Option<Count>,
     /// Those of them that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
-    /// Savepoints that one transaction may have at once; 0: no limit. Default: 1000, and none in tier instance.
-    pub savepoints: Option<Count>,
-    /// Objects that one transaction may make, change, drop or lock by name; 0: no limit. Default: 1000, and none in
+    /// Savepoints that one transaction may have at once; 0: no limit. Default: 1000, and none in
     /// tier instance.
+    pub savepoints: Option<Count>,
+    /// Objects that one transaction may make, change, drop or lock by name; 0: no limit. Default:
+    /// 1000, and none in tier instance.
     pub objects: Option<Count>,
-    /// Named statements of the protocol that one client may have in transaction pooling. Default: 10000.
+    /// Named statements of the protocol that one client may have in transaction pooling.
+    /// Default: 10000.
     pub statements: Count,
     /// Bytes of them. Default: 16MB.
     pub statement_memory: Size,
-    /// Statements per second of all clients of its tenants together, as a number or with a burst. Default: no limit.
+    /// Statements per second of all clients of its tenants together, as a number or with a burst.
+    /// Default: no limit.
     pub statements_per_second: Option<RateFile<Count>>,
     /// Bytes per second to them, the same. Default: no limit.
     pub bytes_per_second: Option<RateFile<Size>>,
@@ -630,7 +658,8 @@ impl Default for PlacementLimitsFile {
 pub struct TenantFile {
     /// Required, or `placements`.
     pub placement: Option<String>,
-    /// Of a tenant whose services live in several places: the placement of each service. Default: none.
+    /// Of a tenant whose services live in several places: the placement of each service. Default:
+    /// none.
     pub placements: IndexMap<String, String>,
     /// One of the placement's servers, before map and hash. Default: by map or hash.
     pub server: Option<String>,
@@ -640,7 +669,8 @@ pub struct TenantFile {
     pub users: IndexMap<String, CredentialFile>,
     pub limits: TenantLimitsFile,
     pub pool: TenantPoolFile,
-    /// Where tenants wait for server connections, server time is shared out by their weights. From 1 to 1000. Default: the placement's.
+    /// Where tenants wait for server connections, server time is shared out by their weights. From
+    /// 1 to 1000. Default: the placement's.
     pub weight: Option<Count>,
     pub timeouts: ClientTimeoutsFile,
     pub log: ClientLogFile,
@@ -663,8 +693,8 @@ pub struct ApplicationFile {
     pub choose: Option<ChooseFile>,
     /// In which service it works, where tenants have several. Default: none.
     pub service: Option<String>,
-    /// Variables by which it acts for all tenants at its home, such as `app.bypass_rls`, each with the values that do. Nobody
-    /// else may set them so. Default: none.
+    /// Variables by which it acts for all tenants at its home, such as `app.bypass_rls`, each with
+    /// the values that do. Nobody else may set them so. Default: none.
     pub all_tenants: IndexMap<String, Vec<String>>,
     pub limits: ApplicationLimitsFile,
     pub timeouts: ClientTimeoutsFile,
@@ -708,13 +738,17 @@ pub struct ChooseFile {
     /// What the value is: `id`, the tenant's, or `attributes.<name>`, which no two tenants have in
     /// common. Default: id.
     pub key: Option<String>,
-    /// `SET [LOCAL] ROLE` chooses: the role's name, with `{tenant}` in it. The role itself is not set. Default: it does not.
+    /// `SET [LOCAL] ROLE` chooses: the role's name, with `{tenant}` in it. The role itself is not
+    /// set. Default: it does not.
     pub role: Option<String>,
-    /// `SET search_path` chooses: the name of its first schema, with `{tenant}` in it. Default: it does not.
+    /// `SET search_path` chooses: the name of its first schema, with `{tenant}` in it. Default: it
+    /// does not.
     pub search_path: Option<String>,
-    /// Variables whose value is a JSON document, each with the JSON pointer at which the tenant stands. Default: none.
+    /// Variables whose value is a JSON document, each with the JSON pointer at which the tenant
+    /// stands. Default: none.
     pub json: IndexMap<String, String>,
-    /// Functions of the application's that choose, each with the argument that is the tenant. Default: none.
+    /// Functions of the application's that choose, each with the argument that is the tenant.
+    /// Default: none.
     pub functions: IndexMap<String, ChoosingFunctionFile>,
 }
 
@@ -752,7 +786,8 @@ pub struct ApplicationLimitsFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TenantPoolFile {
-    /// Server connections that its pool has at least, where it has one of its own. Default: the placement's.
+    /// Server connections that its pool has at least, where it has one of its own. Default: the
+    /// placement's.
     pub min: Option<Count>,
 }
 
@@ -783,7 +818,8 @@ pub struct TenantLimitsFile {
     pub active: Option<Count>,
     /// Clients that wait for a server connection at once. Default: no limit.
     pub waiting: Option<Count>,
-    /// Statements per second of all its clients together, as a number or with a burst. Default: no limit.
+    /// Statements per second of all its clients together, as a number or with a burst. Default: no
+    /// limit.
     pub statements_per_second: Option<RateFile<Count>>,
     /// Bytes per second to them, the same. Default: no limit.
     pub bytes_per_second: Option<RateFile<Size>>,

@@ -1,6 +1,6 @@
-//! The config with nobody in it but two guests: tenants that are made up to be played against each other, in one placement
-//! as the file has it. Everybody else, every port and every login of the console is left out, so that a proxy which runs
-//! it serves the guests alone.
+//! The config with nobody in it but two guests: tenants that are made up to be played against each
+//! other, in one placement as the file has it. Everybody else, every port and every login of the
+//! console is left out, so that a proxy which runs it serves the guests alone.
 
 use std::path::Path;
 
@@ -27,13 +27,15 @@ pub struct Guests {
     pub pool_size: usize,
     /// For each, what its names are made of, in letters and digits.
     pub marks: [String; 2],
-    /// What they log in with. The first is that of their roles, too, where the file has passwords of tenants in files.
+    /// What they log in with. The first is that of their roles, too, where the file has passwords
+    /// of tenants in files.
     pub passwords: [Secret; 2],
 }
 
 /// The user of a guest.
 pub const USER: &str = "app";
-/// An application that may act for the first guest alone, and its user, who has that one's password.
+/// An application that may act for the first guest alone, and its user, who has that one's
+/// password.
 pub const APPLICATION: &str = "selftest_application";
 /// By which it chooses, where the placement's context has no variable that is the tenant's id.
 const CHOICE: &str = "selftest.tenant";
@@ -43,7 +45,8 @@ const CHECKOUT: u64 = 2;
 /// The config of the file at `path`, with these tenants and no others, and their names.
 ///
 /// # Errors
-/// Mistakes, of the file or of what the guests would be in it: a placement with room for one tenant is one.
+/// Mistakes, of the file or of what the guests would be in it: a placement with room for one tenant
+/// is one.
 pub fn load_with_guests(
     path: &Path,
     guests: &Guests,
@@ -60,7 +63,8 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
     })]);
     file.http = None;
     file.admin = None;
-    // What guests do is no attempt that anybody should hear of, and what the doctor finds is told elsewhere.
+    // What guests do is no attempt that anybody should hear of, and what the doctor finds is told
+    // elsewhere.
     file.audit = Default::default();
     file.doctor.enabled = false;
     file.limits.active = None;
@@ -180,7 +184,8 @@ fn guest(
     }
 }
 
-/// An attribute that tenants have in common (a region) stays as it is; one that tells them apart is made up.
+/// An attribute that tenants have in common (a region) stays as it is; one that tells them apart is
+/// made up.
 fn attribute(values: &[&str], mark: &str) -> String {
     let common = values
         .iter()
@@ -192,7 +197,8 @@ fn attribute(values: &[&str], mark: &str) -> String {
     }
 }
 
-/// A value of the kind of the others, so that what expects a uuid or a number takes it. It is the same for the same mark.
+/// A value of the kind of the others, so that what expects a uuid or a number takes it. It is the
+/// same for the same mark.
 fn like(others: &[&str], mark: &str) -> String {
     let all = |is: fn(&str) -> bool| !others.is_empty() && others.iter().all(|other| is(other));
     let digest: [u8; 32] = Sha256::digest(mark).into();

@@ -151,7 +151,8 @@ pub struct Log {
     pub format: LogFormat,
     /// A `tracing` filter, e.g. `info` or `pgtenant=debug`.
     pub filter: String,
-    /// Of tenants where nothing nearer says it: what takes so long is in the slow log. Each tenant has its own.
+    /// Of tenants where nothing nearer says it: what takes so long is in the slow log. Each tenant
+    /// has its own.
     pub slow: Option<Duration>,
 }
 
@@ -214,7 +215,8 @@ pub struct Timeouts {
     pub shutdown: Duration,
     /// An idle server connection is closed after this time.
     pub server_idle: Duration,
-    /// A server connection is closed at its next clean point after this age, or up to a fifth of it before.
+    /// A server connection is closed at its next clean point after this age, or up to a fifth of it
+    /// before.
     pub server_lifetime: Duration,
     /// The addresses of a server whose host is a name are looked up again after this time.
     pub dns_max_ttl: Duration,
@@ -406,8 +408,8 @@ impl fmt::Display for Tier {
 pub enum Pooling {
     /// The server connection is the client's for one transaction.
     Transaction,
-    /// The server connection is the client's until it leaves; it is made for it, with its own startup parameters, unless
-    /// the placement says `pool.reuse`.
+    /// The server connection is the client's until it leaves; it is made for it, with its own
+    /// startup parameters, unless the placement says `pool.reuse`.
     Session,
 }
 
@@ -442,12 +444,14 @@ impl fmt::Display for Posture {
     }
 }
 
-/// What all tenants of a database have in common, without row level security: by it they can reach or hinder each other.
+/// What all tenants of a database have in common, without row level security: by it they can reach
+/// or hinder each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shared {
     AdvisoryLocks,
-    /// ANALYZE, COMMENT, and literals in definitions: all tenants that are one role read them in catalogs.
+    /// ANALYZE, COMMENT, and literals in definitions: all tenants that are one role read them in
+    /// catalogs.
     Catalogs,
     /// LISTEN and NOTIFY.
     Channels,
@@ -525,8 +529,8 @@ pub struct Placement {
     pub tenants: usize,
 }
 
-/// What one client may take: its transaction of the lock table that all sessions of a server share, and its prepared statements
-/// of the proxy's memory.
+/// What one client may take: its transaction of the lock table that all sessions of a server share,
+/// and its prepared statements of the proxy's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransactionLimits {
     /// Most savepoints at once. None: no limit.
@@ -587,7 +591,8 @@ pub struct Application {
     pub choices: Arc<Choices>,
     /// For whom it may act, by what it calls them. None: for all, by their ids.
     pub tenants: Option<HashMap<String, TenantId>>,
-    /// Variables, in lower case, by which it acts for all tenants at its home, each with the values that do.
+    /// Variables, in lower case, by which it acts for all tenants at its home, each with the values
+    /// that do.
     pub all_tenants: BTreeMap<Box<str>, Arc<[Box<str>]>>,
 }
 
@@ -757,7 +762,8 @@ impl fmt::Debug for ScramVerifier {
 pub struct Route {
     pub placement: Arc<Placement>,
     pub pool: PoolKey,
-    /// Connections that its pool has at least, if not those of the placement: where nobody else is of the pool.
+    /// Connections that its pool has at least, if not those of the placement: where nobody else is
+    /// of the pool.
     pub pool_min: Option<usize>,
     /// The tenant's schema, for `SHOW TENANTS` and errors; it acts through `pool.startup` or
     /// `context`.
@@ -837,7 +843,8 @@ pub struct PoolKey {
 const REPLICATION: &str = "replication";
 
 impl PoolKey {
-    /// The same place for a replication connection, asked for with these parameters; those given last count.
+    /// The same place for a replication connection, asked for with these parameters; those given
+    /// last count.
     pub fn replicating(&self, parameters: &[(String, String)], how: &str) -> Self {
         let mut key = self.clone();
         key.startup.extend_from_slice(parameters);
@@ -846,8 +853,8 @@ impl PoolKey {
         key
     }
 
-    /// The same place for a client that has its connection to itself: with parameters of its own, and the variables of its
-    /// tenant's context.
+    /// The same place for a client that has its connection to itself: with parameters of its own,
+    /// and the variables of its tenant's context.
     pub fn with_own(
         &self,
         own: impl IntoIterator<Item = (String, String)>,

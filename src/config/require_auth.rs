@@ -44,12 +44,13 @@ impl AuthMethod {
 pub struct RequireAuth(u8);
 
 impl RequireAuth {
-    /// Where nothing is said: a password is proved, and never sent. `none` is among them, other than where libpq is told
-    /// `scram-sha-256`, since servers that know their clients by the Unix socket, or by where they come from, ask for nothing.
+    /// Where nothing is said: a password is proved, and never sent. `none` is among them, other
+    /// than where libpq is told `scram-sha-256`, since servers that know their clients by the Unix
+    /// socket, or by where they come from, ask for nothing.
     pub const DEFAULT: &str = "scram-sha-256,none";
 
-    /// Reads a list as libpq does (`connectOptions2` in fe-connect.c): methods, or methods with `!` ahead of each, which are
-    /// all others.
+    /// Reads a list as libpq does (`connectOptions2` in fe-connect.c): methods, or methods with `!`
+    /// ahead of each, which are all others.
     ///
     /// # Errors
     /// What is wrong with it, for the operator.

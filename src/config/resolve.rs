@@ -50,7 +50,8 @@ const NO_MINIMUM: &str =
 /// More often is a load on the servers.
 const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What Linux takes: `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL`, which are the same, and `MAX_TCP_KEEPCNT`.
+/// What Linux takes: `MAX_TCP_KEEPIDLE` and `MAX_TCP_KEEPINTVL`, which are the same, and
+/// `MAX_TCP_KEEPCNT`.
 const MAX_KEEPALIVE_SECONDS: u64 = 32_767;
 const MAX_KEEPALIVE_COUNT: usize = 127;
 

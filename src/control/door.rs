@@ -1,4 +1,5 @@
-//! The way of the control plane to a server: tokio-postgres over the same sockets and TLS as the pools'.
+//! The way of the control plane to a server: tokio-postgres over the same sockets and TLS as the
+//! pools'.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -17,7 +18,8 @@ use crate::config::{Login, Server};
 use crate::control::gate::Gate;
 
 /// Names mean those of the server from the first statement on: a tenant that may create in a schema
-/// on the path of an administrator could have its operators and functions run by that administrator.
+/// on the path of an administrator could have its operators and functions run by that
+/// administrator.
 pub const SEARCH_PATH: &str = "-c search_path=pg_catalog,pg_temp";
 
 /// Who else than its owner may create in the server's own schema. Each operator has the exact types

@@ -1,5 +1,6 @@
-//! What a server says to the control plane while it logs in: tokio-postgres sees it message by message, after it was looked at.
-//! It would answer whatever it is asked for, and keep whatever it is told.
+//! What a server says to the control plane while it logs in: tokio-postgres sees it message by
+//! message, after it was looked at. It would answer whatever it is asked for, and keep whatever it
+//! is told.
 
 use std::io;
 use std::pin::Pin;

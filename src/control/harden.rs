@@ -1,5 +1,5 @@
-//! What a database is to take away from the roles of tenants so that they can neither watch nor hinder each other:
-//! printed, not run, because it takes a superuser and the operator's judgement.
+//! What a database is to take away from the roles of tenants so that they can neither watch nor
+//! hinder each other: printed, not run, because it takes a superuser and the operator's judgement.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -242,7 +242,8 @@ impl Check {
         }
     }
 
-    /// Whether the server is what the config takes it for; warns once for each way in which it is not.
+    /// Whether the server is what the config takes it for; warns once for each way in which it is
+    /// not.
     fn compare(&mut self, answer: &Answer, budget: usize) {
         let server = &self.name;
         if !answer.set_config && !self.oid_warned {

@@ -1,5 +1,5 @@
-//! The control plane: what the proxy itself asks of servers, by tokio-postgres, apart from the way of
-//! clients' queries.
+//! The control plane: what the proxy itself asks of servers, by tokio-postgres, apart from the way
+//! of clients' queries.
 
 pub mod doctor;
 pub mod door;

@@ -1,7 +1,8 @@
 //! Preparing a database for sealed contexts: `src/control/sql/seal.sql`, and the key.
 //!
-//! Keys are changed while clients are served: the new one is put beside the old one, which is good for a while more, in
-//! which proxies begin to seal with the new one. Nothing that is sealed with either stops being good meanwhile.
+//! Keys are changed while clients are served: the new one is put beside the old one, which is good
+//! for a while more, in which proxies begin to seal with the new one. Nothing that is sealed with
+//! either stops being good meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -91,7 +92,8 @@ pub struct Sealed {
 /// Prepares a database with the server's admin login. What is there already is brought up to date.
 ///
 /// # Errors
-/// What went wrong, for the operator. A role that could read the key is one: then nothing is changed.
+/// What went wrong, for the operator. A role that could read the key is one: then nothing is
+/// changed.
 pub async fn install(
     server: &Arc<Server>,
     target: &Target,
@@ -132,7 +134,8 @@ async fn install_by(
             ));
         }
     }
-    // Also where the server logs every statement with its parameters; who may not say so may not have it logged either.
+    // Also where the server logs every statement with its parameters; who may not say so may not
+    // have it logged either.
     client.batch_execute(QUIET).await.map_err(failed)?;
     let [inner, outer] = key.pads();
     let (id, seconds) = (key.id(), retire_after.as_secs_f64());
@@ -160,7 +163,8 @@ async fn install_by(
     })
 }
 
-/// Whether a role, which need not exist yet, can read the key, bind a session by itself, or become who can.
+/// Whether a role, which need not exist yet, can read the key, bind a session by itself, or become
+/// who can.
 const READS_KEYS: &str = "SELECT coalesce(bool_or(
         r.rolsuper
         OR has_sequence_privilege(r.oid, c.oid, 'SELECT, UPDATE, USAGE')

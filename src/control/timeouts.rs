@@ -1,5 +1,6 @@
-//! Ends clients, and statements, that take too long. All clients are looked at now and then; their tasks read no clock and set
-//! no timer for this. So what is over its time is found a moment later, by a tenth of the time or a second at most.
+//! Ends clients, and statements, that take too long. All clients are looked at now and then; their
+//! tasks read no clock and set no timer for this. So what is over its time is found a moment later,
+//! by a tenth of the time or a second at most.
 //!
 //! What a client sets for itself, and what it pipelines, changes nothing here.
 
@@ -16,7 +17,8 @@ use crate::timer;
 const SOONEST: Duration = Duration::from_millis(20);
 const LATEST: Duration = Duration::from_secs(1);
 
-/// Who is busy with the same for so long is to look whether the other ends of its sockets are there still.
+/// Who is busy with the same for so long is to look whether the other ends of its sockets are there
+/// still.
 const LOOKED_AT_AFTER: Duration = Duration::from_secs(1);
 
 /// Watches until the proxy is gone or stops.
@@ -108,7 +110,8 @@ impl Watched {
     }
 }
 
-/// Whether a client is over a limit. `times`: how long it has been in this phase, and in this transaction.
+/// Whether a client is over a limit. `times`: how long it has been in this phase, and in this
+/// transaction.
 fn verdict(
     limits: &ClientTimeouts,
     phase: Phase,

@@ -169,8 +169,8 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until the next message is there, or so much of it as is looked at. None: the client has
-    /// left.
+    /// Waits until the next message is there, or so much of it as is looked at. None: the client
+    /// has left.
     ///
     /// # Errors
     /// 57P01 if it must go, 08P01 for what is no message.

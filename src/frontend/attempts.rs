@@ -1,5 +1,5 @@
-//! What the audit hears of logins and clients: which refusals, the proxy's and the servers', are attempts to reach
-//! what is another tenant's.
+//! What the audit hears of logins and clients: which refusals, the proxy's and the servers', are
+//! attempts to reach what is another tenant's.
 
 use std::net::SocketAddr;
 
@@ -128,8 +128,8 @@ pub fn note_for_all(audit: &Audit, who: Who<'_>, variable: &str, statement: Opti
     });
 }
 
-/// What a server's error is, of which `body` is the ErrorResponse or at least its start, and its SQLSTATE. None: no
-/// attempt at anything.
+/// What a server's error is, of which `body` is the ErrorResponse or at least its start, and its
+/// SQLSTATE. None: no attempt at anything.
 pub fn of_server_error(body: &[u8]) -> Option<(Kind, String)> {
     // By far the most errors are told here.
     if !SQLSTATES
@@ -139,7 +139,8 @@ pub fn of_server_error(body: &[u8]) -> Option<(Kind, String)> {
         return None;
     }
     let fields = ErrorFields::read(body);
-    // PostgreSQL has one routine for all that has privileges: its message tells them apart, in English.
+    // PostgreSQL has one routine for all that has privileges: its message tells them apart, in
+    // English.
     let denied = fields.message.strip_prefix("permission denied for ");
     let denied_is = |what| denied.is_some_and(|denied| denied.starts_with(what));
     let kind = match &*fields.sqlstate {

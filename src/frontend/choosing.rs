@@ -12,8 +12,8 @@
 //! cannot be another tenant's. Where a choice stands in a statement that does more, the statement
 //! runs at the place of the tenant that it chooses, where it sets what is set already.
 //!
-//! What counts is what was carried out: what a server is sent is noted as [pending](Choosing::expect)
-//! and takes effect with its CommandComplete.
+//! What counts is what was carried out: what a server is sent is noted as
+//! [pending](Choosing::expect) and takes effect with its CommandComplete.
 
 mod bound;
 mod characteristics;
@@ -78,8 +78,8 @@ pub struct Around<'a> {
     pub server_version: Option<&'a str>,
 }
 
-/// Since this version a statement in a pipeline, but for the first, is in a transaction block as far as
-/// warnings go (xact.c: CheckTransactionBlock).
+/// Since this version a statement in a pipeline, but for the first, is in a transaction block as
+/// far as warnings go (xact.c: CheckTransactionBlock).
 const BLOCKS_IN_PIPELINES: u32 = 17;
 
 /// A portal of the client's.
@@ -209,8 +209,8 @@ impl Choosing {
     /// Where what comes next is served.
     ///
     /// # Errors
-    /// 42501 where nobody is chosen and it has no home, or the last choice was refused; those of the
-    /// tenant's state.
+    /// 42501 where nobody is chosen and it has no home, or the last choice was refused; those of
+    /// the tenant's state.
     pub fn place(&self) -> Result<Place> {
         if self.barred {
             return Err(barred());
@@ -413,8 +413,8 @@ fn pairs_of(text: &str) -> Option<Vec<[String; 2]>> {
     serde_json::from_str(text).ok()
 }
 
-/// What a statement sets by `set_config`, by name: `text` and `types` of its Parse, the `rest` of a Bind
-/// behind its names. None: it sets in another way, or to what is not known.
+/// What a statement sets by `set_config`, by name: `text` and `types` of its Parse, the `rest` of a
+/// Bind behind its names. None: it sets in another way, or to what is not known.
 pub fn bound_values(
     text: &[u8],
     types: &[u8],
@@ -449,8 +449,8 @@ pub fn bound_values(
         .collect()
 }
 
-/// The `rest` of a Bind, behind its names, in which a variable that is `own` and is set to an empty value or NULL is
-/// set to what it is. None: it sets none so.
+/// The `rest` of a Bind, behind its names, in which a variable that is `own` and is set to an empty
+/// value or NULL is set to what it is. None: it sets none so.
 pub fn returned_bind<'o>(
     text: &[u8],
     rest: &[u8],

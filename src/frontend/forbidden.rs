@@ -5,8 +5,8 @@ use crate::error::{Error, Kind};
 use crate::protocol::startup::Startup;
 use crate::sql::guard::Guard;
 
-/// The first of a client's parameters that is not its to set, and what it is told. Only the proxy says whose context it
-/// is, whichever way the client spells it.
+/// The first of a client's parameters that is not its to set, and what it is told. Only the proxy
+/// says whose context it is, whichever way the client spells it.
 pub(super) fn forbidden_parameter<'a>(
     config: &Config,
     tenant: &Tenant,

@@ -14,10 +14,12 @@ use crate::net::stream::Stream;
 use crate::protocol::startup::{self, CancelKey, NEWEST, Packet, Startup, Version};
 use crate::tls::ALPN;
 
-/// First byte of a TLS record of a handshake, by which a direct TLS connection is told from a packet.
+/// First byte of a TLS record of a handshake, by which a direct TLS connection is told from a
+/// packet.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// Most bytes of the first packet that are looked at before it is read: enough for what most drivers send.
+/// Most bytes of the first packet that are looked at before it is read: enough for what most
+/// drivers send.
 const PEEK: usize = 512;
 
 /// How a client begins.
@@ -40,8 +42,8 @@ pub type Failed = (Option<Stream>, Error);
 /// Not cancel safe: the connection is then closed.
 ///
 /// # Errors
-/// 08P01 as [`startup::read`], 0A000 for a protocol version that is not spoken, 28000 where TLS is required and not used, 08006 for a
-/// handshake that fails.
+/// 08P01 as [`startup::read`], 0A000 for a protocol version that is not spoken, 28000 where TLS is
+/// required and not used, 08006 for a handshake that fails.
 pub async fn open(
     tcp: TcpStream,
     tls: Option<&TlsAcceptor>,
@@ -119,7 +121,8 @@ pub async fn open(
     }
 }
 
-/// The first byte, and the size of the first packet if all of it is here. None: the client left without a word.
+/// The first byte, and the size of the first packet if all of it is here. None: the client left
+/// without a word.
 fn peek(tcp: &TcpStream, cx: &mut Context<'_>) -> Poll<Option<(u8, Option<usize>)>> {
     let mut here = [0; PEEK];
     let mut here = ReadBuf::new(&mut here);

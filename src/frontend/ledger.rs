@@ -8,8 +8,8 @@
 //! ```
 //!
 //! It may believe that more is owed than is: then the server connection stays with its client. It
-//! never believes that less is owed, for then the next client would read this one's replies; where the
-//! protocol leaves it open, the ledger is `uncertain` and the connection is never reused.
+//! never believes that less is owed, for then the next client would read this one's replies; where
+//! the protocol leaves it open, the ledger is `uncertain` and the connection is never reused.
 
 use std::sync::Arc;
 
@@ -31,7 +31,8 @@ pub struct Failed {
 pub enum Reply {
     Forward,
     Swallow,
-    /// Nobody is owed it. The server connection is to be closed: nothing that comes behind it can be trusted.
+    /// Nobody is owed it. The server connection is to be closed: nothing that comes behind it can
+    /// be trusted.
     Unfit,
 }
 
@@ -84,7 +85,8 @@ pub enum Current<'a> {
     Query,
     Statement(&'a Statement),
     Text(&'a [u8]),
-    /// The statement without a name; as it was before messages that were sent since, if there are any.
+    /// The statement without a name; as it was before messages that were sent since, if there are
+    /// any.
     Unnamed(Option<&'a Unnamed>),
 }
 
@@ -98,7 +100,8 @@ pub struct Ledger {
     unsynced: bool,
     /// What is owed cannot be told any more.
     uncertain: bool,
-    /// The client has sent what a COPY may have swallowed beside Syncs: more may be owed than will be answered.
+    /// The client has sent what a COPY may have swallowed beside Syncs: more may be owed than will
+    /// be answered.
     lenient: bool,
     said: Said,
     /// Syncs that a COPY that failed may have swallowed or not.
@@ -211,7 +214,8 @@ impl Ledger {
                 self.said = Said::Part;
                 self.in_transaction = status != b'I';
                 self.failed_transaction = status == b'E';
-                // Leaving a failed transaction, or the savepoint that it returns to, drops the portals made in it.
+                // Leaving a failed transaction, or the savepoint that it returns to, drops the
+                // portals made in it.
                 self.portal_is_stale &= status == b'E';
                 let ended = self.ready(status == b'I');
                 self.portal_is_stale |= status == b'E' && matches!(ended, Some(Owed::Query(_)));
@@ -268,7 +272,8 @@ impl Ledger {
         self.lenient || !self.is_certain() || matches!(self.owed.front(), Some(Owed::NoPortal))
     }
 
-    /// Whether a reply fits what is owed. FATAL errors, which end the connection, are not asked about.
+    /// Whether a reply fits what is owed. FATAL errors, which end the connection, are not asked
+    /// about.
     fn fits(&mut self, tag: BackendTag, status: u8) -> bool {
         use BackendTag as Tag;
         if matches!(
@@ -319,8 +324,8 @@ impl Ledger {
         Some(fake)
     }
 
-    /// The statement of a name of the proxy's own that the message to be answered next has sent, and the client's name
-    /// of it.
+    /// The statement of a name of the proxy's own that the message to be answered next has sent,
+    /// and the client's name of it.
     pub fn renamed(&mut self) -> Option<(&[u8], &Statement)> {
         match self.front()? {
             Owed::Bind(_, Some((name, statement)))
@@ -344,8 +349,8 @@ impl Ledger {
         matches!(self.front(), Some(Owed::NoPortal))
     }
 
-    /// What an error would be about that comes now. Of portals it knows the one without a name. `obscure`: others, or
-    /// statements that are not known, were in use.
+    /// What an error would be about that comes now. Of portals it knows the one without a name.
+    /// `obscure`: others, or statements that are not known, were in use.
     pub fn current(&self, obscure: bool) -> Current<'_> {
         let mut owed = self.owed.iter();
         let front = owed.find(|owed| !matches!(owed, Owed::CopyEnd));
@@ -426,8 +431,8 @@ impl Ledger {
         !self.owed.is_empty() && self.is_certain()
     }
 
-    /// Whether the server skips a Query if an error comes now: it is about a message of the proxy's own ahead of it, and ends at a Sync
-    /// that the client does not send.
+    /// Whether the server skips a Query if an error comes now: it is about a message of the proxy's
+    /// own ahead of it, and ends at a Sync that the client does not send.
     pub fn would_skip_query(&self) -> bool {
         let is_copy = |owed: &&Owed| matches!(owed, Owed::Copy(_) | Owed::CloseCopy(_));
         self.owed.front().is_some_and(|front| is_copy(&front))
@@ -437,7 +442,8 @@ impl Ledger {
             )
     }
 
-    /// The name in the message to be answered next, if it is a Parse that the server was to refuse, and what it defines.
+    /// The name in the message to be answered next, if it is a Parse that the server was to refuse,
+    /// and what it defines.
     pub fn redefinition(&self) -> Option<(Name, Arc<Statement>)> {
         match self.owed.front()? {
             Owed::Redefine(name, statement) => Some((name.clone(), statement.clone())),
@@ -449,13 +455,14 @@ impl Ledger {
         !self.uncertain && self.doubtful == 0
     }
 
-    /// Whether that is open for any name: what a pipeline is asked at each of its messages, so it is not looked through.
+    /// Whether that is open for any name: what a pipeline is asked at each of its messages, so it
+    /// is not looked through.
     pub fn may_change_any(&self) -> bool {
         self.owed.ends() > 0 && self.owed.changes() > 0
     }
 
-    /// Whether it is open what `name`, now of `statement`, means on the server until the messages before the last Sync
-    /// (or Query) are answered.
+    /// Whether it is open what `name`, now of `statement`, means on the server until the messages
+    /// before the last Sync (or Query) are answered.
     pub fn may_change(&self, name: &[u8], statement: Option<&Arc<Statement>>) -> bool {
         if !self.may_change_any() {
             return false;
@@ -475,9 +482,9 @@ impl Ledger {
 
     /// What an Execute or Describe of the portal without a name would find if it were sent now.
     ///
-    /// A Query makes that portal, too, and if it fails in a transaction block, PostgreSQL keeps the portal, but not the
-    /// statement that it points to: up to 18 its use reads freed memory (exec_simple_query and AtAbort_Portals), and may
-    /// end all sessions of the server.
+    /// A Query makes that portal, too, and if it fails in a transaction block, PostgreSQL keeps the
+    /// portal, but not the statement that it points to: up to 18 its use reads freed memory
+    /// (exec_simple_query and AtAbort_Portals), and may end all sessions of the server.
     pub fn unnamed_portal(&self) -> UnnamedPortal {
         if self.binds_unnamed || (self.skipping && self.doubtful == 0) {
             return UnnamedPortal::Bound;
@@ -513,14 +520,14 @@ impl Ledger {
         !self.failed.is_empty()
     }
 
-    /// Messages about prepared statements that took no effect since this was last asked, in the order they were
-    /// sent.
+    /// Messages about prepared statements that took no effect since this was last asked, in the
+    /// order they were sent.
     pub fn take_failed(&mut self) -> Vec<Failed> {
         std::mem::take(&mut self.failed)
     }
 
-    /// The server skips all that it was sent, and the connection with it is given up. Returns whether a ReadyForQuery was
-    /// owed.
+    /// The server skips all that it was sent, and the connection with it is given up. Returns
+    /// whether a ReadyForQuery was owed.
     pub fn give_up(&mut self) -> bool {
         let owes_ready = self.has_sent_end();
         while let Some(message) = self.owed.pop_front() {
@@ -535,7 +542,8 @@ impl Ledger {
         self.idle && self.owed.is_empty() && self.is_certain()
     }
 
-    /// Whether it becomes clean, or comes to rest in a transaction, without another message from the client.
+    /// Whether it becomes clean, or comes to rest in a transaction, without another message from
+    /// the client.
     pub fn will_settle(&self) -> bool {
         self.is_certain()
             && !self.skipping
@@ -544,8 +552,8 @@ impl Ledger {
             && (!self.unsynced || !self.owed.is_empty())
     }
 
-    /// What the next ReadyForQuery would say if nothing happened before it: of the proxy's own answers. None: the
-    /// server answers nothing in a transaction that has failed but its end.
+    /// What the next ReadyForQuery would say if nothing happened before it: of the proxy's own
+    /// answers. None: the server answers nothing in a transaction that has failed but its end.
     pub fn status(&self) -> Option<u8> {
         match (self.failed_transaction, self.in_transaction) {
             (true, _) => None,
@@ -563,7 +571,8 @@ impl Ledger {
         self.owed.is_empty()
     }
 
-    /// Whether nothing was sent that a server would run: no statement, and nothing that ends a batch.
+    /// Whether nothing was sent that a server would run: no statement, and nothing that ends a
+    /// batch.
     pub fn runs_nothing(&self) -> bool {
         let is_run = |owed: &Owed| matches!(owed, Owed::Execute(_) | Owed::CopyEnd);
         !self.has_sent_end() && !self.owed.iter().any(is_run)
@@ -650,7 +659,8 @@ impl Ledger {
             }
         };
         self.front();
-        // While it is not set, no such message is owed: a pipeline of many Queries is not looked through for each.
+        // While it is not set, no such message is owed: a pipeline of many Queries is not looked
+        // through for each.
         self.unsynced = self.unsynced
             && self
                 .owed
@@ -663,7 +673,8 @@ impl Ledger {
     fn error(&mut self) {
         self.doubtful += self.copy.take().map_or(0, |copy| copy.swallowed);
         match self.front() {
-            // Its ReadyForQuery follows. A Sync may be malformed, and fail behind what failed before it.
+            // Its ReadyForQuery follows. A Sync may be malformed, and fail behind what failed
+            // before it.
             Some(owed) if owed.ends_with_ready() => self.said = Said::Failed,
             Some(_) => {
                 let mut skipped = false;

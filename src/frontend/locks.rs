@@ -1,9 +1,10 @@
 //! How much one transaction takes of the lock table, which all sessions of a server share.
 //!
-//! Each object that a transaction makes, changes or drops keeps an entry there until its end, and so does each savepoint
-//! behind which something was written. When the table is full (`max_locks_per_transaction` × `max_connections` entries),
-//! statements of everybody fail, and so does binding a session to a tenant. What functions of the database lock, and how
-//! many tables and indexes a query reads, is not seen here.
+//! Each object that a transaction makes, changes or drops keeps an entry there until its end, and
+//! so does each savepoint behind which something was written. When the table is full
+//! (`max_locks_per_transaction` × `max_connections` entries), statements of everybody fail, and so
+//! does binding a session to a tenant. What functions of the database lock, and how many tables and
+//! indexes a query reads, is not seen here.
 
 use crate::config::TransactionLimits;
 use crate::error::{Error, Kind, Result};
@@ -12,8 +13,8 @@ use crate::sql::effects::Effects;
 /// What the client's transaction has taken.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Locks {
-    /// Savepoints that the server has made, less those that were released. Where one RELEASE ends several, or a
-    /// ROLLBACK TO does, it is more than there are.
+    /// Savepoints that the server has made, less those that were released. Where one RELEASE ends
+    /// several, or a ROLLBACK TO does, it is more than there are.
     savepoints: u32,
     /// Objects in the texts that were sent.
     objects: u32,
@@ -50,7 +51,8 @@ impl Locks {
     /// The server has completed a command of this tag.
     ///
     /// # Errors
-    /// 53400: it was one too many. It was prepared before, or there would have been no need to find it out so late.
+    /// 53400: it was one too many. It was prepared before, or there would have been no need to find
+    /// it out so late.
     pub fn complete(&mut self, tag: &[u8], limits: &TransactionLimits) -> Result<()> {
         match tag {
             b"SAVEPOINT" => self.savepoints = self.savepoints.saturating_add(1),

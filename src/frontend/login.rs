@@ -332,7 +332,8 @@ async fn log_in(
     let verifier = match verifiers.known(&scope, &user, credential.as_deref()) {
         Some(verifier) => verifier,
         None => {
-            // A password's first use costs a millisecond that other clients of this worker should not wait.
+            // A password's first use costs a millisecond that other clients of this worker should
+            // not wait.
             let (app, user, credential) = (app.clone(), user.clone(), credential.clone());
             let derive = move || app.verifiers.verifier(&scope, &user, credential.as_deref());
             tokio::task::spawn_blocking(derive).await.map_err(|e| {
@@ -427,7 +428,8 @@ fn wrong_password(startup: &Startup) -> Error {
     )
 }
 
-/// Whose credential decides: the tenant's (or the console's) name, the user's, and what it must prove.
+/// Whose credential decides: the tenant's (or the console's) name, the user's, and what it must
+/// prove.
 fn credential_of(
     config: &Config,
     claim: &Claim,
@@ -455,7 +457,8 @@ fn negotiate(startup: &Startup, greeting: &mut Replies) {
     }
 }
 
-/// The SASL exchange. Some: the client proved that it knows the password, and this is to be said last.
+/// The SASL exchange. Some: the client proved that it knows the password, and this is to be said
+/// last.
 async fn authenticate(
     door: &Door,
     stream: &mut Stream,
@@ -489,8 +492,8 @@ fn left(error: std::io::Error) -> Error {
         .untold()
 }
 
-/// The body of the next message, which must be a password message. Reads exactly that: what follows belongs to
-/// the session.
+/// The body of the next message, which must be a password message. Reads exactly that: what follows
+/// belongs to the session.
 async fn password_message(stream: &mut Stream, inbox: &mut Buffer) -> Result<Vec<u8>> {
     loop {
         if let Some(header) = Header::read(inbox.bytes()) {
@@ -530,7 +533,8 @@ fn permit(
     crate::tenant::state::ClientGuard,
     Option<Wanted>,
 )> {
-    // A physical replication connection is to no database; clients name "replication" for want of one.
+    // A physical replication connection is to no database; clients name "replication" for want of
+    // one.
     if !database_known && startup.replication != Some(Replication::Physical) {
         let name = startup.database.as_deref().unwrap_or(&startup.user);
         return Err(Error::new(
@@ -538,7 +542,8 @@ fn permit(
             format!("database \"{name}\" does not exist"),
         ));
     }
-    // A parameter (of `options`) that would be read as a part of the login on a connection made for this client.
+    // A parameter (of `options`) that would be read as a part of the login on a connection made for
+    // this client.
     let is_of_login = |name: &str| {
         matches!(
             name,
@@ -580,7 +585,8 @@ fn permit(
     Ok((place, placement, guard, replication))
 }
 
-/// The run-time parameters the client asks for; of one given twice the last counts, as in PostgreSQL.
+/// The run-time parameters the client asks for; of one given twice the last counts, as in
+/// PostgreSQL.
 fn settings(startup: &Startup) -> Settings {
     startup
         .parameters

@@ -1,5 +1,5 @@
-//! The messages that a server owes replies to, one by one and in their queue; what becomes of them is the
-//! [ledger](crate::frontend::ledger)'s.
+//! The messages that a server owes replies to, one by one and in their queue; what becomes of them
+//! is the [ledger](crate::frontend::ledger)'s.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -19,7 +19,8 @@ pub enum Owed {
     Sync,
     /// A Parse; of a named statement in transaction pooling if one is given.
     Parse(Option<Arc<Statement>>, Undo),
-    /// A Parse of a name that the server has as the client calls it, and so refuses; what it would be.
+    /// A Parse of a name that the server has as the client calls it, and so refuses; what it would
+    /// be.
     Redefine(Name, Arc<Statement>),
     /// And the statement that it names, if the proxy has sent another name in its place.
     Bind(Portal, Option<(Name, Arc<Statement>)>),
@@ -36,14 +37,14 @@ pub enum Owed {
     /// The client's Parse or Close was not sent: the proxy answers in its place.
     FakeParse(Undo),
     FakeClose(Undo),
-    /// Sent in place of what the client may not run, so that the server fails it there; the body of the error that the
-    /// client is told instead. `ready`: in place of a Query or FunctionCall.
+    /// Sent in place of what the client may not run, so that the server fails it there; the body of
+    /// the error that the client is told instead. `ready`: in place of a Query or FunctionCall.
     Refused {
         ready: bool,
         error: Arc<[u8]>,
     },
-    /// Sent in place of an Execute or Describe of the portal without a name, where what PostgreSQL has by that name is no
-    /// client's: the same of [`NO_PORTAL`].
+    /// Sent in place of an Execute or Describe of the portal without a name, where what PostgreSQL
+    /// has by that name is no client's: the same of [`NO_PORTAL`].
     NoPortal,
     /// CopyDone or CopyFail: no reply of its own, but the end of a COPY.
     CopyEnd,
@@ -160,7 +161,8 @@ impl Owed {
         matches!(self.undo(), Some(Undo::Unnamed(..)))
     }
 
-    /// If it takes no effect, whether the connection's unnamed statement is the client's is not what it is taken for.
+    /// If it takes no effect, whether the connection's unnamed statement is the client's is not
+    /// what it is taken for.
     pub fn opens_unnamed(&self) -> bool {
         matches!(
             self,
@@ -200,8 +202,8 @@ thread_local! {
 const MAX_SPARE: usize = 64;
 const MAX_ROOM: usize = 32;
 
-/// What is owed, in order. It takes its memory from [`SPARE`] and leaves it there; and it counts what is asked for at each message
-/// of a pipeline.
+/// What is owed, in order. It takes its memory from [`SPARE`] and leaves it there; and it counts
+/// what is asked for at each message of a pipeline.
 #[derive(Debug)]
 pub struct OwedQueue {
     owed: VecDeque<Owed>,

@@ -23,7 +23,8 @@ pub enum Unnamed {
     #[default]
     None,
     Known(Arc<Parse>),
-    /// Too long to be remembered: it exists where it was parsed, and only there. And what it may do to the session.
+    /// Too long to be remembered: it exists where it was parsed, and only there. And what it may do
+    /// to the session.
     TooLong(Box<Effects>),
 }
 

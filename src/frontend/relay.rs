@@ -64,8 +64,8 @@ const HIGH_WATER: usize = 64 * 1024;
 /// socket takes before a server that sends to nobody notices.
 const PLAY_OUT_LIMIT: usize = 1 << 20;
 
-/// And for this long, unless it is a COMMIT that it is at: then the server connection is closed, and what runs on it is
-/// cancelled. Direct, PostgreSQL would go on to the end of the statement.
+/// And for this long, unless it is a COMMIT that it is at: then the server connection is closed,
+/// and what runs on it is cancelled. Direct, PostgreSQL would go on to the end of the statement.
 const PLAY_OUT_TIME: Duration = Duration::from_millis(500);
 
 /// A client's socket and what the proxy knows of its session.
@@ -104,8 +104,8 @@ impl ClientSide {
         })
     }
 
-    /// Waits until all that the client was told has left for the operating system, or it takes no more, or is killed: as a server that
-    /// closes a connection does.
+    /// Waits until all that the client was told has left for the operating system, or it takes no
+    /// more, or is killed: as a server that closes a connection does.
     pub async fn told(&mut self, handle: &ClientHandle) {
         poll_fn(|cx| {
             handle.calls(cx.waker());
@@ -127,10 +127,11 @@ impl ClientSide {
 /// Why a relay ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum End {
-    /// Nothing is owed, no transaction is open; in session pooling, and for a client that keeps its connection, if
-    /// there is something to see to.
+    /// Nothing is owed, no transaction is open; in session pooling, and for a client that keeps its
+    /// connection, if there is something to see to.
     Clean,
-    /// The client asks for sequence values that on this connection are another's. Nothing of it was sent.
+    /// The client asks for sequence values that on this connection are another's. Nothing of it was
+    /// sent.
     ForeignSequence,
     /// The client said Terminate, closed its side, or is refused (see [`Relay::refusal`]).
     ClientGone,
@@ -138,8 +139,9 @@ pub enum End {
     Called,
     /// The server closed the connection; the client was sent all it said.
     ServerGone,
-    /// The change of tenant ahead of the client's bytes failed, and the server skipped these. The client was told the
-    /// error, and of the end of its batch if that was `answered`; `stray` bytes of its last message are still to come.
+    /// The change of tenant ahead of the client's bytes failed, and the server skipped these. The
+    /// client was told the error, and of the end of its batch if that was `answered`; `stray` bytes
+    /// of its last message are still to come.
     NotSwitched { answered: bool, stray: usize },
 }
 
@@ -155,8 +157,8 @@ pub struct Relay<'a> {
     /// Session pooling, or the connection is pinned: a clean point is no end.
     pub keep: bool,
     pub ledger: Ledger,
-    /// Why the client is not heard any more: 08P01 for bytes that are not the protocol, 54000 for a statement too
-    /// long for transaction pooling.
+    /// Why the client is not heard any more: 08P01 for bytes that are not the protocol, 54000 for a
+    /// statement too long for transaction pooling.
     refused: Option<Error>,
     /// Bytes of a frame that is passing, still to come from the client and from the server.
     client_rest: usize,
@@ -164,7 +166,8 @@ pub struct Relay<'a> {
     /// What is still to come from the server of a frame is not for the client.
     swallows_rest: bool,
     transaction_began: Option<Instant>,
-    /// Since what was sent first that no ReadyForQuery has answered; or since the last one, if more was sent before that.
+    /// Since what was sent first that no ReadyForQuery has answered; or since the last one, if more
+    /// was sent before that.
     statement_began: Option<Instant>,
     /// Once it was asked for: the clock is read once for all that one read has brought.
     now: Option<Instant>,
@@ -189,8 +192,8 @@ pub struct Relay<'a> {
     /// The change is acknowledged, and nothing of the client's was answered since.
     just_switched: bool,
     hold: Hold,
-    /// What the client says next waits until what it said before the last Sync is answered: that decides what the name
-    /// of a statement means.
+    /// What the client says next waits until what it said before the last Sync is answered: that
+    /// decides what the name of a statement means.
     name_is_open: bool,
     /// The server was asked to answer what it can, since a lot is owed.
     flush_asked: bool,
@@ -218,8 +221,9 @@ pub struct Relay<'a> {
     silences: Option<Box<[Silence; 2]>>,
 }
 
-/// After a statement that may change the session, the client is not heard until it is answered: what it
-/// sent behind it must find its tenant context, and its statements, as the proxy knows them.
+/// After a statement that may change the session, the client is not heard until it is answered:
+/// what it sent behind it must find its tenant context, and its statements, as the proxy knows
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hold {
     No,
@@ -298,7 +302,8 @@ impl<'a> Relay<'a> {
 
     /// Relays until the [`End`].
     ///
-    /// Cancel safe in that nothing is lost, but the server connection is then in an unknown state: close it.
+    /// Cancel safe in that nothing is lost, but the server connection is then in an unknown state:
+    /// close it.
     ///
     /// # Errors
     /// 08006 for bytes of the server that are not the protocol.
@@ -307,8 +312,9 @@ impl<'a> Relay<'a> {
     }
 
     /// After the client has closed its side: lets the server finish what it was sent, as it would
-    /// direct. The client is sent the replies for as long as it takes them. True: the connection came to a clean
-    /// point. If it cannot, the server is told that the client has gone, and ends as it would direct.
+    /// direct. The client is sent the replies for as long as it takes them. True: the connection
+    /// came to a clean point. If it cannot, the server is told that the client has gone, and ends
+    /// as it would direct.
     pub async fn play_out(&mut self) -> bool {
         let mut thrown_away = 0;
         let in_time = poll_fn(|cx| self.poll_play_out(cx, &mut thrown_away));
@@ -378,7 +384,8 @@ impl<'a> Relay<'a> {
             && self.client.outbox.is_drained()
     }
 
-    /// Tells the server what the client said last: Terminate, the start of a message, or nothing. Never a whole message.
+    /// Tells the server what the client said last: Terminate, the start of a message, or nothing.
+    /// Never a whole message.
     fn part(&mut self) {
         self.parted = true;
         if self.client_rest > 0 {
@@ -487,7 +494,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// Whether the client or the server have acknowledged nothing for as long as TCP's keepalives would wait for.
+    /// Whether the client or the server have acknowledged nothing for as long as TCP's keepalives
+    /// would wait for.
     fn look_at_ends(&mut self) -> Option<Result<End>> {
         let now = Instant::now();
         let patience = self.server.server().tcp_keepalives.patience();
@@ -502,7 +510,8 @@ impl<'a> Relay<'a> {
             .then(|| Err(replies::lost("the server is gone without a word")))
     }
 
-    /// Whether a client that keeps its connection may have changed its session, or its tenant context.
+    /// Whether a client that keeps its connection may have changed its session, or its tenant
+    /// context.
     fn has_something_to_see_to(&self) -> bool {
         let ClientSide {
             state, statements, ..

@@ -1,14 +1,16 @@
 //! Replication clients: pg_basebackup, pg_receivewal, standbys, logical subscribers.
 //!
-//! Each has a server connection of its own, logged in with its own startup parameters: a walsender takes no
-//! FunctionCall and, before PostgreSQL 17, no extended query, so nothing can be set on it afterwards. It counts in the
-//! instance's budget and the tenant's limits like any other, is never shared, and is closed when the client leaves.
+//! Each has a server connection of its own, logged in with its own startup parameters: a walsender
+//! takes no FunctionCall and, before PostgreSQL 17, no extended query, so nothing can be set on it
+//! afterwards. It counts in the instance's budget and the tenant's limits like any other, is never
+//! shared, and is closed when the client leaves.
 //!
-//! What a walsender sends is of the whole instance or of a whole database, so only a tenant that has a server of its own
-//! may have one ([`permit`]).
+//! What a walsender sends is of the whole instance or of a whole database, so only a tenant that
+//! has a server of its own may have one ([`permit`]).
 //!
-//! A stream hardly ever comes to a clean point. A reload that takes the tenant, or its user, away therefore ends it
-//! between two messages; while the proxy stops, it may go on until `timeouts.shutdown`, since a backup may be under way.
+//! A stream hardly ever comes to a clean point. A reload that takes the tenant, or its user, away
+//! therefore ends it between two messages; while the proxy stops, it may go on until
+//! `timeouts.shutdown`, since a backup may be under way.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -31,8 +33,8 @@ use crate::protocol::buffer::Buffer;
 use crate::tenant::state::TenantState;
 use crate::timer;
 
-/// Whether a tenant may replicate: one that has a server of its own by its placement. What its role may is PostgreSQL's to
-/// say: it needs the attribute REPLICATION.
+/// Whether a tenant may replicate: one that has a server of its own by its placement. What its role
+/// may is PostgreSQL's to say: it needs the attribute REPLICATION.
 ///
 /// # Errors
 /// 0A000.
@@ -181,7 +183,8 @@ impl Client {
         Ok((pool, lease))
     }
 
-    /// Relays until the client or the server leaves, or it must end, and tells the client so if it can be told.
+    /// Relays until the client or the server leaves, or it must end, and tells the client so if it
+    /// can be told.
     async fn run(&self, mut side: ClientSide, pool: &Pool, lease: &mut Lease) {
         self.registered.take_hold(lease.fence());
         self.registered.set_activity(Activity::Active);

@@ -1,4 +1,5 @@
-//! The life of a client that was welcomed: wait for a message, check a server connection out, relay, give it back.
+//! The life of a client that was welcomed: wait for a message, check a server connection out,
+//! relay, give it back.
 //!
 //! ```text
 //!   welcome ──► Idle ──message──► Waiting ──grant──► Active ──clean point──► Idle
@@ -9,8 +10,9 @@
 //!
 //! What is idle for a while is [parked](parking).
 //!
-//! In session pooling the client has a server connection from the start and keeps it. In transaction pooling it
-//! keeps one for as long as that holds something of its session that cannot be carried along (`state`).
+//! In session pooling the client has a server connection from the start and keeps it. In
+//! transaction pooling it keeps one for as long as that holds something of its session that cannot
+//! be carried along (`state`).
 
 pub mod parking;
 
@@ -47,8 +49,8 @@ use crate::sql::guard::Guard;
 use crate::timer;
 use crate::workers::WorkerId;
 
-/// While a client waits for a server connection, this much of what it sends is read ahead: enough to see
-/// that it has left.
+/// While a client waits for a server connection, this much of what it sends is read ahead: enough
+/// to see that it has left.
 const READ_AHEAD: usize = 64 * 1024;
 
 /// How often sources of functions are looked up for one transaction: functions call functions.
@@ -73,8 +75,9 @@ enum Departure {
     Parks,
 }
 
-/// The life of a client on one worker: in a task of its own, which is of the size of what it needs while it is idle. That is why what goes
-/// before is boxed, and what it needs while it does something, too.
+/// The life of a client on one worker: in a task of its own, which is of the size of what it needs
+/// while it is idle. That is why what goes before is boxed, and what it needs while it does
+/// something, too.
 pub async fn live(begun: Pin<Box<impl Future<Output = Option<Box<Session>>>>>) {
     let Some(mut session) = begun.await.map(|session| *session) else {
         return;
@@ -309,7 +312,8 @@ impl Session {
         self.may_park() && is_still && self.lease.is_none() && stream.can_detach()
     }
 
-    /// From a message of the client that is there to the clean point behind it. `Break`: the client has left.
+    /// From a message of the client that is there to the clean point behind it. `Break`: the client
+    /// has left.
     async fn serve_message(&mut self) -> Result<ControlFlow<()>> {
         if self.side.choosing.is_some() {
             return Box::pin(self.serve_application()).await;
@@ -368,8 +372,8 @@ impl Session {
                 let size = frame_size(header)?;
                 match FrontendTag(header.tag) {
                     FrontendTag::TERMINATE => return Poll::Ready(Ok(Woken::Gone)),
-                    // The rest of a COPY that failed, a Flush of nothing: PostgreSQL passes over them, and no
-                    // server connection is worth them.
+                    // The rest of a COPY that failed, a Flush of nothing: PostgreSQL passes over
+                    // them, and no server connection is worth them.
                     FrontendTag::FLUSH
                     | FrontendTag::COPY_DATA
                     | FrontendTag::COPY_DONE
@@ -423,7 +427,8 @@ impl Session {
         }
     }
 
-    /// An idle connection that carries all the client needs. Else what else was granted, if anything was.
+    /// An idle connection that carries all the client needs. Else what else was granted, if
+    /// anything was.
     fn checkout_at_once(&self) -> Result<Lease, Option<Grant>> {
         let settings = &self.side.settings;
         self.standing.pool.try_lease(
@@ -519,7 +524,8 @@ impl Session {
         waited
     }
 
-    /// While waiting in line or for a rate: ready when the client has left (None), or its wait was cancelled or must end.
+    /// While waiting in line or for a rate: ready when the client has left (None), or its wait was
+    /// cancelled or must end.
     fn poll_wait(&mut self, cx: &mut TaskContext<'_>) -> Poll<Option<Error>> {
         self.standing.registered.calls(cx.waker());
         if self.standing.registered.must_go() {
@@ -542,8 +548,8 @@ impl Session {
         Poll::Pending
     }
 
-    /// Relays on a lease until it is given back or the client is at its end (`Break`). `waited`: for how long the client did
-    /// for it.
+    /// Relays on a lease until it is given back or the client is at its end (`Break`). `waited`:
+    /// for how long the client did for it.
     async fn use_lease(
         &mut self,
         mut lease: Lease,
@@ -622,8 +628,9 @@ impl Session {
             && !statements.is_some_and(Statements::must_tidy)
     }
 
-    /// Gives back what one client had to itself. It may hold anything of its session, which ends here: as where
-    /// there is no pool, its locks, tables and subscriptions do not stay until the next client comes.
+    /// Gives back what one client had to itself. It may hold anything of its session, which ends
+    /// here: as where there is no pool, its locks, tables and subscriptions do not stay until the
+    /// next client comes.
     async fn scrub(&self, mut lease: Lease) {
         lease.busy = true;
         let deadline = self.standing.connect_timeout();
@@ -638,8 +645,8 @@ impl Session {
         }
     }
 
-    /// Sees to what the client may have left in its session: what can be is carried along from here on; for what
-    /// cannot, the client keeps the server connection. True: it need not.
+    /// Sees to what the client may have left in its session: what can be is carried along from here
+    /// on; for what cannot, the client keeps the server connection. True: it need not.
     async fn settle(&mut self, lease: &mut Lease) -> Result<bool> {
         let in_transactions = self.standing.route.pooling == Pooling::Transaction;
         lease.busy = true;
@@ -812,7 +819,8 @@ impl Session {
         (end, clean)
     }
 
-    /// Sets the tenant context, and the client's settings, again for a client that keeps its connection.
+    /// Sets the tenant context, and the client's settings, again for a client that keeps its
+    /// connection.
     async fn renew(&mut self, lease: &mut Lease) -> Result<()> {
         let wanted = self.binding();
         let deadline = self.standing.connect_timeout();
@@ -823,8 +831,8 @@ impl Session {
         Ok(())
     }
 
-    /// As [`look_around`](Self::look_around), for a client that holds a server connection: it cannot go
-    /// on at another instance, but it can take the connection to another worker.
+    /// As [`look_around`](Self::look_around), for a client that holds a server connection: it
+    /// cannot go on at another instance, but it can take the connection to another worker.
     fn look_around_holding(&mut self) -> Result<bool> {
         let (pool, route) = (self.standing.pool.clone(), self.standing.route.clone());
         let elsewhere = self.look_around()?;

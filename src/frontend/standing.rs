@@ -1,4 +1,5 @@
-//! What a client is to the proxy, whatever it does at the moment: whose it is, where it belongs, what it is counted in.
+//! What a client is to the proxy, whatever it does at the moment: whose it is, where it belongs,
+//! what it is counted in.
 
 use std::sync::Arc;
 use std::time::Duration;

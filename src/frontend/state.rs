@@ -6,8 +6,9 @@
 //!                                                        pinned:  what only this server connection has
 //! ```
 //!
-//! In session pooling the client keeps its connection anyway; there only the tenant context matters, which
-//! the client may have changed, and what it gave at startup, to which RESET must return.
+//! In session pooling the client keeps its connection anyway; there only the tenant context
+//! matters, which the client may have changed, and what it gave at startup, to which RESET must
+//! return.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +27,8 @@ use crate::sql::effects::{Effects, What};
 enum Watch {
     /// Session pooling, with nothing to bring back.
     Nothing,
-    /// Session pooling: what may change the tenant context, or return to what the server connection began with.
+    /// Session pooling: what may change the tenant context, or return to what the server connection
+    /// began with.
     Resets,
     /// Transaction pooling: all of it.
     Everything,
@@ -61,7 +63,8 @@ pub struct SessionState {
     discarded: bool,
     /// The server may not have reported what the client set, since the last tenant had it so.
     reports_doubted: bool,
-    /// Since the last clean point something failed or was rolled back, so that what texts set may not be set.
+    /// Since the last clean point something failed or was rolled back, so that what texts set may
+    /// not be set.
     failed: bool,
     /// What of its temporary objects was asked of the server, while it has any.
     own: Option<Box<Own>>,
@@ -141,7 +144,8 @@ impl SessionState {
         self.pins.contains(Pins::STUCK) || self.suspected.what.contains(What::STUCK)
     }
 
-    /// Whether code, and with it an extension or a language, may have been made since the last clean point.
+    /// Whether code, and with it an extension or a language, may have been made since the last
+    /// clean point.
     pub fn may_have_made_code(&self) -> bool {
         self.suspected.what.contains(What::DEFINES)
     }
@@ -159,8 +163,9 @@ impl SessionState {
         }
     }
 
-    /// Whether the change of tenant went ahead of what the client says now. PostgreSQL reports what is other than when it last
-    /// reported, and between the last tenant's end and the client's first message it did not.
+    /// Whether the change of tenant went ahead of what the client says now. PostgreSQL reports what
+    /// is other than when it last reported, and between the last tenant's end and the client's
+    /// first message it did not.
     pub fn doubt_reports(&mut self, doubted: bool) {
         self.reports_doubted = doubted;
     }
@@ -196,8 +201,9 @@ impl SessionState {
         self.context_in_doubt |= may_change_context(effects);
     }
 
-    /// Whether parameters that change what a statement means may be other than is known: texts since the last clean
-    /// point, of the batch at hand too, or functions that they call, have set or reset some, or may have.
+    /// Whether parameters that change what a statement means may be other than is known: texts
+    /// since the last clean point, of the batch at hand too, or functions that they call, have set
+    /// or reset some, or may have.
     pub fn may_have_changed_meaning(&self, functions: &Functions) -> bool {
         let suspected = &self.suspected;
         if may_change_meaning(suspected) {
@@ -228,7 +234,8 @@ impl SessionState {
             .intersects(What::CREATES | What::DROPS | What::OPAQUE)
     }
 
-    /// What was noted since the last clean point was never run, and the connection at hand is given up.
+    /// What was noted since the last clean point was never run, and the connection at hand is given
+    /// up.
     pub fn give_up(&mut self) {
         self.suspected = Effects::default();
         self.discarded = false;
@@ -250,12 +257,14 @@ impl SessionState {
         self.discarded = true;
     }
 
-    /// Whether the session is as after login: it was discarded, and nothing can have been left in it since.
+    /// Whether the session is as after login: it was discarded, and nothing can have been left in
+    /// it since.
     pub fn is_discarded(&self) -> bool {
         self.discarded
     }
 
-    /// Was something else sent in the same pipeline, it may have come behind the DISCARD ALL: then all is asked.
+    /// Was something else sent in the same pipeline, it may have come behind the DISCARD ALL: then
+    /// all is asked.
     fn doubt_discard(&mut self) {
         let suspected = &self.suspected;
         let is_alone = (suspected.what - What::CONTROL).is_empty()
@@ -348,8 +357,8 @@ impl SessionState {
         question
     }
 
-    /// Whether to look up what the session may have called, or set off, of its own temporary objects. `what`: all that it did
-    /// since the last clean point.
+    /// Whether to look up what the session may have called, or set off, of its own temporary
+    /// objects. `what`: all that it did since the last clean point.
     fn must_ask_for_own(&mut self, what: What, settings: &Settings) -> bool {
         if what.intersects(What::CREATES | What::DROPS | What::TEMPORARY) {
             // What was known of them may be true no more.
@@ -395,8 +404,9 @@ impl SessionState {
         self.suspected.what |= What::OPAQUE;
     }
 
-    /// Takes over what the server says, which is None if it would not. Afterwards `settings` are what the client has, and
-    /// `applied` what the connection has. `login`: the role of the server connection.
+    /// Takes over what the server says, which is None if it would not. Afterwards `settings` are
+    /// what the client has, and `applied` what the connection has. `login`: the role of the server
+    /// connection.
     pub fn answer(
         &mut self,
         question: &Question,
@@ -457,11 +467,12 @@ impl SessionState {
         let all = self.suspected.what.contains(What::RESETS_ALL);
         let mut now = (**settings).clone();
         for (name, value) in &answer.settings {
-            // It has the value that a session begins with, and there is nothing to undo on the connection: the role may be
-            // one that may not even reset it.
+            // It has the value that a session begins with, and there is nothing to undo on the
+            // connection: the role may be one that may not even reset it.
             let is_unset = answer.resets.contains(name);
             if is_unset && !(all || self.resets(name)) {
-                // Setting it failed, or was taken back. It is not carried to other connections, where it would fail again.
+                // Setting it failed, or was taken back. It is not carried to other connections,
+                // where it would fail again.
                 applied.remove(name);
                 continue;
             }
@@ -472,8 +483,8 @@ impl SessionState {
                 Some(value) if !is_unset => applied.insert(name.clone(), value.clone()),
                 _ => applied.remove(name),
             };
-            // A RESET that failed, or was rolled back, has changed nothing. Parameters of the application's own are in no
-            // catalog; reset, they are empty.
+            // A RESET that failed, or was rolled back, has changed nothing. Parameters of the
+            // application's own are in no catalog; reset, they are empty.
             let is_own = name.contains('.') && value.is_some_and(String::is_empty);
             let reset = (all || self.resets(name))
                 && (value.is_none() || is_own || answer.resets.contains(name));
@@ -548,7 +559,8 @@ fn may_change_context(effects: &Effects) -> bool {
         || !effects.functions.is_empty()
 }
 
-/// Whether an object may have been made in the temporary schema because that is where `search_path` begins.
+/// Whether an object may have been made in the temporary schema because that is where `search_path`
+/// begins.
 fn makes_temporary_by_path(what: What, settings: &Settings) -> bool {
     what.contains(What::CREATES)
         && settings

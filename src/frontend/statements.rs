@@ -1,8 +1,8 @@
 //! The prepared statements of one client in transaction pooling, by the names the client gave them,
 //! and how the messages that name one are rewritten for the server connection at hand.
 //!
-//! A statement that the connection has not parsed yet is parsed just before its use; a Parse of
-//! one that it has is answered by the proxy. A Close only ends the client's name: the connection keeps
+//! A statement that the connection has not parsed yet is parsed just before its use; a Parse of one
+//! that it has is answered by the proxy. A Close only ends the client's name: the connection keeps
 //! the statement for others.
 
 mod in_sql;
@@ -31,7 +31,8 @@ pub use self::in_sql::reserved;
 const MAX_UNNAMED: usize = 64 * 1024;
 /// Longest unnamed statement that is brought back after one in its place was skipped, in bytes.
 const MAX_UNDONE: usize = 4096;
-/// A definition from this size on is checked against what all named statements of one client may take.
+/// A definition from this size on is checked against what all named statements of one client may
+/// take.
 const LARGE: usize = 1024;
 /// Longest Parse of a named statement, and longest names in a Bind, in bytes.
 const MAX_COLLECTED: usize = 1 << 20;
@@ -52,7 +53,8 @@ pub struct Statements {
     checks_binds: bool,
 }
 
-/// The named statements of a client. Most clients have none, or are idle, so what is always there is small.
+/// The named statements of a client. Most clients have none, or are idle, so what is always there
+/// is small.
 #[derive(Default)]
 #[expect(clippy::box_collection, reason = "a map is of 48 bytes, empty or not")]
 struct Named(Option<Box<HashMap<Name, Known>>>);
@@ -142,7 +144,8 @@ fn too_long_names() -> Error {
     )
 }
 
-/// Puts the client's name of a statement into a server's error in place of the proxy's. None: it is not in it.
+/// Puts the client's name of a statement into a server's error in place of the proxy's. None: it is
+/// not in it.
 pub fn translate(error: &[u8], name: &[u8], statement: &Statement) -> Option<Vec<u8>> {
     let ours = statement.server_name().as_bytes();
     let at = error
@@ -296,8 +299,8 @@ impl Statements {
         }
     }
 
-    /// Deals with a Parse, Bind, Describe or Close frame of `size` bytes, of which `bytes` holds the first. A malformed
-    /// one passes as it is: the server says what is wrong with it.
+    /// Deals with a Parse, Bind, Describe or Close frame of `size` bytes, of which `bytes` holds
+    /// the first. A malformed one passes as it is: the server says what is wrong with it.
     ///
     /// # Errors
     /// 54000 for a message too long to be held.
@@ -572,7 +575,8 @@ impl Statements {
         }
     }
 
-    /// What a Parse defines. What SQL EXECUTE of a name gives back is settled when it is parsed, and a name is a client's own.
+    /// What a Parse defines. What SQL EXECUTE of a name gives back is settled when it is parsed,
+    /// and a name is a client's own.
     fn intern(&mut self, definition: &[u8], target: &Target<'_>) -> Arc<Statement> {
         let meaning = self.meaning(target);
         let intern = |meaning| (target.interner).intern(definition, meaning, target.backslashes);
@@ -696,8 +700,8 @@ impl Statements {
         Ok(Rewritten::Consumed(names))
     }
 
-    /// A Parse of a named statement that is too long to be held: only the connection at hand has it, by the client's own
-    /// name, and the client keeps that connection.
+    /// A Parse of a named statement that is too long to be held: only the connection at hand has
+    /// it, by the client's own name, and the client keeps that connection.
     fn long_parse(&mut self, body: &[u8], target: &mut Target<'_>) -> Result<Rewritten> {
         let Some((name, _)) = split_cstr(body) else {
             return Ok(Rewritten::NeedMore);
@@ -714,8 +718,9 @@ impl Statements {
         Ok(Rewritten::Consumed(0))
     }
 
-    /// Sees to it that the statement the client calls `name`, which is `known` by it, is on the server connection. None: it is the
-    /// unnamed one, or the client has none of that name, and the server will say so.
+    /// Sees to it that the statement the client calls `name`, which is `known` by it, is on the
+    /// server connection. None: it is the unnamed one, or the client has none of that name, and the
+    /// server will say so.
     fn provide(
         &mut self,
         name: &[u8],
@@ -752,9 +757,10 @@ impl Statements {
         Some((name, known.statement))
     }
 
-    /// As [`known`](Self::known). A statement that has to be parsed on the connection means there what the client's
-    /// settings say now. If it meant something else before, it becomes another statement: those who share it
-    /// must find it as they know it, and what it does must be what is known of it.
+    /// As [`known`](Self::known). A statement that has to be parsed on the connection means there
+    /// what the client's settings say now. If it meant something else before, it becomes another
+    /// statement: those who share it must find it as they know it, and what it does must be what is
+    /// known of it.
     fn known_on(&mut self, name: &[u8], target: &mut Target<'_>) -> Option<(Name, Known)> {
         let (name, mut known) = self.known(name)?;
         let has = target.parsed.touch(&known.statement, known.since);
@@ -787,13 +793,14 @@ fn ensure_parsed(known: &Known, target: &mut Target<'_>) {
     }
 }
 
-/// Whether a text names statements that may not be what they are taken for, until what was sent is answered.
+/// Whether a text names statements that may not be what they are taken for, until what was sent is
+/// answered.
 fn must_wait_to_name(effects: &Effects, target: &Target<'_>) -> bool {
     !effects.uses.is_empty() && target.ledger.owes_ready()
 }
 
-/// Whether the server connection has the statement and would parse it again. If that is open, or its transaction has
-/// failed, the server is to say itself what comes of a Parse.
+/// Whether the server connection has the statement and would parse it again. If that is open, or
+/// its transaction has failed, the server is to say itself what comes of a Parse.
 fn surely_has(known: &Known, target: &mut Target<'_>) -> Has {
     let has = target.parsed.touch(&known.statement, known.since);
     if has == Has::Yes && !target.ledger.is_healthy() {

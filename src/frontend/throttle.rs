@@ -1,7 +1,8 @@
 //! Keeps a client within the rates of its tenant, placement, server and proxy.
 //!
-//! Each statement is paid for at one level after the other, the tenant's own first, so that what waits for its tenant's rate
-//! does not use what others share. Paid for is a Query, a FunctionCall, an Execute, and a Sync with no Execute before it.
+//! Each statement is paid for at one level after the other, the tenant's own first, so that what
+//! waits for its tenant's rate does not use what others share. Paid for is a Query, a FunctionCall,
+//! an Execute, and a Sync with no Execute before it.
 //!
 //! Only clients that have a rate have a [`Throttle`]; for the others all this is one branch.
 
@@ -106,8 +107,8 @@ impl Throttle {
         }
     }
 
-    /// Pays for the client's next statement, unless that was done. `may_refuse`: it need not be sent if it would have
-    /// to wait too long.
+    /// Pays for the client's next statement, unless that was done. `may_refuse`: it need not be
+    /// sent if it would have to wait too long.
     pub fn pay(&mut self, may_refuse: bool) -> Toll {
         if self.has_paid {
             return Toll::Paid;
@@ -185,7 +186,8 @@ impl Throttle {
         }
     }
 
-    /// Bytes were sent to the client. True: no more are to be until [`poll_slow`](Self::poll_slow) is ready.
+    /// Bytes were sent to the client. True: no more are to be until [`poll_slow`](Self::poll_slow)
+    /// is ready.
     pub fn note_received(&mut self, bytes: usize) -> bool {
         let now = Instant::now();
         let waits = self

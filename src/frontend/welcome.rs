@@ -1,5 +1,5 @@
-//! From a login to a session: at a worker of its instance the client is told that it is in, the parameters of its server and its cancel
-//! key.
+//! From a login to a session: at a worker of its instance the client is told that it is in, the
+//! parameters of its server and its cancel key.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -78,7 +78,8 @@ async fn welcome(
     if login.route.pooling == Pooling::Transaction && pool.is_profile_due(&settings) {
         let asking = ask_anew(&pool, &login.tenant, &login.route, &settings, worker);
         let deadline = login.tenant.login_timeout(&login.app.config().timeouts);
-        // With no answer, what is known stands: whether the server is there is not a login's to find out.
+        // With no answer, what is known stands: whether the server is there is not a login's to
+        // find out.
         let _ = Box::pin(timer::timeout(deadline, asking)).await;
     }
     let profile = match known_profile(&pool, &login.route, &settings) {
@@ -252,7 +253,8 @@ fn known_profile(pool: &Pool, route: &Route, settings: &Settings) -> Option<Prof
     })
 }
 
-/// Asks a server what it reports now to a client with `settings`, if a connection can be had without waiting for it.
+/// Asks a server what it reports now to a client with `settings`, if a connection can be had
+/// without waiting for it.
 async fn ask_anew(
     pool: &Arc<Pool>,
     tenant: &Arc<TenantState>,
@@ -285,8 +287,8 @@ async fn ask_anew(
     }
 }
 
-/// What a server reports to a client with `settings`; asks one unless it is known. In session pooling the client
-/// gets its server connection here, as it would direct.
+/// What a server reports to a client with `settings`; asks one unless it is known. In session
+/// pooling the client gets its server connection here, as it would direct.
 async fn profile(
     pool: &Arc<Pool>,
     tenant: &Arc<TenantState>,
@@ -402,7 +404,8 @@ const OF_LOGIN: [&str; 5] = [
     "transaction_read_only",
 ];
 
-/// Asks the server whether it takes `settings` in a StartupMessage, by a connection that is closed again.
+/// Asks the server whether it takes `settings` in a StartupMessage, by a connection that is closed
+/// again.
 ///
 /// # Errors
 /// What the server says of them, and those of a login.
@@ -421,7 +424,8 @@ async fn try_login(
     Ok(())
 }
 
-/// Of the tenant's context, the variables that no server knows before they are set: any may be set in a StartupMessage.
+/// Of the tenant's context, the variables that no server knows before they are set: any may be set
+/// in a StartupMessage.
 fn variables(route: &Route) -> impl Iterator<Item = (String, String)> {
     let context = route.context.iter().filter(|(name, _)| name.contains('.'));
     context.map(|(name, value)| (name.clone(), value.clone()))

@@ -1,7 +1,8 @@
 //! How long things took lately: enough to tell percentiles of the last one or two periods.
 //!
-//! Two counters for each doubling of a time, from 1 µs to 71 minutes: what is told is off by a fifth at most. There is one
-//! for each kind of time of each tenant that has had such times, so it is small: 512 bytes.
+//! Two counters for each doubling of a time, from 1 µs to 71 minutes: what is told is off by a
+//! fifth at most. There is one for each kind of time of each tenant that has had such times, so it
+//! is small: 512 bytes.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -55,7 +56,8 @@ impl Recent {
     }
 }
 
-/// The first two bits of a time that are not zero, and how many come behind them, say which bucket is its.
+/// The first two bits of a time that are not zero, and how many come behind them, say which bucket
+/// is its.
 fn bucket(us: u64) -> usize {
     let Some(octave) = us.checked_ilog2().filter(|octave| *octave > 0) else {
         return usize::from(us == 1);
@@ -64,7 +66,8 @@ fn bucket(us: u64) -> usize {
     (2 * octave as usize + half).min(BUCKETS - 1)
 }
 
-/// What is told of all times in a bucket: the number that is off from its first and its last by the same share.
+/// What is told of all times in a bucket: the number that is off from its first and its last by the
+/// same share.
 fn middle(bucket: usize) -> u64 {
     let first = |bucket: usize| match bucket {
         0 | 1 => bucket as u64,

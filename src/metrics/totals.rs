@@ -44,8 +44,8 @@ impl Totals {
         self.with(other, |one, other| one + other)
     }
 
-    /// Over `span`, at whose beginning these were `before`: per second, but the times of transactions and queries per
-    /// transaction and query (`calc_average` in PgBouncer's stats.c).
+    /// Over `span`, at whose beginning these were `before`: per second, but the times of
+    /// transactions and queries per transaction and query (`calc_average` in PgBouncer's stats.c).
     pub fn averages(&self, before: &Self, span: Duration) -> Self {
         let new = self.with(before, u64::saturating_sub);
         let per_second = |count: u64| {

@@ -1,4 +1,5 @@
-//! Sockets, as the rest of the proxy sees them: with and without TLS, and how what they send leaves.
+//! Sockets, as the rest of the proxy sees them: with and without TLS, and how what they send
+//! leaves.
 //!
 //! ```text
 //!   Stream ──(TLS)──► Socket ──► at once, by a system call

@@ -1,7 +1,7 @@
 //! Many sends in one system call, by Linux' io_uring.
 //!
-//! Only as a list of sends that do not wait: all are over when the call returns. So the kernel uses nothing of the caller's
-//! afterwards, and whether a socket is ready stays the runtime's business.
+//! Only as a list of sends that do not wait: all are over when the call returns. So the kernel uses
+//! nothing of the caller's afterwards, and whether a socket is ready stays the runtime's business.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,7 +25,8 @@ impl Ring {
     /// For the calling thread alone.
     ///
     /// # Errors
-    /// The operating system's: it has no io_uring, or forbids it (`kernel.io_uring_disabled`; seccomp, in containers).
+    /// The operating system's: it has no io_uring, or forbids it (`kernel.io_uring_disabled`;
+    /// seccomp, in containers).
     pub fn new() -> io::Result<Self> {
         let entries = u32::try_from(MAX).unwrap_or(u32::MAX);
         let mut cheapest = IoUring::builder();
@@ -42,11 +43,13 @@ impl Ring {
         }
     }
 
-    /// Sends each of `sends`, of which there may be [`MAX`]; none waits for its socket. The results are in their order: how many bytes
-    /// were taken, fewer than there are if the socket is full, as it is if this is `WouldBlock`.
+    /// Sends each of `sends`, of which there may be [`MAX`]; none waits for its socket. The results
+    /// are in their order: how many bytes were taken, fewer than there are if the socket is full,
+    /// as it is if this is `WouldBlock`.
     ///
     /// # Errors
-    /// The operating system's, or that it has failed before: it is of no more use. Of what was not sent, no bytes were taken.
+    /// The operating system's, or that it has failed before: it is of no more use. Of what was not
+    /// sent, no bytes were taken.
     pub fn send(
         &mut self,
         sends: &[(BorrowedFd<'_>, &[u8])],
@@ -86,9 +89,10 @@ fn send(
             .flags(MSG_DONTWAIT | MSG_NOSIGNAL)
             .build()
             .user_data(position);
-        // SAFETY: until a send is over, the kernel reads `bytes` and uses the descriptor. Both are borrowed for longer: where this
-        // returns, and nothing here panics, either the kernel has said of each send it has taken that it is over, or it has taken
-        // none, and the ring, from which it takes only when it is told to, is used no more.
+        // SAFETY: until a send is over, the kernel reads `bytes` and uses the descriptor. Both are
+        // borrowed for longer: where this returns, and nothing here panics, either the kernel has
+        // said of each send it has taken that it is over, or it has taken none, and the ring, from
+        // which it takes only when it is told to, is used no more.
         #[expect(unsafe_code, reason = "io_uring has no safe interface")]
         let pushed = unsafe { ring.submission().push(&send) };
         pushed.map_err(io::Error::other)?;

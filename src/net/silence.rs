@@ -1,8 +1,9 @@
 //! Whether the other end of a TCP connection has gone while it owes acknowledgements.
 //!
-//! Keepalives are only sent where nothing is on its way. What was sent to somebody who is gone the kernel sends again for a
-//! quarter of an hour (`tcp_retries2`). `TCP_USER_TIMEOUT` would end that sooner, but also a connection whose other end is
-//! there and only does not read: a pager, or a server that waits for a lock. So what the kernel knows is looked at now and then.
+//! Keepalives are only sent where nothing is on its way. What was sent to somebody who is gone the
+//! kernel sends again for a quarter of an hour (`tcp_retries2`). `TCP_USER_TIMEOUT` would end that
+//! sooner, but also a connection whose other end is there and only does not read: a pager, or a
+//! server that waits for a lock. So what the kernel knows is looked at now and then.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
@@ -24,7 +25,8 @@ pub struct Silence {
 }
 
 impl Silence {
-    /// How long the other end has acknowledged nothing while it was to, from the first look on that saw it.
+    /// How long the other end has acknowledged nothing while it was to, from the first look on that
+    /// saw it.
     pub fn look(&mut self, socket: impl AsFd, now: Instant) -> Duration {
         self.note(known(socket), now)
     }
@@ -45,7 +47,8 @@ fn known(socket: impl AsFd) -> Option<Known> {
     let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
     #[expect(unsafe_code, reason = "no crate that is used here has TCP_INFO")]
-    // SAFETY: the kernel writes `length` bytes at most, all of them numbers, for which zeros are good, too.
+    // SAFETY: the kernel writes `length` bytes at most, all of them numbers, for which zeros are
+    // good, too.
     let info = unsafe {
         let result = libc::getsockopt(
             socket.as_fd().as_raw_fd(),

@@ -1,4 +1,5 @@
-//! A connected socket, to which what is written may leave a moment later, with what others write ([`crate::net::socket::batch`]).
+//! A connected socket, to which what is written may leave a moment later, with what others write
+//! ([`crate::net::socket::batch`]).
 //!
 //! ```text
 //!            queue           flush: the kernel took all
@@ -7,9 +8,10 @@
 //!                       └────────► Stuck ───────┘ a task has sent the rest
 //! ```
 //!
-//! Whoever writes sees what it would see of the kernel's own buffer: what was taken leaves in order, before the socket is closed, or
-//! the socket fails. Nothing more is taken before all of it has left, so at most one message is held. A socket that is dropped while
-//! its other end takes nothing is closed without the rest: who cares waits until it [is settled](Socket::poll_settled).
+//! Whoever writes sees what it would see of the kernel's own buffer: what was taken leaves in
+//! order, before the socket is closed, or the socket fails. Nothing more is taken before all of it
+//! has left, so at most one message is held. A socket that is dropped while its other end takes
+//! nothing is closed without the rest: who cares waits until it [is settled](Socket::poll_settled).
 
 pub mod batch;
 
@@ -30,8 +32,8 @@ use tokio::task::AbortHandle;
 /// The one that owns it writes.
 pub struct Socket(Arc<Shared>);
 
-/// With the batch that it is queued in, and with the task that sends the rest: so a descriptor stays what it is for as long as something
-/// is to be sent to it.
+/// With the batch that it is queued in, and with the task that sends the rest: so a descriptor
+/// stays what it is for as long as something is to be sent to it.
 pub struct Shared {
     io: Io,
     state: AtomicU8,
@@ -122,7 +124,8 @@ impl Socket {
         matches!(self.0.state(), FREE | FAILED)
     }
 
-    /// Ready when nothing that was written is held back. What this thread has queued leaves at once.
+    /// Ready when nothing that was written is held back. What this thread has queued leaves at
+    /// once.
     pub fn poll_settled(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.poll_until(cx, |state| matches!(state, FREE | FAILED))
     }
@@ -144,8 +147,8 @@ impl Socket {
         }
     }
 
-    /// Exchanged for a duplicate that is registered with the runtime this is called on. What the runtime knew of its readiness is
-    /// forgotten until that has looked.
+    /// Exchanged for a duplicate that is registered with the runtime this is called on. What the
+    /// runtime knew of its readiness is forgotten until that has looked.
     ///
     /// Cancel safe.
     ///
@@ -172,7 +175,8 @@ impl Socket {
         Ok(())
     }
 
-    /// Whether it can be [detached](Self::detach): it is a TCP connection, and nothing that was written is held back.
+    /// Whether it can be [detached](Self::detach): it is a TCP connection, and nothing that was
+    /// written is held back.
     pub fn can_detach(&self) -> bool {
         let is_free = self.0.state() == FREE && Arc::strong_count(&self.0) == 1;
         is_free && matches!(self.0.io, Io::Tcp(_))
@@ -181,7 +185,8 @@ impl Socket {
     /// Without the runtime: what comes is seen by nobody until it is made one of a runtime again.
     ///
     /// # Errors
-    /// The operating system's, or what [cannot be](Self::can_detach); the connection is closed then.
+    /// The operating system's, or what [cannot be](Self::can_detach); the connection is closed
+    /// then.
     pub fn detach(self) -> io::Result<std::net::TcpStream> {
         let shared = self.0.clone();
         drop(self);
@@ -355,8 +360,9 @@ impl AsyncRead for Socket {
                 ready!(socket.poll_read_ready(cx))?;
                 socket.try_io(Interest::READABLE, || {
                     taken = (&*SockRef::from(socket)).read(space)?;
-                    // All there was: the runtime is told that it is not readable any more, as it would find out by another call
-                    // (tokio's own `poll_read` does so, too, but not by a shared reference).
+                    // All there was: the runtime is told that it is not readable any more, as it
+                    // would find out by another call (tokio's own `poll_read` does so, too, but not
+                    // by a shared reference).
                     match taken > 0 && taken < room {
                         true => Err(io::ErrorKind::WouldBlock.into()),
                         false => Ok(()),

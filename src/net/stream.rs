@@ -21,8 +21,9 @@ pub enum Stream {
     Tls(Box<Tls>),
 }
 
-/// A TLS session. However it comes to be dropped, the other end is told by a close_notify alert that nothing follows: without
-/// one, OpenSSL takes the end of the connection for an attack ("unexpected eof while reading").
+/// A TLS session. However it comes to be dropped, the other end is told by a close_notify alert
+/// that nothing follows: without one, OpenSSL takes the end of the connection for an attack
+/// ("unexpected eof while reading").
 pub struct Tls(TlsStream<Socket>);
 
 impl Drop for Tls {
@@ -31,15 +32,16 @@ impl Drop for Tls {
         if Handle::try_current().is_err() {
             return;
         }
-        // What the socket does not take at once is lost, as it is when a process of PostgreSQL ends.
+        // What the socket does not take at once is lost, as it is when a process of PostgreSQL
+        // ends.
         let session = &mut self.0;
         let goodbye = unconstrained(poll_fn(|cx| Pin::new(&mut *session).poll_shutdown(cx)));
         let _ = pin!(goodbye).poll(&mut Context::from_waker(Waker::noop()));
     }
 }
 
-/// Most bytes that are read of a client that is closed for what it said: PostgreSQL's PQ_RECV_BUFFER_SIZE (pqcomm.c), which is
-/// what a process of PostgreSQL has read of it then.
+/// Most bytes that are read of a client that is closed for what it said: PostgreSQL's
+/// PQ_RECV_BUFFER_SIZE (pqcomm.c), which is what a process of PostgreSQL has read of it then.
 const LAST_READ: usize = 8 * 1024;
 
 impl Stream {
@@ -58,8 +60,9 @@ impl Stream {
         }
     }
 
-    /// Reads what has come already, without waiting. The operating system would answer what was not read when the
-    /// connection is closed by a reset, which may overtake what the other end was told last.
+    /// Reads what has come already, without waiting. The operating system would answer what was not
+    /// read when the connection is closed by a reset, which may overtake what the other end was
+    /// told last.
     pub fn pass_over_unread(&mut self) {
         let mut bytes = [0; LAST_READ];
         let mut read = ReadBuf::new(&mut bytes);
@@ -91,8 +94,8 @@ impl Stream {
         }
     }
 
-    /// Whether nothing came that was not read, as far as the runtime knows without a system call. Of a TLS session it is not
-    /// known: false.
+    /// Whether nothing came that was not read, as far as the runtime knows without a system call.
+    /// Of a TLS session it is not known: false.
     pub fn is_silent(&self) -> bool {
         !self.is_tls() && self.socket().is_silent()
     }
@@ -108,8 +111,8 @@ impl Stream {
         }
     }
 
-    /// Whether the socket holds something that was not read, or was closed by the other end. It asks the operating system:
-    /// for when the runtime does not know yet.
+    /// Whether the socket holds something that was not read, or was closed by the other end. It
+    /// asks the operating system: for when the runtime does not know yet.
     ///
     /// # Errors
     /// The operating system's: the connection is lost.
@@ -162,9 +165,9 @@ impl Stream {
         self.socket().poll_settled(cx)
     }
 
-    /// Registers the socket with the runtime this is called on, so that a connection accepted on one
-    /// worker is served on another: the socket is exchanged for a duplicate of its descriptor, under a TLS session
-    /// that stays as it is.
+    /// Registers the socket with the runtime this is called on, so that a connection accepted on
+    /// one worker is served on another: the socket is exchanged for a duplicate of its descriptor,
+    /// under a TLS session that stays as it is.
     ///
     /// Cancel safe.
     ///

@@ -1,5 +1,5 @@
-//! Many sockets that hardly ever have anything to read, watched by one descriptor: each takes no memory of the process, where a socket of
-//! tokio's has a registration of 270 bytes.
+//! Many sockets that hardly ever have anything to read, watched by one descriptor: each takes no
+//! memory of the process, where a socket of tokio's has a registration of 270 bytes.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -39,7 +39,8 @@ impl Watch {
         Ok(Self(watch))
     }
 
-    /// From now on `key` is [told](Self::poll_told) while there is something to read, or the other end has left.
+    /// From now on `key` is [told](Self::poll_told) while there is something to read, or the other
+    /// end has left.
     ///
     /// # Errors
     /// The operating system's.
@@ -54,7 +55,8 @@ impl Watch {
         let _ = self.0.get_ref().0.delete(socket);
     }
 
-    /// The keys of some sockets that have something: each must be removed before this is asked again, or it is told again.
+    /// The keys of some sockets that have something: each must be removed before this is asked
+    /// again, or it is told again.
     pub fn poll_told(&self, cx: &mut Context<'_>) -> Poll<Vec<usize>> {
         loop {
             let Poll::Ready(Ok(mut ready)) = self.0.poll_read_ready(cx) else {

@@ -76,7 +76,8 @@ impl Buffer {
         self.left = 0;
     }
 
-    /// The last bytes that left, if it is empty and its memory was [kept](Self::poll_drain_keeping).
+    /// The last bytes that left, if it is empty and its memory was
+    /// [kept](Self::poll_drain_keeping).
     pub fn last_sent(&self) -> &[u8] {
         match self.is_empty() {
             true => self.data.get(..self.left as usize).unwrap_or_default(),
@@ -178,8 +179,8 @@ impl Buffer {
         read.map_ok(|()| n)
     }
 
-    /// Writes all it holds to `io` and flushes; the memory goes back when it is written. Pending until it
-    /// [is drained](Self::is_drained).
+    /// Writes all it holds to `io` and flushes; the memory goes back when it is written. Pending
+    /// until it [is drained](Self::is_drained).
     ///
     /// Cancel safe: what was written is gone from the buffer.
     pub fn poll_drain<S: AsyncWrite + Unpin>(

@@ -5,7 +5,8 @@ use bytes::BufMut;
 /// Bytes before a frame's body: tag and length.
 pub const HEADER: usize = 5;
 
-/// Appends a frame of `tag` to `out`, in place: `body` appends its body, which is shorter than the protocol allows.
+/// Appends a frame of `tag` to `out`, in place: `body` appends its body, which is shorter than the
+/// protocol allows.
 pub fn put<B: BufMut + AsRef<[u8]> + AsMut<[u8]>>(out: &mut B, tag: u8, body: impl FnOnce(&mut B)) {
     let at = out.as_ref().len() + 1;
     out.put_slice(&[tag, 0, 0, 0, 0]);
@@ -143,8 +144,8 @@ impl Header {
         (4..=limit).contains(&length).then_some(length + 1)
     }
 
-    /// The whole frame's size if a server may send it: at most 1 GiB, which is PostgreSQL's own limit
-    /// for a message.
+    /// The whole frame's size if a server may send it: at most 1 GiB, which is PostgreSQL's own
+    /// limit for a message.
     pub fn backend_size(self) -> Option<usize> {
         self.size(LARGE_LIMIT + 1)
     }

@@ -1,5 +1,5 @@
-//! What the proxy itself says to a client, as frames; never on the way of a query. What each login is told is written in
-//! place, the rest is built with pgwire's message types.
+//! What the proxy itself says to a client, as frames; never on the way of a query. What each login
+//! is told is written in place, the rest is built with pgwire's message types.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use pgwire::messages::Message;

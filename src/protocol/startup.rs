@@ -48,8 +48,8 @@ pub enum Packet {
     Unsupported(Version),
 }
 
-/// What a client cancels with: 4 bytes, or 32 since protocol 3.2. There is one for each client, so the usual one takes no memory of
-/// its own.
+/// What a client cancels with: 4 bytes, or 32 since protocol 3.2. There is one for each client, so
+/// the usual one takes no memory of its own.
 pub type Secret = SmallVec<[u8; 16]>;
 
 /// What names a query to cancel: the proxy's own keys toward clients, a server's toward servers.
@@ -89,8 +89,8 @@ pub enum Replication {
 }
 
 impl Replication {
-    /// Reads the `replication` parameter as ProcessStartupPacket does: a boolean as `parse_bool` (bool.c) takes it, or
-    /// `database`.
+    /// Reads the `replication` parameter as ProcessStartupPacket does: a boolean as `parse_bool`
+    /// (bool.c) takes it, or `database`.
     ///
     /// # Errors
     /// 22023 for anything else.
@@ -145,7 +145,8 @@ fn violation(message: &str) -> Error {
 /// Bytes of a packet's length, which counts itself.
 const LENGTH: usize = 4;
 
-/// How Terminate begins. No packet has this length, and drivers that are ended before they have begun say it (node-postgres).
+/// How Terminate begins. No packet has this length, and drivers that are ended before they have
+/// begun say it (node-postgres).
 const TERMINATE: [u8; LENGTH] = *b"X\0\0\0";
 
 /// The size of the packet that `bytes` begin with, if they hold all of it.
@@ -156,14 +157,15 @@ pub fn whole_packet(bytes: &[u8]) -> Option<usize> {
         .then_some(length)
 }
 
-/// Reads one packet, and no byte more: what follows it may be TLS. `None`: the client left without a word, as a port check
-/// does, or by Terminate. `size`: of the packet, where it is known, which spares a system call.
+/// Reads one packet, and no byte more: what follows it may be TLS. `None`: the client left without
+/// a word, as a port check does, or by Terminate. `size`: of the packet, where it is known, which
+/// spares a system call.
 ///
 /// Not cancel safe: a partly read packet is lost.
 ///
 /// # Errors
-/// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006. Those that
-/// `ProcessStartupPacket` reports to its log alone are [untold](Error::is_untold).
+/// 08P01 for bytes that are no packet, and what [`Startup`] refuses; `Err` of the socket as 08006.
+/// Those that `ProcessStartupPacket` reports to its log alone are [untold](Error::is_untold).
 pub async fn read<S: AsyncRead + Unpin>(io: &mut S, size: Option<usize>) -> Result<Option<Packet>> {
     let mut packet = vec![0; size.unwrap_or(LENGTH)];
     let here = match io.read(&mut packet).await {
@@ -304,8 +306,9 @@ fn text<'b>(what: &str, bytes: &'b [u8]) -> Result<&'b str> {
     })
 }
 
-/// A run-time parameter. A client's encoding is not known before it is logged in, and PostgreSQL takes any bytes: of an
-/// `application_name` it makes printable ASCII, as `pg_clean_ascii` does before PostgreSQL 16.
+/// A run-time parameter. A client's encoding is not known before it is logged in, and PostgreSQL
+/// takes any bytes: of an `application_name` it makes printable ASCII, as `pg_clean_ascii` does
+/// before PostgreSQL 16.
 ///
 /// # Errors
 /// 42704 for a name that no parameter can have, 22021 for another value that is not UTF-8.

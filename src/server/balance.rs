@@ -1,6 +1,7 @@
-//! Which worker serves whom. All clients of an instance begin at its home; when a worker has too much to do and another has
-//! much less, clients that are at work are asked to go there, whole tenants where that fits; when there is little to do
-//! again, those that are at work come home: to tell another thread costs more than the work it saves.
+//! Which worker serves whom. All clients of an instance begin at its home; when a worker has too
+//! much to do and another has much less, clients that are at work are asked to go there, whole
+//! tenants where that fits; when there is little to do again, those that are at work come home: to
+//! tell another thread costs more than the work it saves.
 //!
 //! ```text
 //!             hot: HOT of a core, and GAP more than another, for two looks
@@ -9,8 +10,9 @@
 //!             calm: less than CALM, there and at home together, for CALM_LOOKS
 //! ```
 //!
-//! A worker is hot by the time it is on a core: one that waits for a core would gain nothing from a second thread that waits,
-//! too; and for the same reason one that waits for a core has no less to do.
+//! A worker is hot by the time it is on a core: one that waits for a core would gain nothing from a
+//! second thread that waits, too; and for the same reason one that waits for a core has no less to
+//! do.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -25,7 +27,8 @@ use crate::workers::{HOT, WorkerId, Workers};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_millis(100);
-/// In thousandths of a core, as [`HOT`]: how much less a worker must have to do to be given some of another's.
+/// In thousandths of a core, as [`HOT`]: how much less a worker must have to do to be given some of
+/// another's.
 const GAP: u32 = 300;
 /// So little that one worker does it with ease.
 const CALM: u32 = 400;
@@ -204,8 +207,9 @@ fn relieve(app: &App, trips: &[Trip], at_work: &[AtWork]) {
     }
 }
 
-/// Who goes, to take about `share` thousandths of the work along, and not more: whole tenants; of one tenant some only where
-/// those do not come to half of that. Also says which tenants go as a whole.
+/// Who goes, to take about `share` thousandths of the work along, and not more: whole tenants; of
+/// one tenant some only where those do not come to half of that. Also says which tenants go as a
+/// whole.
 fn choose<T>(mut work: Vec<(&TenantId, u64, T)>, share: u32) -> (Vec<TenantId>, Vec<T>) {
     let total: u64 = work.iter().map(|(_, uses, _)| uses).sum();
     let wanted = total * u64::from(share) / 1000;
@@ -345,7 +349,8 @@ mod tests {
             // The one that does nearly all of the work stays, the others make room.
             (&[("a", 1), ("b", 100), ("c", 1)], 500, "a c", "0 2"),
             (&[("a", 1), ("a", 100), ("a", 1)], 500, "", "0 2"),
-            // A large tenant is split beside small ones only if these are not half of what should go.
+            // A large tenant is split beside small ones only if these are not half of what should
+            // go.
             (
                 &[("a", 40), ("a", 40), ("b", 5), ("c", 15)],
                 500,

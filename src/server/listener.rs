@@ -1,6 +1,7 @@
-//! A main port. The first worker accepts from it; when that has too much to do, every worker does, so that logins spread over
-//! the cores. Not always all: a connection wakes every thread that waits for one, and the one that has nothing to do is the first to take
-//! it, though it is hardly ever the one where the client is to be served.
+//! A main port. The first worker accepts from it; when that has too much to do, every worker does,
+//! so that logins spread over the cores. Not always all: a connection wakes every thread that waits
+//! for one, and the one that has nothing to do is the first to take it, though it is hardly ever
+//! the one where the client is to be served.
 
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -57,7 +58,8 @@ fn listen(address: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Accepts on the worker it runs on: the first one always, the others [while all do](crate::workers::Workers::until_all_accept).
+/// Accepts on the worker it runs on: the first one always, the others [while all
+/// do](crate::workers::Workers::until_all_accept).
 async fn accept(app: Arc<App>, position: usize, socket: std::net::TcpListener, first: bool) {
     let mut draining = pin!(app.draining());
     loop {

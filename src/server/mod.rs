@@ -103,8 +103,8 @@ impl Proxy {
         self.http
     }
 
-    /// Takes no new clients, lets transactions end, and after the deadline ends what is left. Returns
-    /// whether all clients had ended by then.
+    /// Takes no new clients, lets transactions end, and after the deadline ends what is left.
+    /// Returns whether all clients had ended by then.
     pub async fn stop(self) -> bool {
         let patience = self.app.config().timeouts.shutdown;
         self.stop_within(Some(patience)).await

@@ -1,6 +1,7 @@
-//! Threads, each a runtime of its own: a client and the server connection it holds share one reactor, and tasks are not handed
-//! from one to another. One more thread, `control`, does what is not on the way of a query, and one keeps the [timers](crate::timer) of
-//! the workers: it does nothing that takes long.
+//! Threads, each a runtime of its own: a client and the server connection it holds share one
+//! reactor, and tasks are not handed from one to another. One more thread, `control`, does what is
+//! not on the way of a query, and one keeps the [timers](crate::timer) of the workers: it does
+//! nothing that takes long.
 
 use std::path::PathBuf;
 use std::sync::mpsc;
@@ -45,7 +46,8 @@ pub struct Thread {
 }
 
 impl Threads {
-    /// Starts `count` workers and the control thread. `batches`: what a worker has to send in one turn may leave in one system call.
+    /// Starts `count` workers and the control thread. `batches`: what a worker has to send in one
+    /// turn may leave in one system call.
     ///
     /// # Errors
     /// A thread or a reactor that the operating system refuses.
@@ -91,7 +93,8 @@ pub struct Times {
 }
 
 impl Thread {
-    /// What Linux tells (`/proc/…/schedstat`, in nanoseconds). Elsewhere the time that it was not idle counts as on a core.
+    /// What Linux tells (`/proc/…/schedstat`, in nanoseconds). Elsewhere the time that it was not
+    /// idle counts as on a core.
     pub fn times(&self) -> Times {
         let told = self.clock.as_ref().and_then(|clock| {
             let text = std::fs::read_to_string(clock).ok()?;
@@ -107,7 +110,8 @@ impl Thread {
     }
 }
 
-/// `timers`: who keeps them; None: it keeps its own. Also returns whether it sends in batches as it is told to.
+/// `timers`: who keeps them; None: it keeps its own. Also returns whether it sends in batches as it
+/// is told to.
 fn start(
     name: String,
     timers: Option<Handle>,

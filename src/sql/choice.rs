@@ -87,8 +87,8 @@ pub enum Step {
     SetConfigs(Vec<(SetConfig, String)>),
     /// `SELECT set_config(el->>0, el->>1, true) FROM json_array_elements($1::json) el`.
     FromJson(Term),
-    /// A SELECT of nothing but a call of the function at this position, what names the tenant in it, and how many
-    /// parameters it has.
+    /// A SELECT of nothing but a call of the function at this position, what names the tenant in
+    /// it, and how many parameters it has.
     Call(usize, Term, usize),
     /// SHOW of the variable at this position.
     Show(usize),
@@ -196,7 +196,8 @@ fn mark_calls(steps: &mut [Step], tokens: &[Token], functions: &[ChoosingFunctio
     }
 }
 
-/// Of a text that chooses, other statements that could do so as well are unclear. `is_hidden`: any could.
+/// Of a text that chooses, other statements that could do so as well are unclear. `is_hidden`: any
+/// could.
 fn mark_unclear(steps: &mut [Step], tokens: &[Token], variables: &[Box<str>], is_hidden: bool) {
     for (step, statement) in steps.iter_mut().zip(statements(tokens, |token| token)) {
         // A name may be written with spaces and quotes between its parts.
@@ -345,7 +346,8 @@ impl<'t> Rest<'t> {
         Some(term)
     }
 
-    /// An argument of a function: a constant or a parameter, with a cast to any type that has a name of one word.
+    /// An argument of a function: a constant or a parameter, with a cast to any type that has a
+    /// name of one word.
     fn argument(&mut self) -> Option<Term> {
         let term = match self.0.first()? {
             Token::Number(text) => {

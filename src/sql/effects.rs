@@ -1,8 +1,9 @@
 //! What a text may leave behind in the session it runs in.
 //!
-//! It reads tokens, not grammar, and is meant to err on one side: what it names may not happen (the statement
-//! failed, the table was dropped again), and what is true is then asked of the server. What it
-//! does not see is what functions of the database do; those are named, so that it can be looked up.
+//! It reads tokens, not grammar, and is meant to err on one side: what it names may not happen (the
+//! statement failed, the table was dropped again), and what is true is then asked of the server.
+//! What it does not see is what functions of the database do; those are named, so that it can be
+//! looked up.
 
 pub mod uses;
 
@@ -20,7 +21,8 @@ bitflags! {
     /// Kinds of things a text may do to its session.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct What: u64 {
-        /// It changes run-time parameters, so that what is sent behind it must wait until that is known.
+        /// It changes run-time parameters, so that what is sent behind it must wait until that is
+        /// known.
         const CONTROL = 1;
         /// `RESET ALL`, `DISCARD ALL`: every parameter.
         const RESETS_ALL = 1 << 1;
@@ -35,7 +37,8 @@ bitflags! {
         const ADVISORY = 1 << 6;
         /// `PREPARE` in SQL.
         const PREPARE = 1 << 7;
-        /// State that nobody can look at or take back: `LOAD`, `setseed()`, a temporary replication slot.
+        /// State that nobody can look at or take back: `LOAD`, `setseed()`, a temporary replication
+        /// slot.
         const STUCK = 1 << 8;
         /// It reads `lastval()` or `currval()`.
         const READS_SEQUENCE = 1 << 9;
@@ -60,7 +63,8 @@ bitflags! {
         const RUNS_STRINGS = 1 << 20;
         /// Parts of it cannot be read: Unicode escapes, or a string or comment without its end.
         const HIDDEN = 1 << 21;
-        /// It sets a client_encoding in which bytes of characters look like SQL, or one that is not told.
+        /// It sets a client_encoding in which bytes of characters look like SQL, or one that is not
+        /// told.
         const ENCODING = 1 << 22;
         /// It sets a parameter whose name is not in the text, for its transaction only.
         const SETS_UNKNOWN_LOCALLY = 1 << 23;
@@ -78,10 +82,11 @@ bitflags! {
         const TWO_PHASE = 1 << 29;
         /// Code in a language: DO, or CALL of what cannot be told.
         const CODE = 1 << 30;
-        /// It leaves values or texts in catalogs that every role reads: ANALYZE, COMMENT, views, and the
-        /// expressions of defaults, checks, indexes and partitions.
+        /// It leaves values or texts in catalogs that every role reads: ANALYZE, COMMENT, views,
+        /// and the expressions of defaults, checks, indexes and partitions.
         const SHOWS = 1 << 31;
-        /// CALL of procedures, which are among the functions it calls. For the session it is as [`OPAQUE`](Self::OPAQUE).
+        /// CALL of procedures, which are among the functions it calls. For the session it is as
+        /// [`OPAQUE`](Self::OPAQUE).
         const CALLS = 1 << 32;
         /// What only the guard asks for: it leaves nothing that is not told by others of these.
         const FOR_GUARD = Self::NOTIFIES.bits() | Self::ANY_ADVISORY.bits() | Self::LOCKS_TABLE.bits()
@@ -116,8 +121,8 @@ pub struct Effects {
     pub controls: bool,
     /// Savepoints that it makes.
     pub savepoints: u16,
-    /// Objects that it makes, changes, drops or locks by name, each of which is locked until the transaction ends: a
-    /// table, and what comes with its definition.
+    /// Objects that it makes, changes, drops or locks by name, each of which is locked until the
+    /// transaction ends: a table, and what comes with its definition.
     pub objects: u16,
     /// Prepared statements that it names, in order.
     pub uses: ThinVec<Use>,
@@ -705,7 +710,8 @@ impl Reader {
         }
     }
 
-    /// Commands of two words. (It may be a later word that stands where a name can begin: then nothing of these does.)
+    /// Commands of two words. (It may be a later word that stands where a name can begin: then
+    /// nothing of these does.)
     fn second_word(&mut self, word: &[u8]) {
         self.effects.what |= match (self.command, word) {
             (Command::Drop, b"owned") => What::ROLE_WIDE,
@@ -714,7 +720,8 @@ impl Reader {
         };
     }
 
-    /// Takes note of whether literals behind `word` stay in a catalog. What a query fills a table with does not.
+    /// Takes note of whether literals behind `word` stay in a catalog. What a query fills a table
+    /// with does not.
     fn note_definition(&mut self, word: &[u8]) {
         match word {
             b"unique" | b"primary" => self.locks_object(),
@@ -814,8 +821,8 @@ impl Reader {
         self.last = Last::Closed;
     }
 
-    /// The name that was read last is called, unless it is a keyword. (Or it is an alias with a list of columns, which
-    /// may be looked up in vain.)
+    /// The name that was read last is called, unless it is a keyword. (Or it is an alias with a
+    /// list of columns, which may be looked up in vain.)
     fn call(&mut self) {
         if self.is_plain {
             match keyword(&self.name) {
@@ -834,8 +841,8 @@ impl Reader {
         self.name = called;
     }
 
-    /// A procedure may have the name of any function, and of most keywords. PostgreSQL calls no function here; what it is
-    /// called may be one nevertheless, as far as this reader can tell.
+    /// A procedure may have the name of any function, and of most keywords. PostgreSQL calls no
+    /// function here; what it is called may be one nevertheless, as far as this reader can tell.
     fn call_procedure(&mut self) {
         self.command = Command::Other;
         let called = std::mem::take(&mut self.name);
@@ -1214,8 +1221,8 @@ impl Reader {
     }
 }
 
-/// The first eight bytes of a word as a number, and its length: comparing words one by one took most of the time of
-/// reading a text.
+/// The first eight bytes of a word as a number, and its length: comparing words one by one took
+/// most of the time of reading a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Short(u64, usize);
 
@@ -1311,8 +1318,8 @@ impl Short {
     }
 }
 
-/// Whether a function runs SQL that it is given as a string: of extensions in wide use (tablefunc, xml2, dblink,
-/// citus, pg_background, pgtap, pgrouting, pg_cron).
+/// Whether a function runs SQL that it is given as a string: of extensions in wide use (tablefunc,
+/// xml2, dblink, citus, pg_background, pgtap, pgrouting, pg_cron).
 fn is_known_to_run_strings(name: &str) -> bool {
     matches!(name, "connectby" | "xpath_table")
         || [
@@ -1330,9 +1337,9 @@ fn is_known_to_run_strings(name: &str) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Whether all bytes of a character that is not ASCII are beyond ASCII in this encoding, so that none of them looks
-/// like SQL. Only names that encnames.c knows are understood; as in its `clean_encoding_name`, case and punctuation
-/// do not count.
+/// Whether all bytes of a character that is not ASCII are beyond ASCII in this encoding, so that
+/// none of them looks like SQL. Only names that encnames.c knows are understood; as in its
+/// `clean_encoding_name`, case and punctuation do not count.
 pub fn is_safe_encoding(name: &str) -> bool {
     let clean: String = name
         .chars()
@@ -1388,8 +1395,9 @@ enum Keyword {
     Always,
 }
 
-/// The keywords that the grammar lets stand before a parenthesis (kwlist.h). Those that are keywords
-/// in some versions only (`json_value`) are taken for functions, which are looked up in vain.
+/// The keywords that the grammar lets stand before a parenthesis (kwlist.h). Those that are
+/// keywords in some versions only (`json_value`) are taken for functions, which are looked up in
+/// vain.
 fn keyword(word: &[u8]) -> Keyword {
     match word {
         // RESERVED_KEYWORD and COL_NAME_KEYWORD.

@@ -1,9 +1,10 @@
-//! What a statement is like, without anything that it is about: names and keywords stay, every literal is a `?`,
-//! comments go. For the audit, which must say what was tried and must not keep a customer's data.
+//! What a statement is like, without anything that it is about: names and keywords stay, every
+//! literal is a `?`, comments go. For the audit, which must say what was tried and must not keep a
+//! customer's data.
 //!
-//! Where it is not certain what is a literal there is no fingerprint at all: a text that ends in the middle of one, one
-//! that reads differently with and without backslash escapes, one in whose encoding a backslash may be a part of a
-//! character. It is not used on the way of a query.
+//! Where it is not certain what is a literal there is no fingerprint at all: a text that ends in
+//! the middle of one, one that reads differently with and without backslash escapes, one in whose
+//! encoding a backslash may be a part of a character. It is not used on the way of a query.
 
 use sha2::{Digest, Sha256};
 
@@ -19,8 +20,8 @@ const MAX_STATEMENT: usize = 64 * 1024;
 pub struct Fingerprint {
     /// At most 512 bytes.
     pub text: String,
-    /// The first 64 bits of the SHA-256 of the whole text: the same for statements that differ in literals, comments and
-    /// spaces alone.
+    /// The first 64 bits of the SHA-256 of the whole text: the same for statements that differ in
+    /// literals, comments and spaces alone.
     pub hash: u64,
 }
 
@@ -44,8 +45,9 @@ impl Fingerprint {
     }
 }
 
-/// Whether a backslash may be the second half of a character: of SJIS, BIG5, GBK, UHC and their like, in which it
-/// stands behind a byte that is not ASCII. No other byte that the lexer looks for can be one.
+/// Whether a backslash may be the second half of a character: of SJIS, BIG5, GBK, UHC and their
+/// like, in which it stands behind a byte that is not ASCII. No other byte that the lexer looks for
+/// can be one.
 fn has_ambiguous_backslash(sql: &[u8]) -> bool {
     sql.windows(2)
         .any(|pair| !pair[0].is_ascii() && pair[1] == b'\\')
@@ -77,7 +79,8 @@ fn normalise(sql: &[u8], backslashes: bool) -> Option<Vec<u8>> {
     (complete && !normal.unclear).then_some(normal.text)
 }
 
-/// Where in a statement that may set a parameter: its value may be a word without quotes, and is a literal all the same.
+/// Where in a statement that may set a parameter: its value may be a word without quotes, and is a
+/// literal all the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Setting {
     #[default]
@@ -107,7 +110,8 @@ struct Normal {
     last: Last,
     /// The byte that is read: what ends a token, when one is told.
     next: u8,
-    /// A number is followed by letters without a space: what is told next may be the rest of it (`1e5`, `0x1F`, `1_000`).
+    /// A number is followed by letters without a space: what is told next may be the rest of it
+    /// (`1e5`, `0x1F`, `1_000`).
     in_number: bool,
     setting: Setting,
     /// PostgreSQL would not read it either.

@@ -1,8 +1,8 @@
-//! What a tenant may not run in the posture `guarded` and up: statements that could change whose context the
-//! connection carries, and what cannot be read well enough to tell.
+//! What a tenant may not run in the posture `guarded` and up: statements that could change whose
+//! context the connection carries, and what cannot be read well enough to tell.
 //!
-//! It reads what [`Effects`] tells. It cannot see inside of functions, so it is no wall by itself: the
-//! seal is.
+//! It reads what [`Effects`] tells. It cannot see inside of functions, so it is no wall by itself:
+//! the seal is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -54,8 +54,8 @@ const BE_PLAIN: &str =
 /// How much is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Extent {
-    /// Only other values for variables of the context, where the text shows them: what posture plain
-    /// refuses.
+    /// Only other values for variables of the context, where the text shows them: what posture
+    /// plain refuses.
     Context,
     /// And what could hide a choice from the reader: of an application in posture plain.
     Choice,
@@ -96,11 +96,13 @@ pub struct Guard {
     variables: Box<[Variable]>,
     allow: BTreeSet<Shared>,
     extent: Extent,
-    /// What the server resets a variable of the context to is the tenant's own value: in session pooling.
+    /// What the server resets a variable of the context to is the tenant's own value: in session
+    /// pooling.
     resets_to_own: bool,
     /// In posture plain: what a text has that is worth to be read.
     finder: Option<Finder>,
-    /// In posture guarded and up, where policies tell the tenants apart: the variables that these read.
+    /// In posture guarded and up, where policies tell the tenants apart: the variables that these
+    /// read.
     policies: Option<Policies>,
 }
 
@@ -121,8 +123,8 @@ fn offence(kind: &'static str, message: &str, hint: &'static str) -> Offence {
     }
 }
 
-/// Whether a client may set this variable, in a database whose policies read these; `free` are those that it may set
-/// nevertheless.
+/// Whether a client may set this variable, in a database whose policies read these; `free` are
+/// those that it may set nevertheless.
 ///
 /// # Errors
 /// Policies read it, or may.
@@ -154,7 +156,8 @@ fn is_off(value: &str) -> bool {
 }
 
 impl Guard {
-    /// What a tenant may not run that lives there. None: it may run everything, as there is no context.
+    /// What a tenant may not run that lives there. None: it may run everything, as there is no
+    /// context.
     pub fn of(route: &Route) -> Option<Self> {
         let placement = &route.placement;
         let own = route.context.iter().map(|(name, value)| Variable {
@@ -267,7 +270,8 @@ impl Guard {
         self.extent >= Extent::Choice
     }
 
-    /// Whether functions may be called by their oid, where `set_config` does not set one of the variables.
+    /// Whether functions may be called by their oid, where `set_config` does not set one of the
+    /// variables.
     pub fn allows_calls_by_oid(&self) -> bool {
         self.extent == Extent::Context
     }
@@ -288,8 +292,8 @@ impl Guard {
         self.extent == Extent::Context && finder.is_some_and(|finder| !finder.is_in(text))
     }
 
-    /// A text in which what returns a variable of the context to its default, sets it to what it is:
-    /// for the tenant's own client that is its default. None: it has nothing of that.
+    /// A text in which what returns a variable of the context to its default, sets it to what it
+    /// is: for the tenant's own client that is its default. None: it has nothing of that.
     pub fn returned(&self, text: &[u8], backslashes: bool) -> Option<String> {
         let own = self
             .variables
@@ -310,8 +314,8 @@ impl Guard {
         }
     }
 
-    /// As [`check`](Self::check), for a text with these effects: one that sets a variable to what it may be, may do so.
-    /// `chosen`, in lower case, are known to be set to what they are.
+    /// As [`check`](Self::check), for a text with these effects: one that sets a variable to what
+    /// it may be, may do so. `chosen`, in lower case, are known to be set to what they are.
     ///
     /// # Errors
     /// The first offence.
@@ -425,8 +429,8 @@ impl Guard {
         }
     }
 
-    /// As [`check`](Self::check), for a statement that is known to set `chosen`, in lower case, to what
-    /// they may be.
+    /// As [`check`](Self::check), for a statement that is known to set `chosen`, in lower case, to
+    /// what they may be.
     ///
     /// # Errors
     /// The first offence.
@@ -881,8 +885,8 @@ mod tests {
         }
     }
 
-    /// Each word that the grammar allows as a name behind SET stands for itself there, and the context is
-    /// found behind every production of SET and RESET.
+    /// Each word that the grammar allows as a name behind SET stands for itself there, and the
+    /// context is found behind every production of SET and RESET.
     #[test]
     fn the_context_is_found_whatever_words_its_name_is_made_of() {
         let words = [

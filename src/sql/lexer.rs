@@ -1,12 +1,12 @@
 //! Cuts SQL into tokens as PostgreSQL's scan.l does, in pieces of any size as they arrive.
 //!
 //! Comments are passed over, words are folded to lower case and cut at 63 bytes as names are. What
-//! a string holds is told up to [`MAX_TEXT`] bytes; where the sink reads code, up to [`MAX_COMMAND`],
-//! and with simple escapes.
+//! a string holds is told up to [`MAX_TEXT`] bytes; where the sink reads code, up to
+//! [`MAX_COMMAND`], and with simple escapes.
 //!
-//! A dollar-quoted string ends at its own tag and nowhere else, whatever stands in it: comments, quotes
-//! and other tags mean nothing there. So it is told as one string, also where it holds code, and whoever
-//! reads the code reads it as a text of its own.
+//! A dollar-quoted string ends at its own tag and nowhere else, whatever stands in it: comments,
+//! quotes and other tags mean nothing there. So it is told as one string, also where it holds code,
+//! and whoever reads the code reads it as a text of its own.
 //!
 //! Deliberately absent: operators of several characters (each is a symbol of its own), the kinds of
 //! numbers, and Unicode escapes, which are told as [`Token::Unicode`] without being decoded.
@@ -29,8 +29,8 @@ pub enum Token<'a> {
     Word(&'a [u8]),
     /// A name in double quotes.
     Quoted(&'a [u8]),
-    /// A name or string with Unicode escapes (`U&…`), which can spell anything: a name's text as it is written, without
-    /// its quotes. None: a string, or too long.
+    /// A name or string with Unicode escapes (`U&…`), which can spell anything: a name's text as it
+    /// is written, without its quotes. None: a string, or too long.
     Unicode(Option<&'a [u8]>),
     /// A string. None: too long, or with escapes in it.
     Text(Option<&'a [u8]>),
@@ -44,7 +44,8 @@ pub enum Token<'a> {
 pub trait Sink {
     fn token(&mut self, token: Token<'_>);
 
-    /// Whether the string that begins here may be code, and is to be told up to [`MAX_COMMAND`] bytes.
+    /// Whether the string that begins here may be code, and is to be told up to [`MAX_COMMAND`]
+    /// bytes.
     fn reads_code(&self) -> bool;
 }
 
@@ -64,7 +65,8 @@ enum State {
     TextQuote {
         escapes: bool,
     },
-    /// After a string: white space, which with a newline in it and a quote behind it continues the string.
+    /// After a string: white space, which with a newline in it and a quote behind it continues the
+    /// string.
     TextEnd {
         escapes: bool,
         newline: bool,
@@ -216,7 +218,8 @@ impl Lexer {
         }
     }
 
-    /// A word that is whole, and nothing else, is told without being kept. Returns how many bytes it has.
+    /// A word that is whole, and nothing else, is told without being kept. Returns how many bytes
+    /// it has.
     fn word(&mut self, bytes: &[u8], sink: &mut impl Sink) -> usize {
         let mut word = [0; MAX_NAME];
         let mut length = 0;
@@ -343,7 +346,8 @@ impl Lexer {
         });
     }
 
-    /// Reads at least one byte at the start of `bytes`, unless only the state changes; returns how many.
+    /// Reads at least one byte at the start of `bytes`, unless only the state changes; returns how
+    /// many.
     fn step(&mut self, bytes: &[u8], sink: &mut impl Sink) -> usize {
         let byte = bytes[0];
         match self.state {
@@ -616,7 +620,8 @@ impl Lexer {
         1
     }
 
-    /// Behind a `$`, what looked like the tag of a dollar quote is a word, if there is anything of it.
+    /// Behind a `$`, what looked like the tag of a dollar quote is a word, if there is anything of
+    /// it.
     fn begin_word_of_tag(&mut self) -> bool {
         if self.tag.len() <= 1 {
             return false;
@@ -640,8 +645,8 @@ impl Lexer {
         }
         let byte = bytes[0];
         if byte != self.tag[matched] {
-            // The start of a tag that is not the right one belongs to the string. The `$` that ends a wrong
-            // tag may begin the right one.
+            // The start of a tag that is not the right one belongs to the string. The `$` that ends
+            // a wrong tag may begin the right one.
             let tag = std::mem::take(&mut self.tag);
             self.keep_text(&tag[..matched]);
             self.tag = tag;

@@ -1,5 +1,6 @@
-//! SQL as far as the proxy must understand it: what is a word and what is a string ([`lexer`]), and what a text
-//! may leave behind in its session ([`effects`]). Nothing here knows grammar beyond that, and nothing decides.
+//! SQL as far as the proxy must understand it: what is a word and what is a string ([`lexer`]), and
+//! what a text may leave behind in its session ([`effects`]). Nothing here knows grammar beyond
+//! that, and nothing decides.
 
 /// The newest PostgreSQL whose grammar the reader is compared with (`tests/oracle`).
 pub const NEWEST_POSTGRESQL: i32 = 18;
@@ -28,7 +29,8 @@ pub fn finds(text: &[u8], word: &[u8]) -> bool {
     memchr::memchr2_iter(lower, upper, text).any(|at| word.is_at(text, at))
 }
 
-/// A word, and the byte of it that is looked for: most names of variables have one that few texts have.
+/// A word, and the byte of it that is looked for: most names of variables have one that few texts
+/// have.
 #[derive(Debug)]
 struct Word<W> {
     text: W,
@@ -55,7 +57,8 @@ impl<W: AsRef<[u8]>> Word<W> {
     }
 }
 
-/// Words that are looked for in many texts, in capitals or not, and a backslash, by which any may be written.
+/// Words that are looked for in many texts, in capitals or not, and a backslash, by which any may
+/// be written.
 #[derive(Debug)]
 pub struct Finder {
     words: Box<[Word<Box<[u8]>>]>,

@@ -1,9 +1,9 @@
-//! Which parameter a SET or RESET is about, as PostgreSQL's grammar reads it (gram.y: VariableSetStmt,
-//! VariableResetStmt).
+//! Which parameter a SET or RESET is about, as PostgreSQL's grammar reads it (gram.y:
+//! VariableSetStmt, VariableResetStmt).
 //!
-//! Most words that have a meaning of their own behind SET are allowed as names, too: `SET time.x = 1` sets
-//! the parameter `time.x`, and `SET TIME ZONE 'UTC'` sets `timezone`. What stands behind such a word
-//! decides, so it is kept until that is known. A name in quotes is never a keyword.
+//! Most words that have a meaning of their own behind SET are allowed as names, too: `SET time.x =
+//! 1` sets the parameter `time.x`, and `SET TIME ZONE 'UTC'` sets `timezone`. What stands behind
+//! such a word decides, so it is kept until that is known. A name in quotes is never a keyword.
 
 use super::lexer::Token;
 
@@ -16,7 +16,8 @@ pub enum Told {
     Local,
     /// The parameter goes back to what the session began with: SET … TO DEFAULT, and the like.
     Default(String),
-    /// The parameter is set or reset, and to what does not matter or is not told (`FROM CURRENT`, RESET).
+    /// The parameter is set or reset, and to what does not matter or is not told (`FROM CURRENT`,
+    /// RESET).
     Named(String),
     /// All parameters of `SET SESSION CHARACTERISTICS`.
     Characteristics,

@@ -1,4 +1,5 @@
-//! The variables that the row level security policies of a database read: whoever sets one decides which rows it sees.
+//! The variables that the row level security policies of a database read: whoever sets one decides
+//! which rows it sees.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,7 +48,8 @@ impl PolicyVariables {
         self.is_stale() || self.known().is_none()
     }
 
-    /// Takes over the names that the server said. None: it would not say; what it said before still counts.
+    /// Takes over the names that the server said. None: it would not say; what it said before still
+    /// counts.
     pub fn learn(&self, names: Option<&[String]>, now: Instant) {
         let mut known = self.known();
         let names = names.map(|names| names.iter().map(|name| name.as_str().into()).collect());

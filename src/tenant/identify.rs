@@ -43,9 +43,9 @@ pub enum Unknown {
 
 /// Reads the claim from a login. The tenant's option is taken out of the startup parameters.
 ///
-/// Every part of the login that may name a tenant, and does, must name the same one. A database that is
-/// not a tenant's name is no hint when another part names the tenant; whether the tenant has it
-/// is told after the login.
+/// Every part of the login that may name a tenant, and does, must name the same one. A database
+/// that is not a tenant's name is no hint when another part names the tenant; whether the tenant
+/// has it is told after the login.
 pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Claim {
     let options = take_option(startup);
     let names_console = matches!(
@@ -112,8 +112,8 @@ pub fn identify(config: &Config, startup: &mut Startup, sni: Option<&str>) -> Cl
     }
 }
 
-/// The service of a tenant that has several: the database names it, or is its own. False: it does neither, which is
-/// told after the login.
+/// The service of a tenant that has several: the database names it, or is its own. False: it does
+/// neither, which is told after the login.
 fn service<'c>(
     config: &'c Config,
     tenant: &str,
@@ -134,8 +134,8 @@ fn service<'c>(
     }
 }
 
-/// The login of an application: by its name as the database, by its home's database, or without any.
-/// A database that is a tenant's name is that tenant's.
+/// The login of an application: by its name as the database, by its home's database, or without
+/// any. A database that is a tenant's name is that tenant's.
 fn application(config: &Config, startup: &Startup, by_database: bool) -> Option<Claim> {
     let database = startup.database.as_deref();
     let named = database.and_then(|name| config.applications.get(name));

@@ -1,10 +1,12 @@
-//! How many server connections may be in use at once by all tenants of a placement, or of the whole proxy
-//! (`limits.active`). Such a level reaches over several servers, each of which has its own line of waiting tenants.
+//! How many server connections may be in use at once by all tenants of a placement, or of the whole
+//! proxy (`limits.active`). Such a level reaches over several servers, each of which has its own
+//! line of waiting tenants.
 //!
-//! A server that had to refuse a tenant because a level was full enlists here. When a connection of the level is given
-//! back, the servers that have enlisted get a turn, one after the other and the one that has waited longest first: within its
-//! turn a server serves its own line. Until that is over, the other servers give nothing of the level away, so that a busy
-//! server does not keep the others from ever having a share.
+//! A server that had to refuse a tenant because a level was full enlists here. When a connection of
+//! the level is given back, the servers that have enlisted get a turn, one after the other and the
+//! one that has waited longest first: within its turn a server serves its own line. Until that is
+//! over, the other servers give nothing of the level away, so that a busy server does not keep the
+//! others from ever having a share.
 //!
 //! Nothing here waits, and nobody who is not of a level ever asks it.
 
@@ -65,7 +67,8 @@ struct State {
     active: usize,
     /// Servers that have refused a tenant because of this level.
     line: VecDeque<Weak<Turns>>,
-    /// So many more turns are given, unless the level is full before. While there are any, the first in line has one.
+    /// So many more turns are given, unless the level is full before. While there are any, the
+    /// first in line has one.
     turns: usize,
 }
 
@@ -91,7 +94,8 @@ impl Level {
         lock(&self.0).active
     }
 
-    /// Whether a tenant may use one more. If not, the server that asks has a turn later. `holds`: the tenant has some already.
+    /// Whether a tenant may use one more. If not, the server that asks has a turn later. `holds`:
+    /// the tenant has some already.
     pub fn lets_in(self: &Arc<Self>, asking: &Asking<'_>, holds: bool) -> bool {
         lock(&self.0).lets_in(self, asking, holds)
     }
@@ -104,8 +108,8 @@ impl Level {
         may
     }
 
-    /// Counts a server connection out. True: it is the turn of `here`, the server that it was of, which is to
-    /// [take](Self::begin_turn) it at once.
+    /// Counts a server connection out. True: it is the turn of `here`, the server that it was of,
+    /// which is to [take](Self::begin_turn) it at once.
     pub fn leave(self: &Arc<Self>, here: Option<&Arc<Turns>>) -> bool {
         let mut state = lock(&self.0);
         state.active = state.active.saturating_sub(1);
@@ -128,14 +132,15 @@ impl Level {
         is_here
     }
 
-    /// Counts connections that are in use in or out: their tenant has come to this level, or has left it. Whoever may be served
-    /// now is to be looked for by the caller.
+    /// Counts connections that are in use in or out: their tenant has come to this level, or has
+    /// left it. Whoever may be served now is to be looked for by the caller.
     pub fn shift(&self, comes: usize, leaves: usize) {
         let mut state = lock(&self.0);
         state.active = (state.active + comes).saturating_sub(leaves);
     }
 
-    /// Begins the turn of `here`. False: there is no room any more, and it has its next turn after the others.
+    /// Begins the turn of `here`. False: there is no room any more, and it has its next turn after
+    /// the others.
     pub fn begin_turn(&self, here: &Arc<Turns>) -> bool {
         let mut state = lock(&self.0);
         let has_room = state.active < state.limit;
@@ -180,7 +185,8 @@ impl State {
             self.line.push_back(Arc::downgrade(asking.turns));
         }
         if !is_full {
-            // What is in use may be given back by nobody else: it has its turn with those that are being given now.
+            // What is in use may be given back by nobody else: it has its turn with those that are
+            // being given now.
             self.turns = self.turns.max(self.line.len() + 1);
         }
         false

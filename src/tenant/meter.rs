@@ -1,9 +1,12 @@
-//! How fast statements and bytes may go: what has been used of a rate, shared by all clients that it is for.
+//! How fast statements and bytes may go: what has been used of a rate, shared by all clients that
+//! it is for.
 //!
-//! A meter keeps one time for each rate: until when all that was used is paid for (the theoretical arrival time of GCRA,
-//! the algorithm of ATM's traffic contracts). Each use moves it on by what the use costs at the rate. Who finds it no further ahead
-//! than the burst lasts goes on at once; others wait until it is. A statement is paid for before it is sent; bytes are
-//! known only once they have come, so they are a debt that the next statement, or the rest of the same result, waits for.
+//! A meter keeps one time for each rate: until when all that was used is paid for (the theoretical
+//! arrival time of GCRA, the algorithm of ATM's traffic contracts). Each use moves it on by what
+//! the use costs at the rate. Who finds it no further ahead than the burst lasts goes on at once;
+//! others wait until it is. A statement is paid for before it is sent; bytes are known only once
+//! they have come, so they are a debt that the next statement, or the rest of the same result,
+//! waits for.
 //!
 //! Nothing here waits: callers are told for how long they have to.
 
@@ -51,8 +54,8 @@ impl Bucket {
         (per_second > 0).then_some(Rate { per_second, burst })
     }
 
-    /// Uses `count`, and returns for how long to wait until that is within the rate; `Err` with that time, and
-    /// nothing is used, if it is longer than `patience`.
+    /// Uses `count`, and returns for how long to wait until that is within the rate; `Err` with
+    /// that time, and nothing is used, if it is longer than `patience`.
     fn take(&self, count: u64, now: u64, patience: u64) -> Result<u64, u64> {
         let Some(rate) = self.rate() else {
             return Ok(0);
@@ -136,7 +139,8 @@ impl Meter {
         self.changes.fetch_add(u64::from(has_changed), Relaxed);
     }
 
-    /// How often one of the rates has changed. Who was told before to wait need not any more: it is to ask again.
+    /// How often one of the rates has changed. Who was told before to wait need not any more: it is
+    /// to ask again.
     pub fn changes(&self) -> u64 {
         self.changes.load(Relaxed)
     }
@@ -150,8 +154,8 @@ impl Meter {
         nanoseconds(now.saturating_duration_since(self.made))
     }
 
-    /// Pays for a statement. Returns for how long it has to wait, for its own sake and for that of the bytes that
-    /// were sent before.
+    /// Pays for a statement. Returns for how long it has to wait, for its own sake and for that of
+    /// the bytes that were sent before.
     ///
     /// # Errors
     /// It would have to wait for longer than `patience`, and is not paid for.
@@ -220,7 +224,8 @@ mod tests {
         assert_eq!(waits, [0, 0, 0, 0, 0, 10, 20].map(|n| Ok(ms(n))));
     }
 
-    /// Whatever the rate and whoever comes when: over any time no more goes than the rate and a burst.
+    /// Whatever the rate and whoever comes when: over any time no more goes than the rate and a
+    /// burst.
     #[test]
     fn never_more_than_rate_and_burst_go_in_any_time() {
         let mut random = 1_u64;

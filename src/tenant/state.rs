@@ -15,7 +15,8 @@ use crate::tenant::level::{Asking, Level, Turns};
 use crate::tenant::meter::Meter;
 use crate::workers::WorkerId;
 
-/// Names of a tenant's clients that are kept to be shared: more than an application uses, and few, since clients choose them.
+/// Names of a tenant's clients that are kept to be shared: more than an application uses, and few,
+/// since clients choose them.
 const NAMES: usize = 16;
 
 /// Whether a tenant is paused.
@@ -38,7 +39,8 @@ pub struct TenantState {
     pub since: Instant,
     clients: AtomicUsize,
     active: AtomicUsize,
-    /// The levels that have a `limits.active` of their own and count what it has in use. Whoever changes `active` holds the lock.
+    /// The levels that have a `limits.active` of their own and count what it has in use. Whoever
+    /// changes `active` holds the lock.
     levels: Mutex<Vec<Arc<Level>>>,
     has_levels: AtomicBool,
     client_limit: AtomicUsize,
@@ -162,8 +164,8 @@ impl TenantState {
         own_or(&self.connect, of_all.connect)
     }
 
-    /// The server time that its transactions have had, in microseconds for a weight of 1, within `bounds`. Called under the
-    /// lock of its instance.
+    /// The server time that its transactions have had, in microseconds for a weight of 1, within
+    /// `bounds`. Called under the lock of its instance.
     pub fn account(&self, bounds: RangeInclusive<u64>) -> u64 {
         let total = self.metrics.transactions.sum_us();
         let new = total.saturating_sub(self.accounted.swap(total, Relaxed));
@@ -176,8 +178,8 @@ impl TenantState {
         used
     }
 
-    /// Whether one more of its clients may wait for a server connection; so many do. All may while it
-    /// is paused.
+    /// Whether one more of its clients may wait for a server connection; so many do. All may while
+    /// it is paused.
     pub fn may_wait(&self, waiting: usize) -> bool {
         waiting < self.waiting_limit.load(Relaxed) || self.is_paused()
     }
@@ -261,7 +263,8 @@ impl TenantState {
         self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The levels that count what it has in use from now on. Who waits is served once the instances are told.
+    /// The levels that count what it has in use from now on. Who waits is served once the instances
+    /// are told.
     pub fn set_levels(&self, new: Vec<Arc<Level>>) {
         let mut levels = self.levels();
         let active = self.active();
@@ -288,8 +291,9 @@ impl TenantState {
         levels.iter().all(|level| level.lets_in(asking, holds))
     }
 
-    /// Counts a server connection in, unless a level of its is full; [`deactivate`](Self::deactivate) counts it out. Both are
-    /// called under the instance's lock, by the pool alone.
+    /// Counts a server connection in, unless a level of its is full;
+    /// [`deactivate`](Self::deactivate) counts it out. Both are called under the instance's lock,
+    /// by the pool alone.
     pub(crate) fn activate(&self, asking: &Asking<'_>) -> bool {
         let levels = self.levels();
         let holds = self.active() > 0;
@@ -303,7 +307,8 @@ impl TenantState {
         full.is_none()
     }
 
-    /// `here`: the server that it was of, if that can take a turn at once. Returns the levels where it is to.
+    /// `here`: the server that it was of, if that can take a turn at once. Returns the levels where
+    /// it is to.
     pub(crate) fn deactivate(&self, here: Option<&Arc<Turns>>) -> Vec<Arc<Level>> {
         let levels = self.levels();
         self.active.fetch_sub(1, Relaxed);

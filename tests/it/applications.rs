@@ -392,7 +392,8 @@ async fn what_is_held_begins_the_transaction_as_it_was_said() {
         assert_eq!(wire.column(BODIES).await, tenant("b0").bodies());
         assert_eq!(status(&mut wire, "COMMIT").await, 'I');
     }
-    // What does not begin as it was said is told with the first statement, and nothing of it is run.
+    // What does not begin as it was said is told with the first statement, and nothing of it is
+    // run.
     for said in [
         "BEGIN",
         "SET LOCAL work_mem = 'much'",
@@ -408,8 +409,8 @@ async fn what_is_held_begins_the_transaction_as_it_was_said() {
     assert_eq!(wire.column("SELECT 1").await, ["1"]);
 }
 
-/// A login of a tenant's own may say whose it is, and nothing else; the default of its variable is what it is.
-/// The END of a function in standard SQL ends no transaction.
+/// A login of a tenant's own may say whose it is, and nothing else; the default of its variable is
+/// what it is. The END of a function in standard SQL ends no transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_in_standard_sql_is_one_statement() {
     let proxy = setup(WEB).start().await;

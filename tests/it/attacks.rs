@@ -1,5 +1,6 @@
-//! The attack list, as far as it is SQL and messages (`src/attacks`), in every tier and posture. Each attack is first seen to
-//! succeed where nothing is done against it; what holds it where is the table of docs/isolation.md.
+//! The attack list, as far as it is SQL and messages (`src/attacks`), in every tier and posture.
+//! Each attack is first seen to succeed where nothing is done against it; what holds it where is
+//! the table of docs/isolation.md.
 
 mod weak;
 

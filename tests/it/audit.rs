@@ -1,4 +1,5 @@
-//! Every attempt to reach what is another tenant's is an event in a file, without a literal, whatever becomes of the file.
+//! Every attempt to reach what is another tenant's is an event in a file, without a literal,
+//! whatever becomes of the file.
 
 use std::path::{Path, PathBuf};
 
@@ -310,7 +311,8 @@ async fn every_statement_that_is_refused_for_whose_it_is_is_an_event_without_its
             let frames = wire.query(sql).await;
             assert_eq!(errors(&frames), [attempt.3], "{pooling}: {sql}");
             check(&file.next(&mut seen).await, attempt, true);
-            // In transaction pooling the proxy has the texts of prepared statements; in session pooling it keeps none.
+            // In transaction pooling the proxy has the texts of prepared statements; in session
+            // pooling it keeps none.
             let known = pooling == "transaction";
             for name in ["", "s"] {
                 let batch = [

@@ -299,7 +299,8 @@ async fn a_frame_with_an_impossible_header_ends_its_client_with_an_error() {
     still_serves(&proxy).await;
 }
 
-/// Clients that promise a gigabyte and send little of it: nothing is set aside for what has not come.
+/// Clients that promise a gigabyte and send little of it: nothing is set aside for what has not
+/// come.
 #[tokio::test(flavor = "multi_thread")]
 async fn long_messages_that_never_come_take_no_memory() {
     let proxy = proxy().await;
@@ -428,7 +429,8 @@ async fn what_a_client_said_before_a_bad_header_is_done_and_answered() {
     still_serves(&proxy).await;
 }
 
-/// As PostgreSQL: it looks at what it was sent in order, and only then sees that the client has gone.
+/// As PostgreSQL: it looks at what it was sent in order, and only then sees that the client has
+/// gone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_in_the_middle_of_a_batch_has_what_came_before_it_done() {
     let proxy = proxy().await;
@@ -473,7 +475,8 @@ async fn a_client_never_runs_the_unnamed_statement_of_another() {
     assert_eq!(errors(&other.until_ready().await), ["26000"]);
 }
 
-/// What a client that does not read, and then leaves, was answered before; `most`: so many queries at most.
+/// What a client that does not read, and then leaves, was answered before; `most`: so many queries
+/// at most.
 async fn ask_without_reading(proxy: &Running, most: usize) -> (Wire, usize) {
     let t = tenant("t48");
     let socket = TcpSocket::new_v4().unwrap();
@@ -515,7 +518,8 @@ async fn a_client_that_leaves_gets_all_that_it_was_answered_before() {
     }
     .start()
     .await;
-    // The system takes some of the answers, and the proxy holds the others: the more, the nearer to what it does not take any more.
+    // The system takes some of the answers, and the proxy holds the others: the more, the nearer to
+    // what it does not take any more.
     let (_wire, most) = ask_without_reading(&proxy, 10_000).await;
     assert!(most > 10, "{most}");
     for less in 1..=4 {

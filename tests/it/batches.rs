@@ -1,5 +1,5 @@
-//! Random batches of the extended protocol, in one write each: PostgreSQL and the proxy answer them alike, and in time,
-//! and no server connection stays behind.
+//! Random batches of the extended protocol, in one write each: PostgreSQL and the proxy answer them
+//! alike, and in time, and no server connection stays behind.
 
 use std::cmp::Ordering;
 use std::time::Duration;

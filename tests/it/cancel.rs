@@ -166,7 +166,8 @@ async fn a_cancel_ends_the_wait_for_a_server_connection() {
     assert_eq!(waiter.column("SELECT 1").await, ["1"]);
 }
 
-/// What the server was to do first was to change the tenant; whether it had is not known of each cancel.
+/// What the server was to do first was to change the tenant; whether it had is not known of each
+/// cancel.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cancelled_right_behind_a_change_of_tenant_is_over() {
     let setup = Setup {
@@ -198,8 +199,8 @@ async fn what_is_cancelled_right_behind_a_change_of_tenant_is_over() {
     }
 }
 
-/// Clients of A are cancelled all the time, at every stage of their queries, on server connections that they
-/// share with clients of B.
+/// Clients of A are cancelled all the time, at every stage of their queries, on server connections
+/// that they share with clients of B.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_storm_of_cancels_disturbs_nobody_else() {
     const CANCELS: usize = 10_000;

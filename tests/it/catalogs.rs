@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::harness::world;
 
-/// A new version's view is one that nobody has looked at: what it shows of other tenants belongs into the table.
+/// A new version's view is one that nobody has looked at: what it shows of other tenants belongs
+/// into the table.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documents_name_every_catalog_that_everybody_may_read() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/isolation.md");

@@ -1,6 +1,8 @@
-//! Everything at once: clients of all tenants check every reply, while servers, the config, the log and descriptors fail.
+//! Everything at once: clients of all tenants check every reply, while servers, the config, the log
+//! and descriptors fail.
 //!
-//! `PGTENANT_CHAOS_SECONDS` says for how long (two minutes by default), `PGTENANT_CHAOS_SEED` where chance begins.
+//! `PGTENANT_CHAOS_SECONDS` says for how long (two minutes by default), `PGTENANT_CHAOS_SEED` where
+//! chance begins.
 
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -19,8 +21,9 @@ use tokio::task::JoinSet;
 use crate::harness::{Process, Setup, Tenant, World, all_tenants, world_of_its_own};
 use crate::wire::{Frame, Wire, bind, execute, parse, query, sync};
 
-/// What a client may be told instead of its rows, while things fail: the server is away, full, starting or stopping, the client is
-/// cancelled, ended or in a transaction that failed, or its tenant is removed just now.
+/// What a client may be told instead of its rows, while things fail: the server is away, full,
+/// starting or stopping, the client is cancelled, ended or in a transaction that failed, or its
+/// tenant is removed just now.
 const EXCUSES: [&str; 12] = [
     "08006", "57P01", "57P02", "57P03", "53300", "53200", "57014", "25P02", "25P03", "28P01",
     "55006", "58000",

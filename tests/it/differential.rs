@@ -818,7 +818,8 @@ async fn greeting(mut wire: Wire, version: u32, pairs: &[(&str, &str)], password
     format!("{negotiation}, key of {}", wire.key.1.len())
 }
 
-/// Protocol 3.2 came with PostgreSQL 18: against an older server only what is written here is compared.
+/// Protocol 3.2 came with PostgreSQL 18: against an older server only what is written here is
+/// compared.
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_of_the_protocol_are_negotiated_as_postgresql_18_does() {
     let is_18 = {

@@ -1,4 +1,5 @@
-//! The doctor finds every mistake that is made for it, none where there is none, and its script mends what it found.
+//! The doctor finds every mistake that is made for it, none where there is none, and its script
+//! mends what it found.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -942,7 +943,8 @@ async fn clients_are_refused_while_policies_leak_and_let_in_when_they_are_mended
     let gauge = "pgtenant_doctor_findings{placement=\"free\",severity=\"critical\"} 1";
     assert!(metrics.contains(gauge), "{metrics}");
 
-    // What the last look found stays so while the server is away: nobody is let in because it was restarted.
+    // What the last look found stays so while the server is away: nobody is let in because it was
+    // restarted.
     cluster.shut_down(Shutdown::Fast).await.unwrap();
     eventually("the server is missed", async || {
         console(&proxy).await.iter().any(|row| row[5] == "unknown")

@@ -1,9 +1,10 @@
-//! Conversations as drivers have them that are no part of these tests: pgjdbc, Npgsql, pgx, lib/pq, asyncpg. What
-//! each sends at login, to prepare, to fetch in parts, in batches and when its pool takes a connection back was read
-//! in its sources; here it is sent to PostgreSQL and through the proxy, and answered by the same frames. In
-//! transaction pooling other clients see to it that each transaction finds another server connection; and there a reset
-//! is reported as what the server falls back to, and then as what the client began with. All that it is told in the end
-//! is as direct.
+//! Conversations as drivers have them that are no part of these tests: pgjdbc, Npgsql, pgx, lib/pq,
+//! asyncpg. What each sends at login, to prepare, to fetch in parts, in batches and when its pool
+//! takes a connection back was read in its sources; here it is sent to PostgreSQL and through the
+//! proxy, and answered by the same frames. In transaction pooling other clients see to it that each
+//! transaction finds another server connection; and there a reset is reported as what the server
+//! falls back to, and then as what the client began with. All that it is told in the end is as
+//! direct.
 
 use std::collections::BTreeMap;
 
@@ -39,8 +40,8 @@ const BY_ID: &str = "SELECT id, body FROM items WHERE id = $1";
 const COPIED: &[u8] =
     b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\x04\0\0\x02\xee\0\0\0\x01z\xff\xff"; // 750
 
-/// Extended all the way, also for BEGIN; statements named `S_n` after a few executions, portals `C_n`; closes
-/// what was garbage collected before the next query.
+/// Extended all the way, also for BEGIN; statements named `S_n` after a few executions, portals
+/// `C_n`; closes what was garbage collected before the next query.
 fn pgjdbc() -> Driver {
     let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 1)].concat();
     let asked = |sql: &str| {
@@ -285,7 +286,8 @@ fn pgjdbc() -> Driver {
                     &[run("BEGIN"), run("PREPARE TRANSACTION '1_a_b'"), sync()],
                 ),
                 write(1, &[run("ROLLBACK PREPARED '1_a_b'"), sync()]),
-                // what was garbage collected goes with the next query; a simple query follows without waiting
+                // what was garbage collected goes with the next query; a simple query follows
+                // without waiting
                 write(
                     2,
                     &[
@@ -317,8 +319,9 @@ fn pgjdbc() -> Driver {
     }
 }
 
-/// Puts what resets the connection, BEGIN and SAVEPOINT in front of the next command, in the same write; loads
-/// the types at login by several statements in one query; statements named `_p1` and `_auto0`.
+/// Puts what resets the connection, BEGIN and SAVEPOINT in front of the next command, in the same
+/// write; loads the types at login by several statements in one query; statements named `_p1` and
+/// `_auto0`.
 fn npgsql() -> Driver {
     const TYPES: &str = "SELECT 1;\n\n-- Load types\nSELECT ns.nspname, t.oid, t.typname, t.typtype FROM pg_type AS t \
         JOIN pg_namespace AS ns ON (ns.oid = typnamespace) WHERE nspname = 'pg_catalog' AND t.oid < 10000 ORDER BY t.oid;\n\n\
@@ -445,7 +448,8 @@ fn npgsql() -> Driver {
                     ],
                 ),
                 write(1, &[bind("", "_auto0", &[]), execute("", 0), sync()]),
-                // The pool took it back: the reset goes with the next user's first command, which may be prepared.
+                // The pool took it back: the reset goes with the next user's first command, which
+                // may be prepared.
                 say(
                     "SET work_mem = '7MB'; SET TimeZone = 'Asia/Tokyo'; CREATE TEMP TABLE mine (n int); SELECT pg_advisory_lock(750007); LISTEN npgsql",
                 ),
@@ -527,8 +531,9 @@ fn npgsql() -> Driver {
     }
 }
 
-/// Statements named by a digest of their text; `begin` and all else without arguments as simple queries;
-/// pipelines with several Syncs and with Flush; Close instead of DEALLOCATE, also in a failed transaction.
+/// Statements named by a digest of their text; `begin` and all else without arguments as simple
+/// queries; pipelines with several Syncs and with Flush; Close instead of DEALLOCATE, also in a
+/// failed transaction.
 fn pgx() -> Driver {
     const ONE: &str = "stmtcache_2f0c6b1f1c3b7b2b0a9d8e7f6a5b4c3d2e1f0a9b8c7d6e5f";
     const TWO: &str = "stmtcache_00112233445566778899aabbccddeeff0011223344556677";
@@ -662,7 +667,8 @@ fn pgx() -> Driver {
     }
 }
 
-/// Prepares the unnamed statement, waits, and executes it in the next round trip; names statements by numbers.
+/// Prepares the unnamed statement, waits, and executes it in the next round trip; names statements
+/// by numbers.
 fn lib_pq() -> Driver {
     Driver {
         startup: &[
@@ -723,7 +729,8 @@ fn lib_pq() -> Driver {
     }
 }
 
-/// Flush after Parse and Describe, then the rest; resets by a query of many statements; loads types in between.
+/// Flush after Parse and Describe, then the rest; resets by a query of many statements; loads types
+/// in between.
 fn asyncpg() -> Driver {
     let one = "__asyncpg_stmt_1__";
     let prepare = |name: &str, sql: &str| {

@@ -56,7 +56,8 @@ fn the_compiler_and_the_version_are_the_same_wherever_they_are_named() {
     assert_eq!(named("Dockerfile", "ARG VERSION=", '\n'), version);
 }
 
-/// No tag that moves, no digest that nobody here has pulled, and nothing that makes a volume of its own with each container.
+/// No tag that moves, no digest that nobody here has pulled, and nothing that makes a volume of its
+/// own with each container.
 #[test]
 fn the_image_is_made_of_exact_versions() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("Dockerfile");

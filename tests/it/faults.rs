@@ -601,8 +601,8 @@ fn resident() -> usize {
     pages.expect("a number") * 4096
 }
 
-/// In how many centiseconds TCP asks whether the other end is there, of each connection of this machine between two ports that
-/// are `wanted` (Linux: the timer 02 of `/proc/net/tcp`).
+/// In how many centiseconds TCP asks whether the other end is there, of each connection of this
+/// machine between two ports that are `wanted` (Linux: the timer 02 of `/proc/net/tcp`).
 fn keepalives(wanted: impl Fn(u16, u16) -> bool) -> Vec<u64> {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
     let hex = |text: &str| u64::from_str_radix(text, 16).expect("a hexadecimal number");
@@ -677,7 +677,8 @@ async fn a_start_that_fails_says_why_and_ends_what_it_had_begun() {
     assert_no_panics();
 }
 
-/// A login as `alone`, or as its role direct, with one more parameter; in the end what it was refused for.
+/// A login as `alone`, or as its role direct, with one more parameter; in the end what it was
+/// refused for.
 async fn log_in_with(mut wire: Wire, user: &str, password: &str, own: (&str, &str)) -> Wire {
     let pairs = [("user", user), ("database", "postgres"), own];
     let _ = wire.log_in(&pairs, password).await;

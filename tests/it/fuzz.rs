@@ -1,8 +1,9 @@
-//! Random conversations, direct and through the proxy: the same frames come back, and the same rows are left.
+//! Random conversations, direct and through the proxy: the same frames come back, and the same rows
+//! are left.
 //!
-//! Several clients of a tenant share fewer server connections than they are. A failure prints the seed and
-//! the shortest conversation that still differs; `PGTENANT_FUZZ_SEED` and `PGTENANT_FUZZ_COUNT` (conversations) say what
-//! is run instead of the usual.
+//! Several clients of a tenant share fewer server connections than they are. A failure prints the
+//! seed and the shortest conversation that still differs; `PGTENANT_FUZZ_SEED` and
+//! `PGTENANT_FUZZ_COUNT` (conversations) say what is run instead of the usual.
 
 mod conversation;
 mod play;
@@ -167,10 +168,11 @@ struct Fuzz {
     proxy: Running,
     places: Vec<Place>,
     failures: Mutex<Vec<(Session, String)>>,
-    /// Sessions that differ, perhaps only since a client that closed its side while it waited for a server connection
-    /// has left (docs/compatibility.md): to be tried again without others.
+    /// Sessions that differ, perhaps only since a client that closed its side while it waited for a
+    /// server connection has left (docs/compatibility.md): to be tried again without others.
     doubtful: Mutex<Vec<Session>>,
-    /// Seeds of sessions whose rows may differ: their clients left in the middle, or cannot be compared.
+    /// Seeds of sessions whose rows may differ: their clients left in the middle, or cannot be
+    /// compared.
     incomparable: Mutex<HashSet<u64>>,
     begun: Mutex<Begun>,
 }

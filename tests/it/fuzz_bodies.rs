@@ -1,5 +1,5 @@
-//! The bodies of the fuzz targets in `fuzz/`, without cargo-fuzz: on the corpus, and on some thousands of mutations
-//! of it.
+//! The bodies of the fuzz targets in `fuzz/`, without cargo-fuzz: on the corpus, and on some
+//! thousands of mutations of it.
 
 use std::fs;
 use std::path::Path;

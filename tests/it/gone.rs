@@ -1,5 +1,6 @@
-//! Clients that go while the server works for them, and clients that must go: their server connections are free again soon,
-//! and what they had said is done as by PostgreSQL where that takes no longer than a moment.
+//! Clients that go while the server works for them, and clients that must go: their server
+//! connections are free again soon, and what they had said is done as by PostgreSQL where that
+//! takes no longer than a moment.
 
 use std::time::Duration;
 

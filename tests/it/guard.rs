@@ -1,4 +1,5 @@
-//! Posture `guarded`: what could change the tenant is refused, wherever it stands, and the client goes on.
+//! Posture `guarded`: what could change the tenant is refused, wherever it stands, and the client
+//! goes on.
 
 use crate::harness::{POOLINGS, Running, SECRET, Setup};
 use crate::wire::{

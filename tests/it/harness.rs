@@ -117,8 +117,9 @@ async fn make_world(name: &str) -> Result<World, String> {
     })
 }
 
-/// A shell that waits for the end of this process (its standard input closes), then for the server's,
-/// which the kernel ends with us, and removes the server's directory. Statics are never dropped.
+/// A shell that waits for the end of this process (its standard input closes), then for the
+/// server's, which the kernel ends with us, and removes the server's directory. Statics are never
+/// dropped.
 fn janitor(cluster: &Cluster) -> Option<Child> {
     const SCRIPT: &str = "cat >/dev/null; n=0; \
         while [ -e \"$1/data/postmaster.pid\" ] && [ $n -lt 100 ]; do sleep 0.1; n=$((n + 1)); done; \
@@ -179,8 +180,8 @@ async fn fill(cluster: &Cluster, server: Server) -> pgtenant::cluster::Result<()
     Ok(())
 }
 
-/// The table `plain`, which every tier has, is one that COPY can write: it refuses those under row level
-/// security, and views.
+/// The table `plain`, which every tier has, is one that COPY can write: it refuses those under row
+/// level security, and views.
 const POOL_SQL: &str = "
     CREATE TABLE items (
         tenant text NOT NULL DEFAULT current_setting('app.tenant_id', true),

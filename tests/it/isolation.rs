@@ -1,4 +1,5 @@
-//! What a client leaves or smuggles in must not reach another, nor take its own tenant's context away.
+//! What a client leaves or smuggles in must not reach another, nor take its own tenant's context
+//! away.
 
 use crate::harness::{Running, Setup, Tenant, tenant, world};
 use crate::wire::{
@@ -143,8 +144,8 @@ async fn what_one_tenant_set_does_not_hinder_the_change_to_the_next() {
     }
 }
 
-/// What sets the tenant goes to the server in one write with what the client says: if it fails, nothing of that may run, as
-/// nobody and least of all as the tenant before.
+/// What sets the tenant goes to the server in one write with what the client says: if it fails,
+/// nothing of that may run, as nobody and least of all as the tenant before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_tenant_that_fails_runs_nothing_of_the_client() {
     let proxy = one_connection("transaction").await;

@@ -1,5 +1,6 @@
-//! What DISCARD ALL leaves in a server process must not meet another tenant: connections of dblink, the seed of random(),
-//! whatever else libraries keep. Nor is one tenant held up by the temporary objects of another.
+//! What DISCARD ALL leaves in a server process must not meet another tenant: connections of dblink,
+//! the seed of random(), whatever else libraries keep. Nor is one tenant held up by the temporary
+//! objects of another.
 
 use pgtenant::backend::residue::Pins;
 use pgtenant::cluster::{Cluster, Options};
@@ -7,8 +8,8 @@ use pgtenant::cluster::{Cluster, Options};
 use crate::harness::{Running, SECRET, cluster, eventually, server_line, tenant};
 use crate::wire::{Wire, bind, column, errors, execute, function_call, parse, sync};
 
-/// Ways to a function, which is called `does` here. Each is a statement of a tenant; all but the first two go by what
-/// the statement does not name.
+/// Ways to a function, which is called `does` here. Each is a statement of a tenant; all but the
+/// first two go by what the statement does not name.
 const WAYS: [(&str, &str); 11] = [
     ("a call", "SELECT does()"),
     ("a function", "SELECT calls_it()"),
@@ -102,7 +103,8 @@ async fn run(wire: &mut Wire, sql: &str, extended: bool) -> Vec<String> {
     }
 }
 
-/// What the next tenant is told by `ask`, after one that ran `statement` has left; and whether it got the same connection.
+/// What the next tenant is told by `ask`, after one that ran `statement` has left; and whether it
+/// got the same connection.
 async fn next_is_told(
     proxy: &Running,
     statement: &str,
@@ -240,7 +242,8 @@ async fn an_extension_that_a_tenant_makes_is_noticed_at_once() {
     assert_eq!(next.column("SELECT isn_weak()").await, ["f"]);
 }
 
-/// What ties a client of a tenant to its connection after `write`, while another tenant has done what `prepare` says.
+/// What ties a client of a tenant to its connection after `write`, while another tenant has done
+/// what `prepare` says.
 async fn pins_of_a_writer(server: &Cluster, prepare: &[&str], write: &str) -> Pins {
     let proxy = proxy(server, "transaction", "size: 4, reserve: 0");
     let mut attacker = proxy.raw(&tenant("t00")).await;
@@ -316,7 +319,8 @@ async fn objects_of_other_roles_that_a_session_cannot_reach_hold_it_up_as_little
         pins_of_a_writer(&server, &[], "SELECT f()").await,
         Pins::empty()
     );
-    // What is reached by a function that acts as its owner counts, as does what may be reached directly.
+    // What is reached by a function that acts as its owner counts, as does what may be reached
+    // directly.
     let definer = "SET ROLE other; CREATE FUNCTION theirs.private() RETURNS int LANGUAGE plpgsql AS 'BEGIN PERFORM setseed(0.5); RETURN 1; END';
         RESET ROLE; CREATE SCHEMA api; GRANT USAGE ON SCHEMA api TO app; GRANT CREATE, USAGE ON SCHEMA api TO other; SET ROLE other;
         CREATE FUNCTION api.public() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT theirs.private()'";

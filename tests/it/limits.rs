@@ -109,8 +109,8 @@ async fn an_idle_connection_of_one_pool_is_given_up_for_another() {
     }
 }
 
-/// A has 300 clients in line and one server connection; B has one client. B's turn comes after a few
-/// of A's transactions, not after all of them.
+/// A has 300 clients in line and one server connection; B has one client. B's turn comes after a
+/// few of A's transactions, not after all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn three_hundred_waiting_clients_of_one_tenant_do_not_stand_before_one_of_another() {
     const CROWD: usize = 300;
@@ -533,7 +533,8 @@ async fn a_full_placement_keeps_nobody_waiting_who_shares_its_pool_in_another() 
     holder.query("COMMIT").await;
 }
 
-/// One server whose clients never stop, and another with one client: both have their turns at the proxy's limit.
+/// One server whose clients never stop, and another with one client: both have their turns at the
+/// proxy's limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_server_does_not_use_up_what_all_servers_may_use_together() {
     let setup = Setup {
@@ -621,7 +622,8 @@ async fn who_says_nothing_and_one_tenant_keep_nobody_out_and_least_of_all_the_co
     };
     let proxy = setup.start().await;
     let app = proxy.proxy.app();
-    // Sockets that say nothing, and some that stop in the middle of their login: the oldest give way.
+    // Sockets that say nothing, and some that stop in the middle of their login: the oldest give
+    // way.
     let mut silent = Vec::new();
     for number in 0..SILENT {
         let mut wire = Wire::tcp(proxy.address).await;

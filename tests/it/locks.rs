@@ -91,7 +91,8 @@ async fn what_was_prepared_takes_no_more_than_what_is_said_at_once() {
                 }
             }
         }
-        // In session pooling it is not known what a name stands for, so the client is ended when there is one too many.
+        // In session pooling it is not known what a name stands for, so the client is ended when
+        // there is one too many.
         said.extend(match pooling {
             "session" => wire.rest().await,
             _ => Vec::new(),

@@ -12,7 +12,8 @@ async fn serve(stderr: Stdio) -> Process {
     Process::serve(&yaml, stderr).await
 }
 
-/// Logins that are refused, each with a line in the log, and a client that is served meanwhile; and a SIGTERM.
+/// Logins that are refused, each with a line in the log, and a client that is served meanwhile; and
+/// a SIGTERM.
 async fn serves_and_stops(mut proxy: Process) {
     let own = tenant("t00");
     let user = own.user();

@@ -1,5 +1,6 @@
 //! The integration tests: real PostgreSQL servers, the proxy in front of them in this process, and
-//! clients of every kind. `make test` installs what they need; what is missing fails with one sentence.
+//! clients of every kind. `make test` installs what they need; what is missing fails with one
+//! sentence.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // that is how a test fails
 

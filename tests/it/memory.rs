@@ -30,7 +30,8 @@ impl Process {
 
 const MIB: usize = 1 << 20;
 
-/// Reads to ReadyForQuery without keeping anything; returns how many bytes of rows and COPY data came.
+/// Reads to ReadyForQuery without keeping anything; returns how many bytes of rows and COPY data
+/// came.
 async fn drain(wire: &mut Wire) -> usize {
     let read = wire.discard_until_ready();
     tokio::time::timeout(PATIENCE, read).await.expect("in time")
@@ -104,8 +105,8 @@ async fn pipelines_larger_than_every_buffer_do_not_deadlock() {
         let proxy = process(pooling).await;
         let mut wire = proxy.client("t00").await;
         let before = proxy.peak();
-        // 40 000 statements whose answers are not read before all are sent: the client itself must read meanwhile, as
-        // direct, and so does `send`.
+        // 40 000 statements whose answers are not read before all are sent: the client itself must
+        // read meanwhile, as direct, and so does `send`.
         let one = [
             parse("", "SELECT repeat('y', 500)"),
             message(b'B', &[b"\0\0\0\0\0\0\0\0"]),

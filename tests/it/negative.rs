@@ -198,8 +198,8 @@ async fn the_database_of_another_tenant_does_not_exist_any_more_than_one_that_do
     }
 }
 
-/// Every message of a login with a wrong password, until the connection closes; with what is random or
-/// the user's own name taken out.
+/// Every message of a login with a wrong password, until the connection closes; with what is random
+/// or the user's own name taken out.
 async fn shape(proxy: &Running, pairs: Pairs<'_>, password: &str) -> (Vec<String>, Vec<u8>) {
     let mut wire = Wire::tcp(proxy.address).await;
     let login = wire.log_in(pairs, password).await;
@@ -410,8 +410,8 @@ const MINE: &str = "SELECT body FROM items WHERE id < 900 ORDER BY id";
 async fn reloads_under_load_show_nobody_a_row_of_another() {
     const RELOADS: usize = 50;
     let world = world().await;
-    // s2 is pinned to either server by turns (its rows say where they are), t36 moves between a pool and
-    // one of another size and name.
+    // s2 is pinned to either server by turns (its rows say where they are), t36 moves between a
+    // pool and one of another size and name.
     let yaml = |turn: usize| {
         let server = ["shared", "silo"][turn % 2];
         let setup = Setup {

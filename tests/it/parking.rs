@@ -156,7 +156,8 @@ fn message_of_a_copy_that_failed() -> Vec<u8> {
     message(b'd', &[b"rest"])
 }
 
-/// What it has begun to say is not over, so it cannot be parked: it is asked now and then, not all the time.
+/// What it has begun to say is not over, so it cannot be parked: it is asked now and then, not all
+/// the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_be_parked_is_not_asked_all_the_time() {
     let proxy = start(&Setup::default()).await;

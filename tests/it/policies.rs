@@ -1,5 +1,5 @@
-//! Variables that row level security policies read beside the tenant's own: who sets one decides which rows it sees, so in posture
-//! guarded nobody may, but where the operator names it.
+//! Variables that row level security policies read beside the tenant's own: who sets one decides
+//! which rows it sees, so in posture guarded nobody may, but where the operator names it.
 
 use pgtenant::cluster::{Cluster, Options};
 
@@ -56,7 +56,8 @@ fn proxy(server: &Cluster, pooling: &str, posture: &str) -> Running {
     ))
 }
 
-/// Ways to set a variable, and to ask for the rows behind it: each is what is sent up to a Sync, or is a Query.
+/// Ways to set a variable, and to ask for the rows behind it: each is what is sent up to a Sync, or
+/// is a Query.
 fn ways(name: &str) -> Vec<Vec<Vec<u8>>> {
     let query = |sql: &str| crate::wire::query(sql);
     let extended = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();

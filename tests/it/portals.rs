@@ -1,5 +1,5 @@
-//! The portal without a name, which both Bind and Query make: what an Execute of it runs is the client's own, or it fails
-//! as where there is none.
+//! The portal without a name, which both Bind and Query make: what an Execute of it runs is the
+//! client's own, or it fails as where there is none.
 
 use crate::batches::Numbers;
 use crate::harness::{POOLINGS, Setup, direct, tenant, world};
@@ -10,8 +10,8 @@ const FAILS: &str = "SELECT 1/(random() * 0)::int";
 
 /// A random conversation, in pieces that each end with a ReadyForQuery.
 ///
-/// What it says next depends on what the server said before: PostgreSQL must not be asked for the portal that a failed
-/// Query has left in a transaction, for that may end it.
+/// What it says next depends on what the server said before: PostgreSQL must not be asked for the
+/// portal that a failed Query has left in a transaction, for that may end it.
 struct Conversation {
     numbers: Numbers,
     /// PostgreSQL's portal without a name may be that of a Query that failed.

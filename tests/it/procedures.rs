@@ -1,4 +1,5 @@
-//! CALL in posture guarded: what a procedure does is looked up, whatever it is called, wherever the CALL stands.
+//! CALL in posture guarded: what a procedure does is looked up, whatever it is called, wherever the
+//! CALL stands.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;

@@ -1,6 +1,7 @@
 //! Nobody goes faster than the config says, and who has to wait keeps nobody else waiting.
 //!
-//! Times are checked from below, which no busy machine makes wrong, and from above only where that is generous.
+//! Times are checked from below, which no busy machine makes wrong, and from above only where that
+//! is generous.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +60,8 @@ async fn limited(level: &str, pooling: &'static str, limits: &str) -> Running {
 /// What a client sends, and how many of its statements are in it.
 type Sending = (&'static str, Vec<Vec<u8>>);
 
-/// The same statements in all the ways in which they can be sent. Each piece is answered before the next is sent.
+/// The same statements in all the ways in which they can be sent. Each piece is answered before the
+/// next is sent.
 fn sendings() -> [Sending; 6] {
     let select = query("SELECT 'x'");
     let number = SENT as usize;
@@ -229,7 +231,8 @@ async fn a_statement_that_would_wait_too_long_is_refused_and_the_client_goes_on(
     }
 }
 
-/// `sent` is refused in a transaction and outside of one. The rate is one statement a second, two at once.
+/// `sent` is refused in a transaction and outside of one. The rate is one statement a second, two
+/// at once.
 async fn is_refused(wire: &mut Wire, name: &str, what: &str, sent: &[u8]) {
     let burst = Duration::from_millis(2100);
     assert!(errors(&wire.query("BEGIN").await).is_empty());
@@ -256,7 +259,8 @@ async fn is_refused(wire: &mut Wire, name: &str, what: &str, sent: &[u8]) {
     assert_eq!(wire.column("SELECT 'there'").await, ["there"], "{what}");
 }
 
-/// Outside of a transaction and in one, where the client keeps its server connection while it waits.
+/// Outside of a transaction and in one, where the client keeps its server connection while it
+/// waits.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_rate_can_cancel_and_leave() {
     let limits = "statements_per_second: { rate: 1, burst: 3 }";
@@ -314,7 +318,8 @@ async fn who_waits_for_a_rate_can_cancel_and_leave() {
     }
 }
 
-/// Whoever waits when the rate is taken away goes on at once, a statement and a result, in a transaction, too.
+/// Whoever waits when the rate is taken away goes on at once, a statement and a result, in a
+/// transaction, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_ends_the_waits_for_a_rate_that_is_no_more() {
     let rows = "SELECT repeat('x', 1000) FROM generate_series(1, 1000)";

@@ -1,4 +1,5 @@
-//! Replication through the proxy: PostgreSQL's own clients, a logical subscriber, and what the wire says.
+//! Replication through the proxy: PostgreSQL's own clients, a logical subscriber, and what the wire
+//! says.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -20,7 +21,8 @@ use crate::wire::{
 const ROLE: &str = "replicator";
 const ADMIN_SHUTDOWN: &str = "57P01";
 
-/// A server that can be replicated from, with a role that may, and a table in the database of tenant acme.
+/// A server that can be replicated from, with a role that may, and a table in the database of
+/// tenant acme.
 async fn primary(name: &str, hba: &[&str]) -> Cluster {
     let settings = [("wal_level", "logical"), ("max_wal_senders", "8")];
     let cluster = cluster(Options {

@@ -1,4 +1,5 @@
-//! Posture sealed: tenants who may run any SQL, in one database with one role, and cannot become each other.
+//! Posture sealed: tenants who may run any SQL, in one database with one role, and cannot become
+//! each other.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -1101,8 +1102,8 @@ async fn a_database_is_prepared_by_the_commands_of_the_readme() {
     );
 }
 
-/// The functions run with their owner's rights: no name in them may mean what a tenant made of it. Types are looked for among
-/// temporary objects first.
+/// The functions run with their owner's rights: no name in them may mean what a tenant made of it.
+/// Types are looked for among temporary objects first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_type_of_the_tenants_own_does_not_get_to_see_the_key() {
     let cluster = sealed("own_types").await;
@@ -1158,8 +1159,8 @@ async fn a_type_of_the_tenants_own_does_not_get_to_see_the_key() {
     }
 }
 
-/// Every name that is called and every operator in a text, however it is quoted: what is none of the
-/// server's is left out when it is planted.
+/// Every name that is called and every operator in a text, however it is quoted: what is none of
+/// the server's is left out when it is planted.
 fn callables(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
     let (mut functions, mut operators) = (BTreeSet::new(), BTreeSet::new());
     let (mut word, mut symbol) = (String::new(), String::new());
@@ -1230,8 +1231,8 @@ async fn plant(cluster: &Cluster, text: &str) -> i64 {
     client.query_one(count, &[]).await.unwrap().get(0)
 }
 
-/// Their types may fit better than the server's own, so that they would run with the administrator's
-/// rights.
+/// Their types may fit better than the server's own, so that they would run with the
+/// administrator's rights.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_administrator_runs_no_operator_or_function_of_a_tenant() {
     let cluster = unsealed("planted").await;

@@ -1,4 +1,5 @@
-//! A tenant whose services live in several places: the login's database, or the application, names the service.
+//! A tenant whose services live in several places: the login's database, or the application, names
+//! the service.
 
 use tokio_postgres::SimpleQueryMessage;
 

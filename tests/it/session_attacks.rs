@@ -1,5 +1,5 @@
-//! Attacks on how session state is tracked: what a client hides, or puts where nobody looks, must not take the tenant
-//! context from another client, nor reach one.
+//! Attacks on how session state is tracked: what a client hides, or puts where nobody looks, must
+//! not take the tenant context from another client, nor reach one.
 
 use pgtenant::backend::residue::Pins;
 
@@ -23,7 +23,8 @@ async fn one_connection(pooling: &'static str) -> Running {
     .await
 }
 
-/// Makes a function that acts as another tenant out of the guard's sight: posture plain does not read functions.
+/// Makes a function that acts as another tenant out of the guard's sight: posture plain does not
+/// read functions.
 async fn make_acts_as() {
     static MADE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
     MADE.get_or_init(async || {
@@ -118,7 +119,8 @@ async fn a_query_behind_an_extended_set_without_sync_ends_it() {
         mine.send(&sync()).await;
         mine.until_ready().await;
         let frames = mine.query(BODIES).await;
-        // What set it is not read here, and the client may be ended for it; it is nobody else's rows that it sees.
+        // What set it is not read here, and the client may be ended for it; it is nobody else's
+        // rows that it sees.
         let is_ended = errors(&frames) == ["08006"];
         assert!(is_ended || rows(&frames) == a.bodies(), "{frames:?}");
     } else {

@@ -1,10 +1,11 @@
 //! A model of what a client's session holds, against the truth: PostgreSQL's own session.
 //!
-//! Each program has three clients, two of one tenant and one of another, whose steps are interleaved, so that server
-//! connections change hands between them. Each client has a session of PostgreSQL's own beside it that is told the
-//! same. Answers are compared frame by frame, and so is what each session holds when it is asked. A failure prints
-//! the seed and the shortest program that still differs; `PGTENANT_MODEL_SEED` and `PGTENANT_MODEL_COUNT` (programs) say
-//! what is played instead of the usual.
+//! Each program has three clients, two of one tenant and one of another, whose steps are
+//! interleaved, so that server connections change hands between them. Each client has a session of
+//! PostgreSQL's own beside it that is told the same. Answers are compared frame by frame, and so is
+//! what each session holds when it is asked. A failure prints the seed and the shortest program
+//! that still differs; `PGTENANT_MODEL_SEED` and `PGTENANT_MODEL_COUNT` (programs) say what is
+//! played instead of the usual.
 
 mod program;
 
@@ -297,7 +298,8 @@ impl Model {
         })
     }
 
-    /// What ties a client to its server connection now that it was answered; none if it is in a transaction.
+    /// What ties a client to its server connection now that it was answered; none if it is in a
+    /// transaction.
     async fn pins(&self, pair: &Pair) -> Option<Pins> {
         if pair.proxied.status != b'I' {
             return None;
@@ -578,9 +580,9 @@ impl Asked {
     }
 }
 
-/// What is documented of statements that have to be parsed on the server connection at hand (docs/session-state.md): in a
-/// failed transaction they cannot be; what is wrong with one by now is found before anything else; and it is parsed
-/// under a snapshot.
+/// What is documented of statements that have to be parsed on the server connection at hand
+/// (docs/session-state.md): in a failed transaction they cannot be; what is wrong with one by now
+/// is found before anything else; and it is parsed under a snapshot.
 fn is_excused(had_failed: bool, direct: &[Frame], proxied: &[Frame]) -> bool {
     let at = direct.iter().zip(proxied).position(|(a, b)| a != b);
     let Some(at) = at.filter(|at| proxied[*at].tag == b'E') else {

@@ -1,6 +1,6 @@
-//! What a client's session holds beside its transaction, in transaction pooling: carried to every server
-//! connection, or a reason to keep one, or refused. The table in docs/session-state.md has a row for
-//! each of these.
+//! What a client's session holds beside its transaction, in transaction pooling: carried to every
+//! server connection, or a reason to keep one, or refused. The table in docs/session-state.md has a
+//! row for each of these.
 
 use std::sync::Arc;
 
@@ -27,8 +27,8 @@ fn newest(proxy: &Running) -> Arc<ClientHandle> {
     proxy.proxy.app().clients().pop().expect("a client")
 }
 
-/// Waits until every client is as far as its `pins` say: the proxy looks at what a client holds after it was
-/// answered.
+/// Waits until every client is as far as its `pins` say: the proxy looks at what a client holds
+/// after it was answered.
 async fn is_held_by(handle: &ClientHandle, pins: Pins) -> bool {
     let idle = match pins.is_empty() {
         true => Activity::Idle,
@@ -55,8 +55,8 @@ async fn all_idle(proxy: &Running) {
     .await;
 }
 
-/// Others of the same tenant, who see to it that a client gets another server connection each time, unless it
-/// keeps its own.
+/// Others of the same tenant, who see to it that a client gets another server connection each time,
+/// unless it keeps its own.
 pub struct Others {
     holding: Wire,
     free: Wire,
@@ -434,7 +434,8 @@ async fn a_role_follows_its_client_and_stays_with_it() {
     assert_eq!(mine.column("SELECT current_user").await, ["db_d1"]);
 }
 
-/// What PostgreSQL refused, or took back, is not carried: neither this client nor another hears of it again.
+/// What PostgreSQL refused, or took back, is not carried: neither this client nor another hears of
+/// it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_set_that_failed_or_was_rolled_back_has_not_happened() {
     let a = tenant("d3");
@@ -563,7 +564,8 @@ async fn notifications_reach_a_client_that_waits_and_nobody_else() {
     assert!(is_held_by(&newest(&proxy), NOTHING).await);
 }
 
-/// Drivers compare the sender with the process id of BackendKeyData, to tell which notifications are their own.
+/// Drivers compare the sender with the process id of BackendKeyData, to tell which notifications
+/// are their own.
 #[tokio::test(flavor = "multi_thread")]
 async fn notifications_of_a_client_to_itself_come_from_its_own_process() {
     for pooling in POOLINGS {
@@ -929,8 +931,8 @@ async fn a_statement_is_not_shared_that_was_prepared_behind_a_function_that_sets
     }
 }
 
-/// A statement that has to be parsed on another connection, under settings that were changed since, is no other
-/// client's any more.
+/// A statement that has to be parsed on another connection, under settings that were changed since,
+/// is no other client's any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_that_is_parsed_anew_under_other_settings_is_not_shared_as_it_was() {
     let a = tenant("d0");
@@ -953,8 +955,8 @@ async fn a_statement_that_is_parsed_anew_under_other_settings_is_not_shared_as_i
     assert_eq!(rows(&second.until_ready().await), ["2020-02-01"]);
 }
 
-/// A text that sets the tenant's variable only where backslashes are characters like others: whoever comes next
-/// finds its own.
+/// A text that sets the tenant's variable only where backslashes are characters like others:
+/// whoever comes next finds its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_statement_does_is_read_again_where_backslashes_mean_something_else() {
     let a = tenant("t07");
@@ -1163,7 +1165,8 @@ async fn what_ties_a_client_to_its_connection_ends_with_the_client() {
     }
 }
 
-/// PostgreSQL reports what is other than when it last reported: not what a client sets as the last tenant had it.
+/// PostgreSQL reports what is other than when it last reported: not what a client sets as the last
+/// tenant had it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_sets_what_the_last_tenant_had_set_has_it_everywhere() {
     let proxy = proxy("transaction", 1).await;

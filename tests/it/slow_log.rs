@@ -1,4 +1,5 @@
-//! The slow log: what took too long has a line that says whose it was and what it was like, and never what it was about.
+//! The slow log: what took too long has a line that says whose it was and what it was like, and
+//! never what it was about.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -79,7 +80,8 @@ fn bound(portal: &str, statement: &str) -> Vec<u8> {
     [bind(portal, statement, &[]), execute(portal, 0)].concat()
 }
 
-/// What a client sends, batch by batch, each answered before the next; and what the lines say of it.
+/// What a client sends, batch by batch, each answered before the next; and what the lines say of
+/// it.
 type Case = (&'static str, Vec<Vec<u8>>, Vec<(Option<&'static str>, u64)>);
 
 fn cases() -> Vec<Case> {
@@ -287,7 +289,8 @@ async fn what_its_client_did_not_wait_for_has_a_line() {
     assert_eq!(lines[0]["answered"], false);
 }
 
-/// Whether it began it and did nothing more, or did something in it: it has held its server connection all that time.
+/// Whether it began it and did nothing more, or did something in it: it has held its server
+/// connection all that time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_its_client_leaves_has_a_line() {
     for pooling in ["transaction", "session"] {

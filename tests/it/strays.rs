@@ -1,4 +1,5 @@
-//! A server that says what nobody is owed: its connection is closed, and nobody is told another's answer.
+//! A server that says what nobody is owed: its connection is closed, and nobody is told another's
+//! answer.
 
 #![allow(clippy::expect_used, clippy::panic)]
 
@@ -263,7 +264,8 @@ fn extended(sql: &str) -> Vec<u8> {
     batch.concat()
 }
 
-/// Asks for a stray message in one way. Returns the process id of the server connection, if the answer had it.
+/// Asks for a stray message in one way. Returns the process id of the server connection, if the
+/// answer had it.
 async fn attack(
     wire: &mut Wire,
     name: &str,
@@ -389,7 +391,8 @@ async fn a_server_cannot_make_the_proxy_keep_all_it_says() {
     assert_no_panics();
 }
 
-/// A server that says `frames` without end during a login, behind what begins it. Returns its port, and counts bytes.
+/// A server that says `frames` without end during a login, behind what begins it. Returns its port,
+/// and counts bytes.
 async fn endless(begin: Vec<u8>, frames: fn(usize) -> Vec<u8>) -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("a port").port();

@@ -259,8 +259,8 @@ fn environment(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run `make test`"))
 }
 
-/// Runs a script of `tests/it/scripts` once for every tenant of `TIERS`: its arguments are the DSN and
-/// the rows it must find, as JSON.
+/// Runs a script of `tests/it/scripts` once for every tenant of `TIERS`: its arguments are the DSN
+/// and the rows it must find, as JSON.
 async fn run_script(program: &str, script: &str, variable: Option<(&str, String)>) {
     let script = format!("{}/tests/it/scripts/{script}", env!("CARGO_MANIFEST_DIR"));
     for (pooling, id) in POOLINGS.into_iter().zip([6000, 7000]) {

@@ -1,4 +1,5 @@
-//! What takes too long is ended, whatever the client sets and pipelines, with PostgreSQL's own words.
+//! What takes too long is ended, whatever the client sets and pipelines, with PostgreSQL's own
+//! words.
 
 use std::time::{Duration, Instant};
 

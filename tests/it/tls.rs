@@ -517,7 +517,8 @@ async fn a_renewed_certificate_is_for_the_next_client() {
     assert_eq!(before.column(BODIES).await, tenant.bodies());
 }
 
-/// Servers belong to workers, and any worker accepts: about half of the clients move in their TLS session.
+/// Servers belong to workers, and any worker accepts: about half of the clients move in their TLS
+/// session.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_in_tls_are_served_on_any_worker() {
     let front = Arc::new(Front::start("", "").await);
@@ -536,8 +537,8 @@ async fn clients_in_tls_are_served_on_any_worker() {
     assert_no_panics();
 }
 
-/// A client that does not read for a while: what TLS holds back for it goes on when it reads again, wherever
-/// the sockets were full.
+/// A client that does not read for a while: what TLS holds back for it goes on when it reads again,
+/// wherever the sockets were full.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_in_tls_that_reads_late_gets_everything() {
     let front = Front::start("", "").await;
@@ -1034,8 +1035,8 @@ fn openssl_ed25519(key: &KeyPair) -> String {
     format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n")
 }
 
-/// Somebody between the proxy and a server who speaks TLS to both and passes all that they say; or hides, besides,
-/// that the server offers channel binding. Returns the port.
+/// Somebody between the proxy and a server who speaks TLS to both and passes all that they say; or
+/// hides, besides, that the server offers channel binding. Returns the port.
 async fn in_between(server: &Cluster, authority: &str, own: &Leaf, hides: bool) -> u16 {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;

@@ -1,9 +1,9 @@
-//! Programs that people point at a database: through the proxy they say what they say direct, in every
-//! tier and with both poolings.
+//! Programs that people point at a database: through the proxy they say what they say direct, in
+//! every tier and with both poolings.
 //!
-//! Each test has databases and roles of its own on the servers of the world, emptied before every run. In
-//! transaction pooling a neighbour, another client of the same tenant, never rests: what a program leaves on a
-//! server connection between two transactions is not there for long.
+//! Each test has databases and roles of its own on the servers of the world, emptied before every
+//! run. In transaction pooling a neighbour, another client of the same tenant, never rests: what a
+//! program leaves on a server connection between two transactions is not there for long.
 
 use std::ffi::OsStr;
 use std::io::{Read, Seek, Write};
@@ -229,8 +229,8 @@ impl Drop for Neighbour {
     }
 }
 
-/// Runs a program direct, then through the proxy with both poolings, in every tier; what it said must be the
-/// same.
+/// Runs a program direct, then through the proxy with both poolings, in every tier; what it said
+/// must be the same.
 async fn compare(tool: &str, run: impl AsyncFn(&Target, &Path) -> String) {
     compare_in(&POOLINGS, tool, run).await;
 }
@@ -416,8 +416,8 @@ async fn a_session_goes_back_to_what_it_asked_for_at_startup() {
     .await;
 }
 
-/// Tables with all that a dump has to tell; the last is under row level security, of which a dump has to be
-/// told too.
+/// Tables with all that a dump has to tell; the last is under row level security, of which a dump
+/// has to be told too.
 const SHOP: &str = "
     CREATE TABLE customer (id int PRIMARY KEY, name text NOT NULL UNIQUE);
     CREATE TABLE purchase (
@@ -652,8 +652,9 @@ ALTER TABLE \"Post\" ADD CONSTRAINT \"Post_authorId_fkey\" FOREIGN KEY (\"author
 CREATE VIEW \"Titles\" AS SELECT \"title\" FROM \"Post\";
 CREATE FUNCTION \"double\"(n int) RETURNS int LANGUAGE sql AS 'SELECT 2 * n';";
 
-/// As `prisma migrate deploy` and `prisma db pull`, whose driver is this one too: a search path and a lock for the
-/// session, scripts as simple queries, questions as named statements that are closed at once.
+/// As `prisma migrate deploy` and `prisma db pull`, whose driver is this one too: a search path and
+/// a lock for the session, scripts as simple queries, questions as named statements that are closed
+/// at once.
 async fn migrate_like_prisma(target: &Target) -> Result<String, tokio_postgres::Error> {
     let mut config = tokio_postgres::Config::new();
     config

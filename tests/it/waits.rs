@@ -1,5 +1,5 @@
-//! Who waits for a server connection, and for how long: beside a tenant that holds all it gets, on a small budget, and where a
-//! server takes no more connections, or none.
+//! Who waits for a server connection, and for how long: beside a tenant that holds all it gets, on
+//! a small budget, and where a server takes no more connections, or none.
 
 use std::time::{Duration, Instant};
 

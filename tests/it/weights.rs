@@ -13,8 +13,9 @@ use crate::wire::errors;
 /// Clients of each tenant: far more than server connections, so that both always wait.
 const CLIENTS: usize = 12;
 
-/// What the docs promise is 10 %. A server that shares two cores with other tests answers unevenly, and a turn may take some of what
-/// the next one pays back, so that a few seconds can be further off.
+/// What the docs promise is 10 %. A server that shares two cores with other tests answers unevenly,
+/// and a turn may take some of what the next one pays back, so that a few seconds can be further
+/// off.
 const TOLERANCE: f64 = 0.2;
 
 /// The server time that each tenant has had, in seconds, and how many statements.

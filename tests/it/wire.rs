@@ -1,5 +1,5 @@
-//! A client of bytes: sends frames as given and collects the frames that come back, so that what the
-//! proxy says can be compared with what PostgreSQL says.
+//! A client of bytes: sends frames as given and collects the frames that come back, so that what
+//! the proxy says can be compared with what PostgreSQL says.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -276,8 +276,8 @@ impl Wire {
         self.authenticate(password, None).await
     }
 
-    /// From the first answer to the StartupMessage on. `certificate`: the hash of the server's, to bind the
-    /// exchange to it.
+    /// From the first answer to the StartupMessage on. `certificate`: the hash of the server's, to
+    /// bind the exchange to it.
     ///
     /// # Errors
     /// The ErrorResponse.

@@ -1,5 +1,6 @@
-//! Clients of one instance on several workers: they are sent from one to another all the time and parked as soon as they are idle, wherever
-//! they are in what they do, and their server connections go after them. Nobody may notice.
+//! Clients of one instance on several workers: they are sent from one to another all the time and
+//! parked as soon as they are idle, wherever they are in what they do, and their server connections
+//! go after them. Nobody may notice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -334,7 +335,8 @@ async fn a_client_that_has_a_server_connection_to_itself_takes_it_along() {
     assert_no_panics();
 }
 
-/// The server ends its connections while they are idle: a client of another worker finds that out before it uses one.
+/// The server ends its connections while they are idle: a client of another worker finds that out
+/// before it uses one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_connection_that_died_is_not_given_to_a_client_of_another_worker() {
     let setup = Setup {

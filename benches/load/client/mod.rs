@@ -1,5 +1,6 @@
-//! The bench's own client, for what pgbench does not do: each connection another tenant's, thousands of them, a login
-//! for each query, COPY, and the time of each transaction. The same code for every target.
+//! The bench's own client, for what pgbench does not do: each connection another tenant's,
+//! thousands of them, a login for each query, COPY, and the time of each transaction. The same code
+//! for every target.
 
 mod scram;
 
@@ -68,8 +69,8 @@ pub fn unsynced(sql: &str) -> Vec<u8> {
     .concat()
 }
 
-/// Parse, Bind, Describe, Execute and Sync of unnamed things, with one argument as text: what pgbench and libpq's
-/// PQexecParams send.
+/// Parse, Bind, Describe, Execute and Sync of unnamed things, with one argument as text: what
+/// pgbench and libpq's PQexecParams send.
 pub fn extended(sql: &str, argument: &str) -> Vec<u8> {
     let length = u32::try_from(argument.len()).unwrap_or(u32::MAX);
     let bind: [&[u8]; 4] = [
@@ -203,8 +204,8 @@ impl Client {
         }
     }
 
-    /// Reads up to ReadyForQuery, or to the CopyInResponse of a COPY … FROM STDIN; `look` is given each DataRow. What was
-    /// looked at is not kept. Returns the bytes of all messages.
+    /// Reads up to ReadyForQuery, or to the CopyInResponse of a COPY … FROM STDIN; `look` is given
+    /// each DataRow. What was looked at is not kept. Returns the bytes of all messages.
     ///
     /// # Errors
     /// An ErrorResponse, with its words.
@@ -232,7 +233,8 @@ impl Client {
         }
     }
 
-    /// One message, or several with one ReadyForQuery for all, and the answers. Returns the bytes of these.
+    /// One message, or several with one ReadyForQuery for all, and the answers. Returns the bytes
+    /// of these.
     ///
     /// # Errors
     /// An ErrorResponse, with its words.

@@ -1,5 +1,6 @@
-//! The client's half of SCRAM-SHA-256 (RFC 5802, RFC 7677), which keeps what it derives of a password: 4096 rounds of
-//! HMAC for each of thousands of logins would be all that is measured. A driver derives them anew each time.
+//! The client's half of SCRAM-SHA-256 (RFC 5802, RFC 7677), which keeps what it derives of a
+//! password: 4096 rounds of HMAC for each of thousands of logins would be all that is measured. A
+//! driver derives them anew each time.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

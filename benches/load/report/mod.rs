@@ -1,4 +1,5 @@
-//! The whole document: what was measured on what, a section for each workload, and which goals are met.
+//! The whole document: what was measured on what, a section for each workload, and which goals are
+//! met.
 
 mod goals;
 mod table;

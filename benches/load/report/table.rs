@@ -1,11 +1,13 @@
-//! What a workload has measured, and its tables: medians over the rounds, and of ratios the median of each round's.
+//! What a workload has measured, and its tables: medians over the rounds, and of ratios the median
+//! of each round's.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value, json};
 
-/// The figures of one target under one row of a workload in one round, by their names in the JSON file.
+/// The figures of one target under one row of a workload in one round, by their names in the JSON
+/// file.
 #[derive(Debug, Clone, Default)]
 pub struct Cell(BTreeMap<&'static str, f64>);
 
@@ -112,7 +114,8 @@ impl Section {
         median(self.figures(row, target, figure))
     }
 
-    /// The median of the rounds' ratios, since what a machine does besides changes from round to round.
+    /// The median of the rounds' ratios, since what a machine does besides changes from round to
+    /// round.
     pub fn ratio(&self, row: &[String], ours: &str, theirs: &str, figure: &str) -> Option<f64> {
         median_ratio(
             &self.figures(row, ours, figure),
@@ -120,8 +123,8 @@ impl Section {
         )
     }
 
-    /// Targets that have the figure, or that were not measured at all: a direct connection has no proxy whose CPU could
-    /// be told, and is left out.
+    /// Targets that have the figure, or that were not measured at all: a direct connection has no
+    /// proxy whose CPU could be told, and is left out.
     fn columns(&self, figure: &str) -> Vec<&'static str> {
         let shown = |target: &&'static str| {
             let mut runs = self.runs.iter().filter(|run| run.target == *target);

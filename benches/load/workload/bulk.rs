@@ -1,4 +1,5 @@
-//! Much data through one connection, out of the server and into it, and what a proxy needs for that.
+//! Much data through one connection, out of the server and into it, and what a proxy needs for
+//! that.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Clients that have logged in, have run one query and do nothing: what each of them keeps of the proxy's memory. The proxies
-//! are started anew for each cell.
+//! Clients that have logged in, have run one query and do nothing: what each of them keeps of the
+//! proxy's memory. The proxies are started anew for each cell.
 
 use std::time::Duration;
 

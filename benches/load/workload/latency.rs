@@ -1,4 +1,5 @@
-//! One client that sends a SELECT, waits for the answer and sends the next: how much later that comes through a proxy.
+//! One client that sends a SELECT, waits for the answer and sends the next: how much later that
+//! comes through a proxy.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! The kinds of load, a module each. All have the same shape: targets that are started once, rows of a table, and a cell that
-//! is measured for each row and target, round by round.
+//! The kinds of load, a module each. All have the same shape: targets that are started once, rows
+//! of a table, and a cell that is measured for each row and target, round by round.
 
 pub mod bulk;
 pub mod connect;
@@ -118,7 +118,8 @@ trait Workload {
     /// Names of the targets.
     fn targets(&self) -> Vec<&'static str>;
 
-    /// One cell, of the target at `target` of [`targets`](Self::targets). None: it does not do this.
+    /// One cell, of the target at `target` of [`targets`](Self::targets). None: it does not do
+    /// this.
     async fn measure(&self, row: &Self::Row, target: usize) -> Result<Option<Cell>>;
 }
 

@@ -1,6 +1,6 @@
-//! Clients that do the same for some seconds, of which all but the first are measured: pools fill, statements are
-//! parsed. All clients are tasks of one thread, the same for every target; their own CPU counts for nobody, but takes from
-//! all.
+//! Clients that do the same for some seconds, of which all but the first are measured: pools fill,
+//! statements are parsed. All clients are tasks of one thread, the same for every target; their own
+//! CPU counts for nobody, but takes from all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -1,5 +1,6 @@
-//! A tenant switch for each transaction: many tenants on few server connections, each transaction another tenant's, and
-//! what keeps them apart is read. What it is and how it is taken: `benches/README.md`.
+//! A tenant switch for each transaction: many tenants on few server connections, each transaction
+//! another tenant's, and what keeps them apart is read. What it is and how it is taken:
+//! `benches/README.md`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -319,7 +320,8 @@ fn selected(way: Way, tenant: &str) -> String {
     format!("SELECT tenant_id, body FROM orders WHERE {spelled}key = {key}")
 }
 
-/// Reads the answer, in which all rows must be the tenant's. A row of one column is that of `set_config`.
+/// Reads the answer, in which all rows must be the tenant's. A row of one column is that of
+/// `set_config`.
 async fn check_rows(client: &mut Client, tenant: &str) -> Result<()> {
     let mut rows = 0;
     // A DataRow: number of columns, then the length of the first one and its bytes.

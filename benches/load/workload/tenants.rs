@@ -1,5 +1,6 @@
-//! Every client another tenant: what `select` does, but pgtenant sets the context of one tenant after the other on its server
-//! connections, while PgBouncer's clients are all the same user and nobody sets anything.
+//! Every client another tenant: what `select` does, but pgtenant sets the context of one tenant
+//! after the other on its server connections, while PgBouncer's clients are all the same user and
+//! nobody sets anything.
 
 use pgtenant::cluster::Result;
 use rand::Rng as _;

@@ -43,9 +43,10 @@ pub const COLUMNS: &[Column] = &[
     text("serves"),
 ];
 
-/// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction. `remote_pid` is that of the
-/// server connection it uses, `link` names it. `worker` is the thread that serves it, counted from 0, as in the metrics; `parked` is 1
-/// while it is idle without a task.
+/// Oldest first. `pinned` says what keeps a client on its server connection beyond its transaction.
+/// `remote_pid` is that of the server connection it uses, `link` names it. `worker` is the thread
+/// that serves it, counted from 0, as in the metrics; `parked` is 1 while it is idle without a
+/// task.
 ///
 /// `activity` says more than PgBouncer's `state`, `since` (and in whole seconds `seconds`) how long
 /// it has been so: clients are looked at once a second, so it may have begun up to a second before.

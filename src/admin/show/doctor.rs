@@ -16,8 +16,9 @@ pub const COLUMNS: &[Column] = &[
     text("fix"),
 ];
 
-/// A row for each finding, one of severity `none` for a place without any, one of severity `unknown` for a place that
-/// could not be inspected (its findings are then older), and for a placement before its first inspection.
+/// A row for each finding, one of severity `none` for a place without any, one of severity
+/// `unknown` for a place that could not be inspected (its findings are then older), and for a
+/// placement before its first inspection.
 pub fn rows(view: &View) -> Vec<Row> {
     let snapshot = view.app.findings.snapshot();
     let mut rows = Vec::new();

@@ -1,4 +1,5 @@
-//! The tables of the console. To add one: a function that makes its rows, and an entry in [`SHOWS`].
+//! The tables of the console. To add one: a function that makes its rows, and an entry in
+//! [`SHOWS`].
 //!
 //! Tables that PgBouncer has, too, begin with its columns in its order (of version 1.25), for
 //! exporters and scripts: what is not known here is NULL, or 0 where there is none of it. What is

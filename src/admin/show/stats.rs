@@ -107,7 +107,8 @@ const TOTALS: [&str; 12] = [
     "client_login_count",
 ];
 
-/// Since when averages are: the beginning of the last whole period. While this is there, no period ends.
+/// Since when averages are: the beginning of the last whole period. While this is there, no period
+/// ends.
 struct Span<'a> {
     periods: MutexGuard<'a, Periods>,
     now: Instant,

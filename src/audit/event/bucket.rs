@@ -1,4 +1,5 @@
-//! How many events of whom are written: a token bucket for each tenant, and what it had no room for.
+//! How many events of whom are written: a token bucket for each tenant, and what it had no room
+//! for.
 
 use std::time::Instant;
 
@@ -8,7 +9,8 @@ use super::{Dropped, Kind};
 use crate::config;
 use crate::id::TenantId;
 
-/// Whose events share a bucket. There are as many as tenants at most: those that a login makes up are one.
+/// Whose events share a bucket. There are as many as tenants at most: those that a login makes up
+/// are one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key {
     /// None: of nobody in particular.

@@ -1,8 +1,8 @@
 //! The right to use a server connection: a [`Grant`] from the pool, then a [`Lease`] once the
 //! connection is there and carries the client's context.
 //!
-//! A lease goes back only by [`Lease::checkin`] at a clean point. Dropped anywhere else, by an error, a
-//! panic or a cancelled task, it closes the connection.
+//! A lease goes back only by [`Lease::checkin`] at a clean point. Dropped anywhere else, by an
+//! error, a panic or a cancelled task, it closes the connection.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -49,8 +49,8 @@ impl Grant {
         }
     }
 
-    /// Makes it a lease if it is an idle connection of its worker that carries the tenant's context on `route` and the client's
-    /// `settings`.
+    /// Makes it a lease if it is an idle connection of its worker that carries the tenant's context
+    /// on `route` and the client's `settings`.
     ///
     /// # Errors
     /// Itself, as it was.
@@ -88,7 +88,8 @@ impl Grant {
         self.lease_as(wanted, When::Now).await
     }
 
-    /// As [`lease`](Self::lease), for a client that has a message to send: the context may be set together with that.
+    /// As [`lease`](Self::lease), for a client that has a message to send: the context may be set
+    /// together with that.
     ///
     /// Not cancel safe: what was begun is closed.
     ///
@@ -158,7 +159,8 @@ impl Grant {
             }
         }
         lease.had_by = Some(self.tenant.id.clone());
-        // It goes ahead only where a failure would be this client's: what the last one left fails a change that is waited for.
+        // It goes ahead only where a failure would be this client's: what the last one left fails a
+        // change that is waited for.
         let ahead = reused
             && when == When::WithTheMessage
             && !context::carries(&lease, &wanted.tenant, &wanted.route, &wanted.settings);
@@ -207,7 +209,8 @@ impl Grant {
         None
     }
 
-    /// Whether a connection that another tenant had may be this one's. Where it is not known what stays in it, the server is asked.
+    /// Whether a connection that another tenant had may be this one's. Where it is not known what
+    /// stays in it, the server is asked.
     ///
     /// Not cancel safe: the connection must be closed.
     ///
@@ -245,8 +248,9 @@ impl Grant {
         Ok(matches!(handover, Handover::Allowed { .. }))
     }
 
-    /// Makes it a lease of a new connection, on which nothing is set after login: to be had alone, and never given
-    /// back. None: the server lets nobody in for now; check out again. `key`: the pool's, with parameters of the client's own.
+    /// Makes it a lease of a new connection, on which nothing is set after login: to be had alone,
+    /// and never given back. None: the server lets nobody in for now; check out again. `key`: the
+    /// pool's, with parameters of the client's own.
     ///
     /// Not cancel safe: what was begun is closed.
     ///
@@ -278,8 +282,8 @@ enum When {
     WithTheMessage,
 }
 
-/// Whether a client that is served at `route` may have these `settings`, where policies may read them. What
-/// policies read, the server is asked if that is not known.
+/// Whether a client that is served at `route` may have these `settings`, where policies may read
+/// them. What policies read, the server is asked if that is not known.
 ///
 /// Not cancel safe: the connection must be closed.
 ///
@@ -381,8 +385,9 @@ impl Lease {
         }
     }
 
-    /// Has the server report what changed since it last said that it is ready: an idle session is not told of a promotion or
-    /// a reload before it is asked something (ReportChangedGUCOptions in guc.c). Only at a clean point.
+    /// Has the server report what changed since it last said that it is ready: an idle session is
+    /// not told of a promotion or a reload before it is asked something (ReportChangedGUCOptions in
+    /// guc.c). Only at a clean point.
     ///
     /// Not cancel safe: a lease that is left in the middle must be dropped.
     ///
@@ -413,7 +418,8 @@ impl Lease {
         had_by.is_some_and(|had| *had != tenant.id)
     }
 
-    /// Puts a new connection in its slot, or in the place of the one that it holds. False: the server lets nobody in for now.
+    /// Puts a new connection in its slot, or in the place of the one that it holds. False: the
+    /// server lets nobody in for now.
     ///
     /// Not cancel safe: what was begun is closed.
     ///

@@ -4,19 +4,22 @@
 //! A connection is found in this order: an idle one that carries the tenant's context; an idle one
 //! that carries none; a new one within the pool's size and the instance's budget; the least
 //! recently used idle one of another tenant in the same pool; the slot of the least recently used
-//! idle one of another pool. Else the tenant waits, behind its own clients only: of the tenants that wait, the one goes first that has had
-//! the least server time for its weight.
+//! idle one of another pool. Else the tenant waits, behind its own clients only: of the tenants
+//! that wait, the one goes first that has had the least server time for its weight.
 //!
-//! Clients are on several workers, and a connection is used where its client is. One that is there already is taken first, and
-//! what comes back goes to a client of the same worker before others, within narrow bounds ([`NEAR`]): the numbers and limits
-//! here are of all workers together, and exact.
+//! Clients are on several workers, and a connection is used where its client is. One that is there
+//! already is taken first, and what comes back goes to a client of the same worker before others,
+//! within narrow bounds ([`NEAR`]): the numbers and limits here are of all workers together, and
+//! exact.
 //!
-//! One tenant cannot keep the others away, whatever it holds for however long: who holds no connection gets one of the pool's
-//! reserve after a moment, and the last places of the instance are for such tenants. What a pool has over its size stays for a while, for
-//! tenants that hold none.
+//! One tenant cannot keep the others away, whatever it holds for however long: who holds no
+//! connection gets one of the pool's reserve after a moment, and the last places of the instance
+//! are for such tenants. What a pool has over its size stays for a while, for tenants that hold
+//! none.
 //!
-//! Where the budget is used up, a place goes from pool to pool in turns: a new connection costs the server far more than a
-//! statement, so a pool that its clients keep busy has its place for a while ([`Queue::place_turn`]).
+//! Where the budget is used up, a place goes from pool to pool in turns: a new connection costs the
+//! server far more than a statement, so a pool that its clients keep busy has its place for a while
+//! ([`Queue::place_turn`]).
 
 mod door;
 
@@ -38,21 +41,21 @@ use crate::workers::WorkerId;
 
 use self::door::Door;
 
-/// Leases in a row that a tenant may take on one connection while other tenants wait, and for how long: changing the tenant
-/// costs more than a short transaction.
+/// Leases in a row that a tenant may take on one connection while other tenants wait, and for how
+/// long: changing the tenant costs more than a short transaction.
 const TURN: u32 = 32;
 const TURN_TIME: Duration = Duration::from_millis(20);
 
-/// How long a connection is kept for the client that gave it back while other tenants wait: most send the next transaction
-/// as soon as they have the answer to the last.
+/// How long a connection is kept for the client that gave it back while other tenants wait: most
+/// send the next transaction as soon as they have the answer to the last.
 const LINGER: Duration = Duration::from_millis(3);
 /// Without success, it is tried each so many times.
 const LINGER_TRIAL: u32 = 16;
 /// What was kept in vain counts twice: it must have helped two times of three.
 const LINGER_SCORES: std::ops::RangeInclusive<i32> = -16..=16;
 
-/// How long a place is kept for its pool while other pools wait for one. It is longer than [`LINGER`] since more is at stake: to
-/// fork, to log in, and to read the catalogs.
+/// How long a place is kept for its pool while other pools wait for one. It is longer than
+/// [`LINGER`] since more is at stake: to fork, to log in, and to read the catalogs.
 const PLACE_LINGER: Duration = Duration::from_millis(10);
 /// In so much time every pool that waits for a place shall have had one.
 const PLACE_ROUND: Duration = Duration::from_millis(1200);
@@ -60,18 +63,20 @@ const PLACE_ROUND: Duration = Duration::from_millis(1200);
 const LONGEST_PLACE_TURN: Duration = Duration::from_millis(500);
 const PLACE_TURN_IN_CONNECTS: u32 = 4;
 
-/// A pool whose server lets in no more has connections there, if one has come back within this time.
+/// A pool whose server lets in no more has connections there, if one has come back within this
+/// time.
 const WORKS_FOR: Duration = Duration::from_secs(5);
 
 /// How long a connection over its pool's size stays idle.
 const SURPLUS_LIFE: Duration = Duration::from_secs(5);
 
-/// So many microseconds of server time a tenant that waits can have had before the others, at most: what it used while nobody
-/// waited was nobody else's.
+/// So many microseconds of server time a tenant that waits can have had before the others, at most:
+/// what it used while nobody waited was nobody else's.
 const MOST_OWED: u64 = 1_000_000;
 
-/// What comes back may go to who is near, on the same worker, past so many at most that came before: no client is overtaken
-/// by more than so many of its tenant's that came later, and no tenant by more than so many others in one turn.
+/// What comes back may go to who is near, on the same worker, past so many at most that came
+/// before: no client is overtaken by more than so many of its tenant's that came later, and no
+/// tenant by more than so many others in one turn.
 const NEAR: u64 = 16;
 
 /// What a checkout is given.
@@ -122,8 +127,8 @@ impl Line {
 struct Turn {
     pool: u64,
     tenant: TenantId,
-    /// The server time that it has had, in microseconds for a weight of 1, or what those have had that were served lately, if that is more: who
-    /// did nothing for a while saves nothing up.
+    /// The server time that it has had, in microseconds for a weight of 1, or what those have had
+    /// that were served lately, if that is more: who did nothing for a while saves nothing up.
     used: u64,
     /// So many others went before since they were near.
     overtaken: u64,
@@ -149,8 +154,8 @@ pub struct PoolState {
 }
 
 impl PoolState {
-    /// Whether a connection that comes back is to be kept for its tenant for a moment: only while the others keep
-    /// the server busy, and where that was worth it before.
+    /// Whether a connection that comes back is to be kept for its tenant for a moment: only while
+    /// the others keep the server busy, and where that was worth it before.
     fn may_linger(&mut self) -> bool {
         let busy = self.busy();
         if busy < 2 || 3 * busy < self.pool.limits().size {
@@ -169,8 +174,9 @@ impl PoolState {
         self.idle.iter().any(|idle| idle.kept != Kept::No)
     }
 
-    /// An idle connection that carries the tenant's context, or none. The one that was used last on `worker`; else the one
-    /// used longest ago elsewhere, where it is missed least. To set the context costs more than to come from another worker.
+    /// An idle connection that carries the tenant's context, or none. The one that was used last on
+    /// `worker`; else the one used longest ago elsewhere, where it is missed least. To set the
+    /// context costs more than to come from another worker.
     fn free(&self, tenant: &TenantState, worker: WorkerId) -> Option<usize> {
         let (mut own_elsewhere, mut clean, mut clean_elsewhere) = (None, None, None);
         for (at, connection) in self.idle.iter().enumerate().rev() {
@@ -188,7 +194,8 @@ impl PoolState {
         own_elsewhere.or(clean).or(clean_elsewhere)
     }
 
-    /// The idle connection that was used longest ago; one of `worker`, if that is among the older half.
+    /// The idle connection that was used longest ago; one of `worker`, if that is among the older
+    /// half.
     fn of_others(&self, worker: WorkerId, lingering_too: bool) -> Option<usize> {
         let mut idle = self.idle.iter().enumerate();
         let mut may_go = idle
@@ -240,7 +247,8 @@ pub struct Queue {
     pools: FxHashMap<u64, PoolState>,
     /// Tenants with waiting clients, those that have used least first.
     ring: VecDeque<Turn>,
-    /// What the one has used whose turn was next when one was served last, or before if that was more.
+    /// What the one has used whose turn was next when one was served last, or before if that was
+    /// more.
     used: u64,
     /// What it took to connect lately.
     price: Duration,
@@ -273,7 +281,8 @@ impl Queue {
         self.total
     }
 
-    /// Takes a place for a connection that is not a client's, if one is free; [`give_back`](Self::give_back) ends it.
+    /// Takes a place for a connection that is not a client's, if one is free;
+    /// [`give_back`](Self::give_back) ends it.
     pub fn reserve(&mut self) -> bool {
         let free = self.total < self.limit;
         self.total += usize::from(free);
@@ -353,8 +362,9 @@ impl Queue {
         self.take_for(pool, tenant, found)
     }
 
-    /// A connection or room for one from the pool's reserve, for a tenant that holds none, if none came back to the pool for
-    /// `patience`: else it waits because there is much to do, and gets its turn.
+    /// A connection or room for one from the pool's reserve, for a tenant that holds none, if none
+    /// came back to the pool for `patience`: else it waits because there is much to do, and gets
+    /// its turn.
     pub fn take_reserve(
         &mut self,
         pool: u64,
@@ -371,7 +381,8 @@ impl Queue {
         self.take_for(pool, tenant, found)
     }
 
-    /// Takes what was found, counted as the tenant's. None: it is there no more, or a level of the tenant has become full.
+    /// Takes what was found, counted as the tenant's. None: it is there no more, or a level of the
+    /// tenant has become full.
     fn take_for(&mut self, pool: u64, tenant: &TenantState, found: Found) -> Option<Granted> {
         if !self.activate(pool, tenant) {
             return None;
@@ -408,7 +419,8 @@ impl Queue {
         self.active -= 1;
     }
 
-    /// Counts out what a client gave back. Returns the levels at which it is this instance's [turn](Self::take_turn).
+    /// Counts out what a client gave back. Returns the levels at which it is this instance's
+    /// [turn](Self::take_turn).
     fn count_back(&mut self, tenant: &TenantState) -> Vec<Arc<Level>> {
         self.active -= 1;
         tenant.deactivate(Some(&self.turns))
@@ -556,8 +568,8 @@ impl Queue {
         }
     }
 
-    /// Puts back what a lease or an unused grant held, and serves who waits. What is returned is to be closed: the pool has
-    /// more than it may.
+    /// Puts back what a lease or an unused grant held, and serves who waits. What is returned is to
+    /// be closed: the pool has more than it may.
     #[must_use]
     pub fn put_back(
         &mut self,
@@ -598,7 +610,8 @@ impl Queue {
         }
         let waits = state.waiting.contains_key(&tenant.id);
         let others_wait_here = state.waiting.len() > usize::from(waits);
-        // For others of its pool its context would be changed; for those of other pools it would be closed.
+        // For others of its pool its context would be changed; for those of other pools it would be
+        // closed.
         let its_turn = match others_wait_here {
             true => connection.turn < TURN && now - connection.turn_began < TURN_TIME,
             false => now.saturating_duration_since(connection.born) < place_turn,
@@ -631,7 +644,8 @@ impl Queue {
         }
     }
 
-    /// Gives what was kept for nobody to who waits. Returns how long something is still kept at most before this is to be called again.
+    /// Gives what was kept for nobody to who waits. Returns how long something is still kept at
+    /// most before this is to be called again.
     pub fn end_lingering(&mut self, pool: u64, now: Instant) -> Option<Duration> {
         let state = self.pools.get_mut(&pool)?;
         let mut ended = Vec::new();
@@ -661,7 +675,8 @@ impl Queue {
         next
     }
 
-    /// Whether the caller is to call [`end_lingering`](Self::end_lingering) from now on until nothing is kept.
+    /// Whether the caller is to call [`end_lingering`](Self::end_lingering) from now on until
+    /// nothing is kept.
     pub fn must_be_watched(&mut self, pool: u64) -> bool {
         let Some(state) = self.pools.get_mut(&pool) else {
             return false;
@@ -699,8 +714,8 @@ impl Queue {
         }
     }
 
-    /// The server let no connection of `pool` in, for a reason that passes; the slot for it is counted still. True: the caller
-    /// is to call [`try_again`](Self::try_again) from now on.
+    /// The server let no connection of `pool` in, for a reason that passes; the slot for it is
+    /// counted still. True: the caller is to call [`try_again`](Self::try_again) from now on.
     pub fn note_refused(&mut self, pool: u64, error: &Error) -> bool {
         let Some(state) = self.pools.get_mut(&pool) else {
             return false;
@@ -715,7 +730,8 @@ impl Queue {
         self.pools.get(&pool)?.door.error()
     }
 
-    /// After a refusal: finds who may try again. Returns when this is to be called again; None: the server lets clients in.
+    /// After a refusal: finds who may try again. Returns when this is to be called again; None: the
+    /// server lets clients in.
     pub fn try_again(&mut self, pool: u64) -> Option<Duration> {
         self.dispatch_all();
         self.pools.get_mut(&pool)?.door.look(Instant::now())
@@ -728,7 +744,8 @@ impl Queue {
         pools.find_map(|state| state.door.trouble(now))
     }
 
-    /// Takes out what pools have had over their sizes for a while and do not use; it counts until [`release`](Self::release).
+    /// Takes out what pools have had over their sizes for a while and do not use; it counts until
+    /// [`release`](Self::release).
     pub fn take_surplus(&mut self, now: Instant) -> Vec<(Arc<Pool>, Box<ServerConnection>)> {
         let mut taken = Vec::new();
         for state in self.pools.values_mut() {
@@ -743,8 +760,8 @@ impl Queue {
         taken
     }
 
-    /// Whether a pool has fewer connections than it keeps, and one can be made that nobody waits for: it takes no place
-    /// that others wait for, and closes no other connection.
+    /// Whether a pool has fewer connections than it keeps, and one can be made that nobody waits
+    /// for: it takes no place that others wait for, and closes no other connection.
     pub fn lacks_spares(&self, pool: u64) -> bool {
         self.pools.get(&pool).is_some_and(|state| {
             let has_room = self.total < self.limit && self.ring.is_empty();
@@ -752,8 +769,8 @@ impl Queue {
         })
     }
 
-    /// Takes the place of such a connection: [`put_spare`](Self::put_spare) or [`release`](Self::release) follows. False:
-    /// there is none to be made.
+    /// Takes the place of such a connection: [`put_spare`](Self::put_spare) or
+    /// [`release`](Self::release) follows. False: there is none to be made.
     pub fn take_spare(&mut self, pool: u64) -> bool {
         if !self.lacks_spares(pool) {
             return false;
@@ -829,8 +846,9 @@ impl Queue {
         while self.dispatch(None) {}
     }
 
-    /// Serves the first waiting tenant that can be, or one soon after it that has a client near and can be given what is there.
-    /// Called once for whatever comes free, since that serves no more than one. False: nothing could be given.
+    /// Serves the first waiting tenant that can be, or one soon after it that has a client near and
+    /// can be given what is there. Called once for whatever comes free, since that serves no more
+    /// than one. False: nothing could be given.
     fn dispatch(&mut self, near: Option<WorkerId>) -> bool {
         let mut position = 0;
         while position < self.ring.len() {
@@ -844,8 +862,9 @@ impl Queue {
                     continue;
                 }
                 Next::Served { at, found, is_near } => {
-                    // Of who goes on with its turn, or before others since it is near, this is not said: it has used more than
-                    // others that wait, and they would be taken for having used as much.
+                    // Of who goes on with its turn, or before others since it is near, this is not
+                    // said: it has used more than others that wait, and they would be taken for
+                    // having used as much.
                     self.used = self.used.max(self.ring[position].used);
                     let better = (!is_near).then(|| self.one_near(position, near)).flatten();
                     self.ring[position].overtaken += u64::from(better.is_some());
@@ -861,7 +880,8 @@ impl Queue {
         false
     }
 
-    /// A tenant that may go before the one at `position`, since it has a client near and can be given what is there.
+    /// A tenant that may go before the one at `position`, since it has a client near and can be
+    /// given what is there.
     fn one_near(&self, position: usize, near: Option<WorkerId>) -> Option<(usize, usize, Found)> {
         if self.ring.get(position)?.overtaken >= NEAR {
             return None;
@@ -889,8 +909,8 @@ impl Queue {
         }
     }
 
-    /// Gives what was found to the client at `at` in the line of the tenant at `position` of the ring; the tenant then lines up
-    /// again, unless none of its clients waits any more.
+    /// Gives what was found to the client at `at` in the line of the tenant at `position` of the
+    /// ring; the tenant then lines up again, unless none of its clients waits any more.
     fn give(&mut self, position: usize, at: usize, found: Found) -> Served {
         let Some(Turn { pool, tenant, .. }) = self.ring.get(position) else {
             return Served::Blocked;
@@ -947,7 +967,8 @@ impl Queue {
         }
     }
 
-    /// The tenant at `position` of the ring lines up again, or is out with its line if none of its clients waits any more.
+    /// The tenant at `position` of the ring lines up again, or is out with its line if none of its
+    /// clients waits any more.
     fn end_turn(&mut self, position: usize) {
         let Some(Turn { pool, tenant, .. }) = self.ring.remove(position) else {
             return;
@@ -1033,7 +1054,8 @@ enum Found {
 /// Whether a tenant in the ring can be served.
 #[derive(Debug)]
 enum Next {
-    /// With what was found, the client at this position of its line; `is_near`: nobody behind it is to go before.
+    /// With what was found, the client at this position of its line; `is_near`: nobody behind it is
+    /// to go before.
     Served {
         at: usize,
         found: Found,

@@ -22,8 +22,8 @@ impl Drop for Spare<'_> {
 }
 
 impl Pool {
-    /// Makes the connections that it has too few, one after the other, at its instance's home. None is made any more if all
-    /// were to be made anew since `asked`: the pool may be paused.
+    /// Makes the connections that it has too few, one after the other, at its instance's home. None
+    /// is made any more if all were to be made anew since `asked`: the pool may be paused.
     pub fn keep_warm(self: &Arc<Self>, asked: Instant) {
         let failed = self.spare_failed.load(Relaxed);
         let may_try = failed == 0 || self.made.elapsed() > Duration::from_millis(failed) + AGAIN;

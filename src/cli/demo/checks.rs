@@ -154,7 +154,8 @@ fn refusal(tenant: &Tenant) -> SqlState {
     }
 }
 
-/// Logs in as the other tenant; `config` has that tenant's user and database, and this one's password.
+/// Logs in as the other tenant; `config` has that tenant's user and database, and this one's
+/// password.
 pub async fn log_in_as_other(config: &Config) -> Attempt {
     Attempt::of(&connect(config).await, &SqlState::INVALID_PASSWORD)
 }

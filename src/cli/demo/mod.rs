@@ -1,8 +1,8 @@
-//! `pgtenant demo`: PostgreSQL servers of its own, sample tenants in every tier, the proxy in front,
-//! and the proof that each tenant finds its own rows and nobody else's.
+//! `pgtenant demo`: PostgreSQL servers of its own, sample tenants in every tier, the proxy in
+//! front, and the proof that each tenant finds its own rows and nobody else's.
 //!
-//! Everything that is claimed is checked; what is false is said, and the exit status tells. Everything
-//! that is started is gone afterwards, also after an error or Ctrl-C.
+//! Everything that is claimed is checked; what is false is said, and the exit status tells.
+//! Everything that is started is gone afterwards, also after an error or Ctrl-C.
 
 mod checks;
 mod sample;
@@ -132,8 +132,8 @@ impl Stage {
         })
     }
 
-    /// Tenants that the proxy places by hash get their rows through the proxy, and are then where it
-    /// decided.
+    /// Tenants that the proxy places by hash get their rows through the proxy, and are then where
+    /// it decided.
     async fn fill_by_hash(&self) -> Result<()> {
         for tenant in TENANTS.iter().filter(|tenant| tenant.server.is_none()) {
             let client = self.proxy.connect(tenant).await?;
@@ -299,7 +299,8 @@ impl Stage {
         Ok(wrong)
     }
 
-    /// One connection of an application, which chooses a tenant of another tier for each transaction.
+    /// One connection of an application, which chooses a tenant of another tier for each
+    /// transaction.
     async fn show_application(&self) -> Result<Vec<String>> {
         let tiers: Vec<_> = CHOSEN
             .iter()

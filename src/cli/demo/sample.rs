@@ -258,8 +258,8 @@ impl Servers {
         found.ok_or_else(|| Error::new(format!("the demo has no instance {name}")))
     }
 
-    /// Makes every tenant's place, and writes the rows of those whose instance is known. `secret` is
-    /// the password of all roles that the proxy logs in as.
+    /// Makes every tenant's place, and writes the rows of those whose instance is known. `secret`
+    /// is the password of all roles that the proxy logs in as.
     pub async fn fill(&self, secret: &str) -> Result<()> {
         try_join_all(self.0.iter().map(|cluster| fill(cluster, secret)))
             .await

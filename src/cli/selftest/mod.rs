@@ -1,8 +1,9 @@
-//! `pgtenant selftest`: the attacks of [`crate::attacks`] that harm nobody, played against an operator's own servers through a
-//! proxy in this process, by two tenants that are made for it and gone afterwards.
+//! `pgtenant selftest`: the attacks of [`crate::attacks`] that harm nobody, played against an
+//! operator's own servers through a proxy in this process, by two tenants that are made for it and
+//! gone afterwards.
 //!
-//! It listens on a port of loopback alone, locks nothing that is not its own, and bounds every statement. What it makes
-//! it takes away again, also after an error or Ctrl-C.
+//! It listens on a port of loopback alone, locks nothing that is not its own, and bounds every
+//! statement. What it makes it takes away again, also after an error or Ctrl-C.
 
 mod report;
 mod tables;
@@ -26,7 +27,8 @@ pub struct Args {
     /// Only this placement. Default: all.
     #[arg(long, value_name = "NAME")]
     pub placement: Option<String>,
-    /// An attack that may succeed without being an error, such as those that docs/isolation.md calls possible.
+    /// An attack that may succeed without being an error, such as those that docs/isolation.md
+    /// calls possible.
     #[arg(long, value_name = "ATTACK")]
     pub allow: Vec<String>,
     /// Print JSON.

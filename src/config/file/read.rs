@@ -219,7 +219,8 @@ impl Reader<'_, '_> {
                     }
                     Err(errors) => {
                         errors.iter().for_each(|error| self.mistakes.add(at, error));
-                        // Any text does to find what else is wrong; elsewhere a number may be meant.
+                        // Any text does to find what else is wrong; elsewhere a number may be
+                        // meant.
                         let any_text_does =
                             is_template(at) || at.segments().ends_with(&["password"]);
                         if any_text_does {

@@ -207,8 +207,8 @@ impl Resolver<'_, '_> {
         all
     }
 
-    /// What the application says is what the tenant's context says, or a text that runs with its choice
-    /// in it would change the context.
+    /// What the application says is what the tenant's context says, or a text that runs with its
+    /// choice in it would change the context.
     fn same_values(
         &mut self,
         at: &At<'_>,
@@ -554,8 +554,8 @@ impl Resolver<'_, '_> {
         })
     }
 
-    /// A login may name an application by its user alone, or with its home's database: that must not
-    /// be a tenant's login as well.
+    /// A login may name an application by its user alone, or with its home's database: that must
+    /// not be a tenant's login as well.
     fn both_ways(
         &mut self,
         at: &At<'_>,

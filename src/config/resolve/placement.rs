@@ -23,11 +23,12 @@ use crate::id::{PlacementName, ServerName};
 /// in clear text (PG_MAX_AUTH_TOKEN_LENGTH in auth.c).
 const MAX_PASSWORD_FILE: u64 = 65_537;
 
-/// Enough that several tenants at once are not kept out by others, and little beside the 20 connections of a pool.
+/// Enough that several tenants at once are not kept out by others, and little beside the 20
+/// connections of a pool.
 const DEFAULT_RESERVE: usize = 5;
 
-/// Most locks of one transaction where a server is shared. PostgreSQL's own lock table has room for 6400 by default
-/// (`max_locks_per_transaction` × `max_connections`).
+/// Most locks of one transaction where a server is shared. PostgreSQL's own lock table has room for
+/// 6400 by default (`max_locks_per_transaction` × `max_connections`).
 const DEFAULT_LOCKS: u32 = 1000;
 
 /// Largest limit of prepared statements of one client.
@@ -317,7 +318,8 @@ impl Resolver<'_, '_> {
         })
     }
 
-    /// A limit of what one transaction locks. Without one in the file it is for those that share a server.
+    /// A limit of what one transaction locks. Without one in the file it is for those that share a
+    /// server.
     fn locks(&mut self, at: &At<'_>, count: Option<Count>, tier: Option<Tier>) -> Option<u32> {
         match count {
             Some(Count(0)) => None,
@@ -374,8 +376,8 @@ impl Resolver<'_, '_> {
         names.into_iter().collect()
     }
 
-    /// Without one in the file: the strongest that the databases are prepared for, which is what a server with `seal` says of
-    /// its own. Who trusts tenants' SQL must say so.
+    /// Without one in the file: the strongest that the databases are prepared for, which is what a
+    /// server with `seal` says of its own. Who trusts tenants' SQL must say so.
     fn posture(&mut self, at: &At<'_>, file: &PlacementFile, sealable: &Sealable) -> Posture {
         let at = at.key("posture");
         match (file.posture, &*sealable.without) {

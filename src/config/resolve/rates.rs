@@ -10,8 +10,8 @@ use crate::config::{Rate, Rates};
 /// More than any server answers.
 const STATEMENTS: RangeInclusive<u64> = 1..=10_000_000;
 
-/// What is read of a server at once is sent at once (`protocol::buffer::CHUNK`): at less than this, each read would be
-/// paid for over seconds. The most is what a `Size` can be.
+/// What is read of a server at once is sent at once (`protocol::buffer::CHUNK`): at less than this,
+/// each read would be paid for over seconds. The most is what a `Size` can be.
 const BYTES: RangeInclusive<u64> = 64 << 10..=1 << 40;
 
 impl Resolver<'_, '_> {

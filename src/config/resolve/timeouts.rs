@@ -1,5 +1,5 @@
-//! What ends clients that take too long, how long they wait, and what of them is in the slow log: said for
-//! the whole proxy, a server, a placement or a tenant, the nearer first.
+//! What ends clients that take too long, how long they wait, and what of them is in the slow log:
+//! said for the whole proxy, a server, a placement or a tenant, the nearer first.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -46,7 +46,8 @@ impl<'f> Layers<'f> {
         }
     }
 
-    /// From what time on what a tenant there does is in the slow log. `nearer`: as of [`of`](Self::of).
+    /// From what time on what a tenant there does is in the slow log. `nearer`: as of
+    /// [`of`](Self::of).
     pub fn slow(&self, server: &str, nearer: [ClientLogFile; 2]) -> Option<Duration> {
         let (_, server) = self.servers.get(server).copied().unwrap_or_default();
         let [placement, tenant] = nearer;
@@ -55,7 +56,8 @@ impl<'f> Layers<'f> {
         time
     }
 
-    /// Those of a tenant that lives there. `nearer`: what its placement says, and then what it says itself.
+    /// Those of a tenant that lives there. `nearer`: what its placement says, and then what it says
+    /// itself.
     pub fn of(
         &self,
         server: &str,

@@ -13,7 +13,8 @@ pub struct Case<'a> {
 }
 
 impl Case<'_> {
-    /// A superuser has every right; saying so for each object would hide the one finding that counts.
+    /// A superuser has every right; saying so for each object would hide the one finding that
+    /// counts.
     pub fn is_superuser(&self) -> bool {
         self.facts.login().is_some_and(|login| login.superuser)
     }

@@ -1,4 +1,5 @@
-//! What is asked of a database, and the answers as plain data. One read-only transaction; nothing here judges.
+//! What is asked of a database, and the answers as plain data. One read-only transaction; nothing
+//! here judges.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use tokio_postgres::types::ToSql;
 use super::target::Target;
 use crate::timer;
 
-/// From the first question to the last answer. The statements themselves end sooner, by `statement_timeout`.
+/// From the first question to the last answer. The statements themselves end sooner, by
+/// `statement_timeout`.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What is known of a place.
@@ -64,7 +66,8 @@ pub struct Database {
     pub has_tenant_id: bool,
     /// What its schema says of itself.
     pub seal: Option<String>,
-    /// One of the roles can read the keys that contexts are sealed with, bind sessions without one, or become who can.
+    /// One of the roles can read the keys that contexts are sealed with, bind sessions without one,
+    /// or become who can.
     pub reads_keys: bool,
     pub lo_compat: bool,
     /// `max_locks_per_transaction`.
@@ -144,7 +147,8 @@ pub struct Index {
     pub valid: bool,
     /// Key columns; `None` is an expression.
     pub columns: Vec<Option<String>>,
-    /// The first of them that is drawn from a sequence, in a unique index, and that a role may also write itself.
+    /// The first of them that is drawn from a sequence, in a unique index, and that a role may also
+    /// write itself.
     pub drawn: Option<String>,
 }
 
@@ -230,7 +234,8 @@ impl Facts {
         self.roles.iter().find(|role| role.is_login)
     }
 
-    /// Asks all there is to ask, in one transaction. `names`: functions of which it must be known who may call them.
+    /// Asks all there is to ask, in one transaction. `names`: functions of which it must be known
+    /// who may call them.
     ///
     /// Not cancel safe: the connection is in a transaction.
     ///

@@ -1,5 +1,5 @@
-//! Ways around tables: functions of the server that show or hinder neighbours, files, languages, other servers, and
-//! settings of roles and databases that undo what the proxy sets.
+//! Ways around tables: functions of the server that show or hinder neighbours, files, languages,
+//! other servers, and settings of roles and databases that undo what the proxy sets.
 
 use super::case::{Case, Mend, finding, quoted, some};
 use crate::config::Posture;

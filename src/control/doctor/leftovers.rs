@@ -1,4 +1,5 @@
-//! Libraries that keep something of a session in the server process, where DISCARD ALL does not reach it.
+//! Libraries that keep something of a session in the server process, where DISCARD ALL does not
+//! reach it.
 
 use super::case::{Case, Mend, finding, some};
 use crate::backend::leftovers::keepers;

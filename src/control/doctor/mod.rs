@@ -1,7 +1,8 @@
 //! Does the database keep tenants apart as the config says it does?
 //!
-//! Each place (server, database, login and schema) is asked once, in a read-only transaction, as the server's `admin`
-//! login or else the placement's own. [`facts`] asks, the other files judge what was answered; nothing is changed.
+//! Each place (server, database, login and schema) is asked once, in a read-only transaction, as
+//! the server's `admin` login or else the placement's own. [`facts`] asks, the other files judge
+//! what was answered; nothing is changed.
 //!
 //! | file | what it looks for |
 //! |---|---|
@@ -15,7 +16,8 @@
 //! | `types` | types whose ids differ between the places of an application |
 //! | `reader` | whether the guard knows the server's statements |
 //!
-//! What it cannot see: what functions do inside, what clients of the server other than the proxy do, `pg_hba.conf`.
+//! What it cannot see: what functions do inside, what clients of the server other than the proxy
+//! do, `pg_hba.conf`.
 
 mod case;
 mod facts;
@@ -51,11 +53,13 @@ pub use watch::watch;
 /// Most places of a placement that are inspected unless asked otherwise.
 pub const SAMPLE: usize = 50;
 
-/// What a session of the doctor has beside [`door::SEARCH_PATH`]: nothing is written, nothing waits for long.
+/// What a session of the doctor has beside [`door::SEARCH_PATH`]: nothing is written, nothing waits
+/// for long.
 const OPTIONS: &str = "-c default_transaction_read_only=on \
     -c statement_timeout=60s -c lock_timeout=5s -c row_security=on -c standard_conforming_strings=on";
 
-/// Inspects every place of a plan; those of one server after one another. `connect`: how long a connection may take.
+/// Inspects every place of a plan; those of one server after one another. `connect`: how long a
+/// connection may take.
 ///
 /// Cancel safe: nothing is changed.
 pub async fn run(plan: &Plan, connect: Duration) -> Vec<Report> {

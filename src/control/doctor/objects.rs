@@ -1,5 +1,5 @@
-//! What reads tables with other rights than the application's: views, materialized views, foreign tables, functions; and
-//! sequences, which have no policies.
+//! What reads tables with other rights than the application's: views, materialized views, foreign
+//! tables, functions; and sequences, which have no policies.
 
 use super::case::{Case, Mend, finding, name, quoted};
 use super::facts::{Function, Relation};
@@ -179,8 +179,8 @@ fn materialized_view(
     );
 }
 
-/// Whether names in the function mean what its owner meant: `search_path` is pinned, and temporary objects of the caller
-/// come last or not at all.
+/// Whether names in the function mean what its owner meant: `search_path` is pinned, and temporary
+/// objects of the caller come last or not at all.
 fn is_pinned(search_path: &str) -> bool {
     let last = search_path.rsplit(',').next().unwrap_or_default();
     let last = last.trim().trim_matches('"');

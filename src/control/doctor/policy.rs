@@ -1,8 +1,8 @@
-//! What an expression of a policy lets through, told from the text that `pg_get_expr` makes of it: fully in
-//! parentheses, keywords in capitals, names outside of `pg_catalog` with their schema.
+//! What an expression of a policy lets through, told from the text that `pg_get_expr` makes of it:
+//! fully in parentheses, keywords in capitals, names outside of `pg_catalog` with their schema.
 //!
-//! It knows the shapes that people write, and says so when it does not know one. It proves nothing: a function that a
-//! policy calls, or a sub-select over another table, is taken at its word.
+//! It knows the shapes that people write, and says so when it does not know one. It proves nothing:
+//! a function that a policy calls, or a sub-select over another table, is taken at its word.
 
 use std::ops::Range;
 

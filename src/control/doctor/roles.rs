@@ -5,7 +5,8 @@ use super::facts::Role;
 use crate::findings::Severity::{Critical, Notice, Warning};
 use crate::findings::{Finding, Severity, Step};
 
-/// Roles of the server that give more than any application needs, and how bad each is among tenants.
+/// Roles of the server that give more than any application needs, and how bad each is among
+/// tenants.
 const PREDEFINED: [(&str, Severity, &str); 14] = [
     (
         "pg_read_all_data",

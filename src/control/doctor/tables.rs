@@ -355,9 +355,9 @@ const COMMANDS: [(&str, &str); 4] = [
     ("d", "DELETE"),
 ];
 
-/// The expression of a policy that holds for a command: which rows are reached (USING), which may be left behind (WITH
-/// CHECK). As in PostgreSQL's rewrite/rowsecurity.c: USING stands in for a WITH CHECK that is not there; INSERT has
-/// only WITH CHECK, SELECT and DELETE only USING.
+/// The expression of a policy that holds for a command: which rows are reached (USING), which may
+/// be left behind (WITH CHECK). As in PostgreSQL's rewrite/rowsecurity.c: USING stands in for a
+/// WITH CHECK that is not there; INSERT has only WITH CHECK, SELECT and DELETE only USING.
 fn expression<'p>(policy: &'p Policy, command: &str, clause: &str) -> Option<&'p str> {
     let using = policy.using.as_deref();
     match (command, clause) {
@@ -434,7 +434,8 @@ fn policies(
         let Some(policy) = applying.iter().find(|p| p.name == *policy_name) else {
             continue;
         };
-        // Others let the tenants' own rows through: without this one, nothing that is theirs is lost.
+        // Others let the tenants' own rows through: without this one, nothing that is theirs is
+        // lost.
         let beside = COMMANDS
             .iter()
             .filter(|(command, _)| allowed(command))

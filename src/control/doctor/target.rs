@@ -1,5 +1,5 @@
-//! What is inspected: every server, database, login and schema of the config once, or some of them where there are
-//! many.
+//! What is inspected: every server, database, login and schema of the config once, or some of them
+//! where there are many.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +21,8 @@ pub struct Target {
     pub tenant_variables: Vec<String>,
     /// Other variables that the proxy sets.
     pub other_variables: Vec<String>,
-    /// Most locks that the limits of the config let one tenant hold at once. None: they let it hold any number.
+    /// Most locks that the limits of the config let one tenant hold at once. None: they let it hold
+    /// any number.
     pub tenant_locks: Option<u64>,
     /// How many schemas or databases the same login is for.
     pub login_places: usize,

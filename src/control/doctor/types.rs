@@ -1,6 +1,7 @@
 //! Whether types have the same ids wherever an application may be served.
 //!
-//! An application has one login for tenants in many places, and its driver may remember the id of a type from one of them.
+//! An application has one login for tenants in many places, and its driver may remember the id of a
+//! type from one of them.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,8 @@ use crate::findings::Severity::Notice;
 /// Most types that one finding names.
 const NAMED: usize = 5;
 
-/// Compares all places with the first of them that was inspected, and notes what differs in the reports of the others.
+/// Compares all places with the first of them that was inspected, and notes what differs in the
+/// reports of the others.
 pub fn compare(inspected: &mut [Inspected]) {
     let Some(first) = inspected.iter().position(|one| !one.types.is_empty()) else {
         return;

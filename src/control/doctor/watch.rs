@@ -1,7 +1,8 @@
-//! The doctor of a running proxy: looks at the start, after a reload and every `doctor.interval`, logs what changed.
+//! The doctor of a running proxy: looks at the start, after a reload and every `doctor.interval`,
+//! logs what changed.
 //!
-//! It stands beside serving: it takes a connection only where the server's budget has room for one, and what it cannot
-//! find out changes nothing.
+//! It stands beside serving: it takes a connection only where the server's budget has room for one,
+//! and what it cannot find out changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -76,7 +77,8 @@ async fn round(app: &Arc<App>, config: &Arc<Config>) {
         .iter()
         .map(|report| (&report.place, report))
         .collect();
-    // What a server says is put in force when it has said it: one that hangs does not hold up the others.
+    // What a server says is put in force when it has said it: one that hangs does not hold up the
+    // others.
     let mut reports: BTreeMap<Place, Report> = BTreeMap::new();
     for report in &before.reports {
         reports.insert(report.place.clone(), report.clone());

@@ -37,8 +37,8 @@ impl Bound {
         })
     }
 
-    /// The text of an argument whose type is not known; None within is NULL. In binary, what is no text is taken for a
-    /// number or a UUID. None: it is not known.
+    /// The text of an argument whose type is not known; None within is NULL. In binary, what is no
+    /// text is taken for a number or a UUID. None: it is not known.
     pub fn argument<'t>(&'t self, term: &'t Term) -> Option<Option<Cow<'t, str>>> {
         let Term::Parameter(number) = term else {
             return self.text(term);
@@ -71,7 +71,8 @@ impl Bound {
         Some(Some(Cow::Owned(text)))
     }
 
-    /// A boolean as PostgreSQL reads it (bool.c: parse_bool_with_len); NULL is false to `set_config`.
+    /// A boolean as PostgreSQL reads it (bool.c: parse_bool_with_len); NULL is false to
+    /// `set_config`.
     pub fn boolean(&self, term: &Term) -> Option<bool> {
         if let Term::Parameter(number) = term
             && let (Some(bytes), true) = self.value(*number)?
@@ -208,7 +209,8 @@ fn formats(rest: &mut &[u8]) -> Result<Vec<i16>> {
         .collect())
 }
 
-/// The name and the value that a FunctionCall of `set_config` has, `rest` behind the oid. None: it is not read.
+/// The name and the value that a FunctionCall of `set_config` has, `rest` behind the oid. None: it
+/// is not read.
 pub fn set_by_call(mut rest: &[u8]) -> Option<(String, String)> {
     let values = arguments(&mut rest, |_| Ok(())).ok()?.values;
     let text = |value: &Option<&[u8]>| {
@@ -280,8 +282,8 @@ pub fn bound(rest: &[u8], parameters: usize, name: &[u8]) -> Result<Bound> {
     })
 }
 
-/// The rest of a Bind, behind its names, with these texts for those of its parameters that are empty or NULL, by their
-/// numbers. None: there are none.
+/// The rest of a Bind, behind its names, with these texts for those of its parameters that are
+/// empty or NULL, by their numbers. None: there are none.
 pub fn filled(rest: &[u8], texts: &HashMap<u16, &str>) -> Option<Vec<u8>> {
     let parts = parts(rest, |_| Ok(())).ok()?;
     let empty = |(i, value): (usize, &Option<&[u8]>)| {

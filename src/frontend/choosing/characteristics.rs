@@ -1,4 +1,5 @@
-//! The characteristics of a transaction that no server has yet, and what PostgreSQL lets it change of them.
+//! The characteristics of a transaction that no server has yet, and what PostgreSQL lets it change
+//! of them.
 
 use crate::error::{Error, Kind, Result};
 
@@ -9,8 +10,9 @@ pub(super) struct Characteristics<'h> {
     read_only: bool,
     /// A savepoint is open.
     is_in_subtransaction: bool,
-    /// Those of the texts that say so, the BEGIN first: what the next transaction begins with if it is chained to this
-    /// one (xact.c: SaveTransactionCharacteristics). What was set behind a savepoint that was rolled back to is gone.
+    /// Those of the texts that say so, the BEGIN first: what the next transaction begins with if it
+    /// is chained to this one (xact.c: SaveTransactionCharacteristics). What was set behind a
+    /// savepoint that was rolled back to is gone.
     pub said_by: Vec<&'h str>,
 }
 
@@ -65,7 +67,8 @@ impl<'h> Characteristics<'h> {
         }
     }
 
-    /// Whether the modes of a text can be set. `has_queried`: a query was answered in the transaction.
+    /// Whether the modes of a text can be set. `has_queried`: a query was answered in the
+    /// transaction.
     ///
     /// # Errors
     /// 25001, as variable.c has it (check_transaction_isolation, _read_only, _deferrable).
@@ -110,7 +113,8 @@ impl<'h> Characteristics<'h> {
     }
 }
 
-/// What a BEGIN sets in a transaction that is open already, as a statement that does. None: nothing.
+/// What a BEGIN sets in a transaction that is open already, as a statement that does. None:
+/// nothing.
 pub(super) fn set_by_begin(text: &str) -> Option<String> {
     let at = ["isolation ", "read ", "deferrable", "not "]
         .iter()

@@ -105,7 +105,8 @@ impl Choosing {
             };
         };
         let step = self.step_of(text, around);
-        // A transaction that has failed takes the Parse of an empty text, and not its Bind (postgres.c).
+        // A transaction that has failed takes the Parse of an empty text, and not its Bind
+        // (postgres.c).
         if self.is_aborted() && (!is_exit(&step) || step == Step::Empty) {
             return Err(aborted());
         }

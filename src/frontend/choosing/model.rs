@@ -1,6 +1,6 @@
-//! What a variable is set to in a session of PostgreSQL, by the commands that were carried out in it:
-//! `SET`, `SET LOCAL`, transactions, savepoints. Pure, so that it can be compared with PostgreSQL's
-//! own word, `current_setting`.
+//! What a variable is set to in a session of PostgreSQL, by the commands that were carried out in
+//! it: `SET`, `SET LOCAL`, transactions, savepoints. Pure, so that it can be compared with
+//! PostgreSQL's own word, `current_setting`.
 
 use std::sync::Arc;
 

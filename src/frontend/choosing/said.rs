@@ -41,8 +41,8 @@ impl Choosing {
         }
     }
 
-    /// Whether a message that passes may set a variable of the application's: what it sets it to was
-    /// looked at.
+    /// Whether a message that passes may set a variable of the application's: what it sets it to
+    /// was looked at.
     pub fn chooses(&self, tag: FrontendTag, frame: &[u8], around: &Around<'_>) -> bool {
         let has_text = matches!(tag, FrontendTag::QUERY | FrontendTag::PARSE);
         let text = text_of(tag, frame, around).filter(|_| has_text);
@@ -479,7 +479,8 @@ impl Choosing {
     }
 }
 
-/// The text of a Query or Parse, or of the statement that a Bind names. `frame` may be the start of it.
+/// The text of a Query or Parse, or of the statement that a Bind names. `frame` may be the start of
+/// it.
 pub fn text_of<'f>(tag: FrontendTag, frame: &'f [u8], around: &'f Around<'_>) -> Option<&'f [u8]> {
     let (first, rest) = split_cstr(frame.get(HEADER..)?)?;
     match tag {

@@ -53,7 +53,8 @@ impl Said {
         self.frame(BackendTag::READY_FOR_QUERY, |body| body.put_u8(status));
     }
 
-    /// Columns of type text. `formats`, as in a Bind: for each, for all, or none; 0 is text, 1 binary.
+    /// Columns of type text. `formats`, as in a Bind: for each, for all, or none; 0 is text, 1
+    /// binary.
     pub fn row_description(&mut self, columns: &[&str], formats: &[i16]) {
         self.frame(BackendTag::ROW_DESCRIPTION, |body| {
             body.put_i16(i16::try_from(columns.len()).unwrap_or(i16::MAX));

@@ -5,8 +5,8 @@ use crate::config::{Affixes, Way};
 use crate::error::{Error, Kind, Result};
 
 impl Way {
-    /// Whether the parameter is the proxy's to answer: what it is at the place says all that there is to it. Others
-    /// are set there, too.
+    /// Whether the parameter is the proxy's to answer: what it is at the place says all that there
+    /// is to it. Others are set there, too.
     pub(super) fn is_local(&self) -> bool {
         matches!(self, Self::Value | Self::Role(_))
     }

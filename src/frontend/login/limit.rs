@@ -1,4 +1,5 @@
-//! How long a login may take: as the proxy says until it is known whose it is, and then as its tenant does.
+//! How long a login may take: as the proxy says until it is known whose it is, and then as its
+//! tenant does.
 
 use std::future::poll_fn;
 use std::pin::pin;

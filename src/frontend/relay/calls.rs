@@ -1,8 +1,10 @@
-//! CALL in posture guarded and up: what a procedure does is asked of the server before the message that calls it goes on.
+//! CALL in posture guarded and up: what a procedure does is asked of the server before the message
+//! that calls it goes on.
 //!
-//! The question is a Query of the proxy's own. It is sent while nothing of the client's is owed, be a transaction open
-//! or not, and the client is not heard until it is answered. It may go behind a change of tenant that is under way, like a
-//! message of the client's: where that fails, the server skips both.
+//! The question is a Query of the proxy's own. It is sent while nothing of the client's is owed, be
+//! a transaction open or not, and the client is not heard until it is answered. It may go behind a
+//! change of tenant that is under way, like a message of the client's: where that fails, the server
+//! skips both.
 
 use std::time::Instant;
 
@@ -18,7 +20,8 @@ use crate::sql::guard::Offence;
 use super::Relay;
 use super::replies::lost;
 
-/// Procedures call functions, which call functions: so often sources are asked for before a message is refused.
+/// Procedures call functions, which call functions: so often sources are asked for before a message
+/// is refused.
 const MAX_ROUNDS: u8 = 8;
 
 /// What is asked about the message that the client's inbox begins with.
@@ -87,7 +90,8 @@ impl Relay<'_> {
         Known::NotYet
     }
 
-    /// Whether the procedures that a text calls may be run. After [`look_up_calls`](Self::look_up_calls).
+    /// Whether the procedures that a text calls may be run. After
+    /// [`look_up_calls`](Self::look_up_calls).
     ///
     /// # Errors
     /// 42501.
@@ -126,8 +130,8 @@ impl Relay<'_> {
             && (self.client.guard.as_ref()).is_some_and(|guard| !guard.allows(Shared::Code))
     }
 
-    /// Takes a message that answers the question, which the server's inbox begins with. None: it is not whole, or nobody
-    /// is owed anything any more. False: it is for the client.
+    /// Takes a message that answers the question, which the server's inbox begins with. None: it is
+    /// not whole, or nobody is owed anything any more. False: it is for the client.
     pub(super) fn note_inquiry(&mut self) -> Result<Option<bool>> {
         let Some((tag, size)) = self.server.whole()? else {
             return Ok(None);
@@ -157,7 +161,8 @@ impl Relay<'_> {
                 let is_canceled = fields.sqlstate == Kind::QueryCanceled.sqlstate();
                 let error = fields.into_error(Kind::QueryCanceled);
                 if std::mem::take(&mut self.just_switched) {
-                    // As in the case of a message of the client's: it may be skipped, and never answered.
+                    // As in the case of a message of the client's: it may be skipped, and never
+                    // answered.
                     inquiry.pending = None;
                     self.give_up_switch(&error);
                     return Ok(None);

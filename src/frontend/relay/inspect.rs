@@ -1,4 +1,5 @@
-//! Looking at the texts of Query and Parse, and at what a FunctionCall calls: what they may do to the session, and whether they may.
+//! Looking at the texts of Query and Parse, and at what a FunctionCall calls: what they may do to
+//! the session, and whether they may.
 
 use thin_vec::ThinVec;
 
@@ -21,20 +22,23 @@ use crate::sql::guard::{Guard, Offence, Passed, unreadable};
 use super::calls::Known;
 use super::{ClientSide, Hold, Relay, foreign_sequence};
 
-/// A Query or Parse up to this size is held until it is whole, and then looked at before it passes; a longer one is
-/// looked at as it passes.
+/// A Query or Parse up to this size is held until it is whole, and then looked at before it passes;
+/// a longer one is looked at as it passes.
 pub(super) const LOOKED_AT_WHOLE: usize = 8 * 1024;
-/// The same for a client whose prepared statements a text may name: what it names must be known before it passes.
+/// The same for a client whose prepared statements a text may name: what it names must be known
+/// before it passes.
 const LOOKED_AT_FOR_NAMES: usize = 64 * 1024;
-/// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`, `loread`,
-/// `lowrite`): what drivers use the message for. What they leave ends with the transaction.
+/// Functions that a FunctionCall may name without being suspected of anything (pg_proc.dat: `lo_*`,
+/// `loread`, `lowrite`): what drivers use the message for. What they leave ends with the
+/// transaction.
 const LARGE_OBJECT_FUNCTIONS: [u32; 20] = [
     715, 764, 765, 767, 952, 953, 954, 955, 956, 957, 958, 964, 1004, 3170, 3171, 3172, 3457, 3458,
     3459, 3460,
 ];
 
 impl Relay<'_> {
-    /// Looks at the text of a Query or Parse of `size` bytes at `at` in the client's inbox, of which `here` are there.
+    /// Looks at the text of a Query or Parse of `size` bytes at `at` in the client's inbox, of
+    /// which `here` are there.
     pub(super) fn look_at_text(
         &mut self,
         tag: FrontendTag,
@@ -103,8 +107,9 @@ impl Relay<'_> {
         Ok(Looked::Passes)
     }
 
-    /// Takes note of a statement, a whole message of `size` bytes at `at` in the client's inbox, that sets a variable of the
-    /// context by its parameters, or that is prepared in the place of one.
+    /// Takes note of a statement, a whole message of `size` bytes at `at` in the client's inbox,
+    /// that sets a variable of the context by its parameters, or that is prepared in the place of
+    /// one.
     ///
     /// # Errors
     /// 42501 if there are too many.
@@ -156,8 +161,9 @@ impl Relay<'_> {
         Looked::Passes
     }
 
-    /// A tenant's own client that returns a variable of its context to the default, returns it to what it is: the text at
-    /// `at` in the client's inbox, a whole message of `size` bytes, is replaced by one that does. False: it does not.
+    /// A tenant's own client that returns a variable of its context to the default, returns it to
+    /// what it is: the text at `at` in the client's inbox, a whole message of `size` bytes, is
+    /// replaced by one that does. False: it does not.
     fn return_to_own(&mut self, tag: FrontendTag, at: usize, size: usize) -> bool {
         let Some(guard) = self
             .client
@@ -207,8 +213,8 @@ impl Relay<'_> {
         Looked::Names(uses)
     }
 
-    /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's inbox, of which
-    /// `here` are there. False: more of it is needed.
+    /// Looks at which function is called by a FunctionCall of `size` bytes at `at` in the client's
+    /// inbox, of which `here` are there. False: more of it is needed.
     pub(super) fn look_at_call(&mut self, at: usize, here: usize, size: usize) -> Result<Looked> {
         let body = &self.client.inbox.bytes()[at + HEADER..at + here.min(size)];
         let oid = body.first_chunk().map(|oid| u32::from_be_bytes(*oid));
@@ -250,8 +256,9 @@ impl Relay<'_> {
         Ok(Looked::Passes)
     }
 
-    /// Looks at the portal that an Execute or Describe of `size` bytes at `at` in the client's inbox names, of which
-    /// `here` are there. One that a failed Query has left is not for any client (see [`Ledger::unnamed_portal`]).
+    /// Looks at the portal that an Execute or Describe of `size` bytes at `at` in the client's
+    /// inbox names, of which `here` are there. One that a failed Query has left is not for any
+    /// client (see [`Ledger::unnamed_portal`]).
     ///
     /// [`Ledger::unnamed_portal`]: crate::frontend::ledger::Ledger::unnamed_portal
     pub(super) fn look_at_portal(
@@ -305,10 +312,12 @@ impl Relay<'_> {
         Ok(Looked::Answered)
     }
 
-    /// Has the server fail in place of an extended message of `size` bytes, of which `here` are there.
+    /// Has the server fail in place of an extended message of `size` bytes, of which `here` are
+    /// there.
     ///
     /// # Errors
-    /// The same error, for a message that is too long to be thrown away whole: the client goes with it.
+    /// The same error, for a message that is too long to be thrown away whole: the client goes with
+    /// it.
     pub(super) fn refuse_message(
         &mut self,
         here: usize,
@@ -361,7 +370,8 @@ impl Relay<'_> {
             return Err(error);
         }
         if tag == FrontendTag::QUERY && !effects.uses.is_empty() {
-            // It is too late to lend what it names of the protocol's; of SQL's own the answers tell.
+            // It is too late to lend what it names of the protocol's; of SQL's own the answers
+            // tell.
             self.note_executed(&effects.uses);
             self.names.begin(effects.uses.clone());
             self.hold = Hold::Now;
@@ -376,8 +386,8 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Whether the client may run what does this. `text`: the statement, if it is at hand. True: if what it sets
-    /// by its parameters is what it is.
+    /// Whether the client may run what does this. `text`: the statement, if it is at hand. True: if
+    /// what it sets by its parameters is what it is.
     ///
     /// # Errors
     /// 42501 in posture guarded and up.
@@ -404,8 +414,8 @@ impl Relay<'_> {
         Ok(passed.by_parameters)
     }
 
-    /// Looks at what a Bind of `size` bytes at `at` in the client's inbox, of which `here` are there, sets a
-    /// variable of the context to, if its statement does.
+    /// Looks at what a Bind of `size` bytes at `at` in the client's inbox, of which `here` are
+    /// there, sets a variable of the context to, if its statement does.
     pub(super) fn look_at_bound(&mut self, at: usize, here: usize, size: usize) -> Result<Looked> {
         let Some(guard) = &self.client.guard else {
             return Ok(Looked::Passes);
@@ -443,8 +453,9 @@ impl Relay<'_> {
         Ok(Looked::Passes)
     }
 
-    /// Looks at what a statement is bound to: `bound` is what is behind the names of the Bind, the whole of it if it
-    /// `is_whole`. Returned is what goes in its place, if variables return to what they are.
+    /// Looks at what a statement is bound to: `bound` is what is behind the names of the Bind, the
+    /// whole of it if it `is_whole`. Returned is what goes in its place, if variables return to
+    /// what they are.
     ///
     /// # Errors
     /// It sets a variable of the context to something else, or to what cannot be read.
@@ -515,8 +526,9 @@ impl Relay<'_> {
         });
     }
 
-    /// Sends something in place of a message that the client may not send, at which the server fails as the message
-    /// should: the transaction fails with it, and what the client is told comes in its turn.
+    /// Sends something in place of a message that the client may not send, at which the server
+    /// fails as the message should: the transaction fails with it, and what the client is told
+    /// comes in its turn.
     pub(super) fn send_refused(&mut self, tag: FrontendTag, is_named: bool, error: &Error) {
         const TEXT: &[u8] = b"refused by pgtenant\0";
         let parses = tag == FrontendTag::PARSE;
@@ -533,8 +545,8 @@ impl Relay<'_> {
         self.send_in_place(&sent, !parses, error);
     }
 
-    /// Sends a message at which the server fails in place of the client's, who is told `error` in its turn. `ready`: it
-    /// is answered up to a ReadyForQuery.
+    /// Sends a message at which the server fails in place of the client's, who is told `error` in
+    /// its turn. `ready`: it is answered up to a ReadyForQuery.
     fn send_in_place(&mut self, sent: &[u8], ready: bool, error: &Error) {
         self.refused_frames.extend(sent);
         let mut replies = Replies::new();
@@ -560,7 +572,8 @@ impl Relay<'_> {
         self.client.state.note(effects);
     }
 
-    /// The text of a Query or Parse was read. What may change the session holds back what is sent behind it.
+    /// The text of a Query or Parse was read. What may change the session holds back what is sent
+    /// behind it.
     fn note_text(&mut self, tag: FrontendTag, effects: &Effects) {
         let holds = effects.what.contains(What::CONTROL);
         if tag == FrontendTag::QUERY || self.client.statements.is_none() {

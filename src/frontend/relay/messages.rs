@@ -92,7 +92,8 @@ impl Relay<'_> {
         }
     }
 
-    /// After the client has gone: passes what waits of what it said before, as far as it can be now.
+    /// After the client has gone: passes what waits of what it said before, as far as it can be
+    /// now.
     pub(super) fn pass_left_words(&mut self) {
         if self.left_words && !self.is_deaf() {
             let is_over = self.pass_client_frames();
@@ -101,9 +102,11 @@ impl Relay<'_> {
         }
     }
 
-    /// Whether the client is not heard for now: what it sent before has not gone on, or not been answered.
+    /// Whether the client is not heard for now: what it sent before has not gone on, or not been
+    /// answered.
     fn is_deaf(&mut self) -> bool {
-        // This is asked for each message. It hardly ever waits for anything, and one look is enough to see that.
+        // This is asked for each message. It hardly ever waits for anything, and one look is enough
+        // to see that.
         let waits = (self.hold != Hold::No)
             | self.name_is_open
             | self.names.drains()
@@ -125,8 +128,8 @@ impl Relay<'_> {
             self.hold = match (self.ledger.is_empty(), self.ledger.has_sent_end()) {
                 (true, _) => Hold::No,
                 (false, true) => Hold::Now,
-                // A COPY has swallowed the Sync: the implicit transaction is still open, and without another Sync the
-                // server may keep its answers to itself for ever.
+                // A COPY has swallowed the Sync: the implicit transaction is still open, and
+                // without another Sync the server may keep its answers to itself for ever.
                 (false, false) => Hold::AtSync,
             };
         }
@@ -208,8 +211,8 @@ impl Relay<'_> {
             let is_stepwise = self.client.choosing.is_some();
             let ends_copy = is_stepwise && self.ledger.copy_is_open();
             if (self.waits() || ends_copy) && !is_of_copy(tag) {
-                // It waits for an answer that comes only when the COPY is over; the server passes over this if it
-                // has failed already.
+                // It waits for an answer that comes only when the COPY is over; the server passes
+                // over this if it has failed already.
                 self.client.inbox.move_to(&mut self.server.outbox, run);
                 run = 0;
                 self.server
@@ -348,7 +351,8 @@ impl Relay<'_> {
         leaves
     }
 
-    /// Sends what goes in the place of a message of this kind and of `size` bytes, at the front of the client's inbox.
+    /// Sends what goes in the place of a message of this kind and of `size` bytes, at the front of
+    /// the client's inbox.
     fn pass_refused(&mut self, tag: FrontendTag, size: usize) {
         if let Some(throttle) = &mut self.client.throttle {
             throttle.note_sent(tag);
@@ -359,8 +363,8 @@ impl Relay<'_> {
         self.note_sent();
     }
 
-    /// Deals with an Execute at `run` in the client's inbox, if its statement names prepared statements. True: it waits, for the rest
-    /// of it or for answers.
+    /// Deals with an Execute at `run` in the client's inbox, if its statement names prepared
+    /// statements. True: it waits, for the rest of it or for answers.
     fn execute(&mut self, run: &mut usize, here: usize, size: usize) -> Option<bool> {
         let uses = match self.look_at_execute(*run, here, size) {
             Executed::Passes => return None,
@@ -446,8 +450,9 @@ impl Relay<'_> {
         Ok(rewritten)
     }
 
-    /// A statement that names by its parameters what it sets is bound by a message of `size` bytes, at the front of the
-    /// client's inbox: its `effects` are those of the names that are bound. Nothing changes if they cannot be read.
+    /// A statement that names by its parameters what it sets is bound by a message of `size` bytes,
+    /// at the front of the client's inbox: its `effects` are those of the names that are bound.
+    /// Nothing changes if they cannot be read.
     #[cold]
     fn know_settings(&self, size: usize, effects: &mut Effects) {
         let body = self.client.inbox.bytes().get(HEADER..size);
@@ -486,7 +491,8 @@ impl Relay<'_> {
         }
     }
 
-    /// What a message of `size` bytes at `at` in the client's inbox, that passes as it is, will be answered with.
+    /// What a message of `size` bytes at `at` in the client's inbox, that passes as it is, will be
+    /// answered with.
     pub(super) fn owed(&mut self, tag: FrontendTag, at: usize, size: usize) -> Option<Owed> {
         self.note_named(tag, at, size);
         Some(match tag {
@@ -539,7 +545,8 @@ impl Relay<'_> {
         }
     }
 
-    /// The client is not heard any more because of what it said; what it said before is still answered.
+    /// The client is not heard any more because of what it said; what it said before is still
+    /// answered.
     fn refuse(&mut self, error: Error) -> bool {
         self.refused = Some(error);
         true

@@ -20,8 +20,8 @@ const MAX_PORTALS: usize = 256;
 /// Longest Execute that is collected to be looked at, in bytes.
 const MAX_EXECUTE: usize = 8 * 1024;
 
-/// What is known of texts that name prepared statements. Hardly any transaction has one, so what is always there is
-/// small.
+/// What is known of texts that name prepared statements. Hardly any transaction has one, so what is
+/// always there is small.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     named: Option<Box<Named>>,

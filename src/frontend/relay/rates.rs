@@ -1,4 +1,5 @@
-//! Where a relay waits for the rates of its client: before a statement goes to the server, and before more of a result is read.
+//! Where a relay waits for the rates of its client: before a statement goes to the server, and
+//! before more of a result is read.
 
 use std::task::Context as TaskContext;
 
@@ -22,8 +23,8 @@ pub(super) enum Passage {
 impl Relay<'_> {
     /// Pays for a message of `size` bytes, of which `here` are there, if it is a statement.
     ///
-    /// A Sync is not refused, since the client counts on its answer, and what is too long to be thrown away whole is not either:
-    /// they wait for however long it takes.
+    /// A Sync is not refused, since the client counts on its answer, and what is too long to be
+    /// thrown away whole is not either: they wait for however long it takes.
     #[cold]
     pub(super) fn pay(&mut self, tag: FrontendTag, here: usize, size: usize) -> Passage {
         let throttle = self.client.throttle.as_mut();

@@ -134,8 +134,9 @@ impl Relay<'_> {
                 && self.ledger.ends_with_query()
                 && let Some(error) = switch::canceled(&bytes[HEADER..size.min(bytes.len())])
             {
-                // It may have come between the end of the change and the client's message, which is skipped then and never
-                // answered (PostgreSQL looks for cancels when it logs durations). Either way it is canceled.
+                // It may have come between the end of the change and the client's message, which is
+                // skipped then and never answered (PostgreSQL looks for cancels when it logs
+                // durations). Either way it is canceled.
                 self.server.inbox.move_to(&mut self.client.outbox, run);
                 self.give_up_switch(&error);
                 return Ok(());
@@ -212,14 +213,15 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// The server is not heard any more, for `error`; what it has said before, `run` bytes of its inbox, is for the client.
+    /// The server is not heard any more, for `error`; what it has said before, `run` bytes of its
+    /// inbox, is for the client.
     fn broken(&mut self, run: usize, error: Error) -> Error {
         self.server.inbox.move_to(&mut self.client.outbox, run);
         error
     }
 
-    /// Takes an answer to the change of tenant ahead of the client's bytes; the server's inbox begins with it. False: it is
-    /// not whole, or the change has failed.
+    /// Takes an answer to the change of tenant ahead of the client's bytes; the server's inbox
+    /// begins with it. False: it is not whole, or the change has failed.
     fn note_switch(&mut self) -> Result<bool> {
         let Some((tag, size)) = self.server.whole()? else {
             return Ok(false);
@@ -269,8 +271,8 @@ impl Relay<'_> {
         });
     }
 
-    /// A notification that the client sent itself comes from the process that it knows as its own: drivers tell by
-    /// that which are their own.
+    /// A notification that the client sent itself comes from the process that it knows as its own:
+    /// drivers tell by that which are their own.
     fn as_own(&self, notification: &[u8]) -> Option<Vec<u8>> {
         let (sender, rest) = notification.split_first_chunk::<4>()?;
         let is_own = i32::from_be_bytes(*sender) == self.server.fence().pid();
@@ -440,7 +442,8 @@ impl Relay<'_> {
         })
     }
 
-    /// Whether the error, of which `body` is the start at least, is for the audit. Before its reply is noted.
+    /// Whether the error, of which `body` is the start at least, is for the audit. Before its reply
+    /// is noted.
     fn audit_error(&self, body: &[u8]) {
         let Some((kind, sqlstate)) = attempts::of_server_error(body) else {
             return;
@@ -454,7 +457,8 @@ impl Relay<'_> {
         });
     }
 
-    /// The text that the server's next error is about, where it is at hand: nothing is kept for this.
+    /// The text that the server's next error is about, where it is at hand: nothing is kept for
+    /// this.
     pub(super) fn current_text(&self) -> Option<&[u8]> {
         match self.ledger.current(self.obscure) {
             Current::Query => self.last_query(),
@@ -492,7 +496,8 @@ fn is_outdated_plan(body: &[u8]) -> bool {
     has_field(body, b"C0A000\0") && has_field(body, b"RRevalidateCachedQuery\0")
 }
 
-/// Whether an ErrorResponse says that there is no such statement: something that nobody saw may have taken it away.
+/// Whether an ErrorResponse says that there is no such statement: something that nobody saw may
+/// have taken it away.
 fn is_unknown_statement(body: &[u8]) -> bool {
     has_field(body, b"C26000\0")
 }
@@ -509,7 +514,8 @@ fn without(error: &[u8], name: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A reply that fits nothing that is owed: those behind it would be taken for answers to what they do not answer.
+/// A reply that fits nothing that is owed: those behind it would be taken for answers to what they
+/// do not answer.
 fn unfit(tag: BackendTag) -> Error {
     lost(format_args!(
         "the server says what nobody is owed (message type \"{}\")",
@@ -536,8 +542,8 @@ fn note_parameter(
     if name == APPLICATION_NAME {
         handle.set_application(Some(value.into()));
     }
-    // What newer versions report besides (search_path) is asked for where a text has set it: what it returns to behind a
-    // transaction is the place's own, and would be wrong in another place.
+    // What newer versions report besides (search_path) is asked for where a text has set it: what
+    // it returns to behind a transaction is the place's own, and would be wrong in another place.
     let name = name.to_ascii_lowercase();
     if is_reported(&name) {
         Arc::make_mut(&mut client.settings).insert(name, value.to_owned());
@@ -548,8 +554,8 @@ fn note_parameter(
     Ok(())
 }
 
-/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first field is
-/// the severity, its second the same in English.
+/// Whether an ErrorResponse, of which `body` is at least the start, ends the connection: its first
+/// field is the severity, its second the same in English.
 fn is_fatal(body: &[u8]) -> bool {
     let severity = split_cstr(body).and_then(|(_, rest)| split_cstr(rest));
     severity.is_some_and(|(field, _)| field == b"VFATAL" || field == b"VPANIC")

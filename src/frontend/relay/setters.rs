@@ -1,8 +1,9 @@
-//! In session pooling: prepared statements that set a variable of the tenant's context by a parameter. Each Bind of one is
-//! looked at.
+//! In session pooling: prepared statements that set a variable of the tenant's context by a
+//! parameter. Each Bind of one is looked at.
 //!
-//! The server keeps the statements, and which message it passes over is not known before it answers. So one that may be there
-//! counts as being there: where a name was used twice, a Bind must be right for both.
+//! The server keeps the statements, and which message it passes over is not known before it
+//! answers. So one that may be there counts as being there: where a name was used twice, a Bind
+//! must be right for both.
 
 use thin_vec::ThinVec;
 

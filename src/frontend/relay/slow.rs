@@ -1,11 +1,14 @@
-//! The slow log: a line for each statement that its tenant's `log.slow` finds too long, and for each transaction of several.
+//! The slow log: a line for each statement that its tenant's `log.slow` finds too long, and for
+//! each transaction of several.
 //!
-//! A statement here is a Query, a FunctionCall or an Execute. The server's time for it goes from when it was sent, or what
-//! went before it was answered, to its own answer; time in which the server was asked nothing does not count. Statements
-//! whose answers come together (a server keeps those of a batch until its Sync) have one time together, and one line,
-//! which says how many they are and names the first.
+//! A statement here is a Query, a FunctionCall or an Execute. The server's time for it goes from
+//! when it was sent, or what went before it was answered, to its own answer; time in which the
+//! server was asked nothing does not count. Statements whose answers come together (a server keeps
+//! those of a batch until its Sync) have one time together, and one line, which says how many they
+//! are and names the first.
 //!
-//! Clocks are those of the metrics: read once for all that one read has brought. While the log is off, nothing is kept.
+//! Clocks are those of the metrics: read once for all that one read has brought. While the log is
+//! off, nothing is kept.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,10 +23,12 @@ use crate::tenant::state::TenantState;
 
 use super::Relay;
 
-/// A Query or Parse up to this size, in bytes, is held until it is whole, so that its text is at hand later.
+/// A Query or Parse up to this size, in bytes, is held until it is whole, so that its text is at
+/// hand later.
 const HELD: usize = 8 * 1024;
 
-/// Most portals with names whose statements are remembered. The oldest ones of a client that has more are forgotten.
+/// Most portals with names whose statements are remembered. The oldest ones of a client that has
+/// more are forgotten.
 const MAX_PORTALS: usize = 256;
 
 /// Most bytes of names and texts that are remembered of a client in session pooling.
@@ -173,7 +178,8 @@ impl Bound {
 /// None: it was not at hand, or it is not certain which one the name means.
 type Text = Option<Arc<[u8]>>;
 
-/// What a client in session pooling has prepared, by name: it passes, and nobody else keeps it. Only while the slow log is on.
+/// What a client in session pooling has prepared, by name: it passes, and nobody else keeps it.
+/// Only while the slow log is on.
 #[derive(Debug, Default)]
 pub struct Texts {
     known: HashMap<Box<[u8]>, Text>,
@@ -197,7 +203,8 @@ impl Texts {
     /// A statement is parsed; `text` is None where it is not at hand.
     fn parse(&mut self, name: &[u8], text: Option<&[u8]>) {
         let before = self.remove(name);
-        // A name that is there may be taken: then the server refuses the Parse, and it means what it did.
+        // A name that is there may be taken: then the server refuses the Parse, and it means what
+        // it did.
         let is_certain = name.is_empty() || before.is_none_or(|before| before.as_deref() == text);
         let text = text.filter(|_| is_certain);
         let size = self.size + Self::size_of(name, text);
@@ -272,7 +279,8 @@ impl Relay<'_> {
         self.transaction_began.get_or_insert(now);
     }
 
-    /// A Parse, Bind or Close was sent, whose frame the client's inbox has at `at`, as much of it as is there.
+    /// A Parse, Bind or Close was sent, whose frame the client's inbox has at `at`, as much of it
+    /// as is there.
     pub(super) fn note_named(&mut self, tag: FrontendTag, at: usize, size: usize) {
         if !self.slow.is_on() {
             return;
@@ -396,7 +404,8 @@ impl Relay<'_> {
         }
     }
 
-    /// The client or the server has gone, or is to go, in the middle of a statement or of a transaction.
+    /// The client or the server has gone, or is to go, in the middle of a statement or of a
+    /// transaction.
     pub fn tell_unfinished(&mut self) {
         self.tell_unanswered();
         let Transaction { statements, server } = std::mem::take(&mut self.slow.transaction);

@@ -1,5 +1,5 @@
-//! Clients that say nothing for a while, kept without a task and without a place in the runtime: of most clients of a pool that is
-//! what there is most of the time.
+//! Clients that say nothing for a while, kept without a task and without a place in the runtime: of
+//! most clients of a pool that is what there is most of the time.
 //!
 //! ```text
 //!   in its task ──idle: asked──► parked ──it speaks or leaves, or must go elsewhere or end──► in a task
@@ -7,9 +7,10 @@
 //!                                  └──┘ a call that changes nothing for it
 //! ```
 //!
-//! Each worker has a lot for its clients, and a task that keeps it. Nothing of another client is touched when one is parked or comes back: a
-//! place in the lot is the client's own, with its own socket. All that is to be done for many is done in rounds, and what else the
-//! worker has to do comes between them.
+//! Each worker has a lot for its clients, and a task that keeps it. Nothing of another client is
+//! touched when one is parked or comes back: a place in the lot is the client's own, with its own
+//! socket. All that is to be done for many is done in rounds, and what else the worker has to do
+//! comes between them.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -37,13 +38,15 @@ use crate::timer;
 
 /// How often is looked who is idle.
 const LOOK: Duration = Duration::from_millis(100);
-/// Looks after which one is idle that has just logged in. To park and to come back costs some microseconds, far less than the login did.
+/// Looks after which one is idle that has just logged in. To park and to come back costs some
+/// microseconds, far less than the login did.
 const FRESH: u8 = 1;
 /// Looks for which it has just done so.
 const FRESH_FOR: u8 = 10;
 /// Of the others one in so many is looked at each time: everybody once a second.
 const SLICES: usize = 10;
-/// Looks at one of these after which it is idle: eight seconds, so that it costs next to nothing even if all keep coming back.
+/// Looks at one of these after which it is idle: eight seconds, so that it costs next to nothing
+/// even if all keep coming back.
 const STEADY: u8 = 8;
 /// Most clients in a round.
 const ROUND: usize = 128;
@@ -166,7 +169,8 @@ impl Wake for Bell {
 /// Of one worker.
 struct Lot {
     parked: Slab<Box<Parked>>,
-    /// Those who have just logged in; the others, and which slice of them comes next; those who are to be asked to park.
+    /// Those who have just logged in; the others, and which slice of them comes next; those who are
+    /// to be asked to park.
     fresh: Vec<Awake>,
     steady: Vec<Awake>,
     slice: usize,
@@ -251,7 +255,8 @@ impl Lot {
         }
     }
 
-    /// Has its next [place](Self::insert) told when the client speaks or leaves. None: that cannot be.
+    /// Has its next [place](Self::insert) told when the client speaks or leaves. None: that cannot
+    /// be.
     fn expect(&mut self, session: &Session) -> Option<()> {
         let watched = session.watch_by(&self.watch, self.parked.vacant_key());
         if let Err(error) = &watched
@@ -317,7 +322,8 @@ pub fn enrol(standing: &Standing) {
     with_lot(|lot| lot.enrol(standing));
 }
 
-/// Keeps a client until it speaks, leaves or is called away; then it has a task again. On its worker.
+/// Keeps a client until it speaks, leaves or is called away; then it has a task again. On its
+/// worker.
 pub fn park(session: Session) {
     // Before anything is given up.
     if with_lot(|lot| lot.expect(&session)).is_none() {

@@ -170,8 +170,8 @@ impl Statements {
         if need == Need::Statement && executes(&known.statement) {
             return;
         }
-        // What sets a variable of the context by its parameters is looked at in each Bind, and SQL has
-        // others for it.
+        // What sets a variable of the context by its parameters is looked at in each Bind, and SQL
+        // has others for it.
         let is_refused = |guard: &Guard| guard.check(&known.statement.effects).is_err();
         if need == Need::Statement && target.guard.is_some_and(is_refused) {
             return;

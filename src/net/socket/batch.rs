@@ -1,10 +1,12 @@
-//! What the sockets of a worker send in one turn of it, between two waits for something to do: it leaves in one system call.
+//! What the sockets of a worker send in one turn of it, between two waits for something to do: it
+//! leaves in one system call.
 //!
-//! Not to spare system calls, but what follows one: a send wakes whoever waits at the other end, and where that runs on the
-//! same core it comes at once, and the worker is back only when it has done. Of what is sent by one call, all is sent first.
-//! `benches/README.md` says what that wins.
+//! Not to spare system calls, but what follows one: a send wakes whoever waits at the other end,
+//! and where that runs on the same core it comes at once, and the worker is back only when it has
+//! done. Of what is sent by one call, all is sent first. `benches/README.md` says what that wins.
 //!
-//! A turn with hardly anything to send is better off without: then each send is a call of its own, at once.
+//! A turn with hardly anything to send is better off without: then each send is a call of its own,
+//! at once.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,14 +21,15 @@ use std::time::{Duration, Instant};
 use crate::net::ring::{self, Ring};
 use crate::net::socket::Shared;
 
-/// More than this in bytes is no message of a usual transaction, and copying it would cost more than is won.
+/// More than this in bytes is no message of a usual transaction, and copying it would cost more
+/// than is won.
 const LARGE: usize = 4 * 1024;
 
 /// So many sends in a turn are worth a batch.
 const WORTH: u32 = 2;
 
-/// A turn in which much is to be done for each message, as for long pipelines, does not keep what is ready to leave for longer than this,
-/// and what one task does.
+/// A turn in which much is to be done for each message, as for long pipelines, does not keep what
+/// is ready to leave for longer than this, and what one task does.
 const PATIENCE: Duration = Duration::from_micros(100);
 
 thread_local! {
@@ -60,8 +63,8 @@ impl Batch {
     }
 }
 
-/// Lets the sockets of the calling thread send in batches, once what is returned runs on it as a task; [`turn`] is to be told of its
-/// turns.
+/// Lets the sockets of the calling thread send in batches, once what is returned runs on it as a
+/// task; [`turn`] is to be told of its turns.
 ///
 /// # Errors
 /// The operating system's, where it has nothing for that; all is sent at once then.
@@ -77,7 +80,8 @@ pub fn install() -> std::io::Result<impl Future<Output = ()> + Send> {
     Ok(flusher())
 }
 
-/// The calling thread has nothing to do, and is about to wait for something. One that always has something to do is in one long turn.
+/// The calling thread has nothing to do, and is about to wait for something. One that always has
+/// something to do is in one long turn.
 pub fn turn() {
     BATCH.with_borrow_mut(|batch| {
         if let Some(batch) = batch {
@@ -86,7 +90,8 @@ pub fn turn() {
     });
 }
 
-/// The task that sends what was queued. It is woken when something is, and so runs behind all that had something to do then.
+/// The task that sends what was queued. It is woken when something is, and so runs behind all that
+/// had something to do then.
 async fn flusher() {
     poll_fn(|cx: &mut Context<'_>| {
         flush();
@@ -100,7 +105,8 @@ async fn flusher() {
     .await;
 }
 
-/// Queues `parts` for `socket`, for which nothing is queued yet. False: they are to be sent at once.
+/// Queues `parts` for `socket`, for which nothing is queued yet. False: they are to be sent at
+/// once.
 pub fn queue(socket: &Arc<Shared>, parts: &[IoSlice<'_>]) -> bool {
     let offered = BATCH.with_borrow_mut(|batch| {
         let batch = batch.as_mut()?;
@@ -135,7 +141,8 @@ pub fn queue(socket: &Arc<Shared>, parts: &[IoSlice<'_>]) -> bool {
     })
 }
 
-/// Sends what the sockets of the calling thread have queued. On a runtime, or what a socket does not take is lost.
+/// Sends what the sockets of the calling thread have queued. On a runtime, or what a socket does
+/// not take is lost.
 pub fn flush() {
     // Nobody is told of anything while the batch is borrowed: they may want it.
     let Some((mut queue, results, failed)) = BATCH.with_borrow_mut(|batch| {

@@ -8,7 +8,8 @@ use tokio::runtime::{Builder, Runtime};
 use super::*;
 use crate::timer;
 
-/// A runtime whose thread sends in batches; false: this is not to be had here. The rest of the proxy goes without, too.
+/// A runtime whose thread sends in batches; false: this is not to be had here. The rest of the
+/// proxy goes without, too.
 fn with_batches(test: impl Future<Output = ()> + Send + 'static) -> bool {
     std::thread::spawn(|| {
         let mut builder = Builder::new_current_thread();

@@ -1,5 +1,6 @@
-//! Where the statements of a text end, as PostgreSQL's grammar has it: at semicolons, but for those in parentheses (the
-//! commands of a rule) and in the body of a function in standard SQL (BEGIN ATOMIC … END).
+//! Where the statements of a text end, as PostgreSQL's grammar has it: at semicolons, but for those
+//! in parentheses (the commands of a rule) and in the body of a function in standard SQL (BEGIN
+//! ATOMIC … END).
 
 use super::tokens::Token;
 

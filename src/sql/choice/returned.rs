@@ -9,9 +9,9 @@ use crate::sql::quoted;
 const NOBODYS: &str = "pgtenant.nothing";
 
 /// A text in which each statement that returns one of `variables` to its default, or sets it to an
-/// empty value, sets it to its value in `own` instead. None: it has no such statement, or is not cut
-/// with certainty. `variables` are in lower case; `resets_to_own`: the server's default is that value, so that RESET and
-/// DEFAULT may stay; `backslashes`: `standard_conforming_strings` is off.
+/// empty value, sets it to its value in `own` instead. None: it has no such statement, or is not
+/// cut with certainty. `variables` are in lower case; `resets_to_own`: the server's default is that
+/// value, so that RESET and DEFAULT may stay; `backslashes`: `standard_conforming_strings` is off.
 pub fn returned(
     text: &[u8],
     variables: &[Box<str>],

@@ -200,7 +200,8 @@ impl<'t> Reader<'t> {
         is_whole.then(|| Token::Number(written.to_owned()))
     }
 
-    /// A string goes on behind white space with a newline in it. None: there are comments in it, too.
+    /// A string goes on behind white space with a newline in it. None: there are comments in it,
+    /// too.
     fn goes_on(&mut self) -> Option<bool> {
         let before = self.rest;
         let (mut newline, mut comment) = (false, false);

@@ -399,7 +399,8 @@ async fn what_is_held_is_limited() {
     }
 }
 
-/// What comes in the middle of a COPY ends it, and is served as what is left of the transaction says.
+/// What comes in the middle of a COPY ends it, and is served as what is left of the transaction
+/// says.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_ends_a_copy_finds_the_transaction_as_it_is_then() {
     let proxy = setup(WEB).start().await;
@@ -443,8 +444,8 @@ async fn what_follows_a_sync_at_once_is_for_whom_it_is_then() {
             }
         }
     }
-    // A choice that was refused bars what comes behind it, also if that waits for the replies because
-    // it might choose.
+    // A choice that was refused bars what comes behind it, also if that waits for the replies
+    // because it might choose.
     let asks = "SELECT body, current_setting('app.tenant_id') FROM items";
     for refused in ["nobody", "b0"] {
         for next in [
@@ -510,8 +511,8 @@ async fn a_refused_choice_in_a_pipeline_leaves_nothing_behind() {
     }
 }
 
-/// A choice that was refused bars what follows, also where the server connection or the transaction of
-/// the tenant that was chosen before is still there.
+/// A choice that was refused bars what follows, also where the server connection or the transaction
+/// of the tenant that was chosen before is still there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_choice_bars_what_is_served_already() {
     let proxy = setup(WEB).start().await;

@@ -1,10 +1,10 @@
-//! Two hundred clients of one application for five hundred tenants in all four tiers, on small pools,
-//! while clients vanish, statements fail and are cancelled, servers restart and a reload moves tenants
-//! from one tier to another. Every row that anybody sees is the chosen tenant's, and after each
-//! transaction nobody is chosen.
+//! Two hundred clients of one application for five hundred tenants in all four tiers, on small
+//! pools, while clients vanish, statements fail and are cancelled, servers restart and a reload
+//! moves tenants from one tier to another. Every row that anybody sees is the chosen tenant's, and
+//! after each transaction nobody is chosen.
 //!
-//! `PGTENANT_CROWD_SECONDS` says for how long (twenty seconds by default), `PGTENANT_CROWD_SEED` where
-//! chance begins.
+//! `PGTENANT_CROWD_SECONDS` says for how long (twenty seconds by default), `PGTENANT_CROWD_SEED`
+//! where chance begins.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -35,8 +35,8 @@ const WHO: &str =
     "SELECT 'nobody' WHERE coalesce(current_setting('app.tenant_id', true), '') <> ''";
 const CANCELED: &str = "57014";
 
-/// What a client may be told instead of its rows: the server is away, full, starting or stopping, or
-/// its transaction has failed for such a reason.
+/// What a client may be told instead of its rows: the server is away, full, starting or stopping,
+/// or its transaction has failed for such a reason.
 const EXCUSES: [&str; 8] = [
     "08006", "57P01", "57P02", "57P03", "53300", "53200", "58000", "25P02",
 ];

@@ -135,8 +135,9 @@ async fn drivers_and_orms_do_not_notice_that_tenants_move() {
     }
 }
 
-/// What applications say before they read, as it is found in public code: statements by Query, and with
-/// values by extended messages, a Sync behind each. `T` is the tenant, `{}` the place of the read.
+/// What applications say before they read, as it is found in public code: statements by Query, and
+/// with values by extended messages, a Sync behind each. `T` is the tenant, `{}` the place of the
+/// read.
 const FORMS: [&[(&str, &[&str])]; 16] = [
     &[
         ("SET SESSION app.tenant_id = 'T'", &[]),

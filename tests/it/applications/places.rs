@@ -1,5 +1,5 @@
-//! Servers with tenants of one application in all four tiers, guarded and sealed, of which some have
-//! rows in every place, so that a config can move them from one tier to another.
+//! Servers with tenants of one application in all four tiers, guarded and sealed, of which some
+//! have rows in every place, so that a config can move them from one tier to another.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -80,7 +80,8 @@ impl Member {
     }
 }
 
-/// How many tenants are in each place, in the order of [`PLACES`], and how many of each can be moved.
+/// How many tenants are in each place, in the order of [`PLACES`], and how many of each can be
+/// moved.
 pub struct Sizes {
     pub tenants: [usize; 5],
     pub movers: usize,

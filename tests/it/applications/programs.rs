@@ -1,5 +1,5 @@
-//! Random programs of an application over tenants that live in one database, beside PostgreSQL: what
-//! the variable is, what rows are seen, and every reply are the same.
+//! Random programs of an application over tenants that live in one database, beside PostgreSQL:
+//! what the variable is, what rows are seen, and every reply are the same.
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;

@@ -1,6 +1,7 @@
 //! Random programs of an application over tenants in all four tiers, guarded and sealed. What each
-//! statement must say, which tenant is chosen and whose rows are seen comes from the model below, which
-//! knows PostgreSQL's rules for a variable and docs/applications.md, and nothing of the proxy.
+//! statement must say, which tenant is chosen and whose rows are seen comes from the model below,
+//! which knows PostgreSQL's rules for a variable and docs/applications.md, and nothing of the
+//! proxy.
 //!
 //! `PGTENANT_TIER_PROGRAMS` programs from `PGTENANT_TIER_SEED` on.
 

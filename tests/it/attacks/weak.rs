@@ -1,4 +1,5 @@
-//! Settings in which nothing is done against an attack: what poolers, servers and databases are that were not thought through.
+//! Settings in which nothing is done against an attack: what poolers, servers and databases are
+//! that were not thought through.
 
 use pgtenant::attacks::made::Made;
 use pgtenant::attacks::session::{self, Way};

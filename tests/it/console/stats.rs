@@ -10,8 +10,8 @@ async fn start(setup: Setup) -> Running {
     Running::start(&setup.yaml_for(world().await, &[tenant("t00")]))
 }
 
-/// Two clients of one tenant with one server connection, or in session pooling with one each: what they send, and what
-/// Parses of theirs, Parses at servers, and Binds that comes to.
+/// Two clients of one tenant with one server connection, or in session pooling with one each: what
+/// they send, and what Parses of theirs, Parses at servers, and Binds that comes to.
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_with_names_are_counted() {
     let prepare = |name: &str| [parse(name, "SELECT 1"), describe(b'S', name), sync()].concat();

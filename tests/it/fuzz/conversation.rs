@@ -1,8 +1,8 @@
-//! Random conversations of a client that is logged in: mostly sensible, often wrong, always the same for a
-//! seed.
+//! Random conversations of a client that is logged in: mostly sensible, often wrong, always the
+//! same for a seed.
 //!
-//! Left out is what has no one answer (process ids, times, rows of others) and what docs/compatibility.md documents as
-//! different; each omission says so where it would have been.
+//! Left out is what has no one answer (process ids, times, rows of others) and what
+//! docs/compatibility.md documents as different; each omission says so where it would have been.
 
 use std::collections::HashMap;
 
@@ -38,7 +38,8 @@ pub enum Ending {
     Drop,
 }
 
-/// All a client says from login to end: several conversations, each brought to an end before the next.
+/// All a client says from login to end: several conversations, each brought to an end before the
+/// next.
 #[derive(Clone)]
 pub struct Session {
     pub seed: u64,
@@ -123,8 +124,9 @@ const ERRORS: &[&str] = &[
     "SELECT \u{e4} FROM items",
 ];
 
-/// Statements about the session: those whose effect follows the client (docs/pooling.md). Not among them: other
-/// SETs, LISTEN that is relied on, PREPARE, temporary tables that last, which "stay on the server connection".
+/// Statements about the session: those whose effect follows the client (docs/pooling.md). Not among
+/// them: other SETs, LISTEN that is relied on, PREPARE, temporary tables that last, which "stay on
+/// the server connection".
 const SETTINGS: &[&str] = &[
     "SET TimeZone = 'Asia/Tokyo'",
     "SET TimeZone = 'UTC'",
@@ -139,8 +141,9 @@ const SETTINGS: &[&str] = &[
     "DO $$ BEGIN RAISE NOTICE 'a notice'; RAISE WARNING 'a warning' USING HINT = 'a hint'; END $$",
 ];
 
-/// What ends or undoes settings. Not of parameters that the client gave at startup (docs/session-state.md: "`RESET` of a parameter that
-/// the client gave at startup returns to the server's default").
+/// What ends or undoes settings. Not of parameters that the client gave at startup
+/// (docs/session-state.md: "`RESET` of a parameter that the client gave at startup returns to the
+/// server's default").
 const RESETS: &[&str] = &[
     "RESET TimeZone",
     "RESET application_name",
@@ -224,8 +227,8 @@ pub fn session(seed: u64) -> Session {
     }
 }
 
-/// Ends whatever is going on, and shows `text`. CopyFail ends a COPY and is ignored else, Sync ends what is skipped
-/// after an error.
+/// Ends whatever is going on, and shows `text`. CopyFail ends a COPY and is ignored else, Sync ends
+/// what is skipped after an error.
 pub fn mark(text: &str) -> Step {
     Step {
         bytes: [
@@ -513,8 +516,9 @@ impl Writer {
             self.say(execute("", 0));
             match self.rng.random_range(0..10) {
                 0..5 => self.say(flush()),
-                // docs/compatibility.md: "A COPY FROM STDIN that fails half-way, sent by a driver that puts Sync before the data":
-                // the connection stays with its client, and nothing differs for that one.
+                // docs/compatibility.md: "A COPY FROM STDIN that fails half-way, sent by a driver
+                // that puts Sync before the data": the connection stays with its client, and
+                // nothing differs for that one.
                 5..7 => self.say(sync()),
                 _ => {}
             }
@@ -642,8 +646,8 @@ impl Writer {
         self.may_pause(60);
     }
 
-    /// A good message with a byte changed; not of SQL, which could come to name the rows of others, and not of a
-    /// function's oid, which could come to be that of any function.
+    /// A good message with a byte changed; not of SQL, which could come to name the rows of others,
+    /// and not of a function's oid, which could come to be that of any function.
     fn damaged(&mut self) -> Vec<u8> {
         let name = self.pick(STATEMENT_NAMES);
         let mut bytes = match self.rng.random_range(0..5) {

@@ -112,8 +112,8 @@ pub async fn direct(wire: &mut Wire, session: &Session, patience: Patience) -> P
     played
 }
 
-/// Plays it to the proxy: reads where PostgreSQL had answered, and as much. Between the reads the bytes go out in
-/// pieces that know nothing of messages. At each read the `thief` has its turn.
+/// Plays it to the proxy: reads where PostgreSQL had answered, and as much. Between the reads the
+/// bytes go out in pieces that know nothing of messages. At each read the `thief` has its turn.
 pub async fn proxied(
     wire: &mut Wire,
     session: &Session,
@@ -151,8 +151,9 @@ pub async fn proxied(
     played
 }
 
-/// Whether as much came as `expected`: as many ReadyForQuery, and as much after the last. After an error of a failed
-/// transaction, which may stand for more (docs/compatibility.md: "In a failed transaction"), nothing comes before a Sync.
+/// Whether as much came as `expected`: as many ReadyForQuery, and as much after the last. After an
+/// error of a failed transaction, which may stand for more (docs/compatibility.md: "In a failed
+/// transaction"), nothing comes before a Sync.
 fn is_enough(frames: &[Frame], expected: &[Frame]) -> bool {
     let count = |frames: &[Frame]| {
         let mut answers = frames.split(|frame| frame.tag == b'Z').map(<[Frame]>::len);
@@ -167,8 +168,8 @@ fn is_enough(frames: &[Frame], expected: &[Frame]) -> bool {
     ready > expected_ready || (ready == expected_ready && (failed || since >= expected_since))
 }
 
-/// A client of the same tenant that takes a server connection whenever it can, and gives it back the next time:
-/// who was served by one is then served by another.
+/// A client of the same tenant that takes a server connection whenever it can, and gives it back
+/// the next time: who was served by one is then served by another.
 pub struct Thief {
     pub wire: Wire,
     pub holds: bool,
@@ -217,8 +218,8 @@ pub fn difference(
         excuse_failed_transactions(&expected, &mut seen);
     }
     let mut text = match (direct.hangs, proxied.hangs) {
-        // docs/compatibility.md: "A COPY FROM STDIN that fails half-way": the answers to pgtenant's own messages may be among those to
-        // the client's.
+        // docs/compatibility.md: "A COPY FROM STDIN that fails half-way": the answers to pgtenant's
+        // own messages may be among those to the client's.
         _ if direct.lost && !exactly => return None,
         (true, _) => "PostgreSQL owes what this test waits for in vain".to_owned(),
         (false, true) => "the proxy owes an answer".to_owned(),
@@ -245,7 +246,8 @@ pub fn difference(
 /// What may differ is made equal.
 fn masked(session: &Session, played: &Played) -> Vec<Frame> {
     let mut frames = played.frames.clone();
-    // docs/compatibility.md: "`pg_backend_pid()` tells the server's"; so does a NotificationResponse.
+    // docs/compatibility.md: "`pg_backend_pid()` tells the server's"; so does a
+    // NotificationResponse.
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'A') {
         frame.body[..4].fill(0);
     }
@@ -262,8 +264,8 @@ fn masked(session: &Session, played: &Played) -> Vec<Frame> {
     frames
 }
 
-/// docs/compatibility.md: "A message that does not belong into a COPY": in a query that begins with SET it ends the COPY only,
-/// and pgtenant may answer a Close itself.
+/// docs/compatibility.md: "A message that does not belong into a COPY": in a query that begins with
+/// SET it ends the COPY only, and pgtenant may answer a Close itself.
 fn excuse_strays(expected: &[Frame], seen: &mut Vec<Frame>, exactly: bool) {
     let sync_was_lost = |frame: &Frame| {
         frame
@@ -281,8 +283,8 @@ fn excuse_strays(expected: &[Frame], seen: &mut Vec<Frame>, exactly: bool) {
     }
 }
 
-/// docs/compatibility.md: "In a failed transaction": what else is wrong with a statement that has to be prepared anew there, the
-/// server does not say.
+/// docs/compatibility.md: "In a failed transaction": what else is wrong with a statement that has
+/// to be prepared anew there, the server does not say.
 fn excuse_failed_transactions(expected: &[Frame], seen: &mut Vec<Frame>) {
     let is_ready = |frame: &Frame| frame.tag == b'Z';
     let mut failed = false;
@@ -299,7 +301,8 @@ fn excuse_failed_transactions(expected: &[Frame], seen: &mut Vec<Frame>) {
     *seen = excused.collect();
 }
 
-/// docs/conformance.md: "The portal of a Query that failed": PostgreSQL says 25P02 of it, as long as it does not crash.
+/// docs/conformance.md: "The portal of a Query that failed": PostgreSQL says 25P02 of it, as long
+/// as it does not crash.
 fn excuse_stale_portals(expected: &[Frame], seen: &mut [Frame]) {
     for (direct, proxied) in expected.iter().zip(seen) {
         let is_of_portal = proxied.field(b'M').as_deref() == Some("portal \"\" does not exist");
@@ -309,7 +312,8 @@ fn excuse_stale_portals(expected: &[Frame], seen: &mut [Frame]) {
     }
 }
 
-/// docs/compatibility.md: "In a failed transaction": where in the server's source 25P02 comes from may differ.
+/// docs/compatibility.md: "In a failed transaction": where in the server's source 25P02 comes from
+/// may differ.
 fn mask_places(frames: &mut [Frame]) {
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'E') {
         if frame.sqlstate() == "25P02" {
@@ -320,7 +324,8 @@ fn mask_places(frames: &mut [Frame]) {
     }
 }
 
-/// docs/compatibility.md: "A message that does not belong into a COPY": which one it was, a message of pgtenant's own may hide.
+/// docs/compatibility.md: "A message that does not belong into a COPY": which one it was, a message
+/// of pgtenant's own may hide.
 fn mask_strays(frames: &mut [Frame]) {
     const STRAY: &[u8] = b"unexpected message type 0x";
     for frame in frames.iter_mut().filter(|frame| frame.tag == b'E') {
@@ -334,8 +339,9 @@ fn mask_strays(frames: &mut [Frame]) {
     }
 }
 
-/// Cuts off what is said of a message that is refused: FATAL; in a COPY first what PostgreSQL thinks of the message, or,
-/// through pgtenant, that none came; and answers that no Sync or Flush had called for, which go out with it.
+/// Cuts off what is said of a message that is refused: FATAL; in a COPY first what PostgreSQL
+/// thinks of the message, or, through pgtenant, that none came; and answers that no Sync or Flush
+/// had called for, which go out with it.
 fn cut_last_words(frames: &mut Vec<Frame>) {
     let is_of_refusal = |frame: &Frame| {
         let text = frame.field(b'M').unwrap_or_default();
@@ -358,8 +364,8 @@ fn is_refused(bytes: &[u8]) -> bool {
     rest.ends && bytes.first() != Some(&b'X')
 }
 
-/// docs/compatibility.md: "What pgtenant answers itself does not wait for Sync or Flush": of a client that leaves without either, it
-/// is all that comes.
+/// docs/compatibility.md: "What pgtenant answers itself does not wait for Sync or Flush": of a
+/// client that leaves without either, it is all that comes.
 fn drop_early_answers(expected: &[Frame], seen: &mut Vec<Frame>) {
     while seen.len() > expected.len()
         && seen

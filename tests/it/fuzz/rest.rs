@@ -1,7 +1,8 @@
-//! What PostgreSQL still owes for what it was sent, from what it has said so far: so that a client knows when it
-//! has read all there is to read, without waiting for silence.
+//! What PostgreSQL still owes for what it was sent, from what it has said so far: so that a client
+//! knows when it has read all there is to read, without waiting for silence.
 //!
-//! This is a second opinion on what `frontend::ledger` decides, made from the protocol chapter and postgres.c alone.
+//! This is a second opinion on what `frontend::ledger` decides, made from the protocol chapter and
+//! postgres.c alone.
 
 use std::collections::VecDeque;
 
@@ -25,7 +26,8 @@ pub struct Rest {
     skipping: bool,
     copying: bool,
     swallowed_sync: bool,
-    /// A message that is no part of a COPY was sent within one: the end, unless the COPY had failed.
+    /// A message that is no part of a COPY was sent within one: the end, unless the COPY had
+    /// failed.
     stray: bool,
     /// Nothing more is answered, but the connection closed.
     pub ends: bool,
@@ -33,7 +35,8 @@ pub struct Rest {
     pub lost: bool,
 }
 
-/// The longest message of a tag without the tag; none if there is no such message (SocketBackend in postgres.c).
+/// The longest message of a tag without the tag; none if there is no such message (SocketBackend in
+/// postgres.c).
 fn limit(tag: u8) -> Option<u32> {
     match tag {
         b'Q' | b'P' | b'B' | b'F' | b'd' | b'f' => Some(0x3fff_fffe),

@@ -151,7 +151,8 @@ const TEXTS: &[(&str, &[&str])] = &[
     ("", &[]),
 ];
 
-/// Texts whose literals PostgreSQL reads when it parses them: they are prepared, run and closed in one step.
+/// Texts whose literals PostgreSQL reads when it parses them: they are prepared, run and closed in
+/// one step.
 const LITERALS: [&str; 6] = [
     "SELECT date '01/02/2020'",
     "SELECT timestamptz '2020-01-01 12:00'",
@@ -167,8 +168,8 @@ fn quoted(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }
 
-/// Whether a client began with parameters of its own: where RESET returns to them differs within a transaction, which
-/// docs/session-state.md says.
+/// Whether a client began with parameters of its own: where RESET returns to them differs within a
+/// transaction, which docs/session-state.md says.
 pub struct Writer {
     random: StdRng,
     number: usize,
@@ -504,7 +505,8 @@ impl Writer {
             0..=14 => Self::query(&self.sql()),
             15..=20 => {
                 let count = 2 + self.below(3);
-                // RESET within a transaction returns to other than the client began with, until that ends.
+                // RESET within a transaction returns to other than the client began with, until
+                // that ends.
                 let statements: Vec<_> = (0..count).map(|_| self.sql()).collect();
                 Self::query(&statements.join("; "))
             }

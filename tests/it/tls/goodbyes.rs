@@ -1,4 +1,5 @@
-//! How connections end: a client in TLS is told so by close_notify, and what PostgreSQL leaves unanswered is.
+//! How connections end: a client in TLS is told so by close_notify, and what PostgreSQL leaves
+//! unanswered is.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 

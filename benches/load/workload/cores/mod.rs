@@ -1,4 +1,5 @@
-//! From one core to two: as many cheap queries as go through a proxy that is what the machine is short of.
+//! From one core to two: as many cheap queries as go through a proxy that is what the machine is
+//! short of.
 
 mod server;
 
@@ -37,7 +38,8 @@ const RATIOS: Ratios = &[
     (ONE_WORKER, Kind::PgBouncer.title()),
 ];
 
-/// A target that is started for each cell: server connections of others would be looked at for nothing.
+/// A target that is started for each cell: server connections of others would be looked at for
+/// nothing.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     PgBouncer,
@@ -211,8 +213,8 @@ impl Workload for Cores<'_> {
 }
 
 impl Clients {
-    /// One batch after the other, of all clients on one thread, which looks at their sockets each [`TICK`]: waiting for each
-    /// would cost a wake-up for everything that comes.
+    /// One batch after the other, of all clients on one thread, which looks at their sockets each
+    /// [`TICK`]: waiting for each would cost a wake-up for everything that comes.
     fn spawn_batches(&mut self, mut batchers: Vec<Batcher>) {
         let tally = self.tally.clone();
         self.tasks.spawn_blocking(move || {

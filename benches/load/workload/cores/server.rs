@@ -1,5 +1,6 @@
-//! Servers that speak PostgreSQL's protocol and do nothing: they let everybody in and have all answers ready. With
-//! real ones, a proxy could not be what a machine of two cores is short of. All are one thread of the bench.
+//! Servers that speak PostgreSQL's protocol and do nothing: they let everybody in and have all
+//! answers ready. With real ones, a proxy could not be what a machine of two cores is short of. All
+//! are one thread of the bench.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,7 +22,8 @@ const ACCEPTING: u64 = 16;
 const CHUNK: usize = 256 << 10;
 const PROTOCOL_3: std::ops::Range<u32> = 0x0003_0000..0x0004_0000;
 
-/// What PostgreSQL says of itself. The application's name is the clients' already, so that nobody has to set it.
+/// What PostgreSQL says of itself. The application's name is the clients' already, so that nobody
+/// has to set it.
 const PARAMETERS: [(&str, &str); 10] = [
     ("application_name", "bench"),
     ("client_encoding", "UTF8"),
@@ -75,7 +77,8 @@ impl Drop for Servers {
     }
 }
 
-/// Looks at all sockets each [`TICK`]: waiting for each of them would cost a wake-up for everything that comes.
+/// Looks at all sockets each [`TICK`]: waiting for each of them would cost a wake-up for everything
+/// that comes.
 fn serve(listeners: &[TcpListener], stop: &AtomicBool) {
     let replies = Replies::new();
     let mut sessions: Vec<Session> = Vec::new();
@@ -160,8 +163,9 @@ impl Session {
     }
 }
 
-/// What clients send: the empty query as Parse, Bind, Execute and Sync. Few bytes for each message, so that most of the work
-/// is in looking at messages and not in moving bytes, which costs client and server as much as the proxy.
+/// What clients send: the empty query as Parse, Bind, Execute and Sync. Few bytes for each message,
+/// so that most of the work is in looking at messages and not in moving bytes, which costs client
+/// and server as much as the proxy.
 pub fn query() -> Vec<u8> {
     [
         frame(FrontendTag::PARSE.0, &[b"\0\0\0\0"]),
@@ -205,7 +209,8 @@ fn whole(bytes: &[u8]) -> Option<usize> {
 }
 
 struct Replies {
-    /// Many queries as the clients send them, and their answers: to compare and to copy costs next to nothing.
+    /// Many queries as the clients send them, and their answers: to compare and to copy costs next
+    /// to nothing.
     run: Vec<u8>,
     run_answer: Vec<u8>,
     queried: Vec<u8>,

@@ -16,13 +16,14 @@ use crate::error::Error;
 /// How long it is shut after the first refusal; each further one doubles it.
 const FIRST: Duration = Duration::from_millis(50);
 const LAST: Duration = Duration::from_secs(1);
-/// The same for a server that is full while the pool has connections there: clients are served by those, and to be
-/// refused costs the server a fork.
+/// The same for a server that is full while the pool has connections there: clients are served by
+/// those, and to be refused costs the server a fork.
 const FIRST_OF_FULL: Duration = Duration::from_secs(1);
 const LAST_OF_FULL: Duration = Duration::from_secs(16);
 /// How long who knocks is waited for before another one does.
 const KNOCK: Duration = Duration::from_secs(1);
-/// How often it is looked whether somebody knocks, and how long nobody does before it is taken for open.
+/// How often it is looked whether somebody knocks, and how long nobody does before it is taken for
+/// open.
 const LOOK: Duration = Duration::from_millis(250);
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 /// As long as clients wait, somebody knocks at least so often.
@@ -60,7 +61,8 @@ impl Door {
         self.0.take().is_some()
     }
 
-    /// The server let nobody in; `is_full`: it has no place for more than the pool has. True: it was open.
+    /// The server let nobody in; `is_full`: it has no place for more than the pool has. True: it
+    /// was open.
     pub fn shut(&mut self, error: Error, is_full: bool) -> bool {
         let (first, last) = match is_full {
             true => (FIRST_OF_FULL, LAST_OF_FULL),

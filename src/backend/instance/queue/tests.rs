@@ -325,7 +325,8 @@ async fn server_time_is_shared_out_by_weight_and_who_was_away_saves_nothing_up()
     assert!((0.9..1.1).contains(&newcomer), "{later:?}");
 }
 
-/// A tenant goes on with its turn though others have had less: that is not taken for what all have had.
+/// A tenant goes on with its turn though others have had less: that is not taken for what all have
+/// had.
 #[tokio::test]
 async fn turns_do_not_make_weights_alike() {
     for weight in [1, 3, 10] {
@@ -483,7 +484,8 @@ async fn numbers_stay_exact_whoever_comes_and_goes_and_everybody_is_served() {
     }
 }
 
-/// Clients of two servers, with a level of some of their tenants and one of all, as chance will have it.
+/// Clients of two servers, with a level of some of their tenants and one of all, as chance will
+/// have it.
 #[tokio::test]
 async fn levels_are_never_over_their_limits_and_nobody_is_forgotten() {
     for seed in 0..25 {

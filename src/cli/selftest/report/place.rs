@@ -1,4 +1,5 @@
-//! One placement on one server: its two guests, the proxies that serve them, their stage, and the play.
+//! One placement on one server: its two guests, the proxies that serve them, their stage, and the
+//! play.
 
 use std::path::Path;
 use std::sync::Arc;
