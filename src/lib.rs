@@ -43,6 +43,8 @@
 //! `ARCHITECTURE.md` follows one query through all of them, and `docs/glossary.md` has the words.
 
 #![warn(clippy::disallowed_methods)]
+// Of functions outside tests: `clippy.toml` has how many.
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 pub mod admin;
 pub mod app;

@@ -259,6 +259,7 @@ fn audit(app: &App, out: &mut Output) -> fmt::Result {
     )
 }
 
+#[expect(clippy::too_many_lines, reason = "a line for each metric")]
 fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     let config = app.config();
     let mut tenants = app.seen_tenants();

@@ -173,6 +173,10 @@ struct Resolver<'t, 'd> {
 }
 
 impl Resolver<'_, '_> {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one section of the file after the other"
+    )]
     fn config(&mut self, file: ConfigFile) -> Option<Config> {
         let listen = self.listen(file.listen);
         let http = file.http.and_then(|http| self.http(http, &listen));

@@ -313,6 +313,7 @@ impl Prepared {
 }
 
 /// Identify, authenticate, then what only an authenticated client may learn.
+#[expect(clippy::too_many_lines, reason = "the stages of a login, in order")]
 async fn log_in(
     app: &Arc<App>,
     door: &Door,

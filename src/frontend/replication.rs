@@ -69,6 +69,7 @@ pub fn warn_of_neighbours(config: &Config, tenant: &Tenant) {
 }
 
 /// Serves a replication client to its end, on a worker of its instance.
+#[expect(clippy::too_many_lines, reason = "the stages of a login, in order")]
 pub async fn serve(login: LoggedIn) {
     let LoggedIn {
         app,

@@ -278,6 +278,7 @@ impl SessionState {
     }
 
     /// What must be asked before it is known what the client holds; empty if it is known.
+    #[expect(clippy::too_many_lines, reason = "one kind of state after the other")]
     pub fn question(&mut self, settings: &Settings, functions: &Functions) -> Question {
         self.doubt_discard();
         if self.discarded {

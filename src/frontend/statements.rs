@@ -304,6 +304,7 @@ impl Statements {
     ///
     /// # Errors
     /// 54000 for a message too long to be held.
+    #[expect(clippy::too_many_lines, reason = "an arm for each message")]
     pub fn rewrite(
         &mut self,
         tag: FrontendTag,
@@ -389,6 +390,7 @@ impl Statements {
         Ok(Rewritten::Consumed(size))
     }
 
+    #[expect(clippy::too_many_lines, reason = "an arm for each message")]
     fn parse(&mut self, frame: &[u8], body: &[u8], target: &mut Target<'_>) -> Result<Rewritten> {
         let done = Ok(Rewritten::Consumed(frame.len()));
         let Some((name, definition)) =

@@ -947,6 +947,7 @@ impl Reader {
         self.effects.what |= what;
     }
 
+    #[expect(clippy::too_many_lines, reason = "a list of words")]
     fn begin_statement(&mut self, word: &[u8]) {
         self.last = Last::Open;
         self.effects.controls |= !self.in_code && controls_transactions(word);

@@ -348,6 +348,7 @@ impl Lexer {
 
     /// Reads at least one byte at the start of `bytes`, unless only the state changes; returns how
     /// many.
+    #[expect(clippy::too_many_lines, reason = "an arm for each state")]
     fn step(&mut self, bytes: &[u8], sink: &mut impl Sink) -> usize {
         let byte = bytes[0];
         match self.state {

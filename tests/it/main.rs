@@ -55,6 +55,7 @@ mod session_model;
 mod session_state;
 mod slow_log;
 mod strays;
+mod tidy;
 mod tiers;
 mod timeouts;
 mod times;

@@ -99,19 +99,23 @@ impl Grant {
         self.lease_as(wanted, When::WithTheMessage).await
     }
 
-    async fn lease_as(mut self, wanted: &Binding, when: When) -> Result<Option<Lease>> {
+    /// The connection that was granted, or a new one in its room; and whether it was there before.
+    /// None: it had died, or the server lets nobody in for now.
+    async fn take_connection(&mut self) -> Result<Option<(Lease, bool)>> {
         let mut lease = Lease {
             pool: self.pool.clone(),
             tenant: self.tenant.clone(),
             held: Held::Nothing,
             busy: false,
         };
-        let instance = &self.pool.instance;
-        let mut reused = false;
         match self.granted.take() {
-            Some(Granted::Ready(connection)) => {
+            Some(Granted::Ready(mut connection)) => {
+                if !self.is_good(&mut connection).await {
+                    lease.held = Held::Connection(connection);
+                    return Ok(None);
+                }
                 lease.held = Held::Connection(connection);
-                reused = true;
+                return Ok(Some((lease, true)));
             }
             Some(Granted::Slot) => lease.held = Held::Slot,
             Some(Granted::Evict { connection, .. }) => {
@@ -120,14 +124,15 @@ impl Grant {
             }
             None => return Ok(None),
         }
-        if let Held::Connection(connection) = &mut lease.held {
-            if !self.is_good(connection).await {
-                return Ok(None);
-            }
-        } else if !lease.connect(&self.pool.key, self.worker).await? {
+        let is_in = lease.connect(&self.pool.key, self.worker).await?;
+        Ok(is_in.then_some((lease, false)))
+    }
+
+    async fn lease_as(mut self, wanted: &Binding, when: When) -> Result<Option<Lease>> {
+        let Some((mut lease, mut reused)) = self.take_connection().await? else {
             return Ok(None);
-        }
-        let deadline = self.tenant.connect_timeout(&instance.timeouts());
+        };
+        let deadline = (self.tenant).connect_timeout(&self.pool.instance.timeouts());
         lease.busy = true;
         if lease.is_of_another(&self.tenant) {
             match self.may_be_handed_over(&mut lease, wanted, deadline).await {
@@ -141,15 +146,8 @@ impl Grant {
                 Err(error) => return Ok(self.give_up(&error)),
             }
         }
-        match permit_settings(
-            &self.pool,
-            &mut lease,
-            &wanted.route,
-            &wanted.settings,
-            deadline,
-        )
-        .await
-        {
+        let (route, settings) = (&wanted.route, &wanted.settings);
+        match permit_settings(&self.pool, &mut lease, route, settings, deadline).await {
             Ok(()) => {}
             Err(Refusal::Broken(error)) if reused => return Ok(self.give_up(&error)),
             Err(Refusal::Broken(error)) => return Err(error),

@@ -220,6 +220,7 @@ impl Resolver<'_, '_> {
         map
     }
 
+    #[expect(clippy::too_many_lines, reason = "a line for each setting")]
     fn placement(&mut self, at: &At<'_>, file: &PlacementFile, known: Known) -> Option<Plan> {
         let posture = known.posture;
         let tier = self.required(at, "tier", file.tier);

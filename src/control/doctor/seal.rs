@@ -9,6 +9,7 @@ use crate::findings::Severity::{Critical, Notice, Warning};
 const SCHEMA: &str = "schema pgtenant";
 const RUN_SEAL: &str = "Run `pgtenant seal`.";
 
+#[expect(clippy::too_many_lines, reason = "one finding after the other")]
 pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     let database = &case.facts.database;
     let mut findings = Vec::new();

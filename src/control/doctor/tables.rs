@@ -170,6 +170,7 @@ fn enable(table: &Relation) -> String {
 }
 
 /// Whether row level security is on.
+#[expect(clippy::too_many_lines, reason = "one finding after the other")]
 fn coverage(case: &Case<'_>, table: &Relation, column: Option<&str>, findings: &mut Vec<Finding>) {
     let reachable = table.is_reachable();
     let has_policy = case
@@ -367,6 +368,7 @@ fn expression<'p>(policy: &'p Policy, command: &str, clause: &str) -> Option<&'p
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "one finding after the other")]
 fn policies(
     case: &Case<'_>,
     table: &Relation,

@@ -140,6 +140,7 @@ async fn of_server(
 }
 
 /// Logs what is new and what is mended.
+#[expect(clippy::too_many_lines, reason = "one line of the log after the other")]
 fn tell(report: &Report, before: Option<&Report>) {
     let Place {
         server,

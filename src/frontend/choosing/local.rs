@@ -100,6 +100,7 @@ impl Choosing {
     }
 
     /// Carries out what belongs to a transaction that no server has.
+    #[expect(clippy::too_many_lines, reason = "an arm for each statement")]
     fn hold(&mut self, step: &Step, said: &mut Said) -> Result<()> {
         let warns = |said: &mut Said, kind: Kind, message| said.warning(kind.sqlstate(), message);
         match step {

@@ -21,6 +21,7 @@ impl Relay<'_> {
     ///
     /// # Errors
     /// What ends the client.
+    #[expect(clippy::too_many_lines, reason = "the stages of a look, in order")]
     pub(super) fn look_at_choice(
         &mut self,
         tag: FrontendTag,

@@ -61,6 +61,10 @@ impl Relay<'_> {
         }
     }
 
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one pass over what has come, with an arm for each message"
+    )]
     fn pass_server_frames(&mut self) -> Result<()> {
         // `run` bytes at the front of the inbox pass as they are.
         let mut run = 0;
@@ -296,6 +300,10 @@ impl Relay<'_> {
     ///
     /// # Errors
     /// 08006: the server reports more parameters than are kept.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one pass over what has come, with an arm for each message"
+    )]
     fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Result<Reply> {
         let ServerConnection {
             inbox,
