@@ -15,9 +15,9 @@
 //!
 //! | layer | modules | job |
 //! |---|---|---|
-//! | words | [`id`], [`error`], [`metrics`], [`places`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, waiting, where tasks run |
+//! | words | [`id`], [`error`], [`metrics`], [`places`], [`sql`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, what SQL does, waiting, where tasks run |
 //! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
-//! | decisions | [`auth`], [`sql`], [`tls`], [`tenant`] | who may, and as whom; what a statement may do |
+//! | decisions | [`auth`], [`guard`], [`tls`], [`tenant`] | who may, and as whom; what a statement may do |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
 //! | client side | [`frontend`] | the six stages of a client's life |
@@ -60,6 +60,7 @@ pub mod control;
 pub mod error;
 pub mod findings;
 pub mod frontend;
+pub mod guard;
 pub mod id;
 pub mod metrics;
 pub mod net;

@@ -37,6 +37,7 @@ pub use units::duration;
 pub use verifier::{InvalidVerifier, MAX_ITERATIONS};
 
 use crate::id::{PlacementName, ServerName, TenantId};
+use crate::sql::choice::ChoosingFunction;
 
 /// One mistake in a config file: where, and what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -624,18 +625,6 @@ pub enum Way {
 pub struct Affixes {
     pub prefix: Box<str>,
     pub suffix: Box<str>,
-}
-
-/// A function of the application's that chooses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChoosingFunction {
-    /// In lower case; without a schema it is called with or without one.
-    pub schema: Option<Box<str>>,
-    pub name: Box<str>,
-    /// Which of its arguments is the tenant, from 1.
-    pub argument: usize,
-    /// Up to the end of the transaction only.
-    pub is_local: bool,
 }
 
 impl Application {

@@ -14,9 +14,9 @@ use crate::frontend::choosing::{Around, MAX_MESSAGE, Place, Verdict};
 use crate::frontend::relay::{ClientSide, frame_size};
 use crate::frontend::session::{Session, guard_of};
 use crate::frontend::standing::farewell;
+use crate::guard::{Guard, Offence, Passed};
 use crate::protocol::frame::{FrontendTag, HEADER, Header};
 use crate::sql::effects::Effects;
-use crate::sql::guard::{Guard, Offence, Passed};
 
 impl Session {
     /// Answers what the client says as far as no server is needed, and then has it served where the

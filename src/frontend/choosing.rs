@@ -33,9 +33,9 @@ use crate::backend::prepared::Interner;
 use crate::config::{Application, Choices, Route, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::frontend::statements::Statements;
+use crate::guard::Guard;
 use crate::id::TenantId;
 use crate::sql::choice::{self, SetConfig, Step, Term};
-use crate::sql::guard::Guard;
 
 pub use self::bound::set_by_call;
 pub use self::said::text_of;

@@ -2,8 +2,8 @@
 
 use crate::config::{Config, Tenant};
 use crate::error::{Error, Kind};
+use crate::guard::Guard;
 use crate::protocol::startup::Startup;
-use crate::sql::guard::Guard;
 
 /// The first of a client's parameters that is not its to set, and what it is told. Only the proxy
 /// says whose context it is, whichever way the client spells it.

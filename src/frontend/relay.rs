@@ -41,6 +41,7 @@ use crate::frontend::state::SessionState;
 use crate::frontend::statements::Statements;
 use crate::frontend::text::TextReader;
 use crate::frontend::throttle::Throttle;
+use crate::guard::Guard;
 use crate::metrics::TenantMetrics;
 use crate::net::silence::Silence;
 use crate::net::stream::Stream;
@@ -48,7 +49,6 @@ use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply;
 use crate::sql::fingerprint::Fingerprint;
-use crate::sql::guard::Guard;
 use crate::timer;
 
 use self::calls::Inquiry;

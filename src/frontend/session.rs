@@ -40,12 +40,12 @@ use crate::frontend::relay::{ClientSide, End, Relay, SlowLog, foreign_sequence, 
 use crate::frontend::standing::{Standing, farewell};
 use crate::frontend::statements::Statements;
 use crate::frontend::throttle::Toll;
+use crate::guard::Guard;
 use crate::net::stream::Stream;
 use crate::net::watch::Watch;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply::Replies;
-use crate::sql::guard::Guard;
 use crate::timer;
 use crate::workers::WorkerId;
 

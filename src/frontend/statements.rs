@@ -18,11 +18,11 @@ use crate::frontend::ledger::{Failed, Ledger};
 use crate::frontend::locks::Locks;
 use crate::frontend::owed::{Owed, Portal, Ran};
 use crate::frontend::prepared::{Known, Name, Parse, Undo, Unnamed};
+use crate::guard::Guard;
 use crate::protocol::buffer::Buffer;
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::sql::effects::uses::{Use, Verb, Which};
 use crate::sql::effects::{Effects, What};
-use crate::sql::guard::Guard;
 
 use self::in_sql::Own;
 pub use self::in_sql::reserved;

@@ -12,7 +12,6 @@ mod tokens;
 pub use self::returned::returned;
 use super::effects::{Effects, What};
 use super::quoted;
-use crate::config::ChoosingFunction;
 use cut::statements;
 use tokens::{Token, tokens};
 
@@ -119,6 +118,18 @@ impl Step {
                 | Self::Unclear
         )
     }
+}
+
+/// A function of the application's that chooses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChoosingFunction {
+    /// In lower case; without a schema it is called with or without one.
+    pub schema: Option<Box<str>>,
+    pub name: Box<str>,
+    /// Which of its arguments is the tenant, from 1.
+    pub argument: usize,
+    /// Up to the end of the transaction only.
+    pub is_local: bool,
 }
 
 /// The statements of a text, in order; empty ones are none. `variables` are in lower case,

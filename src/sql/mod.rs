@@ -9,7 +9,6 @@ pub mod builtin;
 pub mod choice;
 pub mod effects;
 pub mod fingerprint;
-pub mod guard;
 pub mod lexer;
 pub mod naming;
 pub mod policies;

@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use pg_query::ParserOptions;
 use pg_query::protobuf::{ParseResult, ScanToken};
 use pgtenant::config::Shared;
+use pgtenant::guard::Guard;
 use pgtenant::sql::effects::Effects;
-use pgtenant::sql::guard::Guard;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 

@@ -16,10 +16,11 @@ use crate::config::file::{
 };
 use crate::config::outline::At;
 use crate::config::{
-    Affixes, Application, Choices, ChoosingFunction, Identify, Login, PoolKey, Pooling, Route,
-    Secret, Tenant, TenantLimits, Tier, Way,
+    Affixes, Application, Choices, Identify, Login, PoolKey, Pooling, Route, Secret, Tenant,
+    TenantLimits, Tier, Way,
 };
 use crate::id::TenantId;
+use crate::sql::choice::ChoosingFunction;
 
 use super::placement::Password;
 

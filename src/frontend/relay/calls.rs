@@ -12,10 +12,10 @@ use crate::backend::connection::{MAX_ANSWER, ServerConnection};
 use crate::backend::residue::{Answer, Question};
 use crate::config::Shared;
 use crate::error::{Error, Kind, Result};
+use crate::guard::Offence;
 use crate::protocol::frame::{BackendTag, HEADER};
 use crate::protocol::reply::ErrorFields;
 use crate::sql::effects::{Effects, What};
-use crate::sql::guard::Offence;
 
 use super::Relay;
 use super::replies::lost;

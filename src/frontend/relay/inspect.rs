@@ -12,12 +12,12 @@ use crate::frontend::choosing::{bound_values, returned_bind, set_by_call};
 use crate::frontend::ledger::UnnamedPortal;
 use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::statements::{Statements, asks_for_foreign_sequence, reserved};
+use crate::guard::{Guard, Offence, Passed, unreadable};
 use crate::protocol::frame::{FrontendTag, HEADER, frame, split_cstr};
 use crate::protocol::reply::Replies;
 use crate::sql::effects::uses::Use;
 use crate::sql::effects::{Effects, What};
 use crate::sql::finds;
-use crate::sql::guard::{Guard, Offence, Passed, unreadable};
 
 use super::calls::Known;
 use super::{ClientSide, Hold, Relay, foreign_sequence};

@@ -22,10 +22,10 @@ use thin_vec::ThinVec;
 use crate::backend::prepared::{Has, Parsed, Statement};
 use crate::error::{Error, Kind};
 use crate::frontend::owed::Owed;
+use crate::guard::Guard;
 use crate::protocol::frame::{FrontendTag, frame};
 use crate::sql::effects::uses::{Use, Verb, Which};
 use crate::sql::effects::{Effects, What};
-use crate::sql::guard::Guard;
 
 use super::{Known, Name, Statements, Target, ensure_parsed, is_ours, parse_on, surely_has};
 

@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::Finder;
-use super::choice::{self, Chosen, SetConfig, Step, Term};
-use super::effects::{Effects, What, is_safe_encoding};
-use super::policies::{PolicyVariables, ReadByPolicies};
 use crate::config::{Application, Pooling, Route, SEALED_VARIABLE, Shared};
 use crate::error::{Error, Kind};
+use crate::sql::Finder;
+use crate::sql::choice::{self, Chosen, SetConfig, Step, Term};
+use crate::sql::effects::{Effects, What, is_safe_encoding};
+use crate::sql::policies::{PolicyVariables, ReadByPolicies};
 
 /// Parameters that are the proxy's, whatever the context: roles, and what changes how SQL is read.
 const PROTECTED: [&str; 5] = [
