@@ -50,20 +50,10 @@ impl Proxy {
         let threads = Threads::start(config.workers, config.io_uring)?;
         let workers = threads.workers().to_vec();
         let handles = workers.iter().map(|worker| worker.handle.clone()).collect();
-        let listen = config.listen.clone();
         let http = config.http;
         let app = App::new(config, config_path, handles, resolver)
             .map_err(|e| std::io::Error::other(e.to_string()))?;
-        for worker in app.workers().ids() {
-            app.workers().spawn(worker, parking::keep());
-        }
-        let mut addresses = Vec::new();
-        for (position, listen) in listen.iter().enumerate() {
-            let address = listener::start(&app, position, listen.address)
-                .map_err(|e| named("listen", listen.address, &e))?;
-            tracing::info!(%address, tls = listen.tls.is_some(), "listening");
-            addresses.push(address);
-        }
+        let addresses = serve(&app)?;
         let control = threads.control();
         let http = match http {
             Some(address) => {
@@ -144,6 +134,25 @@ impl Drop for Proxy {
         self.app.abandon();
         self.app.audit.close();
     }
+}
+
+/// Binds the main ports and serves clients on the workers of `app`. Returns what was bound, in the order of the config.
+///
+/// # Errors
+/// A port that cannot be bound.
+pub fn serve(app: &Arc<App>) -> std::io::Result<Vec<SocketAddr>> {
+    for worker in app.workers().ids() {
+        app.workers().spawn(worker, parking::keep());
+    }
+    let config = app.config();
+    let mut addresses = Vec::new();
+    for (position, listen) in config.listen.iter().enumerate() {
+        let address = listener::start(app, position, listen.address)
+            .map_err(|e| named("listen", listen.address, &e))?;
+        tracing::info!(%address, tls = listen.tls.is_some(), "listening");
+        addresses.push(address);
+    }
+    Ok(addresses)
 }
 
 fn named(setting: &str, address: SocketAddr, error: &std::io::Error) -> std::io::Error {
