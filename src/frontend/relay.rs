@@ -173,7 +173,10 @@ pub struct Relay<'a> {
     now: Option<Instant>,
     /// ReadyForQuery messages that are not in the metrics yet, which other workers write, too.
     queries: u64,
+    /// The client was told the last word of its server connection.
     fatal_seen: bool,
+    /// The server connection has ended, and the client needs nothing more of it.
+    outlived: bool,
     /// Something of the client was sent to the server.
     heard: bool,
     /// Reads a text that is too long to be looked at whole.
@@ -273,6 +276,7 @@ impl<'a> Relay<'a> {
             now: None,
             queries: 0,
             fatal_seen: false,
+            outlived: false,
             heard: false,
             text: None,
             asked_foreign: false,
@@ -404,13 +408,21 @@ impl<'a> Relay<'a> {
 
     /// Nothing is owed or half passed, and no transaction is open.
     pub fn is_clean(&self) -> bool {
+        self.is_clean_but_for_what_is_read() && self.server.inbox.is_empty()
+    }
+
+    fn is_clean_but_for_what_is_read(&self) -> bool {
         self.ledger.is_clean()
             && self.server.switch.is_none()
             && !self.inquiry.is_pending()
             && self.client_rest == 0
             && self.server_rest == 0
-            && self.server.inbox.is_empty()
             && self.server.outbox.is_drained()
+    }
+
+    /// Whether the server connection is good for somebody else.
+    pub fn is_good(&self) -> bool {
+        !self.outlived && !self.fatal_seen
     }
 
     /// Whether the client can be told something of the proxy's own: it has all of the last message.
@@ -446,9 +458,9 @@ impl<'a> Relay<'a> {
                 }
             }
             // 2. At a clean point the connection goes back before the client is heard again.
-            if self.is_clean() {
+            if self.is_clean() && !self.fatal_seen {
                 let due = self.server.sealed.is_due();
-                if !self.keep || due || (self.heard && self.has_something_to_see_to()) {
+                if !self.keep || due || self.has_news() {
                     return Poll::Ready(Ok(End::Clean));
                 }
                 if self.handle.calls(cx.waker()) != self.answered {
@@ -508,6 +520,17 @@ impl<'a> Relay<'a> {
         }
         (server.look(&self.server.stream, now) >= patience)
             .then(|| Err(replies::lost("the server is gone without a word")))
+    }
+
+    /// Whether the server must be asked what the client has left, before it goes to somebody else.
+    fn has_news(&self) -> bool {
+        self.heard && self.has_something_to_see_to()
+    }
+
+    /// Whether a server connection that ends now is nothing to the client: it was about to go back
+    /// to the pool.
+    fn is_done_with(&self) -> bool {
+        self.is_clean_but_for_what_is_read() && !self.keep && self.heard && !self.has_news()
     }
 
     /// Whether a client that keeps its connection may have changed its session, or its tenant

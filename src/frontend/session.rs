@@ -805,7 +805,7 @@ impl Session {
             Ok(End::ClientGone) => relay.play_out().await,
             Ok(End::ServerGone | End::NotSwitched { .. }) | Err(_) => false,
             Ok(End::ForeignSequence) => true,
-            Ok(_) => relay.is_clean(),
+            Ok(_) => relay.is_clean() && relay.is_good(),
         };
         if !clean {
             relay.tell_unfinished();

@@ -305,6 +305,7 @@ impl Relay<'_> {
         reason = "one pass over what has come, with an arm for each message"
     )]
     fn note_reply(&mut self, tag: BackendTag, at: usize, size: usize) -> Result<Reply> {
+        let is_done_with = tag == BackendTag::ERROR_RESPONSE && self.is_done_with();
         let ServerConnection {
             inbox,
             outbox,
@@ -407,12 +408,16 @@ impl Relay<'_> {
             }
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
+                let body = &bytes[HEADER..size.min(bytes.len())];
+                let fatal = is_fatal(body);
+                if fatal && is_done_with {
+                    self.outlived = true;
+                    return Ok(Reply::Swallow);
+                }
                 self.client.state.note_failure();
                 if let Some(choosing) = &mut self.client.choosing {
                     choosing.fail();
                 }
-                let body = &bytes[HEADER..size.min(bytes.len())];
-                let fatal = is_fatal(body);
                 self.fatal_seen |= fatal;
                 if sealed.may_be_refused_by(body) {
                     context.make_stale();
