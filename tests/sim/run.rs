@@ -1,0 +1,102 @@
+//! Plays a plan: on a thread of its own, which has a kernel of its own.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use pgtenant::app::App;
+use pgtenant::backend::dns::Resolver;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{Notify, mpsc};
+
+use crate::configs;
+use crate::kernel;
+use crate::plan::Plan;
+use crate::world::{Control, Statistics, World};
+
+/// What came of a plan.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub failure: Option<String>,
+    /// A hash of all that happened.
+    pub trace: u64,
+    pub told: Vec<String>,
+    pub statistics: Statistics,
+}
+
+/// Plays a plan. `verbose`: it is told what happened.
+pub fn play(plan: &Plan, verbose: bool) -> Outcome {
+    let plan = plan.clone();
+    // Nothing that takes of the thread's random numbers goes before its kernel.
+    configs::all();
+    let thread = std::thread::Builder::new().stack_size(4 << 20);
+    let running = thread.spawn(move || play_here(plan, verbose));
+    match running.expect("a thread").join() {
+        Ok(outcome) => outcome,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let word = panic.downcast_ref::<&str>().map(|word| (*word).to_owned());
+            Outcome {
+                failure: Some(format!("panic: {}", text.or(word).unwrap_or_default())),
+                trace: 0,
+                told: Vec::new(),
+                statistics: Statistics::default(),
+            }
+        }
+    }
+}
+
+fn play_here(plan: Plan, verbose: bool) -> Outcome {
+    let configs = configs::all();
+    let _kernel = kernel::install(plan.seed);
+    let runtime = Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .expect("a runtime");
+    let world = runtime.block_on(async {
+        let config = configs[plan.config].clone();
+        let app = App::new(config, None, vec![Handle::current()], Resolver::default());
+        let app = app.unwrap_or_else(|error| panic!("{error}"));
+        pgtenant::server::serve(&app).expect("a port");
+        let (control, controls) = mpsc::unbounded_channel();
+        let done = Arc::new(Notify::new());
+        let world = World::new(plan, app.clone(), control, done.clone(), verbose);
+        let world = Rc::new(RefCell::new(world));
+        tokio::spawn(obey(app, controls, done.clone()));
+        kernel::set_outside(Some(world.clone()));
+        done.notified().await;
+        kernel::set_outside(None);
+        world
+    });
+    drop(runtime);
+    let Ok(world) = Rc::try_unwrap(world) else {
+        panic!("nobody else has the world");
+    };
+    let mut world = world.into_inner();
+    let left = kernel::with(|kernel| kernel.open_sockets());
+    if left > 0 && world.failure.is_none() {
+        world.failure = Some(format!("{left} sockets are open after the end"));
+    }
+    Outcome {
+        failure: world.failure.take(),
+        trace: world.trace,
+        told: world.told.take().unwrap_or_default(),
+        statistics: world.statistics,
+    }
+}
+
+async fn obey(app: Arc<App>, mut controls: mpsc::UnboundedReceiver<Control>, done: Arc<Notify>) {
+    while let Some(control) = controls.recv().await {
+        match control {
+            Control::Reload(config) => drop(app.reload(configs::all()[config].clone())),
+            Control::Drain => app.drain(),
+            Control::Kill => app.kill_clients(),
+            Control::Close => {
+                app.drain();
+                app.close_servers().await;
+                done.notify_one();
+            }
+        }
+    }
+}
