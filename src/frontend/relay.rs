@@ -343,6 +343,9 @@ impl<'a> Relay<'a> {
             if *thrown_away > PLAY_OUT_LIMIT || self.handle.is_killed() {
                 return Poll::Ready(false);
             }
+            if self.has_words_for_later() {
+                return Poll::Ready(true);
+            }
             self.pass_left_words();
             // What it was sent may turn out to be a COPY whose data nobody sends.
             let hopeless = !self.left_words && (self.client_rest > 0 || !self.ledger.will_settle());
@@ -523,7 +526,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Whether the server must be asked what the client has left, before it goes to somebody else.
-    fn has_news(&self) -> bool {
+    pub(super) fn has_news(&self) -> bool {
         self.heard && self.has_something_to_see_to()
     }
 

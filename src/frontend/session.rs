@@ -800,13 +800,17 @@ impl Session {
             slow,
         );
         relay.answered = self.standing.answered;
-        let end = relay.run().await;
+        let mut end = relay.run().await;
         let mut clean = match &end {
             Ok(End::ClientGone) => relay.play_out().await,
             Ok(End::ServerGone | End::NotSwitched { .. }) | Err(_) => false,
             Ok(End::ForeignSequence) => true,
             Ok(_) => relay.is_clean() && relay.is_good(),
         };
+        if clean && relay.has_words_for_later() {
+            // It has gone, and what it said before is run as if it had not.
+            end = Ok(End::Clean);
+        }
         if !clean {
             relay.tell_unfinished();
         }

@@ -92,6 +92,12 @@ impl Relay<'_> {
         }
     }
 
+    /// After the client has gone: whether something of its session must be seen to before what
+    /// waits of what it said is passed.
+    pub fn has_words_for_later(&self) -> bool {
+        self.left_words && self.is_clean() && self.has_news()
+    }
+
     /// After the client has gone: passes what waits of what it said before, as far as it can be
     /// now.
     pub(super) fn pass_left_words(&mut self) {
@@ -126,6 +132,9 @@ impl Relay<'_> {
     fn still_waits(&mut self) -> bool {
         if self.hold == Hold::Now {
             self.hold = match (self.ledger.is_empty(), self.ledger.has_sent_end()) {
+                // Part of a notification has come: what the client says waits for the rest, so
+                // that the session is seen to first.
+                (true, _) if self.ledger.is_clean() && !self.is_clean() => Hold::Now,
                 (true, _) => Hold::No,
                 (false, true) => Hold::Now,
                 // A COPY has swallowed the Sync: the implicit transaction is still open, and
