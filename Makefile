@@ -11,7 +11,7 @@ CARGO ?= cargo
 # Where rustup puts cargo, in case it was installed a moment ago.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help build demo test lint fuzz soak chaos reliability bench bench-mechanisms bench-seal bench-syscalls install-deps
+.PHONY: help build demo test lint fuzz soak simulate planted chaos reliability bench bench-mechanisms bench-seal bench-syscalls install-deps
 
 help: ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 26
@@ -62,6 +62,16 @@ soak: ## Compare the reader of SQL with PostgreSQL's grammar: SCANS=, PARSES=, S
 	export PGTENANT_ORACLE_SECONDS=$(or $(SECONDS),3600); \
 	$(if $(SEED),export PGTENANT_ORACLE_SEED=$(SEED);) $(if $(SQL_DIR),export PGTENANT_ORACLE_SQL='$(abspath $(SQL_DIR))';) \
 	$(CARGO) test --release --locked --test oracle -- --ignored --nocapture soak
+
+# CI plays 5000 seeds, unoptimized: `make test`.
+simulate: ## Play the data plane over simulated clients, servers and clocks: SEEDS=100000, FROM=1
+	@scripts/install dev
+	export SIM_SEEDS=$(or $(SEEDS),100000) SIM_FROM=$(or $(FROM),1); \
+	$(CARGO) test --locked --profile sim --test sim -- --nocapture
+
+planted: ## Say after how many seeds the simulation finds each bug of tests/sim/planted
+	@scripts/install dev
+	tests/sim/planted/run $(ARGS)
 
 chaos: ## Let everything fail under clients that check each reply, for SECONDS=600, SEED=16
 	@scripts/install test

@@ -1,6 +1,7 @@
 //! What a client is owed: what a session of its own, beside the proxy, answers to the same messages.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use crate::plan::Message;
 use crate::postgres::{Failure, REPORTED, Session, frame, frames, text};
@@ -25,7 +26,7 @@ struct Owed {
     /// How many of its statements are complete.
     complete: usize,
     /// What is reported when it has been answered.
-    reported: BTreeMap<String, String>,
+    reported: Rc<BTreeMap<String, String>>,
     /// It is, or is pipelined behind, a RESET: what is reported until the next statement is what the server falls back to
     /// (docs/session-state.md).
     is_reset: bool,
@@ -145,7 +146,7 @@ impl Direct {
         let Some(owed) = self.owed.front() else {
             return;
         };
-        for (name, value) in &owed.reported {
+        for (name, value) in &*owed.reported {
             let told = self.told.get(name);
             let fallen = REPORTED.iter().any(|(known, default)| {
                 owed.is_reset && known == name && told.is_some_and(|told| told == default)

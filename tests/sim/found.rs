@@ -47,3 +47,41 @@ fn the_last_word_of_a_server_connection_that_the_client_is_done_with_is_not_the_
     let client = client(Who::Tenant(0), steps.into_iter().flatten());
     nobody_sees_anything_odd(&[client], &[fault]);
 }
+
+#[test]
+fn what_a_client_said_behind_a_reset_before_it_left_finds_its_context() {
+    let steps = [
+        Step::Say(vec![Message::Query("RESET ALL".to_owned())]),
+        Step::Say(vec![
+            Message::Query("SHOW work_mem".to_owned()),
+            Message::Query("SELECT '~@.behind~'".to_owned()),
+        ]),
+    ];
+    let mut clients = Vec::new();
+    for tenant in 0..4 {
+        clients.push(client(Who::Tenant(tenant), steps.clone()));
+    }
+    nobody_sees_anything_odd(&clients, &[]);
+}
+
+#[test]
+fn what_is_said_behind_a_reset_waits_for_the_context_also_while_a_notification_is_on_its_way() {
+    let mut listener = query("LISTEN news").to_vec();
+    for _ in 0..12 {
+        listener.push(Step::Say(vec![
+            Message::Query("RESET ALL".to_owned()),
+            Message::Query("SELECT '~@.behind~'".to_owned()),
+        ]));
+        listener.push(Step::Wait);
+    }
+    let mut sender = Vec::new();
+    for _ in 0..60 {
+        sender.extend(query("NOTIFY news, '~@.news~'"));
+    }
+    let clients = [
+        client(Who::Tenant(0), listener),
+        client(Who::Tenant(1), sender.clone()),
+        client(Who::Tenant(2), sender),
+    ];
+    nobody_sees_anything_odd(&clients, &[]);
+}

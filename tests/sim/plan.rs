@@ -126,6 +126,8 @@ pub enum What {
     Slow(usize, u64),
     /// The configuration of this number is put in force.
     Reload(usize),
+    /// A tenant is paused for so many milliseconds.
+    Pause(usize, u64),
 }
 
 /// Texts that return rows, and that any session may run at any time.
@@ -165,7 +167,7 @@ struct Author<'r> {
 impl Plan {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let count = 8 + random.index(5);
+        let count = 8 + random.index(3);
         let span = 40 + random.below(400);
         let mut clients: Vec<Client> = Vec::new();
         while clients.len() < count || clients.iter().map(Client::messages).sum::<usize>() < 200 {
@@ -201,10 +203,11 @@ impl Plan {
 impl Fault {
     fn new(random: &mut Random, span: u64) -> Self {
         let server = random.index(2);
-        let what = match random.below(14) {
+        let what = match random.below(15) {
             0 | 1 => What::Kill(random.index(8)),
             2 => What::Terminate(random.index(8)),
             12 => What::LastWord(server),
+            13 => What::Pause(random.index(TENANTS), random.below(500)),
             3 => What::Restart(server, 1 + random.below(300)),
             4 | 5 => What::FailSwitch(server),
             6 | 7 => What::FailStatement(server),
@@ -246,7 +249,7 @@ impl Client {
             known: Vec::new(),
             temporary: 0,
         };
-        let wanted = 22 + author.random.index(12);
+        let wanted = 18 + author.random.index(14);
         let mut said = 0;
         while said < wanted {
             let before = author.steps.len();

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use pgtenant::app::App;
+use pgtenant::app::{App, Scope};
 use pgtenant::backend::dns::Resolver;
+use pgtenant::id::TenantId;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Notify, mpsc};
 
@@ -90,6 +91,11 @@ async fn obey(app: Arc<App>, mut controls: mpsc::UnboundedReceiver<Control>, don
     while let Some(control) = controls.recv().await {
         match control {
             Control::Reload(config) => drop(app.reload(configs::all()[config].clone())),
+            Control::Pause(tenant) => {
+                let tenant = TenantId::new(&format!("t{tenant}")).expect("a name");
+                app.pause(Scope::Tenant(tenant));
+            }
+            Control::Resume => drop(app.resume(&Scope::All)),
             Control::Drain => app.drain(),
             Control::Kill => app.kill_clients(),
             Control::Close => {

@@ -176,15 +176,18 @@ impl Backend {
         let Some(session) = &mut self.session else {
             return false;
         };
-        let words = String::from_utf8_lossy(&body).into_owned();
-        if is_planned(tag, &words, session, failures) {
+        let planned = failures.switches + failures.statements > 0
+            && is_planned(tag, &String::from_utf8_lossy(&body), session, failures);
+        if planned {
             let failure = Failure::new("XX000", "the server would not");
             session.plan(0, failure);
         }
-        let may_sleep = words.contains("pg_sleep") || (failures.slow > 0 && matches!(tag, b'Q' | b'E'));
+        let may_sleep = matches!(tag, b'Q' | b'E')
+            && (failures.slow > 0 || body.starts_with(b"SELECT pg_sleep"));
         let before = may_sleep.then(|| session.clone());
         let answer = session.hear(tag, &body);
-        reaction.failed |= answer.windows(20).any(|part| part == b"the server would not");
+        let refuses = |part: &[u8]| part == b"the server would not";
+        reaction.failed |= planned && answer.windows(20).any(refuses);
         session.forget_plan();
         let ran = std::mem::take(&mut session.ran);
         reaction.ran.extend(ran);

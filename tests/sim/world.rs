@@ -24,6 +24,9 @@ const CALM: u64 = 8_000;
 #[derive(Debug)]
 pub enum Control {
     Reload(usize),
+    Pause(usize),
+    /// Of all that are paused.
+    Resume,
     Drain,
     Kill,
     Close,
@@ -41,6 +44,7 @@ enum Event {
     Wake(usize),
     BackendWakes(usize, u64),
     Fault(usize),
+    Resume,
     Drain,
     Kill,
     /// The clients have gone.
@@ -185,11 +189,14 @@ impl World {
 
     /// Adds to the hash of what happened, and to what is told of it.
     fn note(&mut self, what: &str, conn: usize, bytes: &[u8]) {
-        let mut hash = self.trace ^ kernel::now();
-        for byte in what.bytes().chain(conn.to_be_bytes()).chain(bytes.iter().copied()) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        let mut hash = self.trace ^ kernel::now() ^ (conn as u64) << 48;
+        for chunk in what.as_bytes().chunks(8).chain(bytes.chunks(8)) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            hash = (hash ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            hash ^= hash >> 29;
         }
-        self.trace = hash.rotate_left(7);
+        self.trace = hash;
         if let Some(told) = &mut self.told {
             let words: String = String::from_utf8_lossy(bytes)
                 .chars()
@@ -368,6 +375,10 @@ impl World {
                         Leave::Reset => End::Reset,
                     };
                     self.end(conn, end);
+                    if self.random.percent(15) {
+                        // It comes too late for itself, and is for nobody else.
+                        self.send_cancel(number);
+                    }
                 }
             }
         }
@@ -377,9 +388,14 @@ impl World {
     }
 
     fn send_cancel(&mut self, number: usize) {
-        let Some(key) = self.clients[number].key.clone() else {
+        let Some(mut key) = self.clients[number].key.clone() else {
             return;
         };
+        if self.random.percent(10) {
+            // A guess, which is nobody's.
+            let last = key.len() - 1;
+            key[last] ^= 1;
+        }
         let length = u32::try_from(key.len() + 8).expect("short");
         let packet = [&length.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), &key].concat();
         if let Some(conn) = self.open(Owner::Canceller) {
@@ -624,6 +640,10 @@ impl World {
                     self.say(conn, stray);
                 }
             }
+            What::Pause(tenant, ms) => {
+                let _ = self.control.send(Control::Pause(tenant));
+                self.after(ms * MILLISECOND, Event::Resume);
+            }
             What::Slow(server, ms) => self.servers[server].failures.slow = ms,
             What::Reload(config) => {
                 self.excuses.reloaded = true;
@@ -726,6 +746,9 @@ impl Outside for World {
                 }
             }
             Event::Fault(number) => self.fault(number),
+            Event::Resume => {
+                let _ = self.control.send(Control::Resume);
+            }
             Event::Drain => {
                 self.excuses.drained = true;
                 let _ = self.control.send(Control::Drain);

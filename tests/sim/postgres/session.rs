@@ -1,6 +1,7 @@
 //! A session: its protocol, its transaction, and what it keeps.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::statements::Done;
 use super::{Failure, VARIABLE, cut, frame, marks, problem, text};
@@ -10,7 +11,7 @@ use super::{Failure, VARIABLE, cut, frame, marks, problem, text};
 pub struct Session {
     pub pid: i32,
     /// What RESET returns to.
-    pub defaults: BTreeMap<String, String>,
+    pub defaults: Rc<BTreeMap<String, String>>,
     pub session: BTreeMap<String, String>,
     pub local: BTreeMap<String, String>,
     pub transaction: Transaction,
@@ -20,7 +21,9 @@ pub struct Session {
     pub locks: BTreeSet<i64>,
     pub temporary: BTreeSet<String>,
     /// What was told of the parameters that are reported.
-    pub told: BTreeMap<String, String>,
+    pub told: Rc<BTreeMap<String, String>>,
+    /// A parameter may be other than was told.
+    pub changed: bool,
     /// After an error in the extended protocol: nothing is heard up to a Sync.
     pub skips: bool,
     /// A COPY FROM STDIN is open. Within: whether it is of the extended protocol.
@@ -64,13 +67,13 @@ pub enum State {
 
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    pub text: String,
+    pub text: Rc<str>,
     pub by_sql: bool,
 }
 
 #[derive(Debug, Clone)]
 pub struct Portal {
-    pub text: String,
+    pub text: Rc<str>,
     pub arguments: Vec<Option<String>>,
     /// Rows that are left of it, once it was run: with their command tag.
     pub left: Option<Vec<Vec<u8>>>,
@@ -115,7 +118,8 @@ impl Session {
             listens: BTreeSet::new(),
             locks: BTreeSet::new(),
             temporary: BTreeSet::new(),
-            told: BTreeMap::new(),
+            told: Rc::default(),
+            changed: false,
             skips: false,
             copies: None,
             planned: None,
@@ -123,9 +127,9 @@ impl Session {
             ran: Vec::new(),
             notifies: Vec::new(),
             ended: false,
-            defaults,
+            defaults: Rc::new(defaults),
         };
-        session.told = session.reported();
+        session.told = Rc::new(session.reported());
         session
     }
 
@@ -135,7 +139,7 @@ impl Session {
         for (name, value) in FIXED {
             out.extend(status(name, value));
         }
-        for (name, value) in &self.told {
+        for (name, value) in &*self.told {
             out.extend(status(name, value));
         }
         let key = [&self.pid.to_be_bytes()[..], secret].concat();
@@ -238,13 +242,15 @@ impl Session {
 
     /// ReadyForQuery, and before it the parameters that have changed.
     pub fn ready(&mut self, out: &mut Vec<u8>) {
-        let now = self.reported();
-        for (name, value) in &now {
-            if self.told.get(name) != Some(value) {
-                out.extend(status(name, value));
+        if std::mem::take(&mut self.changed) {
+            let now = self.reported();
+            for (name, value) in &now {
+                if self.told.get(name) != Some(value) {
+                    out.extend(status(name, value));
+                }
             }
+            self.told = Rc::new(now);
         }
-        self.told = now;
         let state = match self.transaction.state {
             State::Idle | State::Implicit => b'I',
             State::Open => b'T',
@@ -325,7 +331,7 @@ impl Session {
         }
         // Outside of a transaction block a local value is over.
         if self.transaction.state == State::Idle {
-            self.local.clear();
+            self.clear_local();
         }
         self.ready(out);
     }
@@ -349,7 +355,7 @@ impl Session {
         self.prepared.insert(
             name,
             Prepared {
-                text: query,
+                text: query.into(),
                 by_sql: false,
             },
         );
@@ -567,7 +573,13 @@ impl Session {
         }
     }
 
+    pub fn clear_local(&mut self) {
+        self.changed |= !self.local.is_empty();
+        self.local.clear();
+    }
+
     pub fn restore(&mut self, saved: Saved) {
+        self.changed = true;
         self.session = saved.session;
         self.local = saved.local;
         self.listens = saved.listens;
@@ -575,7 +587,7 @@ impl Session {
     }
 
     pub fn commit(&mut self) {
-        self.local.clear();
+        self.clear_local();
         self.transaction = Transaction::default();
         self.portals.clear();
     }

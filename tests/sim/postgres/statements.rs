@@ -142,7 +142,7 @@ impl Session {
         let done = self.dispatch(text, arguments, alone)?;
         if alone && self.transaction.state == State::Idle {
             // It was a transaction of its own.
-            self.local.clear();
+            self.clear_local();
         }
         Ok(done)
     }
@@ -223,7 +223,7 @@ impl Session {
                 let message = format!("prepared statement \"{name}\" already exists");
                 return Err(Failure::new("42P05", message));
             }
-            let text = rest[at + 4..].to_owned();
+            let text = rest[at + 4..].into();
             self.prepared.insert(name, super::session::Prepared { text, by_sql: true });
             return Ok(Done::tag("PREPARE"));
         }
@@ -277,6 +277,7 @@ impl Session {
 
     /// DISCARD ALL: the session is as after login.
     fn discard(&mut self) {
+        self.changed = true;
         self.session.clear();
         self.local.clear();
         self.prepared.clear();
@@ -424,6 +425,7 @@ impl Session {
             let message = format!("invalid value for parameter \"{name}\": \"{value}\"");
             return Err(Failure::new("22023", message));
         }
+        self.changed = true;
         match local {
             true => drop(self.local.insert(lower, value.to_owned())),
             false => {
@@ -439,6 +441,7 @@ impl Session {
         if self.setting(&lower).is_none() && !lower.contains('.') {
             return Err(unknown_parameter(name));
         }
+        self.changed = true;
         self.local.remove(&lower);
         match lower.contains('.') && !self.defaults.contains_key(&lower) {
             // What nobody knows is empty after it was set, and not unknown again.
