@@ -114,7 +114,10 @@ impl Client {
         };
         let mut body = 196_608_u32.to_be_bytes().to_vec();
         let named = [("user", user), ("database", database.as_str())];
-        for (name, value) in named.into_iter().chain(self.plan.parameters.iter().copied()) {
+        for (name, value) in named
+            .into_iter()
+            .chain(self.plan.parameters.iter().copied())
+        {
             for word in [name, value] {
                 body.extend(word.as_bytes());
                 body.push(0);
@@ -170,7 +173,9 @@ impl Client {
         let own = format!("t{tenant}");
         let words = String::from_utf8_lossy(body);
         // A channel is of all sessions of a database.
-        if matches!(tag, b'D' | b'd' | b'E' | b'N' | b'C' | b'T') && marks(&words).any(|mark| mark != own) {
+        if matches!(tag, b'D' | b'd' | b'E' | b'N' | b'C' | b'T')
+            && marks(&words).any(|mark| mark != own)
+        {
             let what = show(tag, body);
             return Err(Odd::Wrong(format!("{own} got another tenant's: {what}")));
         }
@@ -196,7 +201,9 @@ impl Client {
                         acts.push(Act::Says(frame(b'p', &answer)));
                     }
                     11 => {
-                        exchange.update(data).map_err(|_| wrong("a bad challenge"))?;
+                        exchange
+                            .update(data)
+                            .map_err(|_| wrong("a bad challenge"))?;
                         acts.push(Act::Says(frame(b'p', exchange.message())));
                     }
                     12 => exchange.finish(data).map_err(|_| wrong("a bad proof"))?,

@@ -37,7 +37,10 @@ pub fn lacks_tenants(config: usize) -> bool {
 
 /// Whether statements of a tenant may be run on a server.
 pub fn may_live(tenant: &str, server: usize, reloaded: bool) -> bool {
-    let Some(number) = tenant.strip_prefix('t').and_then(|n| n.parse::<usize>().ok()) else {
+    let Some(number) = tenant
+        .strip_prefix('t')
+        .and_then(|n| n.parse::<usize>().ok())
+    else {
         return server == 0;
     };
     let _ = reloaded;

@@ -115,13 +115,22 @@ impl Direct {
             && self.told.get(&name) != Some(value)
         {
             let told = self.told.get(&name);
-            return Seen::Wrong(format!("was told that {name} is {told:?}, and it is {value:?}"));
+            return Seen::Wrong(format!(
+                "was told that {name} is {told:?}, and it is {value:?}"
+            ));
         }
-        while self.owed.front().is_some_and(|owed| owed.replies.is_empty()) {
+        while self
+            .owed
+            .front()
+            .is_some_and(|owed| owed.replies.is_empty())
+        {
             self.owed.pop_front();
         }
         if let Some(owed) = self.owed.front_mut()
-            && owed.replies.front().is_some_and(|(t, b)| *t == tag && b == body)
+            && owed
+                .replies
+                .front()
+                .is_some_and(|(t, b)| *t == tag && b == body)
         {
             owed.replies.pop_front();
             owed.complete += usize::from(matches!(tag, b'C' | b'I'));
@@ -200,7 +209,7 @@ impl Direct {
                     body: Vec::new(),
                     before: after.clone(),
                     replies: owed_frames(out),
-                            complete: 0,
+                    complete: 0,
                     reported: after.told,
                     is_reset: self.is_reset,
                 });

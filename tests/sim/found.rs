@@ -4,10 +4,7 @@ use crate::plan::{Client, Fault, Leave, Message, Plan, Step, What, Who};
 use crate::run::play;
 
 fn query(text: &str) -> [Step; 2] {
-    [
-        Step::Say(vec![Message::Query(text.to_owned())]),
-        Step::Wait,
-    ]
+    [Step::Say(vec![Message::Query(text.to_owned())]), Step::Wait]
 }
 
 fn client(who: Who, steps: impl IntoIterator<Item = Step>) -> Client {

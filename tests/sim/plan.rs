@@ -131,8 +131,9 @@ pub enum What {
 }
 
 /// Texts that return rows, and that any session may run at any time.
-const READS: [&str; 9] = [
+const READS: [&str; 10] = [
     "SELECT '~@.q~'",
+    "SELECT pg_sleep(3), '~@.nap~'",
     "SELECT body, '~@.rows~' FROM orders",
     "SELECT id, body FROM orders WHERE '~@.where~' IS NOT NULL",
     "SELECT '~@.ctx~', current_setting('app.tenant_id', true)",
@@ -328,11 +329,19 @@ impl Author<'_> {
             17 => self.copy(),
             18 => self.state(),
             19 => {
-                let pause = 20 + self.random.below(60);
+                // A cancel that comes at the very end is the one that could strike somebody else.
+                let is_tight = self.random.percent(60);
+                let pause = match is_tight {
+                    true => 2 + self.random.below(6),
+                    false => 20 + self.random.below(60),
+                };
                 self.steps.push(Step::Say(vec![Message::Query(format!(
                     "SELECT pg_sleep({pause}), '~@.sleep~'"
                 ))]));
-                let before = self.random.below(pause + 20);
+                let before = match is_tight {
+                    true => pause - 1 + self.random.below(3),
+                    false => self.random.below(pause + 20),
+                };
                 self.steps.push(Step::Pause(before));
                 self.steps.push(Step::Cancel);
                 self.steps.push(Step::Wait);
@@ -365,7 +374,9 @@ impl Author<'_> {
                 }
                 7 if savepoints > 0 => {
                     let number = 1 + self.random.below(savepoints);
-                    let word = *self.random.pick(&["ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT"]);
+                    let word = *self
+                        .random
+                        .pick(&["ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT"]);
                     self.query(format!("{word} p{number}"));
                 }
                 8 => {
@@ -582,7 +593,7 @@ impl Author<'_> {
         for _ in 0..1 + self.random.index(3) {
             match self.random.below(8) {
                 0..=4 => {
-                    let text = *self.random.pick(&READS[..6]);
+                    let text = *self.random.pick(&READS[..7]);
                     self.query(text);
                 }
                 5 => {
@@ -598,14 +609,16 @@ impl Author<'_> {
                     self.say(messages);
                 }
                 6 => self.query(WRONG[0]),
-                _ => self.query(READS[1]),
+                _ => self.query(READS[2]),
             }
         }
     }
 
     /// Ends: at a point of its choice, or somewhere before.
     fn leave(&mut self) {
-        let how = *self.random.pick(&[Leave::Terminate, Leave::Close, Leave::Reset]);
+        let how = *self
+            .random
+            .pick(&[Leave::Terminate, Leave::Close, Leave::Reset]);
         if self.random.percent(25) {
             let from = self.steps.len() * 2 / 3;
             let at = from + self.random.index(self.steps.len() - from);

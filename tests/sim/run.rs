@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use pgtenant::app::{App, Scope};
 use pgtenant::backend::dns::Resolver;
@@ -14,6 +16,9 @@ use crate::configs;
 use crate::kernel;
 use crate::plan::Plan;
 use crate::world::{Control, Statistics, World};
+
+/// How long a plan may take that takes milliseconds: a task of the proxy that never waits keeps the clock from going on.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a plan.
 #[derive(Debug, Clone)]
@@ -31,19 +36,36 @@ pub fn play(plan: &Plan, verbose: bool) -> Outcome {
     // Nothing that takes of the thread's random numbers goes before its kernel.
     configs::all();
     let thread = std::thread::Builder::new().stack_size(4 << 20);
-    let running = thread.spawn(move || play_here(plan, verbose));
-    match running.expect("a thread").join() {
+    let (done, is_done) = std::sync::mpsc::channel();
+    let running = thread.spawn(move || {
+        let outcome = play_here(plan, verbose);
+        // Nobody waits for it any more if it took too long.
+        let _ = done.send(outcome);
+    });
+    let running = running.expect("a thread");
+    match is_done.recv_timeout(PATIENCE) {
         Ok(outcome) => outcome,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let word = panic.downcast_ref::<&str>().map(|word| (*word).to_owned());
-            Outcome {
-                failure: Some(format!("panic: {}", text.or(word).unwrap_or_default())),
-                trace: 0,
-                told: Vec::new(),
-                statistics: Statistics::default(),
-            }
+        Err(RecvTimeoutError::Timeout) => failed("the proxy goes round in circles".to_owned()),
+        Err(RecvTimeoutError::Disconnected) => {
+            let panic = running.join().err();
+            let text = panic
+                .as_ref()
+                .and_then(|panic| panic.downcast_ref::<String>().cloned());
+            let word = panic
+                .as_ref()
+                .and_then(|panic| panic.downcast_ref::<&str>());
+            let text = text.or_else(|| word.map(|word| (*word).to_owned()));
+            failed(format!("panic: {}", text.unwrap_or_default()))
         }
+    }
+}
+
+fn failed(why: String) -> Outcome {
+    Outcome {
+        failure: Some(why),
+        trace: 0,
+        told: Vec::new(),
+        statistics: Statistics::default(),
     }
 }
 

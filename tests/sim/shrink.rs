@@ -76,7 +76,10 @@ fn size(plan: &Plan) -> usize {
 /// The words of a failure without its numbers and texts.
 fn kind_of(why: &str) -> String {
     let head = why.split(['"', '~']).next().unwrap_or(why);
-    head.chars().filter(|c| !c.is_ascii_digit()).take(60).collect()
+    head.chars()
+        .filter(|c| !c.is_ascii_digit())
+        .take(60)
+        .collect()
 }
 
 /// A plan as a script to read.
@@ -93,7 +96,10 @@ pub fn script(plan: &Plan) -> String {
             continue;
         }
         let (who, begins) = (client.who, client.begins);
-        text += &format!("  client {number}, {who:?}, from {begins} ms, {:?}\n", client.parameters);
+        text += &format!(
+            "  client {number}, {who:?}, from {begins} ms, {:?}\n",
+            client.parameters
+        );
         for step in &client.steps {
             text += &format!("    {step:?}\n");
         }

@@ -17,6 +17,10 @@ use crate::server::{Backend, Failures, Reaction};
 const MILLISECOND: u64 = 1_000_000;
 /// For how long anything may take, in milliseconds, before a client is said to wait for ever.
 const PATIENCE: u64 = 150_000;
+/// How often is looked whether somebody waits for what is there, in milliseconds, and after how many such looks in a row nobody is
+/// going to serve him: far less than the second after which the proxy itself looks again.
+const LOOK: u64 = 10;
+const LOOKS: usize = 12;
 /// How long after the last client the counts are looked at: all that was under way has ended by then.
 const CALM: u64 = 8_000;
 
@@ -44,6 +48,7 @@ enum Event {
     Wake(usize),
     BackendWakes(usize, u64),
     Fault(usize),
+    Look,
     Resume,
     Drain,
     Kill,
@@ -94,6 +99,8 @@ pub struct World {
     done: Arc<Notify>,
     began: u64,
     settling: bool,
+    /// Looks in a row at which somebody waited for a connection that was idle.
+    idle_looks: usize,
     pub statistics: Statistics,
     pub failure: Option<String>,
     /// A hash of all that happened.
@@ -156,6 +163,7 @@ impl World {
             done,
             began: kernel::now(),
             settling: false,
+            idle_looks: 0,
             statistics: Statistics::default(),
             failure: None,
             trace: 0,
@@ -178,6 +186,7 @@ impl World {
             world.after(at * MILLISECOND, Event::Drain);
         }
         world.after(PATIENCE * MILLISECOND, Event::Deadline);
+        world.after(LOOK * MILLISECOND, Event::Look);
         world
     }
 
@@ -225,6 +234,18 @@ impl World {
         1_000 + self.random.below(most)
     }
 
+    /// A request to cancel something, on its way to the proxy or to a server.
+    fn is_of_a_cancel(&self, conn: Conn) -> bool {
+        match self.wires[conn].owner {
+            Owner::Canceller => true,
+            Owner::Backend(number) => {
+                let wire = &self.wires[conn];
+                self.backends[number].session.is_none() && wire.from_proxy.len() == 16
+            }
+            Owner::Client(_) => false,
+        }
+    }
+
     fn owner_name(&self, conn: Conn) -> (&'static str, usize) {
         match self.wires[conn].owner {
             Owner::Client(number) => ("client", number),
@@ -235,7 +256,10 @@ impl World {
 
     fn schedule(&mut self, conn: Conn, to_proxy: bool) {
         if !std::mem::replace(&mut self.wires[conn].is_due[usize::from(to_proxy)], true) {
-            let delay = self.latency();
+            let delay = match self.is_of_a_cancel(conn) {
+                true => self.latency() + self.random.below(2_000_000),
+                false => self.latency(),
+            };
             let event = match to_proxy {
                 true => Event::ToProxy(conn),
                 false => Event::FromProxy(conn),
@@ -397,7 +421,12 @@ impl World {
             key[last] ^= 1;
         }
         let length = u32::try_from(key.len() + 8).expect("short");
-        let packet = [&length.to_be_bytes()[..], &80_877_102_u32.to_be_bytes(), &key].concat();
+        let packet = [
+            &length.to_be_bytes()[..],
+            &80_877_102_u32.to_be_bytes(),
+            &key,
+        ]
+        .concat();
         if let Some(conn) = self.open(Owner::Canceller) {
             self.say(conn, &packet);
         }
@@ -486,7 +515,9 @@ impl World {
         if !excused {
             let who = self.clients[number].who();
             let position = self.clients[number].position();
-            self.fail(format!("client {number} ({who:?}), which {position}: {odd:?}"));
+            self.fail(format!(
+                "client {number} ({who:?}), which {position}: {odd:?}"
+            ));
         }
     }
 
@@ -527,7 +558,10 @@ impl World {
         if reaction.sleeps > 0 {
             let version = self.number;
             self.backends[number].nap = version;
-            self.after(reaction.sleeps * MILLISECOND, Event::BackendWakes(number, version));
+            self.after(
+                reaction.sleeps * MILLISECOND,
+                Event::BackendWakes(number, version),
+            );
         }
         if reaction.closes {
             self.backends[number].dead = true;
@@ -544,9 +578,10 @@ impl World {
         let message = frame(b'A', &[&pid.to_be_bytes()[..], &words].concat());
         for at in 0..self.backends.len() {
             let backend = &self.backends[at];
-            let listens = backend.session.as_ref().is_some_and(|session| {
-                session.listens.contains(channel) && session.is_at_rest()
-            });
+            let listens = backend
+                .session
+                .as_ref()
+                .is_some_and(|session| session.listens.contains(channel) && session.is_at_rest());
             if backend.server == server && !backend.dead && listens && !backend.is_asleep() {
                 let conn = self.backend_conns[at];
                 self.say(conn, &message);
@@ -674,6 +709,26 @@ impl World {
         }
     }
 
+    /// Nobody waits for a server connection of a pool that has an idle one, but those who are paused.
+    fn look(&mut self) {
+        let waits = self.app.instances().iter().any(|(name, instance)| {
+            // So many are kept for tenants that hold none (`Queue::find`).
+            let kept = configs::server_number(name.as_str()).map_or(0, |at| configs::MOST[at] / 4);
+            let mut pools = instance.pools().into_iter();
+            pools.any(|(_, counts)| counts.waiting > 0 && counts.idle > kept)
+        });
+        match waits && self.app.all_paused().is_empty() {
+            true => self.idle_looks += 1,
+            false => self.idle_looks = 0,
+        }
+        if self.idle_looks >= LOOKS {
+            self.fail("somebody waits while a server connection is idle".to_owned());
+        }
+        if !self.settling {
+            self.after(LOOK * MILLISECOND, Event::Look);
+        }
+    }
+
     fn check_limits(&mut self) {
         for (server, most) in configs::MOST.iter().enumerate() {
             let alive = self.alive(server);
@@ -706,7 +761,8 @@ impl Outside for World {
                 let pid = 1000 + i32::try_from(number).expect("few");
                 let secret = u32::try_from(self.random.below(1 << 32)).unwrap_or(0);
                 self.add_wire(conn, Owner::Backend(number));
-                self.backends.push(Backend::new(server, pid, secret.to_be_bytes()));
+                self.backends
+                    .push(Backend::new(server, pid, secret.to_be_bytes()));
                 self.backend_conns.push(conn);
                 self.statistics.backends += 1;
                 let delay = self.latency();
@@ -746,6 +802,7 @@ impl Outside for World {
                 }
             }
             Event::Fault(number) => self.fault(number),
+            Event::Look => self.look(),
             Event::Resume => {
                 let _ = self.control.send(Control::Resume);
             }

@@ -361,7 +361,13 @@ impl Kernel {
         self.open(node)
     }
 
-    fn epoll_ctl(&mut self, epoll: i32, call: i32, descriptor: i32, event: (u32, u64)) -> Result<i32> {
+    fn epoll_ctl(
+        &mut self,
+        epoll: i32,
+        call: i32,
+        descriptor: i32,
+        event: (u32, u64),
+    ) -> Result<i32> {
         let epoll = self.node(epoll)?;
         if descriptor < BASE {
             // What is of the process, and not of the simulation: the signals of tokio.
@@ -534,7 +540,9 @@ impl Kernel {
         let node = self.node(descriptor)?;
         let socket = match &mut self.nodes[node].kind {
             Kind::Event(count) => {
-                let value = bytes.first_chunk().map_or(1, |value| u64::from_ne_bytes(*value));
+                let value = bytes
+                    .first_chunk()
+                    .map_or(1, |value| u64::from_ne_bytes(*value));
                 *count += value;
                 self.tell(node);
                 return Ok(bytes.len());
@@ -631,13 +639,19 @@ fn client_port(conn: Conn) -> u16 {
 fn wait(epoll: i32, most: usize, timeout: i32) -> Result<Vec<(u32, u64)>> {
     // No two looks are at the same time.
     NOW.set(NOW.get() + 1_000);
-    let deadline = u64::try_from(timeout).ok().map(|ms| NOW.get() + ms * 1_000_000);
+    let deadline = u64::try_from(timeout)
+        .ok()
+        .map(|ms| NOW.get() + ms * 1_000_000);
     loop {
         let outside = OUTSIDE.with_borrow(Clone::clone);
-        if timeout != 0
-            && let Some(outside) = &outside
-        {
-            outside.borrow_mut().absorb();
+        if let Some(outside) = &outside {
+            let mut outside = outside.borrow_mut();
+            outside.absorb();
+            // The network goes on while the proxy has much to do.
+            while outside.next().is_some_and(|next| next <= NOW.get()) {
+                outside.fire();
+                outside.absorb();
+            }
         }
         let events = with(|kernel| kernel.collect(epoll, most))?;
         if !events.is_empty() || timeout == 0 {

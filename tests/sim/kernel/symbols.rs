@@ -107,7 +107,9 @@ pub unsafe extern "C" fn epoll_ctl(
         {
             // SAFETY: null, or the caller's.
             let event = unsafe { event.as_ref() }.map_or((0, 0), |event| (event.events, event.u64));
-            int(with(|kernel| kernel.epoll_ctl(epoll, call, descriptor, event)))
+            int(with(|kernel| {
+                kernel.epoll_ctl(epoll, call, descriptor, event)
+            }))
         },
         libc::SYS_epoll_ctl,
         epoll,
@@ -192,7 +194,11 @@ unsafe fn give(port: u16, address: *mut sockaddr, length: *mut socklen_t) {
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn bind(descriptor: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
+pub unsafe extern "C" fn bind(
+    descriptor: c_int,
+    address: *const sockaddr,
+    length: socklen_t,
+) -> c_int {
     ours!(
         descriptor,
         {
@@ -275,9 +281,7 @@ pub unsafe extern "C" fn getsockopt(
         descriptor,
         {
             let number = match (level, name) {
-                (libc::SOL_SOCKET, libc::SO_ERROR) => {
-                    with(|kernel| kernel.take_error(descriptor))
-                }
+                (libc::SOL_SOCKET, libc::SO_ERROR) => with(|kernel| kernel.take_error(descriptor)),
                 _ => 0,
             };
             // SAFETY: the caller has room for so many bytes, and what it gets are numbers.

@@ -218,7 +218,10 @@ impl Session {
                     b'E' => self.execute(body, &mut out),
                     b'D' => self.describe(body, &mut out),
                     b'C' => self.close(body, &mut out),
-                    _ => Err(Failure::new("08P01", format!("invalid frontend message type {tag}"))),
+                    _ => Err(Failure::new(
+                        "08P01",
+                        format!("invalid frontend message type {tag}"),
+                    )),
                 };
                 if let Err(failure) = done {
                     self.fail(&failure, &mut out);
@@ -264,7 +267,8 @@ impl Session {
         self.prepared.remove("");
         self.portals.remove("");
         self.end_implicit();
-        let statements: Vec<_> = match query.contains("pg_catalog.") && query.contains("UNION ALL") {
+        let statements: Vec<_> = match query.contains("pg_catalog.") && query.contains("UNION ALL")
+        {
             true => vec![query],
             false => super::sql::split(query),
         };
@@ -317,15 +321,23 @@ impl Session {
         }
         let done = match (self.transaction.state, oid) {
             (State::Failed, _) => Err(aborted()),
-            (_, 2078) => self.set_config(&arguments[0], &arguments[1], arguments[2].starts_with('t')),
+            (_, 2078) => {
+                self.set_config(&arguments[0], &arguments[1], arguments[2].starts_with('t'))
+            }
             (_, 1599) => Ok(String::new()),
-            _ => Err(Failure::new("42883", format!("function with OID {oid} does not exist"))),
+            _ => Err(Failure::new(
+                "42883",
+                format!("function with OID {oid} does not exist"),
+            )),
         };
         let done = self.take_planned().and(done);
         match done {
             Ok(value) => {
                 let length = u32::try_from(value.len()).expect("a short value");
-                out.extend(frame(b'V', &[&length.to_be_bytes()[..], value.as_bytes()].concat()));
+                out.extend(frame(
+                    b'V',
+                    &[&length.to_be_bytes()[..], value.as_bytes()].concat(),
+                ));
             }
             Err(failure) => self.fail(&failure, out),
         }
@@ -413,9 +425,10 @@ impl Session {
         let (name, rest) = text(body);
         let most = u32::from_be_bytes(*rest.first_chunk().expect("a number of rows")) as usize;
         self.enter()?;
-        let portal = self.portals.get(&name).cloned().ok_or_else(|| {
-            Failure::new("34000", format!("portal \"{name}\" does not exist"))
-        })?;
+        let portal =
+            self.portals.get(&name).cloned().ok_or_else(|| {
+                Failure::new("34000", format!("portal \"{name}\" does not exist"))
+            })?;
         let arguments: Vec<_> = portal.arguments.iter().map(Option::as_deref).collect();
         let mut left = match portal.left {
             Some(left) => left,
@@ -462,14 +475,15 @@ impl Session {
         let (name, _) = text(&body[1..]);
         self.enter()?;
         let query = match body[0] {
-            b'S' => self.prepared.get(&name).map(|prepared| prepared.text.clone()),
+            b'S' => self
+                .prepared
+                .get(&name)
+                .map(|prepared| prepared.text.clone()),
             _ => self.portals.get(&name).map(|portal| portal.text.clone()),
         };
         let Some(query) = query else {
             return Err(match (body[0], name.is_empty()) {
-                (b'S', true) => {
-                    Failure::new("26000", "unnamed prepared statement does not exist")
-                }
+                (b'S', true) => Failure::new("26000", "unnamed prepared statement does not exist"),
                 (b'S', false) => {
                     let message = format!("prepared statement \"{name}\" does not exist");
                     Failure::new("26000", message)
@@ -627,7 +641,10 @@ impl Session {
     pub fn take_planned(&mut self) -> Result<(), Failure> {
         match &mut self.planned {
             None => Ok(()),
-            Some((0, _)) => self.planned.take().map_or(Ok(()), |(_, failure)| Err(failure)),
+            Some((0, _)) => self
+                .planned
+                .take()
+                .map_or(Ok(()), |(_, failure)| Err(failure)),
             Some((left, _)) => {
                 *left -= 1;
                 Ok(())
@@ -644,7 +661,10 @@ pub fn aborted() -> Failure {
 }
 
 fn status(name: &str, value: &str) -> Vec<u8> {
-    frame(b'S', &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat())
+    frame(
+        b'S',
+        &[name.as_bytes(), b"\0", value.as_bytes(), b"\0"].concat(),
+    )
 }
 
 pub fn complete(tag: &str) -> Vec<u8> {

@@ -26,7 +26,10 @@ pub fn top_level(text: &str, separator: char) -> impl Iterator<Item = &str> {
 /// What follows `word`, in whatever case.
 pub fn after<'t>(text: &'t str, word: &str) -> Option<&'t str> {
     let (head, rest) = text.split_at_checked(word.len())?;
-    let ends = rest.chars().next().is_none_or(|c| !c.is_alphanumeric() && c != '_');
+    let ends = rest
+        .chars()
+        .next()
+        .is_none_or(|c| !c.is_alphanumeric() && c != '_');
     (head.eq_ignore_ascii_case(word) && ends).then(|| rest.trim_start())
 }
 
@@ -42,10 +45,7 @@ pub fn unquoted(text: &str) -> String {
     if let Some(inner) = inner('\'') {
         return inner.replace("''", "'");
     }
-    let parts: Vec<_> = text
-        .split('.')
-        .map(|part| part.trim_matches('"'))
-        .collect();
+    let parts: Vec<_> = text.split('.').map(|part| part.trim_matches('"')).collect();
     parts.join(".")
 }
 

@@ -34,23 +34,35 @@ impl Done {
 
 /// RowDescription: all columns are text.
 pub fn description(columns: &[String]) -> Vec<u8> {
-    let mut body = u16::try_from(columns.len()).expect("few columns").to_be_bytes().to_vec();
+    let mut body = u16::try_from(columns.len())
+        .expect("few columns")
+        .to_be_bytes()
+        .to_vec();
     for name in columns {
         body.extend(name.as_bytes());
         body.push(0);
         // Table, column, type (text), length, modifier, format.
-        body.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0]);
+        body.extend([
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 255, 255, 255, 255, 255, 255, 0, 0,
+        ]);
     }
     frame(b'T', &body)
 }
 
 fn row(values: &[Option<String>]) -> Vec<u8> {
-    let mut body = u16::try_from(values.len()).expect("few columns").to_be_bytes().to_vec();
+    let mut body = u16::try_from(values.len())
+        .expect("few columns")
+        .to_be_bytes()
+        .to_vec();
     for value in values {
         match value {
             None => body.extend((-1_i32).to_be_bytes()),
             Some(value) => {
-                body.extend(u32::try_from(value.len()).expect("a short value").to_be_bytes());
+                body.extend(
+                    u32::try_from(value.len())
+                        .expect("a short value")
+                        .to_be_bytes(),
+                );
                 body.extend(value.as_bytes());
             }
         }
@@ -116,9 +128,21 @@ fn select(text: &str) -> Option<(Vec<&str>, Option<&str>)> {
 
 /// Whether it is what the proxy asks of a session.
 fn is_question(text: &str) -> bool {
-    let begins = ["SELECT 'temporary'", "SELECT 'hold'", "SELECT 'listen'", "SELECT 'advisory'",
-        "SELECT 'prepared'", "SELECT CASE WHEN", "SELECT 'reset '", "SELECT 'set '", "WITH roles",
-        "SELECT 'function '", "SELECT 'trigger '", "(SELECT 'own-", "SELECT DISTINCT 'library'"];
+    let begins = [
+        "SELECT 'temporary'",
+        "SELECT 'hold'",
+        "SELECT 'listen'",
+        "SELECT 'advisory'",
+        "SELECT 'prepared'",
+        "SELECT CASE WHEN",
+        "SELECT 'reset '",
+        "SELECT 'set '",
+        "WITH roles",
+        "SELECT 'function '",
+        "SELECT 'trigger '",
+        "(SELECT 'own-",
+        "SELECT DISTINCT 'library'",
+    ];
     text.contains("pg_catalog.") && begins.iter().any(|begin| text.starts_with(begin))
 }
 
@@ -147,7 +171,12 @@ impl Session {
         Ok(done)
     }
 
-    fn dispatch(&mut self, text: &str, arguments: &[Option<&str>], alone: bool) -> Result<Done, Failure> {
+    fn dispatch(
+        &mut self,
+        text: &str,
+        arguments: &[Option<&str>],
+        alone: bool,
+    ) -> Result<Done, Failure> {
         if let Some(done) = self.control(text).or_else(|| self.savepoint(text)) {
             return done;
         }
@@ -159,7 +188,9 @@ impl Session {
         }
         if let Some(name) = after(text, "SHOW") {
             let name = unquoted(name);
-            let value = self.setting(&name).ok_or_else(|| unknown_parameter(&name))?;
+            let value = self
+                .setting(&name)
+                .ok_or_else(|| unknown_parameter(&name))?;
             return Ok(Done {
                 columns: Some(vec![name]),
                 rows: vec![row(&[Some(value)])],
@@ -224,7 +255,8 @@ impl Session {
                 return Err(Failure::new("42P05", message));
             }
             let text = rest[at + 4..].into();
-            self.prepared.insert(name, super::session::Prepared { text, by_sql: true });
+            self.prepared
+                .insert(name, super::session::Prepared { text, by_sql: true });
             return Ok(Done::tag("PREPARE"));
         }
         if let Some(name) = after(text, "EXECUTE") {
@@ -272,7 +304,10 @@ impl Session {
             };
         }
         let word = text.split_whitespace().next().unwrap_or_default();
-        Err(Failure::new("42601", format!("syntax error at or near \"{word}\"")))
+        Err(Failure::new(
+            "42601",
+            format!("syntax error at or near \"{word}\""),
+        ))
     }
 
     /// DISCARD ALL: the session is as after login.
@@ -296,7 +331,10 @@ impl Session {
         let state = self.transaction.state;
         let is_open = matches!(state, Open | Failed);
         let outside = |what: &str| {
-            Failure::new("25P01", format!("{what} can only be used in transaction blocks"))
+            Failure::new(
+                "25P01",
+                format!("{what} can only be used in transaction blocks"),
+            )
         };
         if after_any(text, &["BEGIN", "START TRANSACTION"]).is_some() {
             return Some(Ok(match state {
@@ -363,7 +401,10 @@ impl Session {
     fn savepoint(&mut self, text: &str) -> Option<Result<Done, Failure>> {
         let is_open = matches!(self.transaction.state, State::Open);
         let outside = |what: &str| {
-            Failure::new("25P01", format!("{what} can only be used in transaction blocks"))
+            Failure::new(
+                "25P01",
+                format!("{what} can only be used in transaction blocks"),
+            )
         };
         if let Some(name) = after(text, "SAVEPOINT") {
             if !is_open {
@@ -384,7 +425,10 @@ impl Session {
                 self.transaction.savepoints.truncate(at);
                 Ok(Done::tag("RELEASE"))
             }
-            None => Err(Failure::new("3B001", format!("savepoint \"{name}\" does not exist"))),
+            None => Err(Failure::new(
+                "3B001",
+                format!("savepoint \"{name}\" does not exist"),
+            )),
         })
     }
 
@@ -393,7 +437,9 @@ impl Session {
         let rest = local.or_else(|| after(rest, "SESSION")).unwrap_or(rest);
         let at = rest.find('=').map(|at| (at, 1));
         let to = rest.to_ascii_lowercase().find(" to ").map(|at| (at, 4));
-        let (at, length) = to.or(at).ok_or_else(|| Failure::new("42601", "syntax error"))?;
+        let (at, length) = to
+            .or(at)
+            .ok_or_else(|| Failure::new("42601", "syntax error"))?;
         let name = unquoted(&rest[..at]);
         let value = unquoted(&rest[at + length..]);
         let is_local = local.is_some();
@@ -456,7 +502,12 @@ impl Session {
     fn reset(&mut self, name: &str) -> Result<Done, Failure> {
         match name.eq_ignore_ascii_case("ALL") {
             true => {
-                let names: Vec<_> = self.session.keys().chain(self.local.keys()).cloned().collect();
+                let names: Vec<_> = self
+                    .session
+                    .keys()
+                    .chain(self.local.keys())
+                    .cloned()
+                    .collect();
                 names.iter().try_for_each(|name| self.reset_one(name))?;
             }
             false => self.reset_one(&unquoted(name))?,
@@ -552,9 +603,10 @@ impl Session {
             return match item.parse::<i64>() {
                 Ok(number) => Ok(Some(number.to_string())),
                 Err(_) if item.ends_with("IS NOT NULL") => Ok(Some("t".to_owned())),
-                Err(_) => {
-                    Err(Failure::new("42703", format!("column \"{item}\" does not exist")))
-                }
+                Err(_) => Err(Failure::new(
+                    "42703",
+                    format!("column \"{item}\" does not exist"),
+                )),
             };
         };
         let mut values = Vec::new();
@@ -593,7 +645,10 @@ impl Session {
                 notices.push(Failure::new("01000", argument(0)));
                 Ok(Some(String::new()))
             }
-            _ => Err(Failure::new("42883", format!("function {name} does not exist"))),
+            _ => Err(Failure::new(
+                "42883",
+                format!("function {name} does not exist"),
+            )),
         }
     }
 
@@ -609,7 +664,9 @@ impl Session {
         };
         for part in text.split(" UNION ALL ") {
             let part = part.split("))) SELECT ").last().unwrap_or(part);
-            let part = part.trim_start_matches("SELECT ").trim_start_matches("(SELECT ");
+            let part = part
+                .trim_start_matches("SELECT ")
+                .trim_start_matches("(SELECT ");
             let is = |word: &str| part.starts_with(&format!("'{word}'"));
             if is("temporary") && !self.temporary.is_empty() {
                 say("temporary", None);
@@ -623,7 +680,10 @@ impl Session {
                 say("may-seed", None);
             } else if part.starts_with("CASE WHEN pg_catalog.octet_length") {
                 let name = quoted(part, "'setting ").unwrap_or_default();
-                say(&format!("setting {name}"), self.setting(&name).map(|v| hex(&v)));
+                say(
+                    &format!("setting {name}"),
+                    self.setting(&name).map(|v| hex(&v)),
+                );
             } else if part.starts_with("'reset '") {
                 let names = part.split("ARRAY[").nth(1).unwrap_or_default();
                 for name in names.split('\'').skip(1).step_by(2) {
@@ -668,5 +728,8 @@ fn hex(text: &str) -> String {
 }
 
 fn unknown_parameter(name: &str) -> Failure {
-    Failure::new("42704", format!("unrecognized configuration parameter \"{name}\""))
+    Failure::new(
+        "42704",
+        format!("unrecognized configuration parameter \"{name}\""),
+    )
 }
