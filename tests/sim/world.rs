@@ -293,7 +293,7 @@ impl World {
         }
     }
 
-    fn to_proxy(&mut self, conn: Conn) {
+    fn reach_proxy(&mut self, conn: Conn) {
         self.wires[conn].is_due[1] = false;
         let there = self.wires[conn].to_proxy.len();
         if there > 0 {
@@ -319,7 +319,7 @@ impl World {
         }
     }
 
-    fn from_proxy(&mut self, conn: Conn) {
+    fn leave_proxy(&mut self, conn: Conn) {
         self.wires[conn].is_due[0] = false;
         let there = self.wires[conn].from_proxy.len();
         if there > 0 {
@@ -358,7 +358,7 @@ impl World {
                 let ended = self.clients[number].end();
                 self.end(conn, End::Closed);
                 if let Err(odd) = ended {
-                    self.odd(number, odd);
+                    self.odd(number, &odd);
                 }
                 self.look_whether_all_are_over();
             }
@@ -376,7 +376,7 @@ impl World {
         let mut acts = Vec::new();
         let heard = self.clients[number].hear(bytes, &mut acts);
         if let Err(odd) = heard {
-            self.odd(number, odd);
+            self.odd(number, &odd);
         }
         self.act(number, acts);
     }
@@ -460,7 +460,7 @@ impl World {
             None => {
                 // The proxy has closed its port.
                 if let Err(odd) = self.clients[number].end() {
-                    self.odd(number, odd);
+                    self.odd(number, &odd);
                 }
                 self.look_whether_all_are_over();
             }
@@ -475,7 +475,7 @@ impl World {
     }
 
     /// Whether there is a reason for something odd.
-    fn odd(&mut self, number: usize, odd: Odd) {
+    fn odd(&mut self, number: usize, odd: &Odd) {
         self.statistics.oddities += 1;
         self.note("odd", number, format!("{odd:?}").as_bytes());
         let Excuses {
@@ -492,7 +492,7 @@ impl World {
             is_there
         };
         let is_application = self.clients[number].who() == Who::Application;
-        let excused = match &odd {
+        let excused = match odd {
             Odd::Wrong(_) => false,
             Odd::Refused(sqlstate) => match sqlstate.as_str() {
                 "57014" => take(&mut self.clients[number].cancels),
@@ -784,8 +784,8 @@ impl Outside for World {
         };
         self.statistics.events += 1;
         match event {
-            Event::ToProxy(conn) => self.to_proxy(conn),
-            Event::FromProxy(conn) => self.from_proxy(conn),
+            Event::ToProxy(conn) => self.reach_proxy(conn),
+            Event::FromProxy(conn) => self.leave_proxy(conn),
             Event::Answer(conn) => self.answer(conn),
             Event::Begin(number) => self.begin(number),
             Event::Wake(number) => {

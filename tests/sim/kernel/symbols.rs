@@ -8,7 +8,7 @@
 
 use libc::{c_int, c_long, c_uint, c_void, iovec, sockaddr, sockaddr_in, socklen_t, ssize_t};
 
-use super::{BASE, EPOCH, IS_SIMULATED, NOW, RANDOM, Result, random, wait, with};
+use super::{BASE, EPOCH, IS_SIMULATED, Kernel, NOW, RANDOM, Result, random, wait, with};
 
 fn is_simulated() -> bool {
     IS_SIMULATED.try_with(std::cell::Cell::get).unwrap_or(false)
@@ -89,7 +89,7 @@ pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: usize, flags: c_
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn epoll_create1(flags: c_int) -> c_int {
     match is_simulated() {
-        true => with(|kernel| kernel.epoll_create()),
+        true => with(Kernel::epoll_create),
         // SAFETY: the caller's arguments, as they are.
         false => unsafe { libc::syscall(libc::SYS_epoll_create1, flags) as c_int },
     }
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn eventfd(count: c_uint, flags: c_int) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
     match is_simulated() && domain == libc::AF_INET {
-        true => with(|kernel| kernel.new_socket()),
+        true => with(Kernel::new_socket),
         // SAFETY: the caller's arguments, as they are.
         false => unsafe { libc::syscall(libc::SYS_socket, domain, kind, protocol) as c_int },
     }
