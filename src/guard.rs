@@ -23,7 +23,8 @@ const PROTECTED: [&str; 5] = [
     "escape_string_warning",
 ];
 
-/// What `standard_conforming_strings` is from the start; drivers say so again.
+/// What it is from the start, drivers and pg_dump say again.
+const STRINGS: &str = "standard_conforming_strings";
 const STARTS_WITH: &str = "on";
 
 /// Why a statement is refused.
@@ -145,6 +146,16 @@ pub fn check_policies(
     };
     let message = format!("permission denied to set parameter \"{name}\": {why}");
     Err(offence("policy", &message, NAME_IT))
+}
+
+fn is_of_strings(name: &str) -> bool {
+    name.eq_ignore_ascii_case(STRINGS)
+}
+
+/// What PostgreSQL reads as true (bool.c), as far as anybody writes it.
+fn is_on(value: &str) -> bool {
+    let value = value.to_ascii_lowercase();
+    [STARTS_WITH, "true", "yes", "1"].contains(&&*value)
 }
 
 /// What acts for nobody else: an empty value, and what PostgreSQL reads as false (bool.c).
@@ -342,9 +353,16 @@ impl Guard {
             .variables
             .iter()
             .filter(|variable| variable.may != May::Nothing);
-        let names: Vec<Box<str>> = may_be_set.map(|variable| variable.name.clone()).collect();
+        let mut names: Vec<Box<str>> = may_be_set.map(|variable| variable.name.clone()).collect();
+        if self.is_whole() {
+            names.push(STRINGS.into());
+            if let Some((name, value)) = choice::set_as_pg_dump(text, backslashes) {
+                return self.check_call(&name, &value);
+            }
+        }
         let mut check = |name: &str, value: &str| match is_chosen(name) {
             true => Ok(()),
+            false if is_of_strings(name) && !is_on(value) => self.check_name(STRINGS),
             false => self.check_value(name, value, &mut passed),
         };
         let mut by_parameters = false;
@@ -352,10 +370,14 @@ impl Guard {
             let calls: Vec<&SetConfig> = match &step {
                 Step::Set(Chosen {
                     variable, value, ..
-                }) if value.is_some() || !self.resets_to_own => {
+                }) if value.is_some()
+                    || !self.resets_to_own
+                    || is_of_strings(&names[*variable]) =>
+                {
                     check(&names[*variable], value.as_deref().unwrap_or_default())?;
                     continue;
                 }
+                Step::Reset(variable) if is_of_strings(&names[*variable]) => return Err(offence),
                 Step::Set(_) | Step::Reset(_) if self.resets_to_own => continue,
                 Step::Reset(variable) => {
                     check(&names[*variable], "")?;
@@ -370,7 +392,7 @@ impl Guard {
                 match (&call.name, &call.value) {
                     (Term::Literal(name), Term::Literal(value)) => check(name, value)?,
                     (Term::Literal(name), Term::Null) => check(name, "")?,
-                    (Term::Literal(name), Term::Parameter(_)) => {
+                    (Term::Literal(name), Term::Parameter(_)) if !is_of_strings(name) => {
                         by_parameters |= !is_chosen(name) && self.variable(name).is_some();
                     }
                     _ => return Err(offence),

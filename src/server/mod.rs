@@ -136,7 +136,8 @@ impl Drop for Proxy {
     }
 }
 
-/// Binds the main ports and serves clients on the workers of `app`. Returns what was bound, in the order of the config.
+/// Binds the main ports and serves clients on the workers of `app`. Returns what was bound, in the
+/// order of the config.
 ///
 /// # Errors
 /// A port that cannot be bound.

@@ -138,6 +138,66 @@ pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step>
     read_all(text, variables, &[], backslashes)
 }
 
+/// What pg_dump sets if the server has it, and to what:
+/// `SELECT set_config(name, 'value', false) FROM pg_settings WHERE name = 'name'`.
+pub fn set_as_pg_dump(text: &[u8], backslashes: bool) -> Option<(String, String)> {
+    let text = std::str::from_utf8(text).ok()?;
+    let text = (text.len() <= MAX_TEXT).then_some(text)?;
+    let tokens = tokens(text, backslashes)?;
+    let mut statements = statements(&tokens, |token| token);
+    let (statement, None) = (statements.next()?, statements.next()) else {
+        return None;
+    };
+    let [
+        select,
+        call,
+        open,
+        argument,
+        comma,
+        Token::Text(value),
+        rest @ ..,
+    ] = statement
+    else {
+        return None;
+    };
+    let [
+        second,
+        is_local,
+        close,
+        from,
+        settings,
+        clause,
+        column,
+        equals,
+        Token::Text(name),
+    ] = rest
+    else {
+        return None;
+    };
+    let words = [
+        (select, "select"),
+        (call, "set_config"),
+        (argument, "name"),
+        (is_local, "false"),
+        (from, "from"),
+        (settings, "pg_settings"),
+        (clause, "where"),
+        (column, "name"),
+    ];
+    let symbols = [
+        (open, '('),
+        (comma, ','),
+        (second, ','),
+        (close, ')'),
+        (equals, '='),
+    ];
+    let is_it = words.iter().all(|(token, word)| token.is_word(word))
+        && symbols
+            .iter()
+            .all(|(token, symbol)| token.is_symbol(*symbol));
+    is_it.then(|| (name.clone(), value.clone()))
+}
+
 /// As [`read`], and calls of `functions`.
 pub fn read_all(
     text: &[u8],

@@ -417,6 +417,9 @@ struct Reader {
     parentheses: u32,
     /// A literal that comes here stays in a catalog.
     keeps_literals: bool,
+    /// The same ends with a comma at so many parentheses: it is of a column, or of a constraint.
+    /// None: it does not end.
+    keeps_within: Option<u32>,
     /// The same up to WITH, behind which storage parameters stand: of an index, statistics or a
     /// partition.
     keeps_in_index: bool,
@@ -530,6 +533,14 @@ impl Reader {
                 self.note_lead();
                 self.parentheses += 1;
             }
+            b',' if self
+                .keeps_within
+                .is_some_and(|depth| self.parentheses <= depth) =>
+            {
+                self.keeps_literals = false;
+            }
+            // An array has commas of its own.
+            b'[' => self.keeps_within = None,
             b')' => {
                 self.parentheses = self.parentheses.saturating_sub(1);
                 if self.leads != 0 {
@@ -728,11 +739,10 @@ impl Reader {
             // An identity, which has a sequence; and a constraint, which has an index.
             b"generated" | b"exclude" => {
                 self.locks_object();
-                self.keeps_literals = true;
+                self.keep_literals(word == b"generated");
             }
-            b"view" | b"default" | b"check" | b"where" | b"expression" => {
-                self.keeps_literals = true;
-            }
+            b"default" | b"check" => self.keep_literals(true),
+            b"view" | b"where" | b"expression" => self.keep_literals(false),
             b"index" | b"statistics"
                 if self.parentheses == 0 && self.command == Command::Create =>
             {
@@ -747,6 +757,13 @@ impl Reader {
             self.locks_object();
         }
         self.makes_view |= word == b"view";
+    }
+
+    /// From here on literals stay in a catalog; `is_of_column`: up to the next column.
+    fn keep_literals(&mut self, is_of_column: bool) {
+        let goes_on = self.keeps_literals && self.keeps_within.is_none();
+        self.keeps_within = (is_of_column && !goes_on).then_some(self.parentheses);
+        self.keeps_literals = true;
     }
 
     fn locks_object(&mut self) {
@@ -1052,6 +1069,7 @@ impl Reader {
         self.calls.clear();
         self.parentheses = 0;
         self.keeps_literals = false;
+        self.keeps_within = None;
         self.keeps_in_index = false;
         self.last_word = Short::default();
         self.makes_view = false;

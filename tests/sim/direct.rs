@@ -1,4 +1,5 @@
-//! What a client is owed: what a session of its own, beside the proxy, answers to the same messages.
+//! What a client is owed: what a session of its own, beside the proxy, answers to the same
+//! messages.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -27,8 +28,8 @@ struct Owed {
     complete: usize,
     /// What is reported when it has been answered.
     reported: Rc<BTreeMap<String, String>>,
-    /// It is, or is pipelined behind, a RESET: what is reported until the next statement is what the server falls back to
-    /// (docs/session-state.md).
+    /// It is, or is pipelined behind, a RESET: what is reported until the next statement is what
+    /// the server falls back to (docs/session-state.md).
     is_reset: bool,
 }
 

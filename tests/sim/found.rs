@@ -17,7 +17,8 @@ fn client(who: Who, steps: impl IntoIterator<Item = Step>) -> Client {
     }
 }
 
-/// Plays a plan over many networks. Nobody may see anything that clients of direct PostgreSQL do not.
+/// Plays a plan over many networks. Nobody may see anything that clients of direct PostgreSQL do
+/// not.
 fn nobody_sees_anything_odd(clients: &[Client], faults: &[Fault]) {
     for seed in 1..60 {
         let plan = Plan {

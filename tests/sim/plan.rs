@@ -1,5 +1,5 @@
-//! What one seed plays: which clients say what and when, and what befalls servers and the proxy. A plan is plain data, so
-//! that one that fails can be made smaller.
+//! What one seed plays: which clients say what and when, and what befalls servers and the proxy. A
+//! plan is plain data, so that one that fails can be made smaller.
 
 use crate::kernel::random;
 
@@ -112,7 +112,8 @@ pub enum What {
     Kill(usize),
     /// The same with a last word.
     Terminate(usize),
-    /// The next process of a server that has answered all that it was asked says its last word with that.
+    /// The next process of a server that has answered all that it was asked says its last word with
+    /// that.
     LastWord(usize),
     /// A server restarts, and lets nobody in for so many milliseconds.
     Restart(usize, u64),

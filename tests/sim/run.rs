@@ -17,7 +17,8 @@ use crate::kernel;
 use crate::plan::Plan;
 use crate::world::{Control, Statistics, World};
 
-/// How long a plan may take that takes milliseconds: a task of the proxy that never waits keeps the clock from going on.
+/// How long a plan may take that takes milliseconds: a task of the proxy that never waits keeps the
+/// clock from going on.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What came of a plan.

@@ -16,7 +16,8 @@ pub struct Backend {
     secret: [u8; 4],
     inbox: Vec<u8>,
     pub session: Option<Session>,
-    /// The answer to a statement that takes a while, and what the session was before it, with its message.
+    /// The answer to a statement that takes a while, and what the session was before it, with its
+    /// message.
     asleep: Option<Asleep>,
     pub dead: bool,
     /// Which sleep it is in.

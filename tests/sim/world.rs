@@ -1,4 +1,5 @@
-//! Everything outside of the proxy: the network, the clients and the servers, and what befalls them; and the checkers.
+//! Everything outside of the proxy: the network, the clients and the servers, and what befalls
+//! them; and the checkers.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -17,11 +18,13 @@ use crate::server::{Backend, Failures, Reaction};
 const MILLISECOND: u64 = 1_000_000;
 /// For how long anything may take, in milliseconds, before a client is said to wait for ever.
 const PATIENCE: u64 = 150_000;
-/// How often is looked whether somebody waits for what is there, in milliseconds, and after how many such looks in a row nobody is
-/// going to serve him: far less than the second after which the proxy itself looks again.
+/// How often is looked whether somebody waits for what is there, in milliseconds, and after how
+/// many such looks in a row nobody is going to serve him: far less than the second after which the
+/// proxy itself looks again.
 const LOOK: u64 = 10;
 const LOOKS: usize = 12;
-/// How long after the last client the counts are looked at: all that was under way has ended by then.
+/// How long after the last client the counts are looked at: all that was under way has ended by
+/// then.
 const CALM: u64 = 8_000;
 
 /// What is done with the proxy, by a task on its runtime.
@@ -124,10 +127,12 @@ pub struct Statistics {
     pub oddities: u64,
 }
 
-/// What clients may see that clients of direct PostgreSQL would not, since something befell a server or the proxy.
+/// What clients may see that clients of direct PostgreSQL would not, since something befell a
+/// server or the proxy.
 #[derive(Debug, Default)]
 struct Excuses {
-    /// Server connections that were lost, and changes of tenant that failed: each hurts one client at most.
+    /// Server connections that were lost, and changes of tenant that failed: each hurts one client
+    /// at most.
     hurt: usize,
     /// Statements that a server would not run.
     failed: usize,
@@ -709,7 +714,8 @@ impl World {
         }
     }
 
-    /// Nobody waits for a server connection of a pool that has an idle one, but those who are paused.
+    /// Nobody waits for a server connection of a pool that has an idle one, but those who are
+    /// paused.
     fn look(&mut self) {
         let waits = self.app.instances().iter().any(|(name, instance)| {
             // So many are kept for tenants that hold none (`Queue::find`).

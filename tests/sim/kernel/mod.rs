@@ -1,4 +1,5 @@
-//! The operating system of a simulated thread: its clock, its random numbers, its sockets and its epolls.
+//! The operating system of a simulated thread: its clock, its random numbers, its sockets and its
+//! epolls.
 //!
 //! The proxy runs as it is. Its runtime, `std` and the crates below them call the C library, and
 //! [`symbols`] takes the place of the functions of it that a data plane needs. On a thread that has
@@ -22,7 +23,8 @@ use libc::{
 const BASE: i32 = 1 << 28;
 /// Bytes that a socket takes while its other end does not read.
 const ROOM: usize = 64 * 1024;
-/// What the clock begins with, in nanoseconds: none of the times that are subtracted from it may be before zero.
+/// What the clock begins with, in nanoseconds: none of the times that are subtracted from it may be
+/// before zero.
 const BEGINNING: u64 = 1_000_000_000_000;
 /// What is added to the clock of the world, in seconds of Unix time.
 const EPOCH: u64 = 1_800_000_000;

@@ -59,7 +59,8 @@ pub struct Saved {
 pub enum State {
     #[default]
     Idle,
-    /// A statement of the extended protocol, or one of several of a Query, has begun one that ends by itself.
+    /// A statement of the extended protocol, or one of several of a Query, has begun one that ends
+    /// by itself.
     Implicit,
     Open,
     Failed,
