@@ -169,7 +169,7 @@ struct Author<'r> {
 impl Plan {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let count = 8 + random.index(3);
+        let count = TENANTS;
         let span = 40 + random.below(400);
         let mut clients: Vec<Client> = Vec::new();
         while clients.len() < count || clients.iter().map(Client::messages).sum::<usize>() < 200 {
@@ -251,7 +251,7 @@ impl Client {
             known: Vec::new(),
             temporary: 0,
         };
-        let wanted = 18 + author.random.index(14);
+        let wanted = 19 + author.random.index(11);
         let mut said = 0;
         while said < wanted {
             let before = author.steps.len();
