@@ -9,10 +9,10 @@ use crate::wire::{
 const OWN: &str = "SELECT current_setting('app.tenant_id')";
 const DENIED: &str = "42501";
 
-const GUARDED: &str = "posture: guarded";
+pub const GUARDED: &str = "posture: guarded";
 
 /// `posture`: settings of the placement.
-async fn proxy(pooling: &'static str, posture: &str) -> Running {
+pub async fn proxy(pooling: &'static str, posture: &str) -> Running {
     Setup {
         pooling,
         placements: format!(

@@ -15,6 +15,7 @@ use pgtenant::cluster::{Cluster, describe};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
+use crate::guard;
 use crate::harness::{
     POOLINGS, Running, SECRET, Server, Setup, binaries, connect, eventually, in_time, world,
 };
@@ -500,6 +501,27 @@ async fn dumps_are_the_same_and_can_be_restored() {
         said
     })
     .await;
+}
+
+/// It begins with the set_config of a name that it finds in pg_settings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_can_be_made_in_posture_guarded() {
+    let Some((pg_dump, _)) = dump_tools().await else {
+        return;
+    };
+    for pooling in POOLINGS {
+        let proxy = guard::proxy(pooling, guard::GUARDED).await;
+        let dsn = format!("postgresql://app.g0:g0@{}/app", proxy.address);
+        let said = transcript(Command::new(&pg_dump).args([
+            "--enable-row-security",
+            "--table=items",
+            "--dbname",
+            &dsn,
+        ]))
+        .await;
+        assert!(said.contains("CREATE TABLE public.items"), "{said}");
+        assert!(said.contains("database dump complete"), "{said}");
+    }
 }
 
 const PIPELINE: &str = "\\set aid random(1, 100000)
