@@ -38,6 +38,10 @@ fn check(name: &str) -> Result<(), InvalidName> {
     Ok(())
 }
 
+/// A pool of server connections, by a number that no other pool of its server has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolId(pub u64);
+
 macro_rules! name {
     ($(#[$doc:meta])* $type:ident) => {
         $(#[$doc])*

@@ -28,7 +28,7 @@ use crate::backend::leftovers::Leftovers;
 use crate::backend::prepared::Interner;
 use crate::config::{PoolKey, PoolLimits, Route, Server, Timeouts};
 use crate::error::{Blame, Error, Kind, Result};
-use crate::id::TenantId;
+use crate::id::{PoolId, TenantId};
 use crate::metrics::InstanceMetrics;
 use crate::sql::policies::PolicyVariables;
 use crate::tenant::level::{Level, Turns};
@@ -93,7 +93,7 @@ pub struct Failure {
 
 /// Server connections with the same server, database, login and pinned parameters.
 pub struct Pool {
-    pub id: u64,
+    pub id: PoolId,
     pub key: PoolKey,
     pub instance: Arc<Instance>,
     size: AtomicUsize,
@@ -247,7 +247,7 @@ impl Instance {
         let mut by_key = lock(&self.by_key);
         let pool = by_key.get(key).and_then(Weak::upgrade).unwrap_or_else(|| {
             let pool = Arc::new(Pool {
-                id: self.next_pool.fetch_add(1, Relaxed),
+                id: PoolId(self.next_pool.fetch_add(1, Relaxed)),
                 key: key.clone(),
                 instance: self.clone(),
                 size: AtomicUsize::new(limits.size),
@@ -357,7 +357,7 @@ impl Instance {
     /// Closes `connection` in the background; its slot is free when the server has let it go.
     pub(super) fn close(
         self: &Arc<Self>,
-        pool: u64,
+        pool: PoolId,
         connection: Box<ServerConnection>,
         busy: bool,
     ) {
@@ -369,7 +369,7 @@ impl Instance {
     }
 
     /// Sees to it that no connection is kept for a client that does not come.
-    pub(super) fn watch_lingering(self: &Arc<Self>, pool: u64) {
+    pub(super) fn watch_lingering(self: &Arc<Self>, pool: PoolId) {
         let instance = Arc::downgrade(self);
         timer::spawn(async move {
             let look = |instance: Arc<Self>| instance.end_lingering(pool);
@@ -380,7 +380,7 @@ impl Instance {
     }
 
     /// How long something is kept at most. None: nothing is, and nobody watches any more.
-    fn end_lingering(&self, pool: u64) -> Option<Duration> {
+    fn end_lingering(&self, pool: PoolId) -> Option<Duration> {
         let mut queue = self.queue();
         let left = queue.end_lingering(pool, Instant::now());
         if left.is_none() {
@@ -434,7 +434,7 @@ impl Instance {
 
 /// Whether a pool has one connection more than it keeps, which is then counted out. `spares`: how
 /// many more pools have that keep any.
-fn may_go(spares: &mut HashMap<u64, usize>, pool: u64) -> bool {
+fn may_go(spares: &mut HashMap<PoolId, usize>, pool: PoolId) -> bool {
     match spares.get_mut(&pool) {
         None => true,
         Some(0) => false,

@@ -34,7 +34,7 @@ use crate::backend::connection::{Kept, ServerConnection};
 use crate::backend::instance::Pool;
 use crate::config::PoolLimits;
 use crate::error::{Error, Kind};
-use crate::id::TenantId;
+use crate::id::{PoolId, TenantId};
 use crate::tenant::level::{Asking, Level, Turns};
 use crate::tenant::state::TenantState;
 use crate::workers::WorkerId;
@@ -87,7 +87,7 @@ pub enum Granted {
     Slot,
     /// Room for a new one, once this idle one of another pool is closed.
     Evict {
-        from: u64,
+        from: PoolId,
         connection: Box<ServerConnection>,
     },
 }
@@ -125,7 +125,7 @@ impl Line {
 
 /// A tenant with waiting clients.
 struct Turn {
-    pool: u64,
+    pool: PoolId,
     tenant: TenantId,
     /// The server time that it has had, in microseconds for a weight of 1, or what those have had
     /// that were served lately, if that is more: who did nothing for a while saves nothing up.
@@ -244,7 +244,7 @@ pub struct Queue {
     total: usize,
     /// Connections that tenants hold.
     active: usize,
-    pools: FxHashMap<u64, PoolState>,
+    pools: FxHashMap<PoolId, PoolState>,
     /// Tenants with waiting clients, those that have used least first.
     ring: VecDeque<Turn>,
     /// What the one has used whose turn was next when one was served last, or before if that was
@@ -350,7 +350,7 @@ impl Queue {
     /// A connection or room for one, if `tenant` need not wait.
     pub fn try_take(
         &mut self,
-        pool: u64,
+        pool: PoolId,
         tenant: &TenantState,
         worker: WorkerId,
     ) -> Option<Granted> {
@@ -367,7 +367,7 @@ impl Queue {
     /// its turn.
     pub fn take_reserve(
         &mut self,
-        pool: u64,
+        pool: PoolId,
         tenant: &TenantState,
         worker: WorkerId,
         patience: Duration,
@@ -383,7 +383,7 @@ impl Queue {
 
     /// Takes what was found, counted as the tenant's. None: it is there no more, or a level of the
     /// tenant has become full.
-    fn take_for(&mut self, pool: u64, tenant: &TenantState, found: Found) -> Option<Granted> {
+    fn take_for(&mut self, pool: PoolId, tenant: &TenantState, found: Found) -> Option<Granted> {
         if !self.activate(pool, tenant) {
             return None;
         }
@@ -394,7 +394,7 @@ impl Queue {
         granted
     }
 
-    fn asking(&self, pool: u64) -> Asking<'_> {
+    fn asking(&self, pool: PoolId) -> Asking<'_> {
         let state = self.pools.get(&pool);
         Asking {
             turns: &self.turns,
@@ -403,11 +403,11 @@ impl Queue {
         }
     }
 
-    fn may_activate(&self, pool: u64, tenant: &TenantState) -> bool {
+    fn may_activate(&self, pool: PoolId, tenant: &TenantState) -> bool {
         tenant.may_activate() && (!tenant.has_levels() || tenant.levels_let_in(&self.asking(pool)))
     }
 
-    fn activate(&mut self, pool: u64, tenant: &TenantState) -> bool {
+    fn activate(&mut self, pool: PoolId, tenant: &TenantState) -> bool {
         let may = tenant.activate(&self.asking(pool));
         self.active += usize::from(may);
         may
@@ -444,7 +444,7 @@ impl Queue {
     }
 
     /// Clients of a tenant that wait in a pool.
-    pub fn waiting(&self, pool: u64, tenant: &TenantId) -> usize {
+    pub fn waiting(&self, pool: PoolId, tenant: &TenantId) -> usize {
         let state = self.pools.get(&pool);
         let line = state.and_then(|state| state.waiting.get(tenant));
         line.map_or(0, |line| line.waiters.len())
@@ -453,7 +453,7 @@ impl Queue {
     /// Stands in line.
     pub fn wait(
         &mut self,
-        pool: u64,
+        pool: PoolId,
         tenant: &Arc<TenantState>,
         worker: WorkerId,
     ) -> oneshot::Receiver<Granted> {
@@ -476,7 +476,7 @@ impl Queue {
         receiver
     }
 
-    fn line_up(&mut self, pool: u64, tenant: &TenantState) {
+    fn line_up(&mut self, pool: PoolId, tenant: &TenantState) {
         let used = tenant.account(self.used..=self.used.saturating_add(MOST_OWED));
         let at = self.ring.partition_point(|turn| turn.used <= used);
         let turn = Turn {
@@ -491,7 +491,7 @@ impl Queue {
     /// What there is for a client of `tenant` on `worker`.
     fn find(
         &self,
-        pool: u64,
+        pool: PoolId,
         tenant: &TenantState,
         worker: WorkerId,
         share: Share,
@@ -531,7 +531,7 @@ impl Queue {
     }
 
     /// Takes what was found, under the same lock.
-    fn take(&mut self, pool: u64, found: Found) -> Option<Granted> {
+    fn take(&mut self, pool: PoolId, found: Found) -> Option<Granted> {
         let state = self.pools.get_mut(&pool)?;
         match found {
             Found::Free(at) => {
@@ -573,7 +573,7 @@ impl Queue {
     #[must_use]
     pub fn put_back(
         &mut self,
-        pool: u64,
+        pool: PoolId,
         tenant: &TenantState,
         connection: Box<ServerConnection>,
         now: Instant,
@@ -587,7 +587,7 @@ impl Queue {
     /// Gives what came back to who is next, or keeps it.
     fn pass_on(
         &mut self,
-        pool: u64,
+        pool: PoolId,
         tenant: &TenantState,
         mut connection: Box<ServerConnection>,
         now: Instant,
@@ -646,7 +646,7 @@ impl Queue {
 
     /// Gives what was kept for nobody to who waits. Returns how long something is still kept at
     /// most before this is to be called again.
-    pub fn end_lingering(&mut self, pool: u64, now: Instant) -> Option<Duration> {
+    pub fn end_lingering(&mut self, pool: PoolId, now: Instant) -> Option<Duration> {
         let state = self.pools.get_mut(&pool)?;
         let mut ended = Vec::new();
         let mut next = None;
@@ -677,7 +677,7 @@ impl Queue {
 
     /// Whether the caller is to call [`end_lingering`](Self::end_lingering) from now on until
     /// nothing is kept.
-    pub fn must_be_watched(&mut self, pool: u64) -> bool {
+    pub fn must_be_watched(&mut self, pool: PoolId) -> bool {
         let Some(state) = self.pools.get_mut(&pool) else {
             return false;
         };
@@ -688,7 +688,7 @@ impl Queue {
     }
 
     /// Nobody watches any more.
-    pub fn unwatch(&mut self, pool: u64) {
+    pub fn unwatch(&mut self, pool: PoolId) {
         if let Some(state) = self.pools.get_mut(&pool) {
             state.watched = false;
         }
@@ -703,7 +703,7 @@ impl Queue {
     }
 
     /// A connection of `pool` was made, in this time.
-    pub fn note_connected(&mut self, pool: u64, took: Duration) {
+    pub fn note_connected(&mut self, pool: PoolId, took: Duration) {
         self.price = match self.price.is_zero() {
             true => took,
             false => (self.price * 7 + took) / 8,
@@ -716,7 +716,7 @@ impl Queue {
 
     /// The server let no connection of `pool` in, for a reason that passes; the slot for it is
     /// counted still. True: the caller is to call [`try_again`](Self::try_again) from now on.
-    pub fn note_refused(&mut self, pool: u64, error: &Error) -> bool {
+    pub fn note_refused(&mut self, pool: PoolId, error: &Error) -> bool {
         let Some(state) = self.pools.get_mut(&pool) else {
             return false;
         };
@@ -726,13 +726,13 @@ impl Queue {
     }
 
     /// Why the server lets no connection of `pool` in, if it does not.
-    pub fn refusal(&self, pool: u64) -> Option<&Error> {
+    pub fn refusal(&self, pool: PoolId) -> Option<&Error> {
         self.pools.get(&pool)?.door.error()
     }
 
     /// After a refusal: finds who may try again. Returns when this is to be called again; None: the
     /// server lets clients in.
-    pub fn try_again(&mut self, pool: u64) -> Option<Duration> {
+    pub fn try_again(&mut self, pool: PoolId) -> Option<Duration> {
         self.dispatch_all();
         self.pools.get_mut(&pool)?.door.look(Instant::now())
     }
@@ -762,7 +762,7 @@ impl Queue {
 
     /// Whether a pool has fewer connections than it keeps, and one can be made that nobody waits
     /// for: it takes no place that others wait for, and closes no other connection.
-    pub fn lacks_spares(&self, pool: u64) -> bool {
+    pub fn lacks_spares(&self, pool: PoolId) -> bool {
         self.pools.get(&pool).is_some_and(|state| {
             let has_room = self.total < self.limit && self.ring.is_empty();
             state.total < state.pool.limits().min && has_room && state.door.lets_in()
@@ -771,7 +771,7 @@ impl Queue {
 
     /// Takes the place of such a connection: [`put_spare`](Self::put_spare) or
     /// [`release`](Self::release) follows. False: there is none to be made.
-    pub fn take_spare(&mut self, pool: u64) -> bool {
+    pub fn take_spare(&mut self, pool: PoolId) -> bool {
         if !self.lacks_spares(pool) {
             return false;
         }
@@ -785,7 +785,7 @@ impl Queue {
     }
 
     /// Puts such a connection in its place, and serves who has come to wait meanwhile.
-    pub fn put_spare(&mut self, pool: u64, connection: Box<ServerConnection>) {
+    pub fn put_spare(&mut self, pool: PoolId, connection: Box<ServerConnection>) {
         let near = Some(connection.worker);
         if let Some(state) = self.pools.get_mut(&pool) {
             state.idle.push_back(connection);
@@ -794,7 +794,7 @@ impl Queue {
     }
 
     /// Of each pool that keeps connections: how many more it has.
-    pub fn spares(&self) -> HashMap<u64, usize> {
+    pub fn spares(&self) -> HashMap<PoolId, usize> {
         let keeping = self.pools.iter();
         keeping
             .map(|(&id, state)| (id, state.total, state.pool.limits().min))
@@ -804,12 +804,12 @@ impl Queue {
     }
 
     /// Counts a connection of `pool` out that is closed now.
-    pub fn release(&mut self, pool: u64) {
+    pub fn release(&mut self, pool: PoolId) {
         self.uncount(pool);
         self.dispatch(None);
     }
 
-    fn uncount(&mut self, pool: u64) {
+    fn uncount(&mut self, pool: PoolId) {
         self.total -= 1;
         if let Some(state) = self.pools.get_mut(&pool) {
             state.total -= 1;
@@ -994,7 +994,7 @@ impl Queue {
     /// Gives to the one at `at` of the line; what could not be delivered comes back.
     fn hand_over(
         &mut self,
-        pool: u64,
+        pool: PoolId,
         tenant: &TenantId,
         at: usize,
         granted: Granted,
@@ -1010,7 +1010,7 @@ impl Queue {
     }
 
     /// Takes back what was not used.
-    pub fn take_back(&mut self, pool: u64, granted: Granted) {
+    pub fn take_back(&mut self, pool: PoolId, granted: Granted) {
         match granted {
             Granted::Ready(connection) => {
                 if let Some(state) = self.pools.get_mut(&pool) {
@@ -1046,7 +1046,7 @@ enum Found {
     OfOthers(usize),
     /// The slot of an idle connection of that pool.
     Elsewhere {
-        from: u64,
+        from: PoolId,
         at: usize,
     },
 }
