@@ -133,12 +133,4 @@ pub(super) fn describe(sql: &str, error: &tokio_postgres::Error) -> String {
     format!("{} ({what})", door::words(error))
 }
 
-pub(super) use crate::sql::quoted;
-
-pub(super) fn literal(text: &str) -> String {
-    let text = text.replace('\'', "''");
-    match text.contains('\\') {
-        true => format!("E'{}'", text.replace('\\', "\\\\")),
-        false => format!("'{text}'"),
-    }
-}
+pub(super) use crate::sql::{quoted, safe_literal as literal};

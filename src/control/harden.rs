@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::config::Config;
 use crate::control::door::SCRIPT_HEAD;
+use crate::sql::literal;
 
 /// Rights that some applications need. They are printed as comments unless asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,10 +130,6 @@ fn list(items: &BTreeSet<String>, show: impl Fn(&String) -> String) -> String {
 #[allow(clippy::ptr_arg)] // for `list`
 fn quoted(name: &String) -> String {
     crate::sql::quoted(name)
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 struct Printing<'a> {

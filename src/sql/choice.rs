@@ -11,7 +11,7 @@ mod tokens;
 
 pub use self::returned::returned;
 use super::effects::{Effects, What};
-use super::quoted;
+use super::{literal, quoted};
 use cut::statements;
 use tokens::{Token, tokens};
 
@@ -686,9 +686,7 @@ fn spelled(tokens: &[Token]) -> Option<String> {
             Token::Quoted(name) => text.push_str(&quoted(name)),
             Token::Text(value) if value.contains('\\') => return None,
             Token::Text(value) => {
-                text.push('\'');
-                text.push_str(&value.replace('\'', "''"));
-                text.push('\'');
+                text.push_str(&literal(value));
             }
             Token::Symbol(symbol) => text.push(*symbol),
             Token::Bits | Token::Parameter(_) | Token::Cast | Token::AsText => return None,

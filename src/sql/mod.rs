@@ -18,6 +18,29 @@ pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// A name as SQL has it: in double quotes where it must be. Keywords are not looked for.
+pub fn quoted_if_needed(name: &str) -> String {
+    let begins = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
+    let goes_on = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    match begins && name.chars().all(goes_on) {
+        true => name.to_owned(),
+        false => quoted(name),
+    }
+}
+
+/// A text in single quotes; a backslash is only itself, as `standard_conforming_strings` has it.
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A text in single quotes that means the same whatever `standard_conforming_strings` is.
+pub fn safe_literal(text: &str) -> String {
+    match text.contains('\\') {
+        true => format!("E{}", literal(&text.replace('\\', "\\\\"))),
+        false => literal(text),
+    }
+}
+
 /// Whether a text has a word in it, in capitals or not.
 pub fn finds(text: &[u8], word: &[u8]) -> bool {
     let word = Word::new(word);
@@ -121,6 +144,19 @@ mod tests {
             let found =
                 finds(text.as_bytes(), b"tenant_id") || finds(text.as_bytes(), b"SET_config");
             assert_eq!(found || text.contains('\\'), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_schema_is_quoted_unless_it_is_a_plain_identifier() {
+        for (schema, element) in [
+            ("t_globex", "t_globex"),
+            ("T", "\"T\""),
+            ("1a", "\"1a\""),
+            ("a-b", "\"a-b\""),
+            ("a\"b, public", "\"a\"\"b, public\""),
+        ] {
+            assert_eq!(quoted_if_needed(schema), element);
         }
     }
 }

@@ -55,7 +55,9 @@ impl Logged {
     fn lines(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.log).expect("a log");
         assert!(!text.contains(SECRET), "{text}");
-        let lines = text.lines();
+        // The last one may be half written.
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let lines = text[..whole].lines();
         let lines = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
         lines
             .filter(|line| line["target"] == "pgtenant::slow")

@@ -18,6 +18,7 @@ use crate::config::{
     TenantLimits, Tier,
 };
 use crate::id::{PlacementName, ServerName, TenantId};
+use crate::sql::quoted_if_needed;
 
 /// The database names of the admin console, so not those of a tenant.
 pub(super) const CONSOLE: [&str; 2] = ["pgtenant", "pgbouncer"];
@@ -269,7 +270,10 @@ impl Resolver<'_, '_> {
         let schemas: Vec<String> = schemas.into_iter().collect::<Option<_>>()?;
         let mut startup = plan.startup.clone();
         if !schemas.is_empty() {
-            let path: Vec<_> = schemas.iter().map(|schema| quoted(schema)).collect();
+            let path: Vec<_> = schemas
+                .iter()
+                .map(|schema| quoted_if_needed(schema))
+                .collect();
             startup.push(("search_path".to_owned(), path.join(", ")));
         }
         let pool = PoolKey {
@@ -639,37 +643,6 @@ fn first_of<K>(place: Entry<'_, K, TenantId>, id: &TenantId) -> Option<TenantId>
         Entry::Vacant(entry) => {
             entry.insert(id.clone());
             None
-        }
-    }
-}
-
-/// `schema` as an element of `search_path`.
-fn quoted(schema: &str) -> String {
-    let plain = schema.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-        && schema
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if plain {
-        schema.to_owned()
-    } else {
-        format!("\"{}\"", schema.replace('"', "\"\""))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::quoted;
-
-    #[test]
-    fn a_schema_is_quoted_unless_it_is_a_plain_identifier() {
-        for (schema, element) in [
-            ("t_globex", "t_globex"),
-            ("T", "\"T\""),
-            ("1a", "\"1a\""),
-            ("a-b", "\"a-b\""),
-            ("a\"b, public", "\"a\"\"b, public\""),
-        ] {
-            assert_eq!(quoted(schema), element);
         }
     }
 }

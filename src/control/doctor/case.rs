@@ -82,26 +82,13 @@ impl Relation {
     }
 }
 
-pub use crate::sql::quoted;
-
-/// A text in single quotes; a backslash is only itself, as `standard_conforming_strings` has it.
-pub fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
-}
+use crate::sql::quoted_if_needed;
+pub use crate::sql::{literal, quoted};
 
 /// For people: quoted where it must be.
 pub fn name(schema: &str, object: &str) -> String {
-    let part = |name: &str| {
-        let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-            && name
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        match plain {
-            true => name.to_owned(),
-            false => quoted(name),
-        }
-    };
-    format!("{}.{}", part(schema), part(object))
+    let (schema, object) = (quoted_if_needed(schema), quoted_if_needed(object));
+    format!("{schema}.{object}")
 }
 
 /// The first few of a list, and how many more there are.

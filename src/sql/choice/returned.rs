@@ -3,7 +3,7 @@
 use super::cut::statements;
 use super::tokens::placed_tokens;
 use super::{MAX_TEXT, Scope, SetConfig, Statement, Step, Term};
-use crate::sql::quoted;
+use crate::sql::{literal, quoted};
 
 /// A parameter that nobody has: its RESET does nothing, and is answered as any other.
 const NOBODYS: &str = "pgtenant.nothing";
@@ -127,10 +127,9 @@ impl Returns<'_> {
     }
 
     fn literal(&self, text: &str) -> String {
-        let text = text.replace('\'', "''");
         match self.backslashes {
-            true => format!("'{}'", text.replace('\\', "\\\\")),
-            false => format!("'{text}'"),
+            true => literal(&text.replace('\\', "\\\\")),
+            false => literal(text),
         }
     }
 }
