@@ -141,9 +141,7 @@ pub fn read(text: &[u8], variables: &[Box<str>], backslashes: bool) -> Vec<Step>
 /// What pg_dump sets if the server has it, and to what:
 /// `SELECT set_config(name, 'value', false) FROM pg_settings WHERE name = 'name'`.
 pub fn set_as_pg_dump(text: &[u8], backslashes: bool) -> Option<(String, String)> {
-    let text = std::str::from_utf8(text).ok()?;
-    let text = (text.len() <= MAX_TEXT).then_some(text)?;
-    let tokens = tokens(text, backslashes)?;
+    let tokens = tokens(readable(text)?, backslashes)?;
     let mut statements = statements(&tokens, |token| token);
     let (statement, None) = (statements.next()?, statements.next()) else {
         return None;
@@ -212,9 +210,7 @@ pub fn read_all(
             || names.any(|name| variables.iter().any(|variable| **variable == *name))
     };
     let effects = || Effects::of(text, backslashes);
-    let whole = std::str::from_utf8(text).ok();
-    let whole = whole.filter(|text| text.len() <= MAX_TEXT);
-    let Some(tokens) = whole.and_then(|text| tokens(text, backslashes)) else {
+    let Some(tokens) = readable(text).and_then(|text| tokens(text, backslashes)) else {
         // How many statements it has is not known: none of them may end a transaction.
         let effects = effects();
         let calls = |function: &ChoosingFunction| super::finds(text, function.name.as_bytes());
@@ -240,6 +236,12 @@ pub fn read_all(
         mark_unclear(&mut steps, &tokens, variables, is_hidden);
     }
     steps
+}
+
+/// A text that can be cut into tokens. None: it is too long, or no UTF-8.
+fn readable(text: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(text).ok();
+    text.filter(|text| text.len() <= MAX_TEXT)
 }
 
 /// What calls one of the functions in a way that is not read is unclear.

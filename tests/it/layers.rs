@@ -1,8 +1,8 @@
 //! The layers of the code: a module uses only its own layer and those below it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+
+use crate::tidy::{code, is_test, module, sources};
 
 /// From the bottom up. Modules of one layer may use each other where there is no cycle.
 const LAYERS: &[&[&str]] = &[
@@ -29,47 +29,23 @@ const LAYERS: &[&[&str]] = &[
     &["cluster", "cli"],
 ];
 
-fn source() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
-}
-
-pub fn rust_files(dir: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            rust_files(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
-        }
-    }
-}
-
 /// Which top-level module uses which, with a place where it does. Code of tests does not count.
 fn uses() -> BTreeMap<(String, String), String> {
-    let mut files = Vec::new();
-    rust_files(&source(), &mut files);
     let mut uses = BTreeMap::new();
-    for file in files {
-        let relative = file.strip_prefix(source()).unwrap().to_owned();
-        let name = relative.to_string_lossy().into_owned();
-        let is_test = relative
-            .iter()
-            .any(|part| part == "tests.rs" || part == "tests" || part == "testing.rs");
-        if is_test || name == "lib.rs" || name == "main.rs" {
+    for (name, text) in sources(&["src"]) {
+        if is_test(&name) || name == "src/lib.rs" || name == "src/main.rs" {
             continue;
         }
-        let module = name.split(['/', '.']).next().unwrap().to_owned();
-        let text = fs::read_to_string(&file).unwrap();
-        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        for (number, line) in code.lines().enumerate() {
+        let module = module(&name).swap_remove(0);
+        for (number, line) in code(&text).lines().enumerate() {
             for used in line.split("crate::").skip(1) {
                 let used: String = used
                     .chars()
                     .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
                     .collect();
-                if used != module && !used.is_empty() && !line.trim_start().starts_with("//") {
+                if used != module && !used.is_empty() {
                     uses.entry((module.clone(), used))
-                        .or_insert(format!("src/{name}:{}", number + 1));
+                        .or_insert(format!("{name}:{}", number + 1));
                 }
             }
         }

@@ -3,9 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
-
-use crate::layers::rust_files;
+use std::path::{Path, PathBuf};
 
 /// Files by module path below a root: `backend::instance`.
 type Modules = BTreeMap<Vec<String>, String>;
@@ -57,8 +55,19 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+fn rust_files(dir: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
 /// All Rust files below these folders, by their path from the project's root.
-fn sources(folders: &[&str]) -> BTreeMap<String, String> {
+pub fn sources(folders: &[&str]) -> BTreeMap<String, String> {
     let mut paths = Vec::new();
     for folder in folders {
         rust_files(&root().join(folder), &mut paths);
@@ -68,13 +77,13 @@ fn sources(folders: &[&str]) -> BTreeMap<String, String> {
     paths.iter().map(|path| (name(path), text(path))).collect()
 }
 
-fn is_test(name: &str) -> bool {
+pub fn is_test(name: &str) -> bool {
     let mut parts = name.split('/');
     parts.any(|part| ["tests", "tests.rs", "testing.rs"].contains(&part))
 }
 
 /// The code of a file without its own tests and without comments.
-fn code(text: &str) -> String {
+pub fn code(text: &str) -> String {
     let code = text
         .split("#[cfg(test)]\nmod tests {")
         .next()
@@ -88,7 +97,7 @@ fn code(text: &str) -> String {
 
 // ---- circles ----
 
-fn module(name: &str) -> Vec<String> {
+pub fn module(name: &str) -> Vec<String> {
     let name = name.strip_prefix("src/").unwrap_or(name);
     let mut parts: Vec<String> = name
         .trim_end_matches(".rs")

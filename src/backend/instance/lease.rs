@@ -109,13 +109,10 @@ impl Grant {
             busy: false,
         };
         match self.granted.take() {
-            Some(Granted::Ready(mut connection)) => {
-                if !self.is_good(&mut connection).await {
-                    lease.held = Held::Connection(connection);
-                    return Ok(None);
-                }
+            Some(Granted::Ready(connection)) => {
                 lease.held = Held::Connection(connection);
-                return Ok(Some((lease, true)));
+                let is_good = self.is_good(&mut lease).await;
+                return Ok(is_good.then_some((lease, true)));
             }
             Some(Granted::Slot) => lease.held = Held::Slot,
             Some(Granted::Evict { connection, .. }) => {

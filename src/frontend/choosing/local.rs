@@ -140,14 +140,17 @@ impl Choosing {
                     warns(said, Kind::NoActiveTransaction, message);
                 }
                 let is_committed = commits && !self.model.has_failed();
-                let chain = *chain;
                 self.model.apply(&match commits {
-                    true => Event::Commit { chain },
-                    false => Event::Rollback { chain },
+                    true => Event::Commit { chain: *chain },
+                    false => Event::Rollback { chain: *chain },
                 });
-                let said_by = Characteristics::of(&self.held).said_by.into_iter();
-                let chained = said_by.filter(|_| chain).map(str::to_owned).collect();
-                self.held = chained;
+                self.held = match chain {
+                    true => {
+                        let said_by = Characteristics::of(&self.held).said_by;
+                        said_by.into_iter().map(str::to_owned).collect()
+                    }
+                    false => Vec::new(),
+                };
                 said.complete(if is_committed { "COMMIT" } else { "ROLLBACK" });
             }
             Step::Savepoint(name) => {

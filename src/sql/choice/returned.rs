@@ -2,7 +2,7 @@
 
 use super::cut::statements;
 use super::tokens::placed_tokens;
-use super::{MAX_TEXT, Scope, SetConfig, Statement, Step, Term};
+use super::{Scope, SetConfig, Statement, Step, Term, readable};
 use crate::sql::{literal, quoted};
 
 /// A parameter that nobody has: its RESET does nothing, and is answered as any other.
@@ -19,8 +19,7 @@ pub fn returned(
     resets_to_own: bool,
     backslashes: bool,
 ) -> Option<String> {
-    let text = std::str::from_utf8(text).ok();
-    let text = text.filter(|text| text.len() <= MAX_TEXT)?;
+    let text = readable(text)?;
     let placed = placed_tokens(text, backslashes)?;
     let returns = Returns {
         variables,
