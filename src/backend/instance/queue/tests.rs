@@ -400,6 +400,48 @@ enum Has {
     Connection(Box<ServerConnection>),
 }
 
+impl Client {
+    /// What it does next, as chance will have it. `comes`: it asks for a connection if it has none;
+    /// `leaves`: it goes away from the line once in so many times. True: it was served, and has given
+    /// its connection back.
+    fn goes_on(
+        &mut self,
+        world: &mut World,
+        rng: &mut StdRng,
+        comes: bool,
+        leaves: Option<u32>,
+    ) -> bool {
+        let Self { tenant, at, has } = self;
+        let (tenant, at) = (*tenant, *at);
+        *has = match std::mem::replace(has, Has::Nothing) {
+            Has::Nothing if !comes => Has::Nothing,
+            Has::Nothing => match world.take(tenant, at) {
+                Some(granted) => got(world, granted, tenant, at),
+                None => Has::Line(world.wait(tenant, at)),
+            },
+            Has::Line(mut line) => match line.try_recv() {
+                Ok(granted) => got(world, granted, tenant, at),
+                Err(_) if leaves.is_some_and(|often| rng.random_range(0..often) == 0) => {
+                    Has::Nothing
+                }
+                Err(_) => Has::Line(line),
+            },
+            Has::Connection(connection) if rng.random_range(0..10) == 0 => {
+                drop(connection);
+                let tenant = world.tenants[tenant].clone();
+                world.queue.deactivate(&tenant);
+                world.queue.release(world.pool.id);
+                Has::Nothing
+            }
+            Has::Connection(connection) => {
+                world.put_back(tenant, connection);
+                return true;
+            }
+        };
+        false
+    }
+}
+
 /// Clients of some tenants on several workers, as chance will have it.
 #[tokio::test]
 async fn numbers_stay_exact_whoever_comes_and_goes_and_everybody_is_served() {
@@ -426,35 +468,10 @@ async fn numbers_stay_exact_whoever_comes_and_goes_and_everybody_is_served() {
         let steps = 4000;
         for step in 0..steps {
             let number = rng.random_range(0..clients.len());
-            let Client { tenant, at, has } = &mut clients[number];
-            let (tenant, at) = (*tenant, *at);
             // At the end nobody comes any more.
-            let ends = step > steps - 1000;
-            *has = match std::mem::replace(has, Has::Nothing) {
-                Has::Nothing if ends => Has::Nothing,
-                Has::Nothing => match world.take(tenant, at) {
-                    Some(granted) => got(&mut world, granted, tenant, at),
-                    None => Has::Line(world.wait(tenant, at)),
-                },
-                Has::Line(mut line) => match line.try_recv() {
-                    Ok(granted) => got(&mut world, granted, tenant, at),
-                    // It leaves.
-                    Err(_) if rng.random_range(0..20) == 0 => Has::Nothing,
-                    Err(_) => Has::Line(line),
-                },
-                Has::Connection(connection) if rng.random_range(0..10) == 0 => {
-                    drop(connection);
-                    let tenant = world.tenants[tenant].clone();
-                    world.queue.deactivate(&tenant);
-                    world.queue.release(world.pool.id);
-                    Has::Nothing
-                }
-                Has::Connection(connection) => {
-                    served[number] += 1;
-                    world.put_back(tenant, connection);
-                    Has::Nothing
-                }
-            };
+            let comes = step <= steps - 1000;
+            let is_served = clients[number].goes_on(&mut world, &mut rng, comes, Some(20));
+            served[number] += usize::from(is_served);
             // What was kept for a tenant that did not come.
             if rng.random_range(0..4) == 0 {
                 let later = Instant::now() + 2 * LINGER;
@@ -517,33 +534,15 @@ async fn levels_are_never_over_their_limits_and_nobody_is_forgotten() {
         let steps = 4000;
         for step in 0..steps {
             let number = rng.random_range(0..clients.len());
-            let (at_world, Client { tenant, at, has }) = &mut clients[number];
-            let (world, tenant, at) = (&mut worlds[*at_world], *tenant, *at);
+            let (at_world, client) = &mut clients[number];
+            let whose = (*at_world, client.tenant);
             let ends = step > steps - 1500;
-            *has = match std::mem::replace(has, Has::Nothing) {
-                Has::Nothing if ends => Has::Nothing,
-                Has::Nothing => match world.take(tenant, at) {
-                    Some(granted) => got(world, granted, tenant, at),
-                    None => Has::Line(world.wait(tenant, at)),
-                },
-                Has::Line(mut line) => match line.try_recv() {
-                    Ok(granted) => got(world, granted, tenant, at),
-                    Err(_) if !ends && rng.random_range(0..400) == 0 => Has::Nothing,
-                    Err(_) => Has::Line(line),
-                },
-                Has::Connection(connection) if rng.random_range(0..10) == 0 => {
-                    drop(connection);
-                    let tenant = world.tenants[tenant].clone();
-                    world.queue.deactivate(&tenant);
-                    world.queue.release(world.pool.id);
-                    Has::Nothing
-                }
-                Has::Connection(connection) => {
-                    *served.entry((*at_world, tenant)).or_insert(0) += 1;
-                    world.put_back(tenant, connection);
-                    Has::Nothing
-                }
-            };
+            // Who left before it was served, or lost its connection, comes again until it is.
+            let comes = !ends || !served.contains_key(&whose);
+            let leaves = (!ends).then_some(400);
+            if client.goes_on(&mut worlds[*at_world], &mut rng, comes, leaves) {
+                *served.entry(whose).or_insert(0) += 1;
+            }
             for world in &mut worlds {
                 if rng.random_range(0..4) == 0 {
                     let later = Instant::now() + 2 * LINGER;
