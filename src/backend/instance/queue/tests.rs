@@ -401,9 +401,9 @@ enum Has {
 }
 
 impl Client {
-    /// What it does next, as chance will have it. `comes`: it asks for a connection if it has none;
-    /// `leaves`: it goes away from the line once in so many times. True: it was served, and has given
-    /// its connection back.
+    /// What it does next, as chance will have it. `comes`: it asks for a connection if it has
+    /// none; `leaves`: it goes away from the line once in so many times. True: it was served, and
+    /// has given its connection back.
     fn goes_on(
         &mut self,
         world: &mut World,
