@@ -189,7 +189,7 @@ fn login(criterion: &mut Criterion) {
             id: id.clone(),
             ..(*first).clone()
         };
-        config.tenants.insert(id, Arc::new(tenant));
+        config.tenants.insert(Arc::new(tenant));
     }
     let startup = runtime.block_on(read_startup(&bytes));
     group.bench_function(format!("identify one of {TENANTS} tenants"), |bencher| {

@@ -321,7 +321,7 @@ impl App {
             }
         }
         self.routes
-            .retain(|(_, tenant), _| new.tenants.contains_key(tenant));
+            .retain(|(_, tenant), _| new.tenants.contains_key(tenant.as_str()));
         self.apply_pauses();
         for instance in self.instances().values() {
             instance.retire_pools(|key| diff.pools_removed.contains(key));

@@ -130,7 +130,7 @@ fn scope(config: &Config, verb: Verb, target: &Target) -> Result<Scope> {
         Target::Name(name) => named(config, name, may_be_gone),
         Target::Tenant(name) => {
             let id = TenantId::read(name).ok();
-            id.filter(|id| may_be_gone || config.tenants.contains_key(id))
+            id.filter(|id| may_be_gone || config.tenants.contains_key(id.as_str()))
                 .map(Scope::Tenant)
                 .ok_or_else(|| unknown("tenant", name, "SHOW TENANTS"))
         }
@@ -159,7 +159,10 @@ fn named(config: &Config, name: &str, may_be_gone: bool) -> Result<Scope> {
         return Err(Error::new(Kind::UnknownDatabase, message));
     }
     let id = TenantId::read(name).ok();
-    if let Some(id) = id.clone().filter(|id| config.tenants.contains_key(id)) {
+    if let Some(id) = id
+        .clone()
+        .filter(|id| config.tenants.contains_key(id.as_str()))
+    {
         return Ok(Scope::Tenant(id));
     }
     let mut tenants = config.tenants.values();

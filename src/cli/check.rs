@@ -93,7 +93,7 @@ fn place(path: &Path, mistake: &Mistake, err: &mut impl Write) -> io::Result<()>
 }
 
 fn summary(config: &Config, out: &mut impl Write) -> io::Result<()> {
-    let pools: HashSet<&PoolKey> = config.logins().map(|t| &t.route.pool).collect();
+    let pools: HashSet<&PoolKey> = config.logins().map(|t| &*t.route.pool).collect();
     let mut pools_of: BTreeMap<&ServerName, usize> = BTreeMap::new();
     for pool in &pools {
         *pools_of.entry(&pool.server).or_default() += 1;

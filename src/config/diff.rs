@@ -112,7 +112,7 @@ fn pools_removed(old: &Config, new: &Config) -> Vec<PoolKey> {
     let pools = |config: &'_ Config| -> HashSet<PoolKey> {
         config
             .logins()
-            .map(|tenant| tenant.route.pool.clone())
+            .map(|tenant| PoolKey::clone(&tenant.route.pool))
             .collect()
     };
     let mut removed: Vec<PoolKey> = pools(old).difference(&pools(new)).cloned().collect();
@@ -148,14 +148,12 @@ fn placements(old: &Config, new: &Config, diff: &mut Diff) {
 }
 
 fn tenants(old: &Config, new: &Config, diff: &mut Diff) {
-    let gone = old
-        .tenants
-        .keys()
-        .filter(|id| !new.tenants.contains_key(*id));
+    let gone = old.tenants.values().map(|tenant| &tenant.id);
+    let gone = gone.filter(|id| !new.tenants.contains_key(id.as_str()));
     diff.tenants_removed.extend(gone.cloned());
-    for (id, tenant) in &new.tenants {
-        match old.tenants.get(id) {
-            None => diff.tenants_added.push(id.clone()),
+    for tenant in new.tenants.values() {
+        match old.tenants.get(tenant.id.as_str()) {
+            None => diff.tenants_added.push(tenant.id.clone()),
             Some(before) => tenant_changes(before, tenant, diff),
         }
     }

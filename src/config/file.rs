@@ -17,8 +17,10 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
-use super::units::{Count, Limit, Period, RateFile, Size};
-use super::{Access, LogFormat, Pooling, Posture, RequireAuth, Secret, Shared, SslMode, Tier};
+use super::units::{Count, Limit, Moment, Period, RateFile, Size};
+use super::{
+    Access, LogFormat, Pooling, Posture, RequireAuth, Secret, Shared, SslMode, State, Tier,
+};
 
 /// The whole file. An entry that is `None` has mistakes that are already reported; its name is
 /// kept, so that what refers to it is not reported as dangling.
@@ -95,7 +97,7 @@ pub struct AdminConsoleFile {
 }
 
 /// What a user proves itself with: exactly one of the two.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, expecting = "a mapping with `scram` or `password`")]
 pub struct CredentialFile {
     /// A SCRAM-SHA-256 verifier.
@@ -128,7 +130,7 @@ impl Default for LogFile {
 }
 
 /// `servers.*.log`, `placements.*.log` and `tenants.*.log`: of their clients.
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct ClientLogFile {
     /// A statement or transaction that takes this long has a line in the log; 0: none has. Default:
@@ -263,7 +265,7 @@ impl Default for MetricsFile {
 
 /// `servers.*.timeouts`, `placements.*.timeouts` and `tenants.*.timeouts`: of their clients. What
 /// is not given is as in the one before, and in `timeouts` first.
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct ClientTimeoutsFile {
     /// Most time from a client's message to the end of its statement (57014); 0: no limit. Default:
@@ -508,6 +510,9 @@ pub struct PlacementFile {
     pub schema: Option<SchemaFile>,
     /// Required.
     pub login: Option<LoginFile>,
+    /// As whom tenants in state `read_only` are served: a role that the server lets only read.
+    /// Default: none, and no tenant can be in that state.
+    pub read_only_login: Option<LoginFile>,
     /// Variables set before any statement of the tenant runs. Required in tier pool; default: none.
     pub context: IndexMap<String, String>,
     /// Variables that row level security policies read and that clients may set nevertheless, as
@@ -545,6 +550,7 @@ impl Default for PlacementFile {
             database: None,
             schema: None,
             login: None,
+            read_only_login: None,
             context: IndexMap::new(),
             user_variables: Vec::new(),
             posture: None,
@@ -653,7 +659,7 @@ impl Default for PlacementLimitsFile {
 }
 
 /// An entry of `tenants`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TenantFile {
     /// Required, or `placements`.
@@ -676,6 +682,14 @@ pub struct TenantFile {
     pub log: ClientLogFile,
     /// Default: the placement's.
     pub pooling: Option<Pooling>,
+    /// What its logins and clients get. Default: active.
+    pub state: State,
+    /// Why, for whoever is refused. Default: none.
+    pub reason: Option<String>,
+    /// When the state ends by itself, and the tenant is active. Default: never.
+    pub until: Option<Moment>,
+    /// From then on it is suspended. Default: never.
+    pub expires: Option<Moment>,
 }
 
 /// `applications.*`.
@@ -702,7 +716,7 @@ pub struct ApplicationFile {
 
 /// `applications.*.tenants`: `all`, a list of tenants, or where they live and what attributes they
 /// have.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
     expecting = "`all`, a list of tenants, or a mapping with `placements` or `attributes`"
@@ -713,14 +727,14 @@ pub enum ActsForFile {
     Those(ThoseFile),
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AllTenants {
     All,
 }
 
 /// Tenants that have all of this.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ThoseFile {
     /// They live in one of these. Default: anywhere.
@@ -783,7 +797,7 @@ pub struct ApplicationLimitsFile {
 }
 
 /// `tenants.*.pool`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TenantPoolFile {
     /// Server connections that its pool has at least, where it has one of its own. Default: the
@@ -809,7 +823,7 @@ impl SchemaFile {
 }
 
 /// `tenants.*.limits`.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct TenantLimitsFile {
     /// Clients at once. Default: no limit.

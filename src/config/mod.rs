@@ -9,16 +9,18 @@ pub mod descriptors;
 pub mod diff;
 mod file;
 pub mod guests;
+pub mod lifecycle;
 mod outline;
 mod require_auth;
 mod resolve;
 mod seal;
 mod secret;
+mod sharded;
 mod template;
 mod units;
 mod verifier;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -28,10 +30,13 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+pub use lifecycle::{Lifecycle, State};
 pub use require_auth::{AuthMethod, RequireAuth};
-pub use resolve::{load, load_text, rendezvous};
+pub use resolve::roster::{Entry, Roster};
+pub use resolve::{load, load_text, load_with_roster, rendezvous};
 pub use seal::{Seal, SealKey, ServerSeal};
 pub use secret::Secret;
+pub use sharded::{Named, Sharded};
 pub use template::Template;
 pub use units::duration;
 pub use verifier::{InvalidVerifier, MAX_ITERATIONS};
@@ -90,9 +95,9 @@ pub struct Config {
     pub doctor: Doctor,
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
-    pub tenants: HashMap<TenantId, Arc<Tenant>>,
-    /// Of tenants with several services: what is in `tenants` for each, by the service's name.
-    pub services: HashMap<TenantId, BTreeMap<Box<str>, TenantId>>,
+    pub tenants: Sharded<Arc<Tenant>>,
+    /// Of tenants with several services: what is in `tenants` for each.
+    pub services: Sharded<Arc<Services>>,
     /// By the id that they log in as, which is no tenant's.
     pub applications: BTreeMap<TenantId, Arc<Application>>,
     /// What may be meant as it is, and should be known.
@@ -570,12 +575,69 @@ pub struct Tenant {
     pub slow: Option<Duration>,
     pub own_timeouts: OwnTimeouts,
     pub route: Arc<Route>,
+    pub lifecycle: Lifecycle,
+    /// For templates, and for applications that choose by one of them.
+    pub attributes: Box<[(Arc<str>, Box<str>)]>,
+    /// Where it stands in the catalog. None: it is in the file.
+    pub listed: Option<Listed>,
+}
+
+/// The entry of a tenant in the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Rises with each change of its place.
+    pub generation: u64,
+    /// Of the catalog, when it was changed last.
+    pub revision: u64,
+    /// Which version of the application's schema its place has.
+    pub version: Option<Arc<str>>,
+    /// Its settings, without users and attributes: many tenants have the same.
+    pub(in crate::config) settings: Arc<file::TenantFile>,
+}
+
+impl Named for Arc<Tenant> {
+    fn name(&self) -> &str {
+        self.id.as_str()
+    }
+}
+
+/// What a tenant with several services has for each of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Services {
+    pub tenant: TenantId,
+    /// By the service's name.
+    pub ids: BTreeMap<Box<str>, TenantId>,
+}
+
+impl Named for Arc<Services> {
+    fn name(&self) -> &str {
+        self.tenant.as_str()
+    }
+}
+
+/// What an application calls a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Called {
+    pub value: Box<str>,
+    pub id: TenantId,
+}
+
+impl Named for Called {
+    fn name(&self) -> &str {
+        &self.value
+    }
 }
 
 impl Tenant {
     /// As the config calls the tenant, whichever of its services this is.
     pub fn name(&self) -> &TenantId {
         self.service.as_ref().map_or(&self.id, |(tenant, _)| tenant)
+    }
+
+    pub fn attribute(&self, name: &str) -> Option<&str> {
+        let mut attributes = self.attributes.iter();
+        let (_, value) = attributes.find(|(own, _)| **own == *name)?;
+        Some(value)
     }
 }
 
@@ -591,7 +653,7 @@ pub struct Application {
     pub variables: Arc<[Box<str>]>,
     pub choices: Arc<Choices>,
     /// For whom it may act, by what it calls them. None: for all, by their ids.
-    pub tenants: Option<HashMap<String, TenantId>>,
+    pub tenants: Option<Sharded<Called>>,
     /// Variables, in lower case, by which it acts for all tenants at its home, each with the values
     /// that do.
     pub all_tenants: BTreeMap<Box<str>, Arc<[Box<str>]>>,
@@ -660,8 +722,12 @@ impl Application {
     /// The tenant that it calls so. None: there is none, or it may not act for it.
     pub fn tenant<'c>(&self, config: &'c Config, value: &str) -> Option<&'c Arc<Tenant>> {
         match &self.tenants {
-            None => config.tenants.get(value),
-            Some(known) => config.tenants.get(known.get(value)?),
+            // A service by its own name is no tenant.
+            None => {
+                let tenant = config.tenants.get(value);
+                tenant.filter(|tenant| tenant.service.is_none())
+            }
+            Some(known) => config.tenants.get(known.get(value)?.id.as_str()),
         }
     }
 }
@@ -750,7 +816,7 @@ impl fmt::Debug for ScramVerifier {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub placement: Arc<Placement>,
-    pub pool: PoolKey,
+    pub pool: Arc<PoolKey>,
     /// Connections that its pool has at least, if not those of the placement: where nobody else is
     /// of the pool.
     pub pool_min: Option<usize>,

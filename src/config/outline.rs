@@ -90,7 +90,7 @@ pub struct Reading<'t> {
 }
 
 /// Mistakes as they are found, each with the line that the outline knows for its path.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Mistakes<'t> {
     outline: Outline<'t>,
     list: Vec<Mistake>,

@@ -7,7 +7,9 @@
 mod application;
 mod pem;
 mod placement;
+mod places;
 mod rates;
+pub mod roster;
 mod server;
 mod tenant;
 mod timeouts;
@@ -30,9 +32,12 @@ use super::outline::{At, Mistakes};
 use super::units::{Count, Limit, Period};
 use super::{
     Access, Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake,
-    ScramVerifier, Secret, Server, TcpKeepalives, Tenant, Timeouts,
+    ScramVerifier, Secret, Server, Services, Sharded, TcpKeepalives, Tenant, Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
+use places::Places;
+use roster::Roster;
+use tenant::Rules;
 
 /// Where a file without `listen` listens.
 const DEFAULT_LISTEN: &str = "127.0.0.1:6432";
@@ -74,11 +79,26 @@ pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
     load_changed(path, &mut |_| {})
 }
 
+/// The same, with what is needed to put tenants of a catalog into the configuration.
+///
+/// # Errors
+/// As there.
+pub fn load_with_roster(path: &Path) -> Result<(Config, Roster), Vec<Mistake>> {
+    load_whole(path, &mut |_| {})
+}
+
 /// The same of what `change` makes of the file once it was read.
 pub(super) fn load_changed(
     path: &Path,
     change: &mut dyn FnMut(&mut ConfigFile),
 ) -> Result<Config, Vec<Mistake>> {
+    load_whole(path, change).map(|(config, _)| config)
+}
+
+fn load_whole(
+    path: &Path,
+    change: &mut dyn FnMut(&mut ConfigFile),
+) -> Result<(Config, Roster), Vec<Mistake>> {
     let whole_file = |line, message| {
         vec![Mistake {
             path: String::new(),
@@ -109,6 +129,18 @@ pub fn load_text(
     dir: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Config, Vec<Mistake>> {
+    load_text_with_roster(text, dir, environment).map(|(config, _)| config)
+}
+
+/// [`load_with_roster`] of a text.
+///
+/// # Errors
+/// All mistakes, in the order of the text.
+pub fn load_text_with_roster(
+    text: &str,
+    dir: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Config, Roster), Vec<Mistake>> {
     load_text_changed(text, dir, environment, &mut |_| {})
 }
 
@@ -117,12 +149,17 @@ fn load_text_changed(
     dir: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
     change: &mut dyn FnMut(&mut ConfigFile),
-) -> Result<Config, Vec<Mistake>> {
+) -> Result<(Config, Roster), Vec<Mistake>> {
     let (mut file, mistakes) = ConfigFile::read(text, environment);
-    let mut resolver = Resolver { mistakes, dir };
+    let mut resolver = Resolver {
+        mistakes,
+        dir,
+        has_catalog: false,
+        is_catalog: false,
+    };
     file.iter_mut().for_each(change);
     match file.and_then(|file| resolver.config(file)) {
-        Some(config) if resolver.mistakes.is_empty() => Ok(config),
+        Some(loaded) if resolver.mistakes.is_empty() => Ok(loaded),
         _ => Err(resolver.mistakes.into_sorted()),
     }
 }
@@ -152,17 +189,18 @@ pub fn rendezvous<'a>(servers: &'a [ServerName], tenant: &TenantId) -> Option<&'
 }
 
 /// What there is for each service of the tenants that have several.
-fn services(
-    tenants: &HashMap<TenantId, Arc<Tenant>>,
-) -> HashMap<TenantId, BTreeMap<Box<str>, TenantId>> {
-    let mut services: HashMap<TenantId, BTreeMap<_, _>> = HashMap::new();
+fn services(tenants: &Sharded<Arc<Tenant>>) -> Sharded<Arc<Services>> {
+    let mut services: BTreeMap<TenantId, BTreeMap<_, _>> = BTreeMap::new();
     for tenant in tenants.values() {
         if let Some((name, service)) = &tenant.service {
             let known = services.entry(name.clone()).or_default();
             known.insert(service.clone(), tenant.id.clone());
         }
     }
+    let services = services.into_iter();
     services
+        .map(|(tenant, ids)| Arc::new(Services { tenant, ids }))
+        .collect()
 }
 
 type Users = BTreeMap<String, Arc<Credential>>;
@@ -170,6 +208,10 @@ type Users = BTreeMap<String, Arc<Credential>>;
 struct Resolver<'t, 'd> {
     mistakes: Mistakes<'t>,
     dir: &'d Path,
+    /// There are tenants that the file does not have.
+    has_catalog: bool,
+    /// What is looked at is in the catalog.
+    is_catalog: bool,
 }
 
 impl Resolver<'_, '_> {
@@ -177,7 +219,7 @@ impl Resolver<'_, '_> {
         clippy::too_many_lines,
         reason = "one section of the file after the other"
     )]
-    fn config(&mut self, file: ConfigFile) -> Option<Config> {
+    fn config(&mut self, file: ConfigFile) -> Option<(Config, Roster)> {
         let listen = self.listen(file.listen);
         let http = file.http.and_then(|http| self.http(http, &listen));
         let console = file.admin.is_some();
@@ -204,7 +246,10 @@ impl Resolver<'_, '_> {
         let doctor = self.doctor(&file.doctor);
         let server_files = self.required(&At::ROOT, "servers", file.servers);
         let placement_files = self.required(&At::ROOT, "placements", file.placements);
-        let tenant_files = self.required(&At::ROOT, "tenants", file.tenants);
+        let tenant_files = match self.has_catalog {
+            true => file.tenants,
+            false => self.required(&At::ROOT, "tenants", file.tenants),
+        };
         let server_files = server_files.unwrap_or_default();
         let placement_files = placement_files.unwrap_or_default();
         let tenant_files = tenant_files.unwrap_or_default();
@@ -221,23 +266,28 @@ impl Resolver<'_, '_> {
         let layers = timeouts::Layers::new(&file.timeouts, slow, &server_files);
         let clients = limits.map_or(0, |limits| limits.clients);
         let most = self.clients_of_tenant(&file.limits, clients, tenant_files.len());
-        let mut tenants =
-            self.tenants(&tenant_files, &plans, &servers, &layers, &identify, console);
-        for tenant in tenants.values_mut() {
-            let limits = &mut Arc::make_mut(tenant).limits;
-            limits.clients = limits.clients.or(most);
-        }
+        let mut rules = Rules {
+            plans,
+            layers,
+            identify: identify.clone(),
+            has_console: console,
+            most_clients: most,
+            acts_for: Vec::new(),
+        };
+        let mut places = Places::new(&servers);
+        let tenants = self.tenants(&tenant_files, &rules, &mut places);
         let context = application::Context {
             tenants: &tenants,
             files: &tenant_files,
-            plans: &plans,
-            layers: &layers,
-            identify: &identify,
-            has_console: console,
+            rules: &rules,
         };
         let applications = self.applications(&application_files, &context);
         self.kept_connections(&tenants, &servers);
-        Some(Config {
+        let (applications, acts_for): (Vec<_>, _) = applications.into_iter().unzip();
+        rules.acts_for = acts_for;
+        let plans = rules.plans.values().flatten();
+        let placements = plans.map(|plan| (plan.placement.name.clone(), plan.placement.clone()));
+        let config = Config {
             listen,
             http,
             admin_users,
@@ -255,29 +305,34 @@ impl Resolver<'_, '_> {
             tcp_keepalives,
             doctor: doctor?,
             servers,
-            placements: plans
-                .into_values()
-                .flatten()
-                .map(|plan| (plan.placement.name.clone(), plan.placement))
-                .collect(),
+            placements: placements.collect(),
             services: services(&tenants),
             tenants,
-            applications,
+            applications: applications
+                .into_iter()
+                .map(|application| (application.login.id.clone(), application))
+                .collect(),
             warnings: self.mistakes.take_warnings(),
-        })
+        };
+        let roster = Roster {
+            rules,
+            places,
+            dir: self.dir.to_owned(),
+        };
+        Some((config, roster))
     }
 
     /// Pools must have room for the connections that they keep.
     fn kept_connections(
         &mut self,
-        tenants: &HashMap<TenantId, Arc<Tenant>>,
+        tenants: &Sharded<Arc<Tenant>>,
         servers: &IndexMap<ServerName, Arc<Server>>,
     ) {
         let routes = tenants.values().map(|tenant| &tenant.route);
         let keeping = routes.filter(|route| route.pool_limits().min > 0);
         let pools: HashMap<_, _> = keeping
             .filter(|route| !route.has_connections_of_their_own())
-            .map(|route| (&route.pool, route.pool_limits().min))
+            .map(|route| (&*route.pool, route.pool_limits().min))
             .collect();
         for (name, server) in servers {
             let own = pools.iter().filter(|(pool, _)| pool.server == *name);
@@ -496,6 +551,7 @@ impl Resolver<'_, '_> {
     ) -> Option<usize> {
         let at = At::ROOT.key("limits");
         match (file.tenant, tenants) {
+            (None, _) if self.has_catalog => Some((clients * 3).div_ceil(4)),
             (Some(most), _) => self.count(&at.key("tenant"), most, MAX_CLIENTS),
             (None, 0 | 1) => None,
             (None, _) => Some((clients * 3).div_ceil(4)),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -30,6 +30,10 @@ pub struct Count(pub u64);
 /// A length of time that something may take; None, written as `0`: any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit(pub Option<Duration>);
+
+/// A point in time in the file, as RFC 3339 has it: `2026-12-31T23:59:59Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(pub SystemTime);
 
 /// A rate in the file: a value for each second, or `{ rate: 100, burst: 200 }`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +153,19 @@ impl<'de> Deserialize<'de> for Limit {
             read: |text| match text {
                 "0" => Ok(None),
                 text => duration(text).map(Some),
+            },
+        };
+        deserializer.deserialize_any(text).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Moment {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Text {
+            expected: "a time such as 2026-12-31T23:59:59Z",
+            read: |text| {
+                let time = humantime::parse_rfc3339(text);
+                time.map_err(|_| "must be a time such as 2026-12-31T23:59:59Z".to_owned())
             },
         };
         deserializer.deserialize_any(text).map(Self)

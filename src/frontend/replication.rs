@@ -266,7 +266,10 @@ impl Client {
     /// Whether the config still gives it this place.
     fn may_go_on(&self, server: &Server) -> Result<()> {
         let config = self.app.config();
-        let tenant = config.tenants.get(&self.tenant.id).ok_or_else(moved)?;
+        let tenant = config
+            .tenants
+            .get(self.tenant.id.as_str())
+            .ok_or_else(moved)?;
         let credential = tenant.users.get(&*self.registered.user);
         let now = config.servers.get(&self.route.pool.server);
         let stays = credential == Some(&self.credential)

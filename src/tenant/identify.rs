@@ -119,8 +119,8 @@ fn service<'c>(
     tenant: &str,
     database: Option<&str>,
 ) -> Option<(&'c Arc<Tenant>, bool)> {
-    let services = config.services.get(tenant)?;
-    let find = |id| config.tenants.get::<TenantId>(id);
+    let services = &config.services.get(tenant)?.ids;
+    let find = |id: &TenantId| config.tenants.get(id.as_str());
     if let Some(id) = services.get(database.unwrap_or_default()) {
         return Some((find(id)?, true));
     }

@@ -61,7 +61,7 @@ pub fn rows(view: &View) -> Vec<Row> {
         let place = (key.server.clone(), key.database.clone());
         (place, key.login.user.clone(), pool.id)
     });
-    let routes = view.config.logins().map(|t| &t.route.pool);
+    let routes = view.config.logins().map(|t| &*t.route.pool);
     let names = Names::of(routes.chain(pools.iter().map(|(pool, _)| &pool.key)));
     pools
         .iter()
@@ -165,7 +165,7 @@ fn uses<'a>(view: &'a View) -> HashMap<&'a PoolKey, Use<'a>> {
     }
     for client in view.app.clients() {
         let tenant = view.config.login(client.tenant.as_str());
-        let Some(used) = tenant.and_then(|tenant| uses.get_mut(&tenant.route.pool)) else {
+        let Some(used) = tenant.and_then(|tenant| uses.get_mut(&*tenant.route.pool)) else {
             continue;
         };
         match client.waiting() {

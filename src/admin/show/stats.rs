@@ -142,7 +142,11 @@ fn cells(numbers: impl IntoIterator<Item = u64>) -> impl Iterator<Item = Cell> {
 pub fn rows(view: &View) -> Vec<Row> {
     let span = Span::of(view);
     each(view, |id, metrics| {
-        let route = view.config.tenants.get(id).map(|tenant| &tenant.route);
+        let route = view
+            .config
+            .tenants
+            .get(id.as_str())
+            .map(|tenant| &tenant.route);
         let mut row = row![id.as_str()];
         row.extend(cells(Totals::of(metrics).in_order()));
         row.extend(cells(span.averages_of(metrics)));

@@ -9,9 +9,10 @@ use serde_ignored::Path as IgnoredPath;
 use serde_path_to_error::{Segment, Track};
 use serde_yaml::{Mapping, Value};
 
-use super::ConfigFile;
 use super::environment::{Environment, expanded, is_template};
 use super::known::{known_settings, said_elsewhere, unknown_setting};
+use super::{ConfigFile, TenantFile};
+use crate::config::Mistake;
 use crate::config::outline::{At, Mistakes, Outline, element};
 
 /// Most type mistakes reported of one entry.
@@ -64,6 +65,27 @@ impl ConfigFile {
         (file, mistakes)
     }
 
+    /// Reads one tenant of the catalog, whose settings are JSON.
+    ///
+    /// # Errors
+    /// All that is wrong with it, without lines.
+    pub fn read_tenant(name: &str, json: &str) -> Result<TenantFile, Vec<Mistake>> {
+        let mut mistakes = Mistakes::default();
+        let section = At::ROOT.key("tenants");
+        let at = section.key(name);
+        let file = read_json(&mut mistakes, &at, json);
+        for (user, credential) in file.iter().flat_map(|file: &TenantFile| &file.users) {
+            if credential.password.is_some() {
+                let message = "must be a verifier (`scram`): passwords do not stand in a catalog";
+                mistakes.add(&at.key("users").key(&**user), message);
+            }
+        }
+        match file {
+            Some(file) if mistakes.is_empty() => Ok(file),
+            _ => Err(mistakes.into_sorted()),
+        }
+    }
+
     fn sections(mut root: Root<'_, '_>) -> Self {
         let file = Self {
             listen: root.list("listen"),
@@ -86,6 +108,34 @@ impl ConfigFile {
         };
         root.finish();
         file
+    }
+}
+
+/// Makes a `T` of a JSON text, and reports what does not fit as if it stood at `at` in a file.
+fn read_json<T: DeserializeOwned>(
+    mistakes: &mut Mistakes<'_>,
+    at: &At<'_>,
+    json: &str,
+) -> Option<T> {
+    // Most texts have no mistake, and are read once.
+    let mut is_known = json.trim_start().starts_with('{');
+    let mut reader = serde_json::Deserializer::from_str(json);
+    let read = serde_ignored::deserialize(&mut reader, |_| is_known = false);
+    if let (Ok(read), true) = (read, is_known) {
+        return Some(read);
+    }
+    match serde_json::from_str::<FirstKeyWins>(json) {
+        Ok(FirstKeyWins(value)) => {
+            let mut reader = Reader {
+                environment: &|_| None,
+                mistakes,
+            };
+            reader.read_expanded(value, at, true)
+        }
+        Err(error) => {
+            mistakes.add(at, format_args!("is not JSON: {error}"));
+            None
+        }
     }
 }
 
@@ -179,10 +229,20 @@ impl Reader<'_, '_> {
     /// is taken out and the rest is read again, so that one mistake does not hide the next.
     fn read<T: DeserializeOwned>(&mut self, mut value: Value, at: &At<'_>) -> Option<T> {
         let text_only = value.is_string();
-        let mut whole = self.expand(&mut value, at);
+        let whole = self.expand(&mut value, at);
         if text_only && !whole {
             return None;
         }
+        self.read_expanded(value, at, whole)
+    }
+
+    /// The same of what has no variables in it. `whole`: nothing is missing yet.
+    fn read_expanded<T: DeserializeOwned>(
+        &mut self,
+        mut value: Value,
+        at: &At<'_>,
+        mut whole: bool,
+    ) -> Option<T> {
         for _ in 0..MAX_TYPE_MISTAKES {
             let mut unknown = Vec::new();
             let mut track = Track::new();

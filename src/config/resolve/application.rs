@@ -6,9 +6,8 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::placement::{Plan, Plans};
-use super::tenant::{CONSOLE, MAX_CONTEXT_VALUE};
-use super::timeouts::Layers;
+use super::placement::Plan;
+use super::tenant::{CONSOLE, MAX_CONTEXT_VALUE, Rules};
 use super::{Resolver, Users};
 use crate::config::file::{
     ActsForFile, ApplicationFile, ChooseFile, ChoosingFunctionFile, ClientLogFile,
@@ -16,8 +15,8 @@ use crate::config::file::{
 };
 use crate::config::outline::At;
 use crate::config::{
-    Affixes, Application, Choices, Identify, Login, PoolKey, Pooling, Route, Secret, Tenant,
-    TenantLimits, Tier, Way,
+    Affixes, Application, Called, Choices, Lifecycle, Login, PoolKey, Pooling, Route, Secret,
+    Sharded, Tenant, TenantLimits, Tier, Way,
 };
 use crate::id::TenantId;
 use crate::sql::choice::ChoosingFunction;
@@ -31,13 +30,97 @@ const MAX_ARGUMENTS: usize = 100;
 const ATTRIBUTES: &str = "attributes.";
 
 /// What applications are looked at beside.
-pub(super) struct Context<'c, 'l> {
-    pub tenants: &'c HashMap<TenantId, Arc<Tenant>>,
+pub(super) struct Context<'c> {
+    pub tenants: &'c Sharded<Arc<Tenant>>,
     pub files: &'c IndexMap<String, Option<TenantFile>>,
-    pub plans: &'c Plans,
-    pub layers: &'c Layers<'l>,
-    pub identify: &'c Identify,
-    pub has_console: bool,
+    pub rules: &'c Rules,
+}
+
+/// For whom an application may act, and by what.
+#[derive(Debug, Clone)]
+pub(super) struct ActsFor {
+    pub application: TenantId,
+    tenants: ActsForFile,
+    /// The attribute that it chooses by. None: the id.
+    attribute: Option<String>,
+    service: Option<String>,
+}
+
+impl ActsFor {
+    /// Whether the application may act for this tenant.
+    pub fn covers(&self, tenant: &Tenant) -> bool {
+        if let Some((_, own)) = &tenant.service
+            && Some(&**own) != self.service.as_deref()
+        {
+            return false;
+        }
+        match &self.tenants {
+            ActsForFile::All(_) => true,
+            ActsForFile::List(names) => names.iter().any(|name| name == tenant.name().as_str()),
+            ActsForFile::Those(those) => is_one_of(tenant, those),
+        }
+    }
+
+    /// Whether it may act for all, by their ids.
+    fn is_all_by_id(&self) -> bool {
+        let is_all = matches!(self.tenants, ActsForFile::All(_));
+        is_all && self.attribute.is_none() && self.service.is_none()
+    }
+
+    /// What the application calls a tenant.
+    ///
+    /// # Errors
+    /// Why it can call it nothing.
+    pub fn value_of<'t>(&self, tenant: &'t Tenant) -> Result<&'t str, String> {
+        let id = tenant.name();
+        let Some(attribute) = &self.attribute else {
+            return Ok(id.as_str());
+        };
+        let value = tenant.attribute(attribute);
+        let value = value.ok_or_else(|| format!("tenant {id} has no attribute {attribute:?}"))?;
+        let printable = |c: char| c.is_ascii_graphic() || c == ' ';
+        match !value.is_empty() && value.len() <= MAX_CONTEXT_VALUE && value.chars().all(printable)
+        {
+            true => Ok(value),
+            false => Err(format!(
+                "attribute {attribute:?} of tenant {id} must be 1 to {MAX_CONTEXT_VALUE} bytes of printable ASCII"
+            )),
+        }
+    }
+
+    /// The mistake of two tenants that it calls the same.
+    pub fn called_alike(&self, one: &TenantId, other: &TenantId, value: &str) -> String {
+        let key = self.attribute.as_deref().unwrap_or_default();
+        format!(
+            "tenants {one} and {other} have the same attribute {key:?}, {value:?}: a choice would be both's"
+        )
+    }
+}
+
+/// Whether what an application says of a tenant is not what the tenant's context says: then a text
+/// that runs with its choice in it would change the context.
+pub(super) fn says_otherwise(
+    variables: &[Box<str>],
+    value: &str,
+    tenant: &Tenant,
+) -> Option<String> {
+    let route = &tenant.route;
+    let mut variables = variables.iter();
+    let (name, own) = variables.find_map(|name| {
+        let own = route.pinned(name).filter(|own| *own != value)?;
+        Some((name, own))
+    })?;
+    let id = &tenant.id;
+    Some(format!(
+        "tenant {id} is {value:?} to the application, and its context has {own:?} in {name}: they must be the same"
+    ))
+}
+
+/// The names by which a login may mean this application alone: its user's, and its home's database.
+pub(super) fn own_names<'a>(application: &'a Application, user: &'a str) -> HashSet<&'a str> {
+    let home = &application.login.route.pool.database;
+    let home = application.has_home().then_some(home.as_str());
+    home.into_iter().chain([user]).collect()
 }
 
 /// Variables, in lower case, by which one of them acts for all tenants.
@@ -54,10 +137,10 @@ impl Resolver<'_, '_> {
     pub(super) fn applications(
         &mut self,
         files: &IndexMap<String, Option<ApplicationFile>>,
-        context: &Context<'_, '_>,
-    ) -> BTreeMap<TenantId, Arc<Application>> {
+        context: &Context<'_>,
+    ) -> Vec<(Arc<Application>, ActsFor)> {
         let section = At::ROOT.key("applications");
-        let mut applications = BTreeMap::new();
+        let mut applications = Vec::new();
         let mut taken: HashMap<&str, &str> = HashMap::new();
         for (name, file) in files {
             let at = section.key(&**name);
@@ -72,25 +155,29 @@ impl Resolver<'_, '_> {
                     self.mistakes.add(&at.key("users").key(&**user), message);
                 }
             }
-            let users = self.users(&at.key("users"), &file.users, context.identify.by_user);
+            let users = self.users(
+                &at.key("users"),
+                &file.users,
+                context.rules.identify.by_user,
+            );
             if let Some(application) =
                 id.and_then(|id| self.application(&at, id, file, users, context))
             {
-                applications.insert(application.login.id.clone(), Arc::new(application));
+                applications.push(application);
             }
         }
         applications
     }
 
     /// An application logs in by its name, which is nobody else's.
-    fn own_name(&mut self, at: &At<'_>, name: &str, context: &Context<'_, '_>) {
+    fn own_name(&mut self, at: &At<'_>, name: &str, context: &Context<'_>) {
         if context.files.contains_key(name) {
             self.mistakes.add(
                 at,
                 "is the name of a tenant, too: its login would be both's",
             );
         }
-        if context.has_console && CONSOLE.contains(&name) {
+        if context.rules.has_console && CONSOLE.contains(&name) {
             let message = "the name is taken by the database of the admin console";
             self.mistakes.add(at, message);
         }
@@ -102,10 +189,11 @@ impl Resolver<'_, '_> {
         id: TenantId,
         file: &ApplicationFile,
         users: Users,
-        context: &Context<'_, '_>,
-    ) -> Option<Application> {
+        context: &Context<'_>,
+    ) -> Option<(Arc<Application>, ActsFor)> {
         let choices = self.choices(&at.key("choose"), file);
-        let tenants = self.acts_for(at, file, context)?;
+        let acts_for = self.acts_for(at, &id, file, context)?;
+        let tenants = self.called(at, &acts_for, context);
         let clients = self.optional_count(&at.key("limits").key("clients"), file.limits.clients);
         let home = match &file.home {
             Some(name) => Some(self.home(&at.key("home"), name, context)?),
@@ -133,24 +221,27 @@ impl Resolver<'_, '_> {
             schema: None,
             seal: None,
             pooling: Pooling::Transaction,
-            pool: PoolKey {
+            pool: Arc::new(PoolKey {
                 application: Some(id.clone()),
-                ..route.pool
-            },
+                ..PoolKey::clone(&route.pool)
+            }),
             pool_min: None,
             placement: route.placement,
         };
         let placement = home.map_or_else(ClientTimeoutsFile::default, |plan| plan.timeouts);
-        let (timeouts, own_timeouts) = context.layers.of(
+        let (timeouts, own_timeouts) = context.rules.layers.of(
             route.pool.server.as_str(),
             Tier::Pool,
             [placement, file.timeouts],
         );
         let log = home.map_or_else(ClientLogFile::default, |plan| plan.log);
         let server = route.pool.server.as_str();
-        let slow = (context.layers).slow(server, [log, ClientLogFile::default()]);
+        let slow = context
+            .rules
+            .layers
+            .slow(server, [log, ClientLogFile::default()]);
         let all_tenants = self.all_tenants(&at.key("all_tenants"), file, &variables, context);
-        Some(Application {
+        let application = Application {
             home: home.map(|plan| plan.placement.name.clone()),
             login: Arc::new(Tenant {
                 id,
@@ -164,12 +255,16 @@ impl Resolver<'_, '_> {
                 own_timeouts,
                 route: Arc::new(route),
                 service: None,
+                lifecycle: Lifecycle::default(),
+                attributes: Box::default(),
+                listed: None,
             }),
             variables,
             choices: Arc::new(choices),
             tenants,
             all_tenants,
-        })
+        };
+        Some((Arc::new(application), acts_for))
     }
 
     /// Variables by which it acts for all tenants.
@@ -178,7 +273,7 @@ impl Resolver<'_, '_> {
         at: &At<'_>,
         file: &ApplicationFile,
         variables: &[Box<str>],
-        context: &Context<'_, '_>,
+        context: &Context<'_>,
     ) -> BTreeMap<Box<str>, Arc<[Box<str>]>> {
         if file.home.is_none() && !file.all_tenants.is_empty() {
             self.mistakes
@@ -190,7 +285,7 @@ impl Resolver<'_, '_> {
             let Some(name) = self.variable(&at, name) else {
                 continue;
             };
-            let plans = context.plans.values().flatten();
+            let plans = context.rules.plans.values().flatten();
             let is_of_context = |plan: &Plan| {
                 let mut context = plan.context.iter();
                 context.any(|(own, _)| own.eq_ignore_ascii_case(&name))
@@ -208,31 +303,26 @@ impl Resolver<'_, '_> {
         all
     }
 
-    /// What the application says is what the tenant's context says, or a text that runs with its
-    /// choice in it would change the context.
     fn same_values(
         &mut self,
         at: &At<'_>,
         variables: &[Box<str>],
-        tenants: Option<&HashMap<String, TenantId>>,
-        context: &Context<'_, '_>,
+        tenants: Option<&Sharded<Called>>,
+        context: &Context<'_>,
     ) {
-        let by_value = tenants.into_iter().flatten();
-        let by_value = by_value.map(|(value, id)| (value.as_str(), id));
-        let by_id = context.tenants.keys().filter(|_| tenants.is_none());
-        for (value, id) in by_value.chain(by_id.map(|id| (id.as_str(), id))) {
-            let route = context.tenants.get(id).map(|tenant| &tenant.route);
-            let own = |name: &str| route.and_then(|route| route.pinned(name));
-            let other = variables
-                .iter()
-                .find_map(|name| Some((name, own(name).filter(|own| *own != value)?)));
-            if let Some((name, own)) = other {
-                let message = format_args!(
-                    "tenant {id} is {value:?} to the application, and its context has {own:?} in {name}: they must be the same"
-                );
-                self.mistakes.add(&at.key("key"), message);
-                return;
-            }
+        let by_value = tenants.into_iter().flat_map(Sharded::values);
+        let by_value = by_value.filter_map(|called| {
+            let tenant = context.tenants.get(called.id.as_str())?;
+            Some((&*called.value, tenant))
+        });
+        let all = context.tenants.values();
+        let all = all.filter(|tenant| tenants.is_none() && tenant.service.is_none());
+        let by_id = all.map(|tenant| (tenant.id.as_str(), tenant));
+        let mut mistakes = by_value
+            .chain(by_id)
+            .filter_map(|(value, tenant)| says_otherwise(variables, value, tenant));
+        if let Some(mistake) = mistakes.next() {
+            self.mistakes.add(&at.key("key"), mistake);
         }
     }
 
@@ -367,70 +457,89 @@ impl Resolver<'_, '_> {
         Some(name.to_ascii_lowercase().into())
     }
 
-    /// For whom it may act, by the values that it says. Within: None for all, by their ids.
+    /// For whom it may act.
     fn acts_for(
         &mut self,
         at: &At<'_>,
+        id: &TenantId,
         file: &ApplicationFile,
-        context: &Context<'_, '_>,
-    ) -> Option<Option<HashMap<String, TenantId>>> {
+        context: &Context<'_>,
+    ) -> Option<ActsFor> {
         let attribute = self.key(&at.key("choose").key("key"), file)?;
         let tenants_at = at.key("tenants");
-        let acts_for = self.required(at, "tenants", file.tenants.as_ref())?;
-        let service = file.service.as_deref();
-        let is_there = |tenant: &&Arc<Tenant>| match &tenant.service {
-            Some((_, own)) => Some(&**own) == service,
-            None => true,
+        let tenants = self.required(at, "tenants", file.tenants.clone())?;
+        let acts_for = ActsFor {
+            application: id.clone(),
+            tenants,
+            attribute,
+            service: file.service.clone(),
         };
         let mut all = context.tenants.values();
         let has_services = all.any(|tenant| tenant.service.is_some());
-        if service.is_some() && !has_services {
+        if acts_for.service.is_some() && !has_services && !self.has_catalog {
             let message = "has no effect: no tenant has services (`placements`)";
             self.mistakes.add(&at.key("service"), message);
         }
-        let tenants = context.tenants.values().filter(is_there);
-        let tenants: Vec<&Arc<Tenant>> = match acts_for {
-            ActsForFile::All(_) if attribute.is_none() && !has_services => return Some(None),
-            ActsForFile::All(_) => tenants.collect(),
+        match &acts_for.tenants {
+            ActsForFile::All(_) => {}
             ActsForFile::List(names) => {
                 for (i, name) in names.iter().enumerate() {
-                    let is_of_it = |tenant: &Arc<Tenant>| tenant.name().as_str() == name;
+                    let mut tenants = context.tenants.values();
                     let message = match context.files.contains_key(name) {
+                        // It may come with the catalog.
+                        false if self.has_catalog => continue,
                         false => format!("there is no tenant {name:?}"),
-                        true if !tenants.clone().any(is_of_it) && has_services => {
+                        true if has_services
+                            && !tenants.any(|tenant| {
+                                tenant.name().as_str() == name && acts_for.covers(tenant)
+                            }) =>
+                        {
                             format!("tenant {name:?} has services, and none of them is `service`")
                         }
                         true => continue,
                     };
                     self.mistakes.add(&tenants_at.index(i), message);
                 }
-                let is_listed =
-                    |tenant: &&Arc<Tenant>| names.iter().any(|name| name == tenant.name().as_str());
-                tenants.filter(is_listed).collect()
             }
             ActsForFile::Those(those) => {
                 self.known_placements(&tenants_at.key("placements"), those, context);
-                tenants
-                    .filter(|tenant| is_one_of(tenant, those, context))
-                    .collect()
-            }
-        };
-        let mut known: HashMap<String, TenantId> = HashMap::with_capacity(tenants.len());
-        for tenant in tenants {
-            let id = &tenant.id;
-            let Some(value) = self.value_of(at, tenant.name(), attribute.as_deref(), context)
-            else {
-                continue;
-            };
-            if let Some(other) = known.insert(value.clone(), id.clone()) {
-                let key = attribute.as_deref().unwrap_or_default();
-                let message = format_args!(
-                    "tenants {other} and {id} have the same attribute {key:?}, {value:?}: a choice would be both's"
-                );
-                self.mistakes.add(&at.key("choose").key("key"), message);
             }
         }
-        Some(Some(known))
+        Some(acts_for)
+    }
+
+    /// Those for whom it may act, by the values that it says. None: all, by their ids.
+    fn called(
+        &mut self,
+        at: &At<'_>,
+        acts_for: &ActsFor,
+        context: &Context<'_>,
+    ) -> Option<Sharded<Called>> {
+        if acts_for.is_all_by_id() {
+            return None;
+        }
+        let choose = at.key("choose");
+        let at = choose.key("key");
+        let mut known: Sharded<Called> = Sharded::default();
+        for tenant in context.tenants.values() {
+            if !acts_for.covers(tenant) {
+                continue;
+            }
+            match acts_for.value_of(tenant) {
+                Err(mistake) => self.mistakes.add(&at, mistake),
+                Ok(value) => {
+                    let called = Called {
+                        value: value.into(),
+                        id: tenant.id.clone(),
+                    };
+                    if let Some(other) = known.insert(called) {
+                        let message = acts_for.called_alike(&other.id, &tenant.id, value);
+                        self.mistakes.add(&at, message);
+                    }
+                }
+            }
+        }
+        Some(known)
     }
 
     /// The attribute that the value is of. Within: None for the id.
@@ -454,47 +563,17 @@ impl Resolver<'_, '_> {
         }
     }
 
-    fn known_placements(&mut self, at: &At<'_>, those: &ThoseFile, context: &Context<'_, '_>) {
+    fn known_placements(&mut self, at: &At<'_>, those: &ThoseFile, context: &Context<'_>) {
         for (i, name) in those.placements.iter().flatten().enumerate() {
-            if !context.plans.contains_key(&**name) {
+            if !context.rules.plans.contains_key(&**name) {
                 let message = format_args!("there is no placement {name:?}");
                 self.mistakes.add(&at.index(i), message);
             }
         }
     }
 
-    /// What the application calls a tenant.
-    fn value_of(
-        &mut self,
-        at: &At<'_>,
-        id: &TenantId,
-        attribute: Option<&str>,
-        context: &Context<'_, '_>,
-    ) -> Option<String> {
-        let Some(attribute) = attribute else {
-            return Some(id.as_str().to_owned());
-        };
-        let file = context.files.get(id.as_str())?.as_ref()?;
-        let choose = at.key("choose");
-        let at = choose.key("key");
-        let Some(value) = file.attributes.get(attribute) else {
-            let message = format_args!("tenant {id} has no attribute {attribute:?}");
-            self.mistakes.add(&at, message);
-            return None;
-        };
-        let printable = |c: char| c.is_ascii_graphic() || c == ' ';
-        if value.is_empty() || value.len() > MAX_CONTEXT_VALUE || !value.chars().all(printable) {
-            let message = format_args!(
-                "attribute {attribute:?} of tenant {id} must be 1 to {MAX_CONTEXT_VALUE} bytes of printable ASCII"
-            );
-            self.mistakes.add(&at, message);
-            return None;
-        }
-        Some(value.clone())
-    }
-
-    fn home<'p>(&mut self, at: &At<'_>, name: &str, context: &Context<'p, '_>) -> Option<&'p Plan> {
-        let Some(plan) = context.plans.get(name) else {
+    fn home<'p>(&mut self, at: &At<'_>, name: &str, context: &Context<'p>) -> Option<&'p Plan> {
+        let Some(plan) = context.rules.plans.get(name) else {
             self.mistakes
                 .add(at, format_args!("there is no placement {name:?}"));
             return None;
@@ -512,7 +591,7 @@ impl Resolver<'_, '_> {
     /// Where nobody is served: the placement's first server.
     fn home_route(&mut self, at: &At<'_>, plan: &Plan) -> Option<Route> {
         let text = |template: &crate::config::Template| template.fill(|_| None).ok();
-        let password = match &plan.password {
+        let password = match &plan.login.password {
             None => Some(None),
             Some(Password::Text(template)) => text(template).map(|text| Some(Secret::new(text))),
             Some(Password::File(template)) => match text(template) {
@@ -528,7 +607,7 @@ impl Resolver<'_, '_> {
         };
         let (Some(database), Some(user), Some(password), Some(server)) = (
             text(&plan.database),
-            text(&plan.user),
+            text(&plan.login.user),
             password,
             plan.placement.servers.first(),
         ) else {
@@ -539,14 +618,14 @@ impl Resolver<'_, '_> {
         };
         Some(Route {
             placement: plan.placement.clone(),
-            pool: PoolKey {
+            pool: Arc::new(PoolKey {
                 server: server.clone(),
                 database,
                 login: Arc::new(Login { user, password }),
                 startup: plan.startup.clone(),
                 has_own: false,
                 application: None,
-            },
+            }),
             pool_min: None,
             schema: None,
             context: Vec::new(),
@@ -563,7 +642,7 @@ impl Resolver<'_, '_> {
         file: &ApplicationFile,
         route: &Route,
         has_home: bool,
-        context: &Context<'_, '_>,
+        context: &Context<'_>,
     ) {
         let database = has_home.then_some(&*route.pool.database);
         for user in file.users.keys() {
@@ -573,7 +652,7 @@ impl Resolver<'_, '_> {
                 let is_user = |tenant: &Arc<Tenant>| {
                     tenant.name().as_str() == name && tenant.users.contains_key(user)
                 };
-                if context.identify.by_database && tenants.any(is_user) {
+                if context.rules.identify.by_database && tenants.any(is_user) {
                     let message = format_args!(
                         "is a user of tenant {name}, too, and the login to database {name} would be both's"
                     );
@@ -584,28 +663,21 @@ impl Resolver<'_, '_> {
     }
 }
 
-fn is_one_of(tenant: &Tenant, those: &ThoseFile, context: &Context<'_, '_>) -> bool {
+fn is_one_of(tenant: &Tenant, those: &ThoseFile) -> bool {
     let placement = &tenant.route.placement.name;
     let placements = those.placements.as_ref();
     let lives_there =
         placements.is_none_or(|names| names.iter().any(|name| name == placement.as_str()));
-    let file = context.files.get(tenant.name().as_str());
-    let Some(file) = file.and_then(Option::as_ref) else {
-        return false;
-    };
     let mut attributes = those.attributes.iter();
-    lives_there && attributes.all(|(name, value)| file.attributes.get(name) == Some(value))
+    lives_there && attributes.all(|(name, value)| tenant.attribute(name) == Some(value))
 }
 
 /// Without a home, an application is told the parameters of a server of its tenants.
-fn first_route(
-    tenants: Option<&HashMap<String, TenantId>>,
-    context: &Context<'_, '_>,
-) -> Option<Route> {
+fn first_route(tenants: Option<&Sharded<Called>>, context: &Context<'_>) -> Option<Route> {
     let first = match tenants {
-        None => context.tenants.keys().min(),
-        Some(tenants) => tenants.values().min(),
+        None => context.tenants.values().map(|tenant| &tenant.id).min(),
+        Some(tenants) => tenants.values().map(|called| &called.id).min(),
     };
-    let tenant = context.tenants.get(first?)?;
+    let tenant = context.tenants.get(first?.as_str())?;
     Some((*tenant.route).clone())
 }

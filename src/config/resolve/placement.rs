@@ -45,14 +45,16 @@ const PINNED: [(&str, &str); 2] = [
 ];
 
 /// A placement with its templates still unfilled.
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
     pub placement: Arc<Placement>,
     pub shard_map: HashMap<String, ServerName>,
     pub database: Template,
     /// The tenant's own, and others behind it in `search_path`. Empty in other tiers.
     pub schemas: Vec<Template>,
-    pub user: Template,
-    pub password: Option<Password>,
+    pub login: PlanLogin,
+    /// Of tenants in state `read_only`.
+    pub read_only: Option<PlanLogin>,
     /// By variable, in the order of the file. The names are in lower case, because PostgreSQL
     /// compares them so.
     pub context: Vec<(String, Template)>,
@@ -99,6 +101,14 @@ impl Sealable {
     }
 }
 
+/// As whom tenants are served.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PlanLogin {
+    pub user: Template,
+    pub password: Option<Password>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Password {
     Text(Template),
     /// A file for each tenant.
@@ -206,7 +216,7 @@ impl Resolver<'_, '_> {
         let servers: HashSet<&str> = servers.iter().map(|name| &**name).collect();
         let mut map = HashMap::with_capacity(file.shard_map.len());
         for (tenant, server) in &file.shard_map {
-            if !tenants.contains_key(tenant) {
+            if !tenants.contains_key(tenant) && !self.has_catalog {
                 self.mistakes
                     .add(&at.key(&**tenant), "there is no such tenant");
             }
@@ -251,6 +261,8 @@ impl Resolver<'_, '_> {
         let seal_tenant = self.seal_tenant(at, file, posture);
         let login = self.required(at, "login", file.login.as_ref());
         let login = login.and_then(|login| self.login(&at.key("login"), login));
+        let read_only = file.read_only_login.as_ref();
+        let read_only = read_only.and_then(|login| self.login(&at.key("read_only_login"), login));
         let pool_size = self.count(&at.key("pool").key("size"), file.pool.size, MAX_CONNECTIONS);
         let pool_reserve = self.reserve(&at.key("pool").key("reserve"), file, known.tenants);
         let pool_min = self.pool_min(&at.key("pool").key("min"), file);
@@ -275,7 +287,7 @@ impl Resolver<'_, '_> {
             statement_memory: usize::try_from(file.limits.statement_memory.0).unwrap_or(usize::MAX),
         };
 
-        let (user, password) = login?;
+        let login = login?;
         let context = context?;
         let placement = Placement {
             name: known.name?,
@@ -288,7 +300,7 @@ impl Resolver<'_, '_> {
             guard,
             allow: self.allow(at, file, guard),
             // Nothing of a tenant is in its name.
-            shares_role: user.fill(|_| None).is_ok(),
+            shares_role: login.user.fill(|_| None).is_ok(),
             pool: PoolLimits {
                 size: pool_size?,
                 reserve: pool_reserve?,
@@ -308,8 +320,8 @@ impl Resolver<'_, '_> {
             shard_map: known.shard_map,
             database: database?,
             schemas: schemas.into_iter().collect::<Option<_>>()?,
-            user,
-            password,
+            login,
+            read_only,
             startup: startup(&context, posture),
             context,
             timeouts: file.timeouts,
@@ -432,7 +444,7 @@ impl Resolver<'_, '_> {
 
     fn reserve(&mut self, at: &At<'_>, file: &PlacementFile, tenants: usize) -> Option<usize> {
         match file.pool.reserve {
-            None if tenants > 1 => Some(DEFAULT_RESERVE),
+            None if tenants > 1 || self.has_catalog => Some(DEFAULT_RESERVE),
             None => Some(0),
             Some(count) if count.0 == 0 => Some(0),
             Some(count) => self.count(at, count, MAX_CONNECTIONS),
@@ -459,7 +471,7 @@ impl Resolver<'_, '_> {
             .ok()
     }
 
-    fn login(&mut self, at: &At<'_>, file: &LoginFile) -> Option<(Template, Option<Password>)> {
+    fn login(&mut self, at: &At<'_>, file: &LoginFile) -> Option<PlanLogin> {
         let user = self.required(at, "user", file.user.as_deref());
         let user = user.and_then(|text| self.template(&at.key("user"), text));
         let password = match (&file.password, &file.password_file) {
@@ -479,7 +491,10 @@ impl Resolver<'_, '_> {
                 return None;
             }
         };
-        Some((user?, password))
+        Some(PlanLogin {
+            user: user?,
+            password,
+        })
     }
 
     /// One file for all tenants is read once, here.

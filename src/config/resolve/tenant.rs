@@ -1,21 +1,24 @@
 //! Tenants: their routes, and the proof that no two of them share a place by mistake.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::placement::{Password, Plan, Plans};
+use super::application::ActsFor;
+use super::placement::{Password, Plan, PlanLogin, Plans};
+use super::places::{Conflict, Places};
 use super::timeouts::Layers;
-use super::{MAX_CONNECTIONS, NO_MINIMUM, Resolver, name_mistake, password_mistake, rendezvous};
+use super::{
+    MAX_CONNECTIONS, NO_MINIMUM, Resolver, Users, name_mistake, password_mistake, rendezvous,
+};
 use crate::config::file::TenantFile;
 use crate::config::outline::At;
 use crate::config::template::is_name;
-use crate::config::units::Count;
+use crate::config::units::{Count, Moment};
 use crate::config::{
-    Identify, Login, PoolKey, Route, Seal, SealKey, Secret, Server, ServerSeal, Template, Tenant,
-    TenantLimits, Tier,
+    Identify, Lifecycle, Login, PoolKey, Route, Seal, Secret, Sharded, State, Template, Tenant,
+    TenantLimits,
 };
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::sql::quoted_if_needed;
@@ -29,86 +32,136 @@ const TENANT: &str = "tenant";
 /// Longest value of a context variable, in bytes.
 pub(super) const MAX_CONTEXT_VALUE: usize = 1024;
 
+/// What all tenants are looked at with.
+pub(super) struct Rules {
+    pub plans: Plans,
+    pub layers: Layers,
+    pub identify: Identify,
+    pub has_console: bool,
+    /// Most clients of a tenant that is given no limit.
+    pub most_clients: Option<usize>,
+    pub acts_for: Vec<ActsFor>,
+}
+
 impl Resolver<'_, '_> {
     pub(super) fn tenants(
         &mut self,
         files: &IndexMap<String, Option<TenantFile>>,
-        plans: &Plans,
-        servers: &IndexMap<ServerName, Arc<Server>>,
-        layers: &Layers<'_>,
-        identify: &Identify,
-        console: bool,
-    ) -> HashMap<TenantId, Arc<Tenant>> {
+        rules: &Rules,
+        places: &mut Places,
+    ) -> Sharded<Arc<Tenant>> {
         let at = At::ROOT.key("tenants");
-        let sealed = servers.iter();
-        let mut places = Places {
-            keys: sealed
-                .filter_map(|(name, server)| Some((name.clone(), server.seal.clone()?)))
-                .collect(),
-            ..Places::default()
-        };
-        let mut tenants = HashMap::with_capacity(files.len());
+        let mut tenants = Sharded::default();
         for (name, file) in files {
             let at = at.key(&**name);
-            let id = self.name(&at, TenantId::new(name));
-            if console && CONSOLE.contains(&&**name) {
-                self.mistakes.add(
-                    &at,
-                    "the name is taken by the database of the admin console",
-                );
-            }
-            let Some(file) = file else { continue };
-            let users = self.users(&at.key("users"), &file.users, identify.by_user);
-            self.attributes(&at.key("attributes"), file);
-            let limits_at = at.key("limits");
-            let weight = file.weight;
-            let weight = weight.map(|weight| self.weight(&at.key("weight"), weight));
-            let mut limits = TenantLimits {
-                clients: self.optional_count(&limits_at.key("clients"), file.limits.clients),
-                active: self.optional_count(&limits_at.key("active"), file.limits.active),
-                waiting: self.optional_count(&limits_at.key("waiting"), file.limits.waiting),
-                rates: self.rates(
-                    &limits_at,
-                    file.limits.statements_per_second,
-                    file.limits.bytes_per_second,
-                ),
-                ..TenantLimits::default()
-            };
-            for (service, plan) in self.plans_of(&at, file, plans) {
-                limits.weight = weight.or(plan.map(|plan| plan.weight)).unwrap_or(1);
-                let (Some(name), Some(plan)) = (&id, plan) else {
-                    continue;
-                };
-                let service = service.map(|service| (name.clone(), service.into()));
-                let known = Known {
-                    at: &at,
-                    name,
-                    service: service.as_ref(),
-                    limits: &limits,
-                };
-                let Some(route) = self.route_of(&known, file, plan, &mut places) else {
-                    continue;
-                };
-                let (timeouts, own_timeouts) = layers.of(
-                    route.pool.server.as_str(),
-                    route.placement.tier,
-                    [plan.timeouts, file.timeouts],
-                );
-                let tenant = Tenant {
-                    id: known.id(),
-                    users: users.clone(),
-                    limits,
-                    timeouts,
-                    slow: layers.slow(route.pool.server.as_str(), [plan.log, file.log]),
-                    own_timeouts,
-                    route: Arc::new(route),
-                    service,
-                };
-                tenants.insert(tenant.id.clone(), Arc::new(tenant));
+            for tenant in self.tenant(&at, name, file.as_ref(), None, rules, places) {
+                tenants.insert(Arc::new(tenant));
             }
         }
         self.minimums_of_shared_pools(&tenants);
         tenants
+    }
+
+    /// One tenant, or each of its services. `users`: who may log in, where that is known already.
+    pub(super) fn tenant(
+        &mut self,
+        at: &At<'_>,
+        name: &str,
+        file: Option<&TenantFile>,
+        users: Option<Users>,
+        rules: &Rules,
+        places: &mut Places,
+    ) -> Vec<Tenant> {
+        let id = self.name(at, TenantId::new(name));
+        if rules.has_console && CONSOLE.contains(&name) {
+            let message = "the name is taken by the database of the admin console";
+            self.mistakes.add(at, message);
+        }
+        let Some(file) = file else { return Vec::new() };
+        let users = match users {
+            Some(users) => users,
+            None => self.users(&at.key("users"), &file.users, rules.identify.by_user),
+        };
+        self.attributes(&at.key("attributes"), file);
+        let lifecycle = self.lifecycle(at, file);
+        let mut limits = self.tenant_limits(at, file, rules);
+        let weight = file.weight;
+        let weight = weight.map(|weight| self.weight(&at.key("weight"), weight));
+        let mut tenants = Vec::new();
+        for (service, plan) in self.plans_of(at, file, &rules.plans) {
+            limits.weight = weight.or(plan.map(|plan| plan.weight)).unwrap_or(1);
+            let (Some(name), Some(plan)) = (&id, plan) else {
+                continue;
+            };
+            let service = service.map(|service| (name.clone(), service.into()));
+            let known = Known {
+                at,
+                name,
+                service: service.as_ref(),
+                limits: &limits,
+                state: lifecycle.now(),
+            };
+            let Some(route) = self.route_of(&known, file, plan, places) else {
+                continue;
+            };
+            let (timeouts, own_timeouts) = rules.layers.of(
+                route.pool.server.as_str(),
+                route.placement.tier,
+                [plan.timeouts, file.timeouts],
+            );
+            tenants.push(Tenant {
+                id: known.id(),
+                users: users.clone(),
+                limits,
+                timeouts,
+                slow: (rules.layers).slow(route.pool.server.as_str(), [plan.log, file.log]),
+                own_timeouts,
+                route: Arc::new(route),
+                service,
+                lifecycle: lifecycle.clone(),
+                attributes: places.attributes(file),
+                listed: None,
+            });
+        }
+        tenants
+    }
+
+    fn tenant_limits(&mut self, at: &At<'_>, file: &TenantFile, rules: &Rules) -> TenantLimits {
+        let at = at.key("limits");
+        let clients = self.optional_count(&at.key("clients"), file.limits.clients);
+        TenantLimits {
+            clients: clients.or(rules.most_clients),
+            active: self.optional_count(&at.key("active"), file.limits.active),
+            waiting: self.optional_count(&at.key("waiting"), file.limits.waiting),
+            rates: self.rates(
+                &at,
+                file.limits.statements_per_second,
+                file.limits.bytes_per_second,
+            ),
+            ..TenantLimits::default()
+        }
+    }
+
+    fn lifecycle(&mut self, at: &At<'_>, file: &TenantFile) -> Lifecycle {
+        if file.state == State::Deleted && !self.is_catalog {
+            let message = "a tenant of the file is deleted by taking its entry out";
+            self.mistakes.add(&at.key("state"), message);
+        }
+        for (key, is_given) in [
+            ("reason", file.reason.is_some()),
+            ("until", file.until.is_some()),
+        ] {
+            if is_given && file.state == State::Active {
+                let message = "has no effect while the tenant is active";
+                self.mistakes.add(&at.key(key), message);
+            }
+        }
+        Lifecycle {
+            state: file.state,
+            reason: file.reason.as_deref().map(Into::into),
+            until: file.until.map(|Moment(time)| time),
+            expires: file.expires.map(|Moment(time)| time),
+        }
     }
 
     /// The place of a tenant, or of one of its services.
@@ -122,14 +175,38 @@ impl Resolver<'_, '_> {
         let Known {
             at, name, limits, ..
         } = *known;
-        let route = self.route(at, name, file, plan, places)?;
+        let login = self.login_of(known, plan)?;
+        let route = self.route(at, name, file, (plan, login), places)?;
         let mut route = self.sealed(known, route, file, plan, places)?;
         if let Some(min) = file.pool.min {
             let min = self.tenant_min(&at.key("pool").key("min"), min, limits, &route);
             route.pool_min = Some(min);
         }
-        self.claim(at, &known.id(), &route, places);
+        let usual = match known.state {
+            State::ReadOnly => {
+                self.route(at, name, file, (plan, &plan.login), places)?
+                    .pool
+            }
+            _ => route.pool.clone(),
+        };
+        self.claim((at, &known.id()), &route, &usual, places);
         Some(route)
+    }
+
+    /// As whom it is served in its state.
+    fn login_of<'p>(&mut self, known: &Known<'_>, plan: &'p Plan) -> Option<&'p PlanLogin> {
+        match (known.state, &plan.read_only) {
+            (State::ReadOnly, None) => {
+                let placement = &plan.placement.name;
+                let message = format_args!(
+                    "needs placements.{placement}.read_only_login: a role that may only read"
+                );
+                self.mistakes.add(&known.at.key("state"), message);
+                None
+            }
+            (State::ReadOnly, Some(login)) => Some(login),
+            _ => Some(&plan.login),
+        }
     }
 
     /// How many connections the pool of one tenant keeps; 0 if it is a mistake.
@@ -156,18 +233,18 @@ impl Resolver<'_, '_> {
     }
 
     /// A minimum of one tenant means nothing where its server connections are other tenants', too.
-    fn minimums_of_shared_pools(&mut self, tenants: &HashMap<TenantId, Arc<Tenant>>) {
+    fn minimums_of_shared_pools(&mut self, tenants: &Sharded<Arc<Tenant>>) {
         let with_minimum = |tenant: &&Arc<Tenant>| tenant.route.pool_min.is_some();
         if !tenants.values().any(|tenant| with_minimum(&tenant)) {
             return;
         }
         let mut owners: HashMap<&PoolKey, Vec<&TenantId>> = HashMap::new();
         for tenant in tenants.values() {
-            let owners = owners.entry(&tenant.route.pool).or_default();
+            let owners = owners.entry(&*tenant.route.pool).or_default();
             owners.push(&tenant.id);
         }
         for tenant in tenants.values().filter(with_minimum) {
-            let owners = owners.get(&tenant.route.pool).into_iter().flatten();
+            let owners = owners.get(&*tenant.route.pool).into_iter().flatten();
             let others = owners.filter(|other| ***other != tenant.id);
             let Some(other) = others.min() else { continue };
             let message = format_args!(
@@ -237,7 +314,7 @@ impl Resolver<'_, '_> {
         at: &At<'_>,
         id: &TenantId,
         file: &TenantFile,
-        plan: &Plan,
+        (plan, login): (&Plan, &PlanLogin),
         places: &mut Places,
     ) -> Option<Route> {
         let placement = &plan.placement.name;
@@ -251,8 +328,8 @@ impl Resolver<'_, '_> {
         let database = fill.name("database", &plan.database);
         let schemas = plan.schemas.iter();
         let schemas: Vec<_> = schemas.map(|template| fill.schema(template)).collect();
-        let user = fill.name("login.user", &plan.user);
-        let password = plan
+        let user = fill.name("login.user", &login.user);
+        let password = login
             .password
             .as_ref()
             .map(|password| fill.password(password, places));
@@ -287,6 +364,7 @@ impl Resolver<'_, '_> {
             has_own: false,
             application: None,
         };
+        let pool = places.pool(pool);
         Some(Route {
             placement: Arc::clone(&plan.placement),
             pool,
@@ -324,18 +402,14 @@ impl Resolver<'_, '_> {
             fill.wrong("seal_tenant", &tenant, "must not hold '|'");
             return None;
         }
-        if let Some(other) = places.seal(&route.pool, &tenant, &known.id()) {
-            let message = format_args!(
-                "is {tenant:?} in the database like tenant {other}, and would see its rows \
-                 (is {{tenant}} missing in placements.{placement}.seal_tenant?)",
-            );
-            self.mistakes.add(at, message);
-        }
         // A server without one was reported with the placement.
-        let seal = places.keys.get(&route.pool.server)?;
+        let PoolKey {
+            server, database, ..
+        } = &*route.pool;
+        let seal = places.seals.get(server)?.clone();
         route.seal = Some(Seal {
             tenant,
-            key: SealKey::derive(&seal.key, &route.pool.database),
+            key: places.seal_key(server, &seal, database),
             lifetime: seal.lifetime,
         });
         Some(route)
@@ -366,65 +440,56 @@ impl Resolver<'_, '_> {
     /// Notes the place of a tenant, and what of it is not its own although the tier says so. All
     /// of this is a `{tenant}` forgotten in a template, and would show one tenant's rows to
     /// another.
-    fn claim(&mut self, at: &At<'_>, id: &TenantId, route: &Route, places: &mut Places) {
-        let placement = &route.placement.name;
-        let tier = route.placement.tier;
-        let pool = &route.pool;
-
-        let by_context = tier == Tier::Pool || tier == Tier::Instance && !route.context.is_empty();
-        let own_database = !by_context && tier != Tier::Schema;
-        if let Some(other) = places.database(pool, id, own_database) {
-            let message = format_args!(
-                "has database {:?} of server {} in common with tenant {other}, and one of them \
-                 must have it alone (is {{tenant}} missing in placements.{placement}.database?)",
-                pool.database, pool.server,
-            );
-            self.mistakes.add(at, message);
-        }
-        if let Some(schema) = &route.schema
-            && let Some(other) = places.schema(pool, schema, id)
-        {
-            let message = format_args!(
-                "has schema {schema:?} in common with tenant {other} \
-                 (is {{tenant}} missing in placements.{placement}.schema?)",
-            );
-            self.mistakes.add(at, message);
-        }
-        let number = self.pool_number(route, places);
-        if by_context && let Some(other) = places.context(number, route, id) {
-            let message = format_args!(
-                "has the same context as tenant {other}, and would see its rows \
-                 (is {{tenant}} missing in placements.{placement}.context?)",
-            );
-            self.mistakes.add(at, message);
+    fn claim(
+        &mut self,
+        (at, id): (&At<'_>, &TenantId),
+        route: &Route,
+        usual: &Arc<PoolKey>,
+        places: &mut Places,
+    ) {
+        for conflict in places.claim(id, route, usual) {
+            self.conflict(at, route, conflict, places);
         }
     }
 
-    /// A pool that two placements share can have one size only.
-    fn pool_number(&mut self, route: &Route, places: &mut Places) -> usize {
-        let placement = &route.placement;
-        let next = places.pools.len();
-        let (number, first, size) = match places.pools.entry(route.pool.clone()) {
-            Entry::Vacant(entry) => {
-                entry.insert((next, placement.name.clone(), placement.pool.size));
-                return next;
+    fn conflict(&mut self, at: &At<'_>, route: &Route, conflict: Conflict, places: &mut Places) {
+        let placement = &route.placement.name;
+        let pool = &route.pool;
+        let message = match conflict {
+            Conflict::Database(other) => format!(
+                "has database {:?} of server {} in common with tenant {other}, and one of them \
+                 must have it alone (is {{tenant}} missing in placements.{placement}.database?)",
+                pool.database, pool.server,
+            ),
+            Conflict::Schema(other) => format!(
+                "has schema {:?} in common with tenant {other} \
+                 (is {{tenant}} missing in placements.{placement}.schema?)",
+                route.schema.as_deref().unwrap_or_default(),
+            ),
+            Conflict::Seal(other) => format!(
+                "is {:?} in the database like tenant {other}, and would see its rows \
+                 (is {{tenant}} missing in placements.{placement}.seal_tenant?)",
+                route.seal.as_ref().map_or("", |seal| &seal.tenant),
+            ),
+            Conflict::Context(other) => format!(
+                "has the same context as tenant {other}, and would see its rows \
+                 (is {{tenant}} missing in placements.{placement}.context?)",
+            ),
+            Conflict::PoolSize { first, size } => {
+                let pair = (first.clone(), placement.clone());
+                if places.sizes_differ.insert(pair) {
+                    let placements = At::ROOT.key("placements");
+                    let at = placements.key(placement.as_str());
+                    let message = format_args!(
+                        "must be {size} like that of placement {first}: they share server \
+                         connections, because server, database, login and variables are the same",
+                    );
+                    self.mistakes.add(&at.key("pool").key("size"), message);
+                }
+                return;
             }
-            Entry::Occupied(entry) => entry.get().clone(),
         };
-        if size != placement.pool.size
-            && places
-                .sizes_differ
-                .insert((first.clone(), placement.name.clone()))
-        {
-            let placements = At::ROOT.key("placements");
-            let at = placements.key(placement.name.as_str());
-            let message = format_args!(
-                "must be {size} like that of placement {first}: they share server connections, \
-                 because server, database, login and variables are the same",
-            );
-            self.mistakes.add(&at.key("pool").key("size"), message);
-        }
-        number
+        self.mistakes.add(at, message);
     }
 }
 
@@ -435,6 +500,8 @@ struct Known<'k> {
     name: &'k TenantId,
     service: Option<&'k (TenantId, Box<str>)>,
     limits: &'k TenantLimits,
+    /// The state it is in now.
+    state: State,
 }
 
 impl Known<'_> {
@@ -554,95 +621,5 @@ impl Filling<'_, '_, '_> {
         };
         self.wrong(&key, &value, mistake);
         None
-    }
-}
-
-/// What is taken so far, by whom.
-#[derive(Default)]
-pub(super) struct Places {
-    logins: HashSet<Arc<Login>>,
-    /// Read once each; `None`: reported.
-    password_files: HashMap<String, Option<Secret>>,
-    /// Of each database, a tenant in it, and whether that one must have it alone.
-    databases: HashMap<(ServerName, String), (TenantId, bool)>,
-    schemas: HashMap<(ServerName, String, String), TenantId>,
-    /// Number of each pool, and the placement that it has its size from.
-    pools: HashMap<PoolKey, (usize, PlacementName, usize)>,
-    sizes_differ: HashSet<(PlacementName, PlacementName)>,
-    /// What each server's contexts are sealed with.
-    keys: HashMap<ServerName, ServerSeal>,
-    seals: HashMap<(ServerName, String, String), TenantId>,
-    /// By pool number and values in the order of the variables' names.
-    contexts: HashMap<(usize, Vec<String>), TenantId>,
-}
-
-impl Places {
-    /// The one `Arc` of equal logins.
-    fn login(&mut self, login: Login) -> Arc<Login> {
-        if let Some(known) = self.logins.get(&login) {
-            return Arc::clone(known);
-        }
-        let login = Arc::new(login);
-        self.logins.insert(Arc::clone(&login));
-        login
-    }
-
-    /// Another tenant in this database, if one of the two must not have company.
-    fn database(&mut self, pool: &PoolKey, id: &TenantId, alone: bool) -> Option<TenantId> {
-        match self
-            .databases
-            .entry((pool.server.clone(), pool.database.clone()))
-        {
-            Entry::Vacant(entry) => {
-                entry.insert((id.clone(), alone));
-                None
-            }
-            Entry::Occupied(mut entry) => {
-                let (other, other_alone) = entry.get().clone();
-                if alone && !other_alone {
-                    entry.insert((id.clone(), alone));
-                }
-                (alone || other_alone).then_some(other)
-            }
-        }
-    }
-
-    fn schema(&mut self, pool: &PoolKey, schema: &str, id: &TenantId) -> Option<TenantId> {
-        let place = (
-            pool.server.clone(),
-            pool.database.clone(),
-            schema.to_owned(),
-        );
-        first_of(self.schemas.entry(place), id)
-    }
-
-    fn seal(&mut self, pool: &PoolKey, tenant: &str, id: &TenantId) -> Option<TenantId> {
-        let place = (
-            pool.server.clone(),
-            pool.database.clone(),
-            tenant.to_owned(),
-        );
-        first_of(self.seals.entry(place), id)
-    }
-
-    fn context(&mut self, pool: usize, route: &Route, id: &TenantId) -> Option<TenantId> {
-        let mut variables: Vec<_> = route.context.iter().collect();
-        variables.sort();
-        let values = variables
-            .into_iter()
-            .map(|(_, value)| value.clone())
-            .collect();
-        first_of(self.contexts.entry((pool, values)), id)
-    }
-}
-
-/// Who had the place before `id`, which has it now if nobody did.
-fn first_of<K>(place: Entry<'_, K, TenantId>, id: &TenantId) -> Option<TenantId> {
-    match place {
-        Entry::Occupied(entry) => Some(entry.get().clone()),
-        Entry::Vacant(entry) => {
-            entry.insert(id.clone());
-            None
-        }
     }
 }

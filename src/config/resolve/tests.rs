@@ -1285,7 +1285,7 @@ fn the_slow_log_of_a_tenant_is_that_of_what_is_nearest() {
         c: { placement: c, users: { u: { password: p } } }\n";
     let slow = |text: &str, name: &str| {
         let config = load_text(text, Path::new(""), &|_| None).unwrap();
-        config.tenants[&TenantId::new(name).unwrap()].slow
+        config.tenants[name].slow
     };
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     for (name, expected) in [("a", 2), ("b", 3), ("c", 1)] {

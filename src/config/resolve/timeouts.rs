@@ -14,16 +14,16 @@ use crate::config::{ClientTimeouts, OwnTimeouts, Tier};
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10 * 60);
 
 /// What is said of all tenants, and of those of a server.
-pub(super) struct Layers<'f> {
+pub(super) struct Layers {
     proxy: (ClientTimeoutsFile, ClientLogFile),
-    servers: HashMap<&'f str, (ClientTimeoutsFile, ClientLogFile)>,
+    servers: HashMap<String, (ClientTimeoutsFile, ClientLogFile)>,
 }
 
-impl<'f> Layers<'f> {
+impl Layers {
     pub fn new(
         file: &TimeoutsFile,
         slow: Option<Limit>,
-        servers: &'f IndexMap<String, Option<ServerFile>>,
+        servers: &IndexMap<String, Option<ServerFile>>,
     ) -> Self {
         let timeouts = ClientTimeoutsFile {
             statement: file.statement,
@@ -41,7 +41,7 @@ impl<'f> Layers<'f> {
             proxy: (timeouts, ClientLogFile { slow }),
             servers: servers
                 .iter()
-                .filter_map(|(name, file)| Some((name.as_str(), of_server(file.as_ref()?))))
+                .filter_map(|(name, file)| Some((name.clone(), of_server(file.as_ref()?))))
                 .collect(),
         }
     }

@@ -89,7 +89,7 @@ impl World {
                 let id = &self.tenants[number].id;
                 Context::Bound(Binding {
                     tenant: id.clone(),
-                    route: self.config.tenants[id].route.clone(),
+                    route: self.config.tenants[id.as_str()].route.clone(),
                     settings: Arc::default(),
                     stale: false,
                 })

@@ -145,7 +145,7 @@ impl Served {
         let mut routes = Vec::new();
         for name in &names {
             let id = TenantId::new(name).map_err(|error| format!("{name}: {error}"))?;
-            let tenant = config.tenants.get(&id).ok_or("no such tenant")?;
+            let tenant = config.tenants.get(id.as_str()).ok_or("no such tenant")?;
             routes.push(tenant.route.clone());
         }
         let routes: [Arc<Route>; 2] = routes.try_into().map_err(|_| "not two tenants")?;
