@@ -41,7 +41,7 @@ pub struct Diff {
     /// holds for the next client.
     pub listen_tls_changed: bool,
     /// Settings that a running process does not take over: `listen`, `http`, `workers`, `io_uring`,
-    /// `log.format` and `log.filter`.
+    /// `catalog`, `log.format` and `log.filter`.
     pub needs_restart: Vec<&'static str>,
 }
 
@@ -206,6 +206,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("http", old.http != new.http),
         ("workers", old.workers != new.workers),
         ("io_uring", old.io_uring != new.io_uring),
+        ("catalog", old.catalog != new.catalog),
         ("log.format", old.log.format != new.log.format),
         ("log.filter", old.log.filter != new.log.filter),
     ];

@@ -45,6 +45,8 @@ pub struct ConfigFile {
     pub timeouts: TimeoutsFile,
     pub tcp_keepalives: TcpKeepalivesFile,
     pub doctor: DoctorFile,
+    /// Where tenants are kept as data. Default: none, and they are those of this file alone.
+    pub catalog: Option<CatalogFile>,
     /// PostgreSQL instances by name. Required.
     pub servers: Option<IndexMap<String, Option<ServerFile>>>,
     /// Kinds of places by name. Required.
@@ -384,6 +386,59 @@ impl Default for DoctorFile {
     }
 }
 
+/// `catalog`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct CatalogFile {
+    /// One of `servers`. Required.
+    pub server: Option<String>,
+    /// Required.
+    pub database: Option<String>,
+    /// The login that reads. Required.
+    pub login: Option<LoginFile>,
+    /// The login that changes tenants. Default: none, and `pgtenant tenant` changes nothing.
+    pub writer: Option<LoginFile>,
+    /// Longest time between two looks for changes, from 100ms to 1m. Default: 2s.
+    pub poll: Period,
+    /// The last good state on disk. Default: none.
+    pub copy: Option<CatalogCopyFile>,
+}
+
+impl Default for CatalogFile {
+    fn default() -> Self {
+        Self {
+            server: None,
+            database: None,
+            login: None,
+            writer: None,
+            poll: Period(Duration::from_secs(2)),
+            copy: None,
+        }
+    }
+}
+
+/// `catalog.copy`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct CatalogCopyFile {
+    /// Where it is. Required.
+    pub file: Option<String>,
+    /// A file of at least 32 bytes, the key of its MAC. Required.
+    pub key_file: Option<String>,
+    /// An older copy is not used. Default: 7d.
+    pub max_age: Period,
+}
+
+impl Default for CatalogCopyFile {
+    fn default() -> Self {
+        Self {
+            file: None,
+            key_file: None,
+            max_age: Period(Duration::from_secs(7 * 24 * 60 * 60)),
+        }
+    }
+}
+
 /// An entry of `servers`.
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
@@ -567,7 +622,7 @@ impl Default for PlacementFile {
     }
 }
 
-/// `placements.*.login`.
+/// `placements.*.login`, `catalog.login` and `catalog.writer`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct LoginFile {

@@ -5,6 +5,7 @@
 //! opens a socket or starts a task, and nothing here imports a live thing: the pools read the
 //! config, never the other way round.
 
+mod catalog;
 pub mod descriptors;
 pub mod diff;
 mod file;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use indexmap::IndexMap;
 use serde::Deserialize;
 
+pub use catalog::{Catalog, CatalogCopy, CopyKey};
 pub use lifecycle::{Lifecycle, State};
 pub use require_auth::{AuthMethod, RequireAuth};
 pub use resolve::roster::{Entry, Roster};
@@ -93,6 +95,8 @@ pub struct Config {
     pub stats_period: Duration,
     pub tcp_keepalives: TcpKeepalives,
     pub doctor: Doctor,
+    /// Where tenants are kept as data. None: they are those of the file alone.
+    pub catalog: Option<Arc<Catalog>>,
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: Sharded<Arc<Tenant>>,

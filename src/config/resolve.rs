@@ -5,6 +5,7 @@
 //! one cause gives one mistake.
 
 mod application;
+mod catalog;
 mod pem;
 mod placement;
 mod places;
@@ -263,6 +264,7 @@ impl Resolver<'_, '_> {
             &tenant_files,
             &application::privileged(&application_files),
         );
+        let catalog = file.catalog.map(|file| self.catalog(&file, &server_files));
         let layers = timeouts::Layers::new(&file.timeouts, slow, &server_files);
         let clients = limits.map_or(0, |limits| limits.clients);
         let most = self.clients_of_tenant(&file.limits, clients, tenant_files.len());
@@ -304,6 +306,7 @@ impl Resolver<'_, '_> {
             timeouts: timeouts(&file.timeouts),
             tcp_keepalives,
             doctor: doctor?,
+            catalog: catalog.flatten().map(Arc::new),
             servers,
             placements: placements.collect(),
             services: services(&tenants),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Column, Row, View, row, text};
 use crate::admin::command::set;
-use crate::config::{self, Config, LogFormat, Login, Rate, Rates, Server, SslMode};
+use crate::config::{self, Catalog, Config, LogFormat, Login, Rate, Rates, Server, SslMode};
 
 pub const COLUMNS: &[Column] = &[
     text("key"),
@@ -181,6 +181,36 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("doctor.enabled", doctor.enabled));
     settings.push(setting("doctor.interval", period(doctor.interval)));
     settings.push(setting("doctor.refuse", doctor.refuse));
+    settings.extend(
+        config
+            .catalog
+            .iter()
+            .flat_map(|catalog| self::catalog(catalog)),
+    );
+    settings
+}
+
+fn catalog(catalog: &Catalog) -> Vec<Setting> {
+    let mut settings = vec![
+        fixed("catalog.server", &catalog.server),
+        fixed("catalog.database", &catalog.database),
+        fixed("catalog.poll", period(catalog.poll)),
+    ];
+    let logins = [
+        ("login", Some(&catalog.login)),
+        ("writer", catalog.writer.as_ref()),
+    ];
+    for (name, login) in logins {
+        let Some(login) = login else { continue };
+        settings.push(fixed(format!("catalog.{name}.user"), &login.user));
+        if login.password.is_some() {
+            settings.push(fixed(format!("catalog.{name}.password"), HIDDEN));
+        }
+    }
+    if let Some(copy) = &catalog.copy {
+        settings.push(fixed("catalog.copy.file", copy.file.display()));
+        settings.push(fixed("catalog.copy.max_age", period(copy.max_age)));
+    }
     settings
 }
 

@@ -93,6 +93,11 @@ fn a_change_of_the_file_changes_what_it_must_and_nothing_else() {
             "restart [io_uring]",
         ),
         ("workers: 2", "workers: 2\naudit: { file: audit.jsonl }", ""),
+        (
+            "workers: 2",
+            "workers: 2\ncatalog: { server: a, database: c, login: { user: r } }",
+            "restart [catalog]",
+        ),
         ("127.0.0.1:6432", "127.0.0.1:6433", "restart [listen]"),
         ("127.0.0.1:9187", "127.0.0.1:9188", "restart [http]"),
         (

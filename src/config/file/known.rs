@@ -5,11 +5,12 @@ use std::cell::Cell;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 use super::{
-    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, ChooseFile, ClientLogFile,
-    ClientTimeoutsFile, CredentialFile, DoctorFile, HttpFile, IdentifyFile, LimitsFile, ListenFile,
-    ListenTlsFile, LogFile, LoginFile, MetricsFile, PlacementFile, PlacementLimitsFile, PoolFile,
-    SealFile, ServerAdminFile, ServerFile, ServerLimitsFile, TcpKeepalivesFile, TenantFile,
-    TenantLimitsFile, TenantPoolFile, TimeoutsFile,
+    AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, CatalogCopyFile,
+    CatalogFile, ChooseFile, ClientLogFile, ClientTimeoutsFile, CredentialFile, DoctorFile,
+    HttpFile, IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
+    PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
+    ServerLimitsFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile, TenantPoolFile,
+    TimeoutsFile,
 };
 
 use crate::config::units::{Count, RateParts};
@@ -58,6 +59,9 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["timeouts"] => fields::<TimeoutsFile>(),
         ["tcp_keepalives"] => fields::<TcpKeepalivesFile>(),
         ["doctor"] => fields::<DoctorFile>(),
+        ["catalog"] => fields::<CatalogFile>(),
+        ["catalog", "login" | "writer"] => fields::<LoginFile>(),
+        ["catalog", "copy"] => fields::<CatalogCopyFile>(),
         ["servers", _] => fields::<ServerFile>(),
         [
             "servers" | "placements" | "tenants" | "applications",

@@ -101,6 +101,7 @@ impl ConfigFile {
             timeouts: root.section("timeouts").unwrap_or_default(),
             tcp_keepalives: root.section("tcp_keepalives").unwrap_or_default(),
             doctor: root.section("doctor").unwrap_or_default(),
+            catalog: root.section("catalog"),
             servers: root.entries("servers"),
             placements: root.entries("placements"),
             applications: root.entries("applications"),
