@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -19,9 +19,9 @@ use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
-use crate::client::{Activity, ClientHandle, FIRST_PID};
-use crate::config::diff::Diff;
-use crate::config::{self, Application, Config, Mistake, Pooling, Route, Tenant, descriptors};
+use crate::client::{ClientHandle, FIRST_PID};
+use crate::catalog;
+use crate::config::{Application, Config, Extras, Pooling, Roster, Route, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
 use crate::id::{PlacementName, ServerName, TenantId};
@@ -38,6 +38,7 @@ use crate::workers::{WorkerId, Workers};
 mod admission;
 mod halts;
 mod periods;
+mod reload;
 mod stop;
 mod warm;
 
@@ -95,8 +96,14 @@ pub struct App {
     periods: Mutex<periods::Periods>,
     /// When that was, in milliseconds of Unix time: no other process has the same.
     generation: u64,
-    /// One reload at a time.
-    reloading: Mutex<()>,
+    /// One change of the configuration at a time. What tenants of a catalog are put with, where
+    /// there is one.
+    roster: Mutex<Option<Roster>>,
+    /// What the catalog has beside tenants.
+    extras: Mutex<Extras>,
+    /// When tenants change their states by themselves.
+    due: reload::Due,
+    pub catalog: catalog::Status,
 }
 
 impl App {
@@ -141,10 +148,14 @@ impl App {
             started,
             periods: Mutex::new(periods::Periods::from(started)),
             generation: now.as_millis().try_into().unwrap_or(0),
-            reloading: Mutex::default(),
+            roster: Mutex::default(),
+            extras: Mutex::default(),
+            due: reload::Due::default(),
+            catalog: catalog::Status::default(),
         });
         app.arrange(&app.config());
         app.set_rates(&app.config());
+        app.note_times(&app.config());
         Ok(app)
     }
 
@@ -258,94 +269,6 @@ impl App {
         self.instances.store(Arc::new(instances));
     }
 
-    /// Reads the config file again and puts it in force.
-    ///
-    /// # Errors
-    /// Every mistake in it; then nothing has changed.
-    pub fn reload_file(&self) -> Result<Diff, Vec<Mistake>> {
-        let mistake = |message: String| {
-            vec![Mistake {
-                path: String::new(),
-                line: None,
-                message,
-            }]
-        };
-        let path = self.config_path.as_ref();
-        let reloaded = path
-            .ok_or_else(|| mistake("the proxy was not started from a file".to_owned()))
-            .and_then(|path| config::load(path))
-            .and_then(|config| match descriptors::too_few(&config) {
-                Some(mistake) => Err(vec![mistake]),
-                None => Ok(config),
-            })
-            .and_then(|config| self.reload(config).map_err(|e| mistake(e.to_string())));
-        if let Err(mistakes) = &reloaded {
-            self.metrics.failed_reloads.add(1);
-            for mistake in mistakes {
-                tracing::error!(%mistake, "config not reloaded");
-            }
-        }
-        reloaded
-    }
-
-    /// Puts a new config in force: what changed, and nothing else, is touched.
-    ///
-    /// Order of operations: all that can fail is built first. Then the instances, so that whoever
-    /// sees the new tenants finds their servers; the config; the audit and the limits; the pools
-    /// that nobody routes to any more are closed; last every client is asked whether it may go on.
-    ///
-    /// # Errors
-    /// TLS settings of a main port that cannot be used; then nothing has changed.
-    pub fn reload(&self, new: Config) -> Result<Diff> {
-        let _one = self
-            .reloading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let old = self.config();
-        let diff = config::diff::diff(&old, &new);
-        let doors = doors(&new)?;
-        self.arrange(&new);
-        let new = Arc::new(new);
-        self.config.store(new.clone());
-        self.set_rates(&new);
-        self.audit.reconfigure(new.audit.clone());
-        if diff.listen_tls_changed {
-            self.doors.store(Arc::new(doors));
-        }
-        for tenant in &self.tenants {
-            if let Some(known) = new.login(tenant.key().as_str()) {
-                tenant.set_levels(self.levels_of(&new, known));
-                tenant.set_limits(known.limits);
-                tenant.set_slow(known.slow);
-                tenant.set_timeouts(known.own_timeouts);
-            }
-        }
-        self.routes
-            .retain(|(_, tenant), _| new.tenants.contains_key(tenant.as_str()));
-        self.apply_pauses();
-        for instance in self.instances().values() {
-            instance.retire_pools(|key| diff.pools_removed.contains(key));
-            instance.wake();
-        }
-        self.metrics.reloads.add(1);
-        self.revoke_clients(&old, &new);
-        self.call_clients();
-        for setting in &diff.needs_restart {
-            tracing::warn!(setting, "this change needs a restart");
-        }
-        tracing::info!(
-            tenants_added = diff.tenants_added.len(),
-            tenants_removed = diff.tenants_removed.len(),
-            tenants_moved = diff.tenants_moved.len(),
-            servers_added = diff.servers_added.len(),
-            servers_removed = diff.servers_removed.len(),
-            servers_changed = diff.servers_changed.len(),
-            pools_removed = diff.pools_removed.len(),
-            "config reloaded"
-        );
-        Ok(diff)
-    }
-
     /// What the main port at this position of the config offers.
     pub fn door(&self, position: usize) -> Option<Arc<Door>> {
         self.doors.load().get(position).cloned()
@@ -360,18 +283,23 @@ impl App {
         }
         let state = TenantState::new(id.clone());
         let config = self.config();
-        if let Some(tenant) = config.login(id.as_str()) {
-            state.set_levels(self.levels_of(&config, tenant));
-            state.set_limits(tenant.limits);
-            state.set_slow(tenant.slow);
-            state.set_timeouts(tenant.own_timeouts);
-        }
+        self.set_up(&config, &state);
         let entry = self.tenants.entry(id.clone());
         let state = entry.or_insert_with(|| Arc::new(state)).clone();
         // Once it is there: a pause that comes from now on finds it, one that came before is looked
         // for here.
         self.apply_pauses_to(&state);
         state
+    }
+
+    /// Puts in force for a tenant what the config says of it.
+    fn set_up(&self, config: &Config, state: &TenantState) {
+        if let Some(tenant) = config.login(state.id.as_str()) {
+            state.set_levels(self.levels_of(config, tenant));
+            state.set_limits(tenant.limits);
+            state.set_slow(tenant.slow);
+            state.set_timeouts(tenant.own_timeouts);
+        }
     }
 
     /// Tenants that have been seen since the start, by name.
@@ -485,61 +413,6 @@ impl App {
 
     fn call_clients(&self) {
         self.clients.iter().for_each(|client| client.0.call());
-    }
-
-    /// Ends the clients whose tenant, user or credential is gone: at their next clean point, and
-    /// after the grace of the config wherever they are.
-    fn revoke_clients(&self, old: &Config, new: &Config) {
-        let revoked: Vec<Weak<ClientHandle>> = self
-            .clients
-            .iter()
-            .map(|client| client.0.clone())
-            .filter(|client| {
-                let credential = |config: &'_ Config| {
-                    let tenant = config.login(client.tenant.as_str())?;
-                    tenant.users.get(&*client.user).cloned()
-                };
-                let now = credential(new);
-                now.is_none() || now != credential(old)
-            })
-            .map(|client| {
-                client.revoke();
-                Arc::downgrade(&client)
-            })
-            .collect();
-        // Of applications: between transactions they find out themselves.
-        let served = self.serving_gone(new);
-        if revoked.is_empty() && served.is_empty() {
-            return;
-        }
-        let grace = new.timeouts.revoked;
-        self.workers.spawn(self.workers.in_turn(0), async move {
-            timer::sleep(grace).await;
-            let still = served.iter().filter_map(|(client, tenant)| {
-                let client = client.upgrade()?;
-                let is_open = client.activity() != Activity::Idle;
-                (is_open && client.serves() == *tenant).then_some(client)
-            });
-            let left = revoked.iter().filter_map(Weak::upgrade).chain(still);
-            let left: Vec<_> = left.collect();
-            if !left.is_empty() {
-                tracing::warn!(
-                    clients = left.len(),
-                    "ending transactions of clients whose tenant, user or password is gone"
-                );
-            }
-            left.iter().for_each(|client| client.kill());
-        });
-    }
-
-    /// Clients of applications that use a server connection for a tenant that is gone, and that
-    /// tenant.
-    fn serving_gone(&self, new: &Config) -> Vec<(Weak<ClientHandle>, TenantId)> {
-        let clients = self.clients.iter().map(|client| client.0.clone());
-        let busy = clients.filter(|client| client.activity() != Activity::Idle);
-        busy.map(|client| (Arc::downgrade(&client), client.serves()))
-            .filter(|(_, tenant)| new.login(tenant.as_str()).is_none())
-            .collect()
     }
 
     // ---- the end ----

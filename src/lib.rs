@@ -16,7 +16,7 @@
 //! | layer | modules | job |
 //! |---|---|---|
 //! | words | [`id`], [`error`], [`metrics`], [`places`], [`sql`], [`timer`], [`timestamp`], [`workers`] | newtypes, the one error, counters, what SQL does, waiting, where tasks run |
-//! | data | [`config`], [`net`], [`protocol`], [`findings`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
+//! | data | [`config`], [`net`], [`protocol`], [`findings`], [`catalog`] | no policy, no connections to PostgreSQL; bytes, and how they leave |
 //! | decisions | [`auth`], [`guard`], [`tls`], [`tenant`] | who may, and as whom; what a statement may do |
 //! | PostgreSQL side | [`backend`] | connects, pools, changes tenant context; hands out leases, never holds a client |
 //! | handles | [`audit`], [`client`], [`app`] | what all parts share, built once |
@@ -52,6 +52,7 @@ pub mod attacks;
 pub mod audit;
 pub mod auth;
 pub mod backend;
+pub mod catalog;
 pub mod cli;
 pub mod client;
 pub mod cluster;

@@ -9,13 +9,16 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use super::App;
 use crate::backend::instance::{Instance, Pool};
 use crate::client::ClientHandle;
-use crate::config::{Config, PoolKey, Route};
+use crate::config::{Config, PoolKey, Route, State, Tenant};
 use crate::error::{Error, Kind};
 use crate::id::{PlacementName, ServerName, TenantId};
+use crate::tenant::state::{Paused, TenantState};
+use crate::timestamp::utc;
 
 /// Whom a command of the console is about.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +81,54 @@ fn covering(scopes: &BTreeSet<Scope>, config: &Config, tenant: &TenantId) -> Opt
     found.cloned()
 }
 
+/// Whether a tenant's state lets in new clients.
+///
+/// # Errors
+/// 57P03 while it is provisioned or drained, 28000 while it is suspended.
+pub fn state_lets_in(tenant: &Tenant) -> Result<(), Error> {
+    let life = &tenant.lifecycle;
+    let name = tenant.name();
+    let (kind, message) = match life.now() {
+        State::Active | State::ReadOnly | State::Paused => return Ok(()),
+        State::Provisioning => (
+            Kind::CannotConnectNow,
+            format!("tenant \"{name}\" is being provisioned"),
+        ),
+        State::Draining => (
+            Kind::CannotConnectNow,
+            format!("tenant \"{name}\" is being drained"),
+        ),
+        State::Suspended | State::Deleted => (
+            Kind::InvalidAuthorization,
+            format!("tenant \"{name}\" is suspended"),
+        ),
+    };
+    let now = SystemTime::now();
+    let mut detail = Vec::new();
+    if life.has_expired(now) {
+        detail.extend(life.expires.map(|time| format!("It expired at {}.", utc(time))));
+    } else {
+        detail.extend(life.reason.as_ref().map(|reason| format!("The reason is: {reason}.")));
+        detail.extend(life.until.map(|time| format!("That ends at {}.", utc(time))));
+    }
+    let error = Error::new(kind, message);
+    Err(match detail.is_empty() {
+        true => error,
+        false => error.with_detail(detail.join(" ")),
+    })
+}
+
+/// How a tenant is paused, if it is: on the console, or by its state.
+fn pause_of(scopes: &BTreeSet<Scope>, config: &Config, tenant: &TenantId) -> Option<Paused> {
+    if covering(scopes, config, tenant).is_some() {
+        return Some(Paused::OnConsole);
+    }
+    let known = config.tenants.get(tenant.as_str())?;
+    (known.lifecycle.now() == State::Paused).then_some(Paused::ByState {
+        patience: config.timeouts.paused,
+    })
+}
+
 /// The place of a pool: its key without what is a client's own.
 type Place<'a> = (&'a ServerName, &'a str, &'a str);
 
@@ -90,7 +141,7 @@ impl App {
     /// transaction. False: that was so already.
     pub fn pause(&self, scope: Scope) -> bool {
         let is_new = lock(&self.halts.paused).insert(scope);
-        self.apply_pauses();
+        self.apply_pauses(None);
         let config = self.config();
         let paused = self.wholly_paused(&config);
         self.renew_pools(|key| paused.contains(&place(key)));
@@ -107,7 +158,7 @@ impl App {
                 scope => paused.remove(scope),
             }
         };
-        self.apply_pauses();
+        self.apply_pauses(None);
         was_paused
     }
 
@@ -168,6 +219,9 @@ impl App {
             let message = "the proxy is shutting down";
             return Err(Error::new(Kind::CannotConnectNow, message));
         }
+        if let Some(known) = self.config.load().tenants.get(tenant.as_str()) {
+            state_lets_in(known)?;
+        }
         match self.disabled_by(tenant) {
             None => Ok(()),
             Some(_) => Err(Error::new(
@@ -177,16 +231,23 @@ impl App {
         }
     }
 
-    /// Tells every tenant that was seen whether it is paused. To be called when the pauses, or
-    /// where tenants live, changed.
-    pub(super) fn apply_pauses(&self) {
+    /// Tells tenants that were seen whether they are paused: those of `which`, or all. To be called
+    /// when the pauses, the states of tenants or where they live changed.
+    pub(super) fn apply_pauses(&self, which: Option<&HashSet<TenantId>>) {
         let config = self.config();
         let mut resumed = false;
         {
             let paused = lock(&self.halts.paused);
-            for tenant in &self.tenants {
-                let is_paused = covering(&paused, &config, tenant.key()).is_some();
-                resumed |= tenant.set_paused(is_paused) && !is_paused;
+            let mut apply = |tenant: &TenantState| {
+                let pause = pause_of(&paused, &config, &tenant.id);
+                resumed |= tenant.set_paused(pause) && pause.is_none();
+            };
+            match which {
+                None => self.tenants.iter().for_each(|tenant| apply(&tenant)),
+                Some(ids) => {
+                    let tenants = ids.iter().filter_map(|id| self.tenants.get(id));
+                    tenants.for_each(|tenant| apply(&tenant));
+                }
             }
         }
         if resumed {
@@ -197,11 +258,9 @@ impl App {
     }
 
     /// The same for one that has just come.
-    pub(super) fn apply_pauses_to(&self, tenant: &crate::tenant::state::TenantState) {
+    pub(super) fn apply_pauses_to(&self, tenant: &TenantState) {
         let paused = lock(&self.halts.paused);
-        if !paused.is_empty() {
-            tenant.set_paused(covering(&paused, &self.config(), &tenant.id).is_some());
-        }
+        tenant.set_paused(pause_of(&paused, &self.config(), &tenant.id));
     }
 
     /// Places all of whose tenants are paused.

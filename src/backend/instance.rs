@@ -838,7 +838,7 @@ impl Line<'_> {
         loop {
             // A pause is not waited for by the clock.
             if now >= end {
-                end = self.tenant.waits_since(since).unwrap_or(now) + deadline;
+                end = self.tenant.waits_until(since, deadline);
             }
             if now >= end {
                 return Err(self.in_vain());

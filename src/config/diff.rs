@@ -168,6 +168,21 @@ fn tenants(old: &Config, new: &Config, diff: &mut Diff) {
     }
 }
 
+/// What changes for some tenants, where nothing else does.
+pub fn of_tenants(old: &Config, new: &Config, ids: &HashSet<TenantId>) -> Diff {
+    let mut diff = Diff::default();
+    for id in ids {
+        let [old, new] = [old, new].map(|config| config.tenants.get(id.as_str()));
+        match (old, new) {
+            (None, Some(_)) => diff.tenants_added.push(id.clone()),
+            (Some(_), None) => diff.tenants_removed.push(id.clone()),
+            (Some(old), Some(new)) => tenant_changes(old, new, &mut diff),
+            (None, None) => {}
+        }
+    }
+    diff
+}
+
 fn tenant_changes(old: &Tenant, new: &Tenant, diff: &mut Diff) {
     if !same_route(&old.route, &new.route) {
         diff.tenants_moved.push(new.id.clone());

@@ -320,6 +320,8 @@ pub struct TimeoutsFile {
     pub connect: Period,
     /// How long transactions may go on whose tenant, user or password is gone. Default: 10s.
     pub revoked: Period,
+    /// How long clients of a tenant in state `paused` wait for its end. Default: 1m.
+    pub paused: Period,
     /// From SIGTERM until the last client is closed. Default: 30s.
     pub shutdown: Period,
     /// An idle server connection is closed after this. Default: 10m.
@@ -344,6 +346,7 @@ impl Default for TimeoutsFile {
             checkout: seconds(10),
             connect: seconds(5),
             revoked: seconds(10),
+            paused: seconds(60),
             shutdown: seconds(30),
             server_idle: seconds(10 * 60),
             server_lifetime: seconds(60 * 60),

@@ -52,7 +52,7 @@ pub fn load_with_guests(
     guests: &Guests,
 ) -> Result<(Config, [String; 2]), Vec<Mistake>> {
     let mut names = [String::new(), String::new()];
-    let config = resolve::load_changed(path, &mut |file| names = invite(file, guests))?;
+    let config = resolve::load_changed(path, &mut |file, _| names = invite(file, guests))?;
     Ok((config, names))
 }
 
@@ -227,7 +227,7 @@ fn is_uuid(text: &str) -> bool {
 /// Mistakes of the file.
 pub fn shared_placements(path: &Path) -> Result<Vec<(String, bool)>, Vec<Mistake>> {
     let mut found = Vec::new();
-    resolve::load_changed(path, &mut |file| {
+    resolve::load_changed(path, &mut |file, _| {
         for (name, placement) in file.placements.iter().flatten() {
             if let Some(placement) = placement {
                 found.push((name.clone(), is_shared(placement)));

@@ -34,8 +34,8 @@ use serde::Deserialize;
 pub use catalog::{Catalog, CatalogCopy, CopyKey};
 pub use lifecycle::{Lifecycle, State};
 pub use require_auth::{AuthMethod, RequireAuth};
-pub use resolve::roster::{Entry, Roster};
-pub use resolve::{load, load_text, load_with_roster, rendezvous};
+pub use resolve::roster::{Change, Entry, Roster};
+pub use resolve::{Extras, load, load_text, load_with_roster, rendezvous};
 pub use seal::{Seal, SealKey, ServerSeal};
 pub use secret::Secret;
 pub use sharded::{Named, Sharded};
@@ -102,6 +102,8 @@ pub struct Config {
     pub tenants: Sharded<Arc<Tenant>>,
     /// Of tenants with several services: what is in `tenants` for each.
     pub services: Sharded<Arc<Services>>,
+    /// Tenants whose pools have minimums of their own.
+    pub own_minimums: usize,
     /// By the id that they log in as, which is no tenant's.
     pub applications: BTreeMap<TenantId, Arc<Application>>,
     /// What may be meant as it is, and should be known.
@@ -221,6 +223,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// How long transactions may go on whose tenant, user or password is gone.
     pub revoked: Duration,
+    /// How long clients of a tenant in state paused wait for its end.
+    pub paused: Duration,
     /// From SIGTERM to the end of the last client.
     pub shutdown: Duration,
     /// An idle server connection is closed after this time.

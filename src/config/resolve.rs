@@ -77,28 +77,40 @@ const LEAST_LOGINS: usize = 100;
 /// # Errors
 /// All mistakes, in the order of the file.
 pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
-    load_changed(path, &mut |_| {})
+    load_changed(path, &mut |_, _| {})
 }
 
-/// The same, with what is needed to put tenants of a catalog into the configuration.
+/// The same with what a catalog has beside the file, and with what is needed to put its tenants into
+/// the configuration.
 ///
 /// # Errors
-/// As there.
-pub fn load_with_roster(path: &Path) -> Result<(Config, Roster), Vec<Mistake>> {
-    load_whole(path, &mut |_| {})
+/// As there, and what is wrong with the others.
+pub fn load_with_roster(path: &Path, extras: &Extras) -> Result<(Config, Roster), Vec<Mistake>> {
+    load_whole(path, &mut |file, mistakes| file.add(extras, mistakes))
 }
+
+/// Servers and placements beside those of the file, which count where both have one of a name: by
+/// name, the settings of `servers.*` and `placements.*` as JSON.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extras {
+    pub servers: BTreeMap<String, String>,
+    pub placements: BTreeMap<String, String>,
+}
+
+/// What changes a file once it was read.
+type Changing<'c> = &'c mut dyn FnMut(&mut ConfigFile, &mut Mistakes<'_>);
 
 /// The same of what `change` makes of the file once it was read.
 pub(super) fn load_changed(
     path: &Path,
-    change: &mut dyn FnMut(&mut ConfigFile),
+    change: Changing<'_>,
 ) -> Result<Config, Vec<Mistake>> {
     load_whole(path, change).map(|(config, _)| config)
 }
 
 fn load_whole(
     path: &Path,
-    change: &mut dyn FnMut(&mut ConfigFile),
+    change: Changing<'_>,
 ) -> Result<(Config, Roster), Vec<Mistake>> {
     let whole_file = |line, message| {
         vec![Mistake {
@@ -142,23 +154,25 @@ pub fn load_text_with_roster(
     dir: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Config, Roster), Vec<Mistake>> {
-    load_text_changed(text, dir, environment, &mut |_| {})
+    load_text_changed(text, dir, environment, &mut |_, _| {})
 }
 
 fn load_text_changed(
     text: &str,
     dir: &Path,
     environment: &dyn Fn(&str) -> Option<String>,
-    change: &mut dyn FnMut(&mut ConfigFile),
+    change: Changing<'_>,
 ) -> Result<(Config, Roster), Vec<Mistake>> {
-    let (mut file, mistakes) = ConfigFile::read(text, environment);
+    let (mut file, mut mistakes) = ConfigFile::read(text, environment);
+    if let Some(file) = &mut file {
+        change(file, &mut mistakes);
+    }
     let mut resolver = Resolver {
         mistakes,
         dir,
         has_catalog: false,
         is_catalog: false,
     };
-    file.iter_mut().for_each(change);
     match file.and_then(|file| resolver.config(file)) {
         Some(loaded) if resolver.mistakes.is_empty() => Ok(loaded),
         _ => Err(resolver.mistakes.into_sorted()),
@@ -221,6 +235,7 @@ impl Resolver<'_, '_> {
         reason = "one section of the file after the other"
     )]
     fn config(&mut self, file: ConfigFile) -> Option<(Config, Roster)> {
+        self.has_catalog = file.catalog.is_some();
         let listen = self.listen(file.listen);
         let http = file.http.and_then(|http| self.http(http, &listen));
         let console = file.admin.is_some();
@@ -310,6 +325,7 @@ impl Resolver<'_, '_> {
             servers,
             placements: placements.collect(),
             services: services(&tenants),
+            own_minimums: roster::own_minimums(tenants.values()),
             tenants,
             applications: applications
                 .into_iter()
@@ -767,6 +783,7 @@ fn timeouts(file: &TimeoutsFile) -> Timeouts {
         checkout: file.checkout.0,
         connect: file.connect.0,
         revoked: file.revoked.0,
+        paused: file.paused.0,
         shutdown: file.shutdown.0,
         server_idle: file.server_idle.0,
         server_lifetime: file.server_lifetime.0,

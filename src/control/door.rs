@@ -2,7 +2,7 @@
 //! pools'.
 
 use std::error::Error as _;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use std::task::{Context, Poll};
 
 use deadpool_postgres::Connect;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
 use crate::backend::dial;
 use crate::config::{Login, Server};
@@ -101,7 +102,30 @@ impl Connect for Door {
     }
 }
 
-type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
+/// Connects the same way to hear notifications, whatever they say: each is a wake of `heard`.
+///
+/// # Errors
+/// As tokio-postgres says, and why the socket could not be had.
+pub async fn connect_to_hear(server: Arc<Server>, config: &Config, heard: Arc<Notify>) -> Connected {
+    let stream = match dial::open(&server, &[]).await {
+        Ok(stream) => Gate::new(stream, &server),
+        Err(error) => return start(config, Broken(error.to_string())).await,
+    };
+    let (client, mut connection) = config.connect_raw(stream, NoTls).await?;
+    let task = tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if matches!(message, AsyncMessage::Notification(_)) {
+                heard.notify_one();
+            }
+        }
+        // Its end is seen by the next question.
+        heard.notify_one();
+    });
+    Ok((client, task))
+}
+
+/// A client, and the task that moves its messages.
+pub type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
 
 async fn start(
     config: &Config,

@@ -53,8 +53,15 @@ impl Proxy {
         let http = config.http;
         let app = App::new(config, config_path, handles, resolver)
             .map_err(|e| std::io::Error::other(e.to_string()))?;
-        let addresses = serve(&app)?;
         let control = threads.control();
+        if app.config().catalog.is_some() {
+            // Nobody is told that there is no such tenant before the tenants are known.
+            let (ready, known) = std::sync::mpsc::sync_channel(1);
+            let watch = crate::control::catalog_watch::watch(Arc::downgrade(&app), ready);
+            control.spawn(watch);
+            let _ = known.recv();
+        }
+        let addresses = serve(&app)?;
         let http = match http {
             Some(address) => {
                 let bound =

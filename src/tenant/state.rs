@@ -19,12 +19,24 @@ use crate::workers::WorkerId;
 /// since clients choose them.
 const NAMES: usize = 16;
 
+/// How a tenant is paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Paused {
+    /// By a command: until another ends it.
+    OnConsole,
+    /// By its state.
+    ByState {
+        /// How long its clients wait.
+        patience: Duration,
+    },
+}
+
 /// Whether a tenant is paused.
 #[derive(Debug)]
 struct Pause {
     /// Most server connections without one.
     limit: usize,
-    is_on: bool,
+    on: Option<Paused>,
     /// When the last ended.
     ended: Option<Instant>,
 }
@@ -92,7 +104,7 @@ impl TenantState {
             used: AtomicU64::new(0),
             pause: Mutex::new(Pause {
                 limit: usize::MAX,
-                is_on: false,
+                on: None,
                 ended: None,
             }),
             resumed: Notify::new(),
@@ -189,18 +201,18 @@ impl TenantState {
     }
 
     fn apply(&self, pause: &Pause) {
-        let limit = if pause.is_on { 0 } else { pause.limit };
+        let limit = if pause.on.is_some() { 0 } else { pause.limit };
         self.active_limit.store(limit, Relaxed);
     }
 
     /// Pauses it, or ends that: while it is paused it is given no server connection. Whether that
     /// is new. Who waits for one is served once its instance is told.
-    pub fn set_paused(&self, paused: bool) -> bool {
+    pub fn set_paused(&self, paused: Option<Paused>) -> bool {
         let mut pause = self.pause();
-        let is_new = pause.is_on != paused;
+        let is_new = pause.on.is_some() != paused.is_some();
+        pause.on = paused;
         if is_new {
-            pause.is_on = paused;
-            pause.ended = (!paused).then(Instant::now);
+            pause.ended = paused.is_none().then(Instant::now);
             self.apply(&pause);
             self.resumed.notify_waiters();
         }
@@ -208,14 +220,18 @@ impl TenantState {
     }
 
     pub fn is_paused(&self) -> bool {
-        self.pause().is_on
+        self.pause().on.is_some()
     }
 
-    /// From when on a wait that began at `since` counts: not before the end of a pause. None while
-    /// it is paused.
-    pub fn waits_since(&self, since: Instant) -> Option<Instant> {
+    /// When a wait is over that began at `since` and may take as long as `deadline`: a pause is not
+    /// waited for by the clock, unless it is by the tenant's state.
+    pub fn waits_until(&self, since: Instant, deadline: Duration) -> Instant {
         let pause = self.pause();
-        (!pause.is_on).then(|| pause.ended.map_or(since, |ended| ended.max(since)))
+        match pause.on {
+            Some(Paused::OnConsole) => Instant::now() + deadline,
+            Some(Paused::ByState { patience }) => since + patience,
+            None => pause.ended.map_or(since, |ended| ended.max(since)) + deadline,
+        }
     }
 
     /// Waits for the end of a pause, if there is one.

@@ -134,7 +134,7 @@ impl World {
     fn routes(config: &Config, names: &[String; 2]) -> [Route; 2] {
         names.clone().map(|name| {
             let id = TenantId::new(&name).expect("a name");
-            (*config.tenants[&id].route).clone()
+            (*config.tenants[id.as_str()].route).clone()
         })
     }
 

@@ -600,7 +600,7 @@ impl Running {
     pub fn home(&self, tenant: &Tenant) -> Tenant {
         let id = TenantId::new(&tenant.name).expect("a tenant id");
         let config = self.proxy.app().config();
-        let server = match config.tenants[&id].route.pool.server.as_str() {
+        let server = match config.tenants[id.as_str()].route.pool.server.as_str() {
             "shared" => Server::Shared,
             _ => Server::Silo,
         };

@@ -33,7 +33,7 @@ const fn setting(key: &'static str, pgbouncer: &'static str, kind: SettingKind) 
 }
 
 /// What PgBouncer has under another name is found by both.
-static SETTINGS: [Setting; 29] = [
+static SETTINGS: [Setting; 30] = [
     setting("limits.logins", "", Count(|c| &mut c.limits.logins)),
     setting("limits.console", "", Count(|c| &mut c.limits.console)),
     setting(
@@ -57,6 +57,7 @@ static SETTINGS: [Setting; 29] = [
         Period(|c| &mut c.timeouts.connect),
     ),
     setting("timeouts.revoked", "", Period(|c| &mut c.timeouts.revoked)),
+    setting("timeouts.paused", "", Period(|c| &mut c.timeouts.paused)),
     setting(
         "timeouts.shutdown",
         "",
@@ -215,16 +216,17 @@ pub fn apply(app: &App, key: &str, value: &str) -> Result<()> {
         true => takes_the_file(key),
         false => unknown(),
     })?;
-    let mut config = (*app.config()).clone();
-    match setting.kind {
-        InFile => return Err(takes_the_file(setting.key)),
-        Period(of) => *of(&mut config) = period(setting.key, value)?,
-        Count(of) => *of(&mut config) = count(setting.key, value)?,
-    }
-    if let Some(mistake) = descriptors::too_few(&config) {
-        return Err(bad_value(setting.key, value, mistake.message));
-    }
-    app.reload(config)?;
+    app.change(|config| {
+        match setting.kind {
+            InFile => return Err(takes_the_file(setting.key)),
+            Period(of) => *of(config) = period(setting.key, value)?,
+            Count(of) => *of(config) = count(setting.key, value)?,
+        }
+        match descriptors::too_few(config) {
+            Some(mistake) => Err(bad_value(setting.key, value, mistake.message)),
+            None => Ok(()),
+        }
+    })?;
     tracing::info!(setting = setting.key, value, "set on the admin console");
     Ok(())
 }

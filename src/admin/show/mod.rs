@@ -7,6 +7,7 @@
 //! statement.
 
 mod applications;
+mod catalog;
 mod clients;
 mod databases;
 mod dns;
@@ -161,7 +162,7 @@ pub struct View<'a> {
 }
 
 /// Every `SHOW`, in the order of the help.
-pub static SHOWS: [Show; 28] = [
+pub static SHOWS: [Show; 29] = [
     show(
         "HELP",
         "this list",
@@ -179,6 +180,12 @@ pub static SHOWS: [Show; 28] = [
         "every application: as whom it logs in, and for how many tenants it may act",
         applications::COLUMNS,
         applications::rows,
+    ),
+    show(
+        "CATALOG",
+        "how current the tenants of the catalog are, and what of it is not in force",
+        catalog::COLUMNS,
+        catalog::rows,
     ),
     show(
         "DATABASES",

@@ -50,6 +50,7 @@ pub fn rows(view: &View) -> Vec<Row> {
 
 fn all(config: &Config) -> Vec<Setting> {
     let mut settings = globals(config);
+    settings.extend(config.catalog.iter().flat_map(|c| catalog(c)));
     settings.extend(config.servers.values().flat_map(|s| server(s)));
     settings.extend(placements(config));
     settings
@@ -162,6 +163,7 @@ fn globals(config: &Config) -> Vec<Setting> {
         ("checkout", timeouts.checkout),
         ("connect", timeouts.connect),
         ("revoked", timeouts.revoked),
+        ("paused", timeouts.paused),
         ("shutdown", timeouts.shutdown),
         ("server_idle", timeouts.server_idle),
         ("server_lifetime", timeouts.server_lifetime),
@@ -181,12 +183,6 @@ fn globals(config: &Config) -> Vec<Setting> {
     settings.push(setting("doctor.enabled", doctor.enabled));
     settings.push(setting("doctor.interval", period(doctor.interval)));
     settings.push(setting("doctor.refuse", doctor.refuse));
-    settings.extend(
-        config
-            .catalog
-            .iter()
-            .flat_map(|catalog| self::catalog(catalog)),
-    );
     settings
 }
 

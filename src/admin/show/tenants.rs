@@ -1,6 +1,7 @@
 //! `SHOW TENANTS`.
 
 use super::{Column, Row, View, int, row, text};
+use crate::timestamp::utc;
 
 pub const COLUMNS: &[Column] = &[
     text("tenant"),
@@ -23,6 +24,12 @@ pub const COLUMNS: &[Column] = &[
     int("rate_waits"),
     int("rate_refusals"),
     int("rate_pauses"),
+    text("state"),
+    text("reason"),
+    text("until"),
+    text("expires"),
+    int("generation"),
+    text("version"),
 ];
 
 /// Every tenant of the config by name, seen or not.
@@ -59,6 +66,12 @@ pub fn rows(view: &View) -> Vec<Row> {
                 seen.map_or(0, |tenant| tenant.metrics.rate_waits.get()),
                 seen.map_or(0, |tenant| tenant.metrics.rate_refusals.get()),
                 seen.map_or(0, |tenant| tenant.metrics.rate_pauses.get()),
+                tenant.lifecycle.now().word(),
+                tenant.lifecycle.reason.as_deref(),
+                tenant.lifecycle.until.map(utc),
+                tenant.lifecycle.expires.map(utc),
+                tenant.listed.as_ref().map(|listed| listed.generation),
+                tenant.listed.as_ref().and_then(|listed| listed.version.as_deref()),
             ]
         })
         .collect()

@@ -1,6 +1,7 @@
 //! Reading the file: YAML to values, values to the structs of the format, and a mistake for all
 //! that does not fit.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use indexmap::IndexMap;
@@ -12,7 +13,7 @@ use serde_yaml::{Mapping, Value};
 use super::environment::{Environment, expanded, is_template};
 use super::known::{known_settings, said_elsewhere, unknown_setting};
 use super::{ConfigFile, TenantFile};
-use crate::config::Mistake;
+use crate::config::{Extras, Mistake};
 use crate::config::outline::{At, Mistakes, Outline, element};
 
 /// Most type mistakes reported of one entry.
@@ -84,6 +85,27 @@ impl ConfigFile {
             Some(file) if mistakes.is_empty() => Ok(file),
             _ => Err(mistakes.into_sorted()),
         }
+    }
+
+    /// Adds servers and placements that stand in a catalog. Those of the file count.
+    pub fn add(&mut self, extras: &Extras, mistakes: &mut Mistakes<'_>) {
+        fn add<T: DeserializeOwned>(
+            mine: &mut Option<IndexMap<String, Option<T>>>,
+            section: &'static str,
+            others: &BTreeMap<String, String>,
+            mistakes: &mut Mistakes<'_>,
+        ) {
+            let at = At::ROOT.key(section);
+            for (name, json) in others {
+                let mine = mine.get_or_insert_default();
+                if !mine.contains_key(name) {
+                    let read = read_json(mistakes, &at.key(&**name), json);
+                    mine.insert(name.clone(), read);
+                }
+            }
+        }
+        add(&mut self.servers, "servers", &extras.servers, mistakes);
+        add(&mut self.placements, "placements", &extras.placements, mistakes);
     }
 
     fn sections(mut root: Root<'_, '_>) -> Self {

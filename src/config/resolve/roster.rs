@@ -202,6 +202,8 @@ impl Roster {
     }
 
     fn exchange(&self, config: &mut Config, name: &str, old: &[Arc<Tenant>], new: &[Arc<Tenant>]) {
+        config.own_minimums += own_minimums(new);
+        config.own_minimums -= own_minimums(old);
         for tenant in old {
             if !new.iter().any(|now| now.id == tenant.id) {
                 config.tenants.remove(tenant.id.as_str());
@@ -245,6 +247,13 @@ impl Roster {
             }
         }
     }
+}
+
+/// How many of these have a minimum of their own.
+pub(super) fn own_minimums<'t>(tenants: impl IntoIterator<Item = &'t Arc<Tenant>>) -> usize {
+    let tenants = tenants.into_iter();
+    let with = tenants.filter(|tenant| tenant.route.pool_min.is_some());
+    with.count()
 }
 
 /// The tenant of this name, or its services.

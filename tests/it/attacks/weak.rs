@@ -137,7 +137,7 @@ impl Weak {
     fn ways(self, config: &Config, routes: &[Route; 2]) -> [Way; 2] {
         [0, 1].map(|who: usize| {
             let route = &routes[who];
-            let mut key = route.pool.clone();
+            let mut key = (*route.pool).clone();
             key.startup.retain(|(name, _)| name == "search_path");
             let is_bare = self == Self::OpenedForNobody || self == Self::Stock && who == 0;
             if !is_bare {
