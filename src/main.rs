@@ -106,6 +106,8 @@ enum Sql {
         #[arg(long, value_name = "PERIOD", default_value = "1h", value_parser = pgtenant::config::duration)]
         retire_after: Duration,
     },
+    /// What makes a database the catalog of tenants, and brings it up to date.
+    Catalog,
     /// What takes from the roles of a placement what lets them watch or hinder each other.
     Harden {
         #[command(flatten)]
@@ -167,6 +169,7 @@ fn main() -> ExitCode {
             });
             cli::sql::print_seal(key_of.as_ref())
         }
+        Command::Sql(Sql::Catalog) => cli::sql::print_catalog(),
         Command::Sql(Sql::Harden {
             config: ConfigArgument { config },
             placement,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::cli::check;
 use crate::cli::seal::fail;
 use crate::config::Config;
+use crate::control::catalog;
 use crate::control::harden::{Group, harden};
 use crate::control::seal;
 
@@ -48,6 +49,12 @@ pub fn print_seal(key_of: Option<&KeyOf>) -> ExitCode {
         }
         Err(error) => fail(&error),
     }
+}
+
+/// `pgtenant sql catalog`.
+pub fn print_catalog() -> ExitCode {
+    print!("{}", catalog::SQL);
+    ExitCode::SUCCESS
 }
 
 /// `pgtenant sql harden`.

@@ -1,6 +1,7 @@
 //! The control plane: what the proxy itself asks of servers, by tokio-postgres, apart from the way
 //! of clients' queries.
 
+pub mod catalog;
 pub mod catalog_watch;
 pub mod doctor;
 pub mod door;

@@ -10,6 +10,8 @@ mod audit;
 mod bad_input;
 mod batches;
 mod cancel;
+mod catalog;
+mod catalog_sql;
 mod catalogs;
 mod chaos;
 mod console;

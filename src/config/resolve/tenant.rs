@@ -151,7 +151,7 @@ impl Resolver<'_, '_> {
             ("reason", file.reason.is_some()),
             ("until", file.until.is_some()),
         ] {
-            if is_given && file.state == State::Active {
+            if is_given && file.state == State::Active && !self.is_catalog {
                 let message = "has no effect while the tenant is active";
                 self.mistakes.add(&at.key(key), message);
             }
