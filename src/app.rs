@@ -19,8 +19,8 @@ use crate::audit::Audit;
 use crate::auth::Verifiers;
 use crate::backend::dns::Resolver;
 use crate::backend::instance::{Instance, Pool};
-use crate::client::{ClientHandle, FIRST_PID};
 use crate::catalog;
+use crate::client::{ClientHandle, FIRST_PID};
 use crate::config::{Application, Config, Extras, Pooling, Roster, Route, Tenant};
 use crate::error::{Error, Kind, Result};
 use crate::findings::Findings;
@@ -44,7 +44,7 @@ mod warm;
 
 use admission::PlacementState;
 pub use admission::{PlacedClient, WaitingClient};
-pub use halts::Scope;
+pub use halts::{Scope, state_lets_in};
 pub use periods::Periods;
 pub use stop::{OpenConsole, Stop};
 

@@ -106,10 +106,20 @@ pub fn state_lets_in(tenant: &Tenant) -> Result<(), Error> {
     let now = SystemTime::now();
     let mut detail = Vec::new();
     if life.has_expired(now) {
-        detail.extend(life.expires.map(|time| format!("It expired at {}.", utc(time))));
+        detail.extend(
+            life.expires
+                .map(|time| format!("It expired at {}.", utc(time))),
+        );
     } else {
-        detail.extend(life.reason.as_ref().map(|reason| format!("The reason is: {reason}.")));
-        detail.extend(life.until.map(|time| format!("That ends at {}.", utc(time))));
+        detail.extend(
+            life.reason
+                .as_ref()
+                .map(|reason| format!("The reason is: {reason}.")),
+        );
+        detail.extend(
+            life.until
+                .map(|time| format!("That ends at {}.", utc(time))),
+        );
     }
     let error = Error::new(kind, message);
     Err(match detail.is_empty() {

@@ -3,14 +3,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use super::{App, doors};
 use crate::client::{Activity, ClientHandle};
 use crate::config::diff::{self, Diff};
-use crate::config::{
-    self, Config, Entry, Extras, Mistake, Roster, State, descriptors,
-};
+use crate::config::{self, Config, Entry, Extras, Mistake, Roster, State, descriptors};
 use crate::error::Result;
 use crate::id::TenantId;
 use crate::timer;
@@ -186,7 +184,9 @@ impl App {
             let mut applications = new.applications.values();
             !roster.is_unused(pool) || applications.any(|own| *own.login.route.pool == *pool)
         };
-        let pools = concerned.iter().filter_map(|id| old.tenants.get(id.as_str()));
+        let pools = concerned
+            .iter()
+            .filter_map(|id| old.tenants.get(id.as_str()));
         let pools = pools.map(|tenant| &tenant.route.pool);
         let gone: HashSet<_> = pools.filter(|pool| !is_used(pool)).collect();
         diff.pools_removed = gone.into_iter().map(|pool| (**pool).clone()).collect();
@@ -202,7 +202,9 @@ impl App {
     fn settle(&self, old: &Config, new: &Config, diff: &Diff, concerned: Concerned<'_>) {
         match concerned {
             None => {
-                self.tenants.iter().for_each(|state| self.set_up(new, &state));
+                self.tenants
+                    .iter()
+                    .for_each(|state| self.set_up(new, &state));
                 self.routes
                     .retain(|(_, tenant), _| new.tenants.contains_key(tenant.as_str()));
             }
@@ -261,7 +263,8 @@ impl App {
     }
 
     /// Puts the states in force that tenants have by themselves by now. To be called now and then.
-    pub fn pass_time(&self) {
+    /// True: the file must be read again, since a tenant of it is served by another role now.
+    pub fn pass_time(&self) -> bool {
         let now = SystemTime::now();
         let concerned: HashSet<TenantId> = {
             let mut due = self.due();
@@ -270,14 +273,18 @@ impl App {
             passed.into_values().flatten().collect()
         };
         if concerned.is_empty() {
-            return;
+            return false;
         }
         let mut roster = self.roster();
         let old = self.config();
         let mut new = (*old).clone();
-        let tenants = concerned.iter().filter_map(|id| old.tenants.get(id.as_str()));
+        let tenants = concerned
+            .iter()
+            .filter_map(|id| old.tenants.get(id.as_str()));
         let is_read_only = |tenant: &config::Tenant| tenant.lifecycle.state == State::ReadOnly;
+        let mut needs_file = false;
         for tenant in tenants.filter(|tenant| is_read_only(tenant)) {
+            needs_file |= tenant.listed.is_none();
             tracing::info!(tenant = %tenant.id, state = %tenant.lifecycle.now(), "its time has come");
             let put = roster
                 .as_mut()
@@ -290,6 +297,7 @@ impl App {
         let new = Arc::new(new);
         self.config.store(new.clone());
         self.settle(&old, &new, &diff, Some(&concerned));
+        needs_file
     }
 
     // ---- clients that may not go on ----
@@ -359,12 +367,6 @@ impl App {
             .filter(|(_, tenant)| concerned.is_none_or(|ids| ids.contains(tenant)))
             .filter(|(_, tenant)| !may_stay(tenant))
             .collect()
-    }
-
-    /// How long ago the tenants of the catalog were known to be current.
-    pub fn catalog_age(&self) -> Option<std::time::Duration> {
-        let seen = self.catalog.view().current_at?;
-        Some(Instant::now().saturating_duration_since(seen))
     }
 }
 

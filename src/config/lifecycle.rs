@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 /// What becomes of a tenant's clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Its place is being made: logins are refused.
@@ -54,7 +56,8 @@ impl State {
         Self::ALL.into_iter().find(|state| state.word() == word)
     }
 
-    /// Whether new clients, and new transactions of applications, are let in; they may have to wait.
+    /// Whether new clients, and new transactions of applications, are let in; they may have to
+    /// wait.
     pub fn lets_in(self) -> bool {
         matches!(self, Self::Active | Self::ReadOnly | Self::Paused)
     }

@@ -4,13 +4,14 @@
 //! returns `None` if nothing usable is left. `None` alone is never reported again by a caller, so
 //! one cause gives one mistake.
 
+mod acts_for;
 mod application;
 mod catalog;
 mod pem;
 mod placement;
 mod places;
 mod rates;
-pub mod roster;
+mod roster;
 mod server;
 mod tenant;
 mod timeouts;
@@ -36,8 +37,9 @@ use super::{
     ScramVerifier, Secret, Server, Services, Sharded, TcpKeepalives, Tenant, Timeouts,
 };
 use crate::id::{self, ServerName, TenantId};
+pub use roster::{Change, Entry, Roster};
+
 use places::Places;
-use roster::Roster;
 use tenant::Rules;
 
 /// Where a file without `listen` listens.
@@ -52,6 +54,9 @@ const MAX_CONNECTIONS: usize = 262_143;
 /// Why `pool.min` is a mistake there.
 const NO_MINIMUM: &str =
     "has no effect in session pooling without pool.reuse: connections are made for each client";
+
+/// Longest value of a context variable, in bytes.
+const MAX_CONTEXT_VALUE: usize = 1024;
 
 /// More often is a load on the servers.
 const MIN_DOCTOR_INTERVAL: Duration = Duration::from_secs(1);
@@ -80,8 +85,8 @@ pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
     load_changed(path, &mut |_, _| {})
 }
 
-/// The same with what a catalog has beside the file, and with what is needed to put its tenants into
-/// the configuration.
+/// The same with what a catalog has beside the file, and with what is needed to put its tenants
+/// into the configuration.
 ///
 /// # Errors
 /// As there, and what is wrong with the others.
@@ -101,17 +106,11 @@ pub struct Extras {
 type Changing<'c> = &'c mut dyn FnMut(&mut ConfigFile, &mut Mistakes<'_>);
 
 /// The same of what `change` makes of the file once it was read.
-pub(super) fn load_changed(
-    path: &Path,
-    change: Changing<'_>,
-) -> Result<Config, Vec<Mistake>> {
+pub(super) fn load_changed(path: &Path, change: Changing<'_>) -> Result<Config, Vec<Mistake>> {
     load_whole(path, change).map(|(config, _)| config)
 }
 
-fn load_whole(
-    path: &Path,
-    change: Changing<'_>,
-) -> Result<(Config, Roster), Vec<Mistake>> {
+fn load_whole(path: &Path, change: Changing<'_>) -> Result<(Config, Roster), Vec<Mistake>> {
     let whole_file = |line, message| {
         vec![Mistake {
             path: String::new(),

@@ -127,6 +127,8 @@ impl<T: Named + Clone> FromIterator<T> for Sharded<T> {
     }
 }
 
+/// As of a map of the standard library.
+#[expect(clippy::panic, reason = "what is asked for so must be there")]
 impl<T: Named + Clone> std::ops::Index<&str> for Sharded<T> {
     type Output = T;
 

@@ -1,10 +1,10 @@
 //! Reads the catalog of tenants, and keeps what the proxy knows of it current.
 //!
-//! The catalog is read in full once, and then what has changed since the last revision: as soon as a
-//! notification comes, and every `catalog.poll` without one. So a notification that is lost costs a
-//! poll, and a connection that has died without a word costs a poll and the time that an answer may
-//! take. While the catalog cannot be reached, its tenants stay as they were read last; a proxy that
-//! starts meanwhile has them from the [`copy`] on disk.
+//! The catalog is read in full once, and then what has changed since the last revision: as soon as
+//! a notification comes, and every `catalog.poll` without one. So a notification that is lost costs
+//! a poll, and a connection that has died without a word costs a poll and the time that an answer
+//! may take. While the catalog cannot be reached, its tenants stay as they were read last; a proxy
+//! that starts meanwhile has them from the [`copy`] on disk.
 
 mod copy;
 mod rows;
@@ -84,7 +84,6 @@ pub async fn watch(app: Weak<App>, ready: SyncSender<()>) {
                 pause
             }
         };
-        app.pass_time();
         drop(app);
         reader.wait(wait).await;
     }
@@ -153,7 +152,11 @@ impl Reader {
         let config = app.config();
         let unfit = || Failure::Unfit("the config has no catalog".to_owned());
         let catalog = config.catalog.clone().ok_or_else(unfit)?;
-        let server = config.servers.get(&catalog.server).ok_or_else(unfit)?.clone();
+        let server = config
+            .servers
+            .get(&catalog.server)
+            .ok_or_else(unfit)?
+            .clone();
         if let Some(link) = &self.link
             && link.made_for == catalog
             && link.server.address == server.address
@@ -244,9 +247,7 @@ impl Reader {
         let mut tenants = pin!(rows::tenants(client, since).await?);
         loop {
             let entries = rows::next_chunk(tenants.as_mut(), CHUNK).await?;
-            if entries.is_empty() {
-                break;
-            }
+            let is_last = entries.len() < CHUNK;
             for entry in &entries {
                 missing.remove(&entry.name);
             }
@@ -254,6 +255,9 @@ impl Reader {
                 copy.add_tenants(&entries);
             }
             app.put_tenants(&entries);
+            if is_last {
+                break;
+            }
         }
         let gone: Vec<_> = missing.into_iter().map(no_more).collect();
         if !gone.is_empty() {

@@ -106,7 +106,11 @@ impl Connect for Door {
 ///
 /// # Errors
 /// As tokio-postgres says, and why the socket could not be had.
-pub async fn connect_to_hear(server: Arc<Server>, config: &Config, heard: Arc<Notify>) -> Connected {
+pub async fn connect_to_hear(
+    server: Arc<Server>,
+    config: &Config,
+    heard: Arc<Notify>,
+) -> Connected {
     let stream = match dial::open(&server, &[]).await {
         Ok(stream) => Gate::new(stream, &server),
         Err(error) => return start(config, Broken(error.to_string())).await,

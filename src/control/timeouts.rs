@@ -29,7 +29,12 @@ pub async fn watch(app: Weak<App>) {
             return;
         };
         let pause = watched.look(&app, Instant::now());
-        drop(app);
+        if app.pass_time() {
+            // A long file takes a while to read; its mistakes are logged there.
+            tokio::task::spawn_blocking(move || drop(app.reload_file()));
+        } else {
+            drop(app);
+        }
         timer::sleep(pause).await;
     }
 }

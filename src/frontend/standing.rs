@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app::{App, PlacedClient, Registered, moved};
+use crate::app::{App, PlacedClient, Registered, moved, state_lets_in};
 use crate::backend::connection::Parameters;
 use crate::backend::instance::Pool;
 use crate::client::Reason;
@@ -43,8 +43,19 @@ pub struct Standing {
 pub(super) fn farewell(registered: &Registered) -> Error {
     match registered.reason() {
         Some(reason) => timed_out(reason),
-        None if registered.is_revoked() => moved(),
+        None if registered.is_revoked() => revoked(registered),
         None => stopped(),
+    }
+}
+
+/// The error of a client whose login is good no more, or whose tenant's state lets no clients be.
+fn revoked(registered: &Registered) -> Error {
+    let config = registered.app().config();
+    let tenant = config.tenants.get(registered.tenant.as_str());
+    let state = tenant.and_then(|tenant| state_lets_in(tenant).err());
+    match state {
+        None => moved(),
+        Some(state) => moved().with_detail(format!("The {}.", state.message())),
     }
 }
 

@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
         "timestamp",
         "workers",
     ],
-    &["config", "net", "protocol", "findings"],
+    &["config", "net", "protocol", "findings", "catalog"],
     &["auth", "guard", "tenant"],
     &["tls"],
     &["backend"],

@@ -71,7 +71,10 @@ pub fn rows(view: &View) -> Vec<Row> {
                 tenant.lifecycle.until.map(utc),
                 tenant.lifecycle.expires.map(utc),
                 tenant.listed.as_ref().map(|listed| listed.generation),
-                tenant.listed.as_ref().and_then(|listed| listed.version.as_deref()),
+                tenant
+                    .listed
+                    .as_ref()
+                    .and_then(|listed| listed.version.as_deref()),
             ]
         })
         .collect()

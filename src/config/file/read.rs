@@ -13,8 +13,8 @@ use serde_yaml::{Mapping, Value};
 use super::environment::{Environment, expanded, is_template};
 use super::known::{known_settings, said_elsewhere, unknown_setting};
 use super::{ConfigFile, TenantFile};
-use crate::config::{Extras, Mistake};
 use crate::config::outline::{At, Mistakes, Outline, element};
+use crate::config::{Extras, Mistake};
 
 /// Most type mistakes reported of one entry.
 const MAX_TYPE_MISTAKES: usize = 50;
@@ -105,7 +105,12 @@ impl ConfigFile {
             }
         }
         add(&mut self.servers, "servers", &extras.servers, mistakes);
-        add(&mut self.placements, "placements", &extras.placements, mistakes);
+        add(
+            &mut self.placements,
+            "placements",
+            &extras.placements,
+            mistakes,
+        );
     }
 
     fn sections(mut root: Root<'_, '_>) -> Self {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+use super::acts_for::{ActsFor, says_otherwise};
 use super::placement::Plan;
-use super::tenant::{CONSOLE, MAX_CONTEXT_VALUE, Rules};
+use super::tenant::{CONSOLE, Rules};
 use super::{Resolver, Users};
 use crate::config::file::{
     ActsForFile, ApplicationFile, ChooseFile, ChoosingFunctionFile, ClientLogFile,
@@ -34,86 +35,6 @@ pub(super) struct Context<'c> {
     pub tenants: &'c Sharded<Arc<Tenant>>,
     pub files: &'c IndexMap<String, Option<TenantFile>>,
     pub rules: &'c Rules,
-}
-
-/// For whom an application may act, and by what.
-#[derive(Debug, Clone)]
-pub(super) struct ActsFor {
-    pub application: TenantId,
-    tenants: ActsForFile,
-    /// The attribute that it chooses by. None: the id.
-    attribute: Option<String>,
-    service: Option<String>,
-}
-
-impl ActsFor {
-    /// Whether the application may act for this tenant.
-    pub fn covers(&self, tenant: &Tenant) -> bool {
-        if let Some((_, own)) = &tenant.service
-            && Some(&**own) != self.service.as_deref()
-        {
-            return false;
-        }
-        match &self.tenants {
-            ActsForFile::All(_) => true,
-            ActsForFile::List(names) => names.iter().any(|name| name == tenant.name().as_str()),
-            ActsForFile::Those(those) => is_one_of(tenant, those),
-        }
-    }
-
-    /// Whether it may act for all, by their ids.
-    fn is_all_by_id(&self) -> bool {
-        let is_all = matches!(self.tenants, ActsForFile::All(_));
-        is_all && self.attribute.is_none() && self.service.is_none()
-    }
-
-    /// What the application calls a tenant.
-    ///
-    /// # Errors
-    /// Why it can call it nothing.
-    pub fn value_of<'t>(&self, tenant: &'t Tenant) -> Result<&'t str, String> {
-        let id = tenant.name();
-        let Some(attribute) = &self.attribute else {
-            return Ok(id.as_str());
-        };
-        let value = tenant.attribute(attribute);
-        let value = value.ok_or_else(|| format!("tenant {id} has no attribute {attribute:?}"))?;
-        let printable = |c: char| c.is_ascii_graphic() || c == ' ';
-        match !value.is_empty() && value.len() <= MAX_CONTEXT_VALUE && value.chars().all(printable)
-        {
-            true => Ok(value),
-            false => Err(format!(
-                "attribute {attribute:?} of tenant {id} must be 1 to {MAX_CONTEXT_VALUE} bytes of printable ASCII"
-            )),
-        }
-    }
-
-    /// The mistake of two tenants that it calls the same.
-    pub fn called_alike(&self, one: &TenantId, other: &TenantId, value: &str) -> String {
-        let key = self.attribute.as_deref().unwrap_or_default();
-        format!(
-            "tenants {one} and {other} have the same attribute {key:?}, {value:?}: a choice would be both's"
-        )
-    }
-}
-
-/// Whether what an application says of a tenant is not what the tenant's context says: then a text
-/// that runs with its choice in it would change the context.
-pub(super) fn says_otherwise(
-    variables: &[Box<str>],
-    value: &str,
-    tenant: &Tenant,
-) -> Option<String> {
-    let route = &tenant.route;
-    let mut variables = variables.iter();
-    let (name, own) = variables.find_map(|name| {
-        let own = route.pinned(name).filter(|own| *own != value)?;
-        Some((name, own))
-    })?;
-    let id = &tenant.id;
-    Some(format!(
-        "tenant {id} is {value:?} to the application, and its context has {own:?} in {name}: they must be the same"
-    ))
 }
 
 /// The names by which a login may mean this application alone: its user's, and its home's database.
@@ -199,35 +120,11 @@ impl Resolver<'_, '_> {
             Some(name) => Some(self.home(&at.key("home"), name, context)?),
             None => None,
         };
-        let route = match &home {
-            Some(home) => self.home_route(&at.key("home"), home)?,
-            None => {
-                let route = first_route(tenants.as_ref(), context);
-                if route.is_none() {
-                    let message = "is required while there is no tenant that it may act for";
-                    self.mistakes.add(&at.key("home"), message);
-                }
-                route?
-            }
-        };
+        let route = self.first_route(&at.key("home"), home, tenants.as_ref(), context)?;
         let (variables, choices) = choices?;
         self.same_values(&at.key("choose"), &variables, tenants.as_ref(), context);
         self.both_ways(at, file, &route, home.is_some(), context);
-        let nobody = variables
-            .iter()
-            .map(|name| (name.to_string(), String::new()));
-        let route = Route {
-            context: nobody.collect(),
-            schema: None,
-            seal: None,
-            pooling: Pooling::Transaction,
-            pool: Arc::new(PoolKey {
-                application: Some(id.clone()),
-                ..PoolKey::clone(&route.pool)
-            }),
-            pool_min: None,
-            placement: route.placement,
-        };
+        let route = route_of_nobody(&id, &variables, route);
         let placement = home.map_or_else(ClientTimeoutsFile::default, |plan| plan.timeouts);
         let (timeouts, own_timeouts) = context.rules.layers.of(
             route.pool.server.as_str(),
@@ -267,6 +164,26 @@ impl Resolver<'_, '_> {
         Some((Arc::new(application), acts_for))
     }
 
+    /// Where it is served while it has chosen nobody; without a home it is told the parameters of a
+    /// server of its tenants.
+    fn first_route(
+        &mut self,
+        at: &At<'_>,
+        home: Option<&Plan>,
+        tenants: Option<&Sharded<Called>>,
+        context: &Context<'_>,
+    ) -> Option<Route> {
+        if let Some(home) = home {
+            return self.home_route(at, home);
+        }
+        let route = first_route(tenants, context);
+        if route.is_none() {
+            let message = "is required while there is no tenant that it may act for";
+            self.mistakes.add(at, message);
+        }
+        route
+    }
+
     /// Variables by which it acts for all tenants.
     fn all_tenants(
         &mut self,
@@ -303,6 +220,7 @@ impl Resolver<'_, '_> {
         all
     }
 
+    /// What the application says is what the tenant's context says.
     fn same_values(
         &mut self,
         at: &At<'_>,
@@ -663,13 +581,23 @@ impl Resolver<'_, '_> {
     }
 }
 
-fn is_one_of(tenant: &Tenant, those: &ThoseFile) -> bool {
-    let placement = &tenant.route.placement.name;
-    let placements = those.placements.as_ref();
-    let lives_there =
-        placements.is_none_or(|names| names.iter().any(|name| name == placement.as_str()));
-    let mut attributes = those.attributes.iter();
-    lives_there && attributes.all(|(name, value)| tenant.attribute(name) == Some(value))
+/// The place of `route` with the context of nobody.
+fn route_of_nobody(id: &TenantId, variables: &[Box<str>], route: Route) -> Route {
+    let nobody = variables
+        .iter()
+        .map(|name| (name.to_string(), String::new()));
+    Route {
+        context: nobody.collect(),
+        schema: None,
+        seal: None,
+        pooling: Pooling::Transaction,
+        pool: Arc::new(PoolKey {
+            application: Some(id.clone()),
+            ..PoolKey::clone(&route.pool)
+        }),
+        pool_min: None,
+        placement: route.placement,
+    }
 }
 
 /// Without a home, an application is told the parameters of a server of its tenants.

@@ -174,8 +174,8 @@ impl Places {
         schema.chain(seal).chain(context).collect()
     }
 
-    /// Notes what a tenant has, and returns who else has it although only one may. `usual`: its pool
-    /// when it is not in state `read_only`.
+    /// Notes what a tenant has, and returns who else has it although only one may. `usual`: its
+    /// pool when it is not in state `read_only`.
     pub fn claim(&mut self, id: &TenantId, route: &Route, usual: &Arc<PoolKey>) -> Vec<Conflict> {
         let mut conflicts = Vec::new();
         if let Some(other) = self.claim_database(id, route) {

@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::application::{own_names, says_otherwise};
+use super::acts_for::says_otherwise;
+use super::application::own_names;
 use super::places::Places;
 use super::tenant::Rules;
 use super::{Resolver, Users, services};

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
-use super::application::ActsFor;
+use super::acts_for::ActsFor;
 use super::placement::{Password, Plan, PlanLogin, Plans};
 use super::places::{Conflict, Places};
 use super::timeouts::Layers;
 use super::{
-    MAX_CONNECTIONS, NO_MINIMUM, Resolver, Users, name_mistake, password_mistake, rendezvous,
+    MAX_CONNECTIONS, MAX_CONTEXT_VALUE, NO_MINIMUM, Resolver, Users, name_mistake,
+    password_mistake, rendezvous,
 };
 use crate::config::file::TenantFile;
 use crate::config::outline::At;
@@ -28,9 +29,6 @@ pub(super) const CONSOLE: [&str; 2] = ["pgtenant", "pgbouncer"];
 
 /// The placeholder that every tenant has.
 const TENANT: &str = "tenant";
-
-/// Longest value of a context variable, in bytes.
-pub(super) const MAX_CONTEXT_VALUE: usize = 1024;
 
 /// What all tenants are looked at with.
 pub(super) struct Rules {

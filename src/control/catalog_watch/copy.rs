@@ -5,8 +5,8 @@
 //! (little-endian), JSON, and the HMAC-SHA-256, by the key of the config, of the record before and
 //! this one. So a process that was killed while it wrote leaves a file that is good up to the mark
 //! before, and a record that somebody else has changed, moved or put in is not believed. What can
-//! be done without the key is to cut the end off, or to put an older copy in its place: that is what
-//! `max_age` is for.
+//! be done without the key is to cut the end off, or to put an older copy in its place: that is
+//! what `max_age` is for.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, Write as _};
@@ -238,14 +238,16 @@ impl Copy {
         Ok(())
     }
 
-    /// Writes what was added, and that all up to this revision is there. The first time it takes the
-    /// place of the copy before.
+    /// Writes what was added, and that all up to this revision is there. The first time it takes
+    /// the place of the copy before.
     ///
     /// # Errors
     /// It cannot be written: then nothing more is, until a new one is begun.
     pub fn mark(&mut self, revision: u64, at: SystemTime) -> io::Result<()> {
         if self.is_broken {
-            return Err(io::Error::other("an earlier part of it could not be written"));
+            return Err(io::Error::other(
+                "an earlier part of it could not be written",
+            ));
         }
         let written = self.try_mark(revision, at);
         self.is_broken = written.is_err();
@@ -339,11 +341,7 @@ pub fn read(settings: &CatalogCopy, now: SystemTime) -> Result<Copied, String> {
 }
 
 /// The next record, if there is one that is whole and was written with this key.
-fn next(
-    file: &mut impl io::Read,
-    key: &CopyKey,
-    before: &[u8; 32],
-) -> Option<(Vec<u8>, [u8; 32])> {
+fn next(file: &mut impl io::Read, key: &CopyKey, before: &[u8; 32]) -> Option<(Vec<u8>, [u8; 32])> {
     let mut length = [0; 4];
     file.read_exact(&mut length).ok()?;
     let length = u32::from_le_bytes(length);

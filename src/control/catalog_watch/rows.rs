@@ -45,11 +45,7 @@ impl Place {
     }
 }
 
-async fn ask(
-    client: &Client,
-    question: &str,
-    since: Option<u64>,
-) -> Result<Vec<Row>, Failure> {
+async fn ask(client: &Client, question: &str, since: Option<u64>) -> Result<Vec<Row>, Failure> {
     let since = since.map(|since| i64::try_from(since).unwrap_or(i64::MAX));
     let answer = async {
         match &since {
@@ -128,11 +124,8 @@ pub async fn tenants(client: &Client, since: u64) -> Result<RowStream, Failure> 
     Ok(rows.map_err(|_| Failure::Silence)??)
 }
 
-/// The next tenants, at most so many. None: there are no more.
-pub async fn next_chunk(
-    mut rows: Pin<&mut RowStream>,
-    most: usize,
-) -> Result<Vec<Entry>, Failure> {
+/// The next tenants: so many, or fewer if they are the last.
+pub async fn next_chunk(mut rows: Pin<&mut RowStream>, most: usize) -> Result<Vec<Entry>, Failure> {
     let mut entries = Vec::new();
     while entries.len() < most {
         let next = timer::timeout(PATIENCE * 5, rows.next()).await;
