@@ -74,6 +74,9 @@ enum Command {
     /// Print the SQL that databases are prepared with.
     #[command(subcommand)]
     Sql(Sql),
+    /// Make, change, look at and remove tenants of the catalog.
+    #[command(subcommand)]
+    Tenant(cli::tenant::Verb),
     /// Inspect the databases of a config: do they keep tenants apart?
     ///
     /// Every place is asked as the server's `admin` login, or else as the application, and nothing
@@ -176,6 +179,9 @@ fn main() -> ExitCode {
             owner,
             also,
         }) => cli::sql::print_harden(&config, &placement, owner.as_deref(), &also),
+        Command::Tenant(verb) => {
+            with_runtime(async move { cli::tenant::run(&verb, &mut stdout(), &mut stderr()).await })
+        }
         Command::Selftest(args) => with_runtime(async move { cli::selftest::run(&args).await }),
         Command::Healthcheck(ConfigArgument { config }) => cli::healthcheck::run(&config),
     }

@@ -11,3 +11,4 @@ pub mod seal;
 pub mod selftest;
 pub mod serve;
 pub mod sql;
+pub mod tenant;

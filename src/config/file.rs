@@ -592,6 +592,9 @@ pub struct PlacementFile {
     pub pooling: Pooling,
     pub pool: PoolFile,
     pub limits: PlacementLimitsFile,
+    /// How `pgtenant tenant create` makes a place here. Default: role, schema and database alone,
+    /// and empty.
+    pub provision: Option<ProvisionFile>,
     /// Of each of its tenants that is given none. Default: 1.
     pub weight: Count,
     pub timeouts: ClientTimeoutsFile,
@@ -618,6 +621,7 @@ impl Default for PlacementFile {
             pooling: Pooling::Transaction,
             pool: PoolFile::default(),
             limits: PlacementLimitsFile::default(),
+            provision: None,
             weight: Count(1),
             timeouts: ClientTimeoutsFile::default(),
             log: ClientLogFile::default(),
@@ -635,6 +639,49 @@ pub struct LoginFile {
     pub password: Option<Secret>,
     /// Instead of `password`: a file that holds it.
     pub password_file: Option<String>,
+}
+
+/// `placements.*.provision`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct ProvisionFile {
+    /// Tenants with these attributes are placed here when no placement is named. Default: none are.
+    pub when: IndexMap<String, String>,
+    /// The database that one of a tenant's own is copied from. Default: template0.
+    pub template_database: Option<String>,
+    /// Files that are run in a schema or database of a tenant's own, as its role. Default: none.
+    pub sql: Vec<String>,
+    /// Roles that a role of a tenant's own is made a member of. Default: none.
+    pub member_of: Vec<String>,
+    /// Statements that are run in the database at last; their placeholders are parameters. Default:
+    /// none.
+    pub after: StatementsFile,
+    /// Statements that take a tenant's rows away; their placeholders are parameters. Default: none,
+    /// and rows among those of others are not taken away.
+    pub delete: StatementsFile,
+}
+
+/// One statement, or a list of them.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a statement, or a list of them")]
+pub enum StatementsFile {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for StatementsFile {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl StatementsFile {
+    pub fn texts(&self) -> &[String] {
+        match self {
+            Self::One(text) => std::slice::from_ref(text),
+            Self::Several(texts) => texts,
+        }
+    }
 }
 
 /// `placements.*.pool`.

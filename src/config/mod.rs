@@ -12,6 +12,7 @@ mod file;
 pub mod guests;
 pub mod lifecycle;
 mod outline;
+mod provision;
 mod require_auth;
 mod resolve;
 mod seal;
@@ -33,6 +34,7 @@ use serde::Deserialize;
 
 pub use catalog::{Catalog, CatalogCopy, CopyKey};
 pub use lifecycle::{Lifecycle, State};
+pub use provision::{Provision, Statement};
 pub use require_auth::{AuthMethod, RequireAuth};
 pub use resolve::{Change, Entry, Extras, Roster, load, load_text, load_with_roster, rendezvous};
 pub use seal::{Seal, SealKey, ServerSeal};
@@ -539,6 +541,8 @@ pub struct Placement {
     /// Of all clients of this placement together.
     pub rates: Rates,
     pub transaction: TransactionLimits,
+    /// How a place is made here.
+    pub provision: Arc<Provision>,
     pub tenants: usize,
 }
 

@@ -10,6 +10,7 @@ mod catalog;
 mod pem;
 mod placement;
 mod places;
+mod provision;
 mod rates;
 mod roster;
 mod server;

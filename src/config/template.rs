@@ -65,6 +65,28 @@ impl Template {
         Ok(Self(parts))
     }
 
+    /// The text as SQL with a parameter, `$1` and so on, in place of each placeholder, and the
+    /// names of the parameters in their order. A name that occurs again is the same parameter.
+    pub fn with_parameters(&self) -> (String, Vec<String>) {
+        let mut text = String::new();
+        let mut names: Vec<String> = Vec::new();
+        for part in &self.0 {
+            match part {
+                Part::Text(part) => text.push_str(part),
+                Part::Name(name) => {
+                    let known = names.iter().position(|known| known == name);
+                    let number = known.unwrap_or_else(|| {
+                        names.push(name.clone());
+                        names.len() - 1
+                    });
+                    text.push('$');
+                    text.push_str(&(number + 1).to_string());
+                }
+            }
+        }
+        (text, names)
+    }
+
     /// The text with every placeholder replaced by `value(name)`. What a value holds is never
     /// looked at again: braces in it are text.
     ///
@@ -163,6 +185,14 @@ mod tests {
         ] {
             assert_eq!(fill(template), Err(why.to_owned()), "{template:?}");
         }
+    }
+
+    #[test]
+    fn placeholders_become_parameters() {
+        let template = Template::parse("f({tenant}, '{{}}', {a}, {tenant})").unwrap();
+        let (text, names) = template.with_parameters();
+        assert_eq!(text, "f($1, '{}', $2, $1)");
+        assert_eq!(names, ["tenant", "a"]);
     }
 
     #[test]

@@ -10,5 +10,6 @@ pub mod harden;
 pub mod health;
 pub mod periods;
 pub mod seal;
+pub mod tenancy;
 pub mod timeouts;
 pub mod warm;

@@ -57,6 +57,7 @@ mod session_model;
 mod session_state;
 mod slow_log;
 mod strays;
+mod tenant_verbs;
 mod tidy;
 mod tiers;
 mod timeouts;

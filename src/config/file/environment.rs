@@ -17,7 +17,7 @@ pub fn is_template(at: &At<'_>) -> bool {
             _,
             "database" | "schema" | "login" | "context" | "seal_tenant",
             ..
-        ]
+        ] | ["placements", _, "provision", "after" | "delete", ..]
     )
 }
 

@@ -8,8 +8,8 @@ use super::{
     AdminConsoleFile, ApplicationFile, ApplicationLimitsFile, AuditFile, CatalogCopyFile,
     CatalogFile, ChooseFile, ClientLogFile, ClientTimeoutsFile, CredentialFile, DoctorFile,
     HttpFile, IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
-    PlacementFile, PlacementLimitsFile, PoolFile, SealFile, ServerAdminFile, ServerFile,
-    ServerLimitsFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile, TenantPoolFile,
+    PlacementFile, PlacementLimitsFile, PoolFile, ProvisionFile, SealFile, ServerAdminFile,
+    ServerFile, ServerLimitsFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile, TenantPoolFile,
     TimeoutsFile,
 };
 
@@ -74,6 +74,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["servers", _, "seal"] => fields::<SealFile>(),
         ["placements", _] => fields::<PlacementFile>(),
         ["placements", _, "login"] => fields::<LoginFile>(),
+        ["placements", _, "provision"] => fields::<ProvisionFile>(),
         ["placements", _, "pool"] => fields::<PoolFile>(),
         ["placements", _, "limits"] => fields::<PlacementLimitsFile>(),
         ["tenants", _] => fields::<TenantFile>(),

@@ -313,6 +313,7 @@ impl Resolver<'_, '_> {
             max_waiting,
             rates,
             transaction,
+            provision: Arc::new(self.provision(&at.key("provision"), file)),
             tenants: known.tenants,
         };
         Some(Plan {
@@ -465,7 +466,7 @@ impl Resolver<'_, '_> {
         self.count(at, min, MAX_CONNECTIONS).unwrap_or_default()
     }
 
-    fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {
+    pub(super) fn template(&mut self, at: &At<'_>, text: &str) -> Option<Template> {
         Template::parse(text)
             .map_err(|error| self.mistakes.add(at, error))
             .ok()
