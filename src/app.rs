@@ -304,13 +304,14 @@ impl App {
 
     /// Tenants that have been seen since the start, by name.
     pub fn seen_tenants(&self) -> Vec<Arc<TenantState>> {
-        let mut tenants: Vec<_> = self
-            .tenants
-            .iter()
-            .map(|entry| entry.value().clone())
-            .collect();
+        let mut tenants = self.seen_in_no_order();
         tenants.sort_by(|a, b| a.id.cmp(&b.id));
         tenants
+    }
+
+    pub fn seen_in_no_order(&self) -> Vec<Arc<TenantState>> {
+        let tenants = self.tenants.iter();
+        tenants.map(|tenant| tenant.value().clone()).collect()
     }
 
     // ---- clients ----

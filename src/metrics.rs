@@ -1,6 +1,8 @@
 //! Counters that anybody may add to and the admin console and the metrics endpoint read. Plain
 //! atomics: adding costs a few nanoseconds and never waits.
 
+pub mod busiest;
+pub mod numbers;
 mod recent;
 mod totals;
 
@@ -9,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use self::busiest::{Busiest, Busy};
 use self::recent::Recent;
 pub use self::totals::Totals;
 
@@ -72,14 +75,6 @@ impl Latency {
         let bucket = LATENCY_BOUNDS_US.partition_point(|&bound| bound < us);
         self.buckets[bucket].fetch_add(1, Relaxed);
         self.sum_us.fetch_add(us, Relaxed);
-    }
-
-    /// Adds all that `other` has.
-    pub fn add(&self, other: &Self) {
-        for (bucket, more) in self.buckets.iter().zip(other.buckets()) {
-            bucket.fetch_add(more, Relaxed);
-        }
-        self.sum_us.fetch_add(other.sum_us(), Relaxed);
     }
 
     /// Sum in microseconds.
@@ -182,6 +177,8 @@ pub struct TenantMetrics {
     pub rate_refusals: Counter,
     /// Times a result was held back for the rate of bytes.
     pub rate_pauses: Counter,
+    /// How it compares with other tenants.
+    busy: Busy,
     /// What had been counted when the last whole period began, and when it ended.
     snapshots: Mutex<Option<Box<[Totals; 2]>>>,
 }
@@ -223,6 +220,8 @@ pub struct ProxyMetrics {
     /// Reloads that took effect, and that did not.
     pub reloads: Counter,
     pub failed_reloads: Counter,
+    /// Which tenants have series of their own.
+    pub busiest: Busiest,
     log: OnceLock<Arc<LogCounts>>,
 }
 

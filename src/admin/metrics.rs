@@ -2,11 +2,14 @@
 //! and are read when somebody asks.
 //!
 //! Tenants are listed from their first login on, so that ten thousand that nobody uses cost
-//! nothing; their counters stay when a reload removes them.
+//! nothing; their counters stay when a reload removes them. [`crate::metrics::busiest`] has who of
+//! them has series of its own.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
@@ -20,7 +23,8 @@ use crate::backend::PoolCounts;
 use crate::backend::health::State;
 use crate::backend::instance::Instance;
 use crate::findings::Severity;
-use crate::metrics::{LATENCY_BOUNDS_US, Latency};
+use crate::metrics::LATENCY_BOUNDS_US;
+use crate::metrics::numbers::{COUNTERS, TIMES};
 use crate::tenant::state::TenantState;
 
 /// Of OpenMetrics 1.0, which Prometheus reads since 2.5.
@@ -104,25 +108,25 @@ impl Output<'_> {
         Ok(())
     }
 
+    /// `series`: of each its counts (not cumulative), and the sum in microseconds.
     fn histogram<'l, L: EncodeLabelSet>(
         &mut self,
         name: &str,
         help: &str,
-        series: impl IntoIterator<Item = (L, &'l Latency)>,
+        series: impl IntoIterator<Item = (L, (&'l [u64], u64))>,
     ) -> fmt::Result {
         let mut metric = self
             .0
             .encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (labels, latency) in series {
-            let counts = latency.buckets();
+        for (labels, (counts, sum)) in series {
             let bounds = LATENCY_BOUNDS_US.iter().map(|&us| seconds(us));
             let bounds = bounds.chain([f64::INFINITY]);
-            let buckets: Vec<_> = bounds.zip(counts).collect();
+            let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
             // The count must be that of the buckets, though more may have come in meanwhile.
             metric
                 .encode_family(&labels)?
                 .encode_histogram::<NoLabelSet>(
-                    seconds(latency.sum_us()),
+                    seconds(sum),
                     counts.iter().sum(),
                     &buckets,
                     None,
@@ -259,24 +263,26 @@ fn audit(app: &App, out: &mut Output) -> fmt::Result {
     )
 }
 
-#[expect(clippy::too_many_lines, reason = "a line for each metric")]
+/// Those that are busiest have series by their names, and the others are one series.
 fn tenants(app: &App, out: &mut Output) -> fmt::Result {
     let config = app.config();
-    let mut tenants = app.seen_tenants();
-    // Those that were seen first keep their names, so that no counter goes back.
-    tenants.sort_by_key(|tenant| tenant.since);
-    let (named, others) = tenants.split_at(config.named_tenants.min(tenants.len()));
-    let named = named.iter().map(|tenant| {
+    let seen = app.seen_in_no_order();
+    let busiest = &app.metrics.busiest;
+    let look = busiest.look(config.named_tenants, Instant::now(), &seen, |tenant| {
+        (&tenant.id, &tenant.metrics)
+    });
+    let named = look.named.iter().map(|(tenant, numbers)| {
         let known = config.login(tenant.id.as_str());
         // No placement: it was removed.
         let placement = known.map_or("", |known| known.route.placement.name.as_str());
         let labels = [("tenant", tenant.id.as_str()), ("placement", placement)];
-        (labels, std::slice::from_ref(tenant))
+        (labels, std::slice::from_ref(tenant), numbers)
     });
-    let others = (!others.is_empty()).then_some(([("tenant", ""), ("placement", "")], others));
-    let labelled: Vec<_> = named.chain(others).collect();
-    type Read<T> = fn(&TenantState) -> T;
-    let gauges: [(&str, &str, Read<usize>); 3] = [
+    let rest = look.rest.as_ref();
+    let rest = rest.map(|sum| ([("tenant", ""), ("placement", "")], &look.others[..], sum));
+    let labelled: Vec<_> = named.chain(rest).collect();
+    type Read = fn(&TenantState) -> usize;
+    let gauges: [(&str, &str, Read); 3] = [
         ("tenant_clients", "Clients logged in", |t| t.clients()),
         ("tenant_active", "Server connections in use", |t| t.active()),
         (
@@ -286,101 +292,17 @@ fn tenants(app: &App, out: &mut Output) -> fmt::Result {
         ),
     ];
     for (name, help, read) in gauges {
-        let sum = |tenants: &[Arc<TenantState>]| tenants.iter().map(|t| read(t)).sum();
-        out.gauge(name, help, labelled.iter().map(|&(l, t)| (l, sum(t))))?;
+        let sum = |tenants: &[&Arc<TenantState>]| tenants.iter().map(|t| read(t)).sum();
+        out.gauge(name, help, labelled.iter().map(|&(l, t, _)| (l, sum(t))))?;
     }
-    let counters: [(&str, &str, Read<u64>); 13] = [
-        ("tenant_logins", "Logins that succeeded", |t| {
-            t.metrics.logins.get()
-        }),
-        (
-            "tenant_refused",
-            "Logins refused after the tenant was known, and queries that got no server connection",
-            |t| t.metrics.refused.get(),
-        ),
-        (
-            "tenant_queries",
-            "Simple queries and Syncs that were answered",
-            |t| t.metrics.queries.get(),
-        ),
-        ("tenant_errors", "Errors that servers answered", |t| {
-            t.metrics.errors.get()
-        }),
-        ("tenant_received_bytes", "Bytes from clients", |t| {
-            t.metrics.received.get()
-        }),
-        ("tenant_sent_bytes", "Bytes to clients", |t| {
-            t.metrics.sent.get()
-        }),
-        (
-            "tenant_switches",
-            "Server connections that changed to this tenant from another",
-            |t| t.metrics.switches.get(),
-        ),
-        (
-            "tenant_timeouts",
-            "Statements and clients that were ended since they took too long",
-            |t| t.metrics.timeouts.get(),
-        ),
-        ("tenant_cancels", "Cancel requests passed on", |t| {
-            t.metrics.cancels.get()
-        }),
-        (
-            "tenant_audit_events",
-            "Events of the audit, written or not",
-            |t| t.metrics.audited.get(),
-        ),
-        (
-            "tenant_rate_waits",
-            "Statements that had to wait for a rate, at each level",
-            |t| t.metrics.rate_waits.get(),
-        ),
-        (
-            "tenant_rate_refusals",
-            "Statements refused since they would have had to wait too long for a rate",
-            |t| t.metrics.rate_refusals.get(),
-        ),
-        (
-            "tenant_rate_pauses",
-            "Times a result was held back for the rate of bytes",
-            |t| t.metrics.rate_pauses.get(),
-        ),
-    ];
-    for (name, help, read) in counters {
-        let sum = |tenants: &[Arc<TenantState>]| tenants.iter().map(|t| read(t)).sum();
-        out.counter(name, help, labelled.iter().map(|&(l, t)| (l, sum(t))))?;
+    for (at, counter) in COUNTERS.iter().enumerate() {
+        let series = labelled.iter().map(|&(l, _, n)| (l, n.counters()[at]));
+        out.counter(counter.name, counter.help, series)?;
     }
-    type Histogram = (&'static str, &'static str, fn(&TenantState) -> &Latency);
-    let histograms: [Histogram; 4] = [
-        (
-            "tenant_login_seconds",
-            "From accept to the end of logins that succeeded",
-            |t| &t.metrics.login_times,
-        ),
-        (
-            "tenant_statement_seconds",
-            "How long servers took for simple queries and batches up to a Sync",
-            |t| &t.metrics.statements,
-        ),
-        (
-            "tenant_transaction_seconds",
-            "Duration of transactions",
-            |t| &t.metrics.transactions,
-        ),
-        (
-            "tenant_wait_seconds",
-            "How long clients waited for a server connection, of those that had to",
-            |t| &t.metrics.waits,
-        ),
-    ];
-    for (name, help, read) in histograms {
-        let sums = labelled.iter().map(|&(labels, tenants)| {
-            let sum = Latency::default();
-            tenants.iter().for_each(|tenant| sum.add(read(tenant)));
-            (labels, sum)
-        });
-        let sums: Vec<_> = sums.collect();
-        out.histogram(name, help, sums.iter().map(|(labels, sum)| (*labels, sum)))?;
+    for (at, times) in TIMES.iter().enumerate() {
+        let series = labelled.iter();
+        let series = series.filter_map(|&(l, _, n)| n.times().nth(at).map(|times| (l, times)));
+        out.histogram(times.name, times.help, series)?;
     }
     Ok(())
 }
@@ -473,9 +395,11 @@ fn doctor(app: &App, out: &mut Output) -> fmt::Result {
     )
 }
 
+type PoolNumbers = (PoolCounts, usize);
+
 /// Pools that differ only in password or pinned parameters are one series.
-fn pools(app: &App, out: &mut Output) -> fmt::Result {
-    let mut pools: BTreeMap<_, (PoolCounts, usize)> = BTreeMap::new();
+fn all_pools(app: &App) -> BTreeMap<(String, String, String), PoolNumbers> {
+    let mut pools: BTreeMap<_, PoolNumbers> = BTreeMap::new();
     for (name, instance) in app.instances().iter() {
         for (pool, counts) in instance.pools() {
             let key = &pool.key;
@@ -484,15 +408,38 @@ fn pools(app: &App, out: &mut Output) -> fmt::Result {
                 key.database.clone(),
                 key.login.user.clone(),
             );
-            let (sum, size) = pools.entry(place).or_default();
-            sum.total += counts.total;
-            sum.idle += counts.idle;
-            sum.waiting += counts.waiting;
             // A replication client's connection is beside those that are shared.
-            if !key.is_replicating() {
-                *size += pool.limits().size;
-            }
+            let shared = if key.is_replicating() {
+                0
+            } else {
+                pool.limits().size
+            };
+            add_pool(pools.entry(place).or_default(), &(counts, shared));
         }
+    }
+    pools
+}
+
+fn add_pool((sum, size): &mut PoolNumbers, (counts, more): &PoolNumbers) {
+    sum.total += counts.total;
+    sum.idle += counts.idle;
+    sum.waiting += counts.waiting;
+    *size += more;
+}
+
+/// Those with most connections and waiting clients have series by their names, as many as tenants
+/// may have; the others are one series. They are gauges, so that nothing has to be kept of who is
+/// where.
+fn pools(app: &App, out: &mut Output) -> fmt::Result {
+    let mut pools: Vec<_> = all_pools(app).into_iter().collect();
+    let most = app.config().named_tenants;
+    if pools.len() > most {
+        pools.sort_by_key(|(_, (counts, _))| Reverse(counts.total + counts.waiting));
+        let mut rest = PoolNumbers::default();
+        for (_, numbers) in pools.drain(most..) {
+            add_pool(&mut rest, &numbers);
+        }
+        pools.push((<_>::default(), rest));
     }
     let labelled: Vec<_> = pools
         .iter()
@@ -505,7 +452,7 @@ fn pools(app: &App, out: &mut Output) -> fmt::Result {
             (labels, numbers)
         })
         .collect();
-    type Read = fn(&(PoolCounts, usize)) -> usize;
+    type Read = fn(&PoolNumbers) -> usize;
     let gauges: [(&str, &str, Read); 4] = [
         (
             "pool_connections",

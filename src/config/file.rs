@@ -250,7 +250,8 @@ impl Default for LimitsFile {
 #[derive(Debug, Deserialize)]
 #[serde(default, expecting = "a mapping")]
 pub struct MetricsFile {
-    /// Tenants that have series of their own; the others are one. Default: 1000.
+    /// The busiest tenants, so many, have series of their own, and as many pools; the others are
+    /// one. Default: 100.
     pub tenants: Count,
     /// Averages and percentiles on the console are over the last one or two of these. Default: 60s.
     pub period: Period,
@@ -259,7 +260,7 @@ pub struct MetricsFile {
 impl Default for MetricsFile {
     fn default() -> Self {
         Self {
-            tenants: Count(1000),
+            tenants: Count(100),
             period: Period(Duration::from_secs(60)),
         }
     }

@@ -90,7 +90,7 @@ pub struct Config {
     /// Of all clients together.
     pub rates: Rates,
     pub timeouts: Timeouts,
-    /// Tenants that have metrics of their own.
+    /// Tenants, and pools, that have metrics of their own.
     pub named_tenants: usize,
     /// Averages and percentiles on the console are over the last one or two of these.
     pub stats_period: Duration,

@@ -216,10 +216,11 @@ async fn only_so_many_tenants_have_series_of_their_own_and_the_others_are_summed
         tenant
     });
     tenants[1].metrics.logins.add(5);
+    (tenants[0].metrics.statements).record(Duration::from_secs(1));
     let text = encode(app.clone()).unwrap();
     let series = parse(&text);
     let value = |name: &str| series.get(name).copied();
-    // The first that was seen keeps its name.
+    // The busiest has its name.
     let named = "tenant=\"globex\",placement=\"shared\"";
     let others = "tenant=\"\",placement=\"\"";
     let logins = |labels: &str| value(&format!("pgtenant_tenant_logins_total{{{labels}}}"));
@@ -227,4 +228,43 @@ async fn only_so_many_tenants_have_series_of_their_own_and_the_others_are_summed
     let waits = format!("pgtenant_tenant_wait_seconds_count{{{others}}}");
     assert_eq!(value(&waits), Some(2.0));
     assert!(!text.contains("acme") && !text.contains("gone"), "{text}");
+}
+
+/// What a scrape of a fleet is: less than ten thousand series, each valid.
+#[tokio::test]
+async fn a_hundred_thousand_tenants_and_a_thousand_pools_are_less_than_ten_thousand_series() {
+    let app = app(CONFIG, None);
+    for number in 0..100_000 {
+        let id = crate::id::TenantId::new(&format!("t{number}")).unwrap();
+        app.tenant(&id).metrics.logins.add(1);
+    }
+    let instances = app.instances();
+    let instance = instances.get("other").unwrap();
+    let limits = PoolLimits {
+        min: 0,
+        size: 2,
+        reserve: 0,
+    };
+    for number in 0..1000 {
+        let key = PoolKey {
+            server: instance.server().name.clone(),
+            database: format!("db{number}"),
+            login: Arc::new(Login {
+                user: "app".to_owned(),
+                password: None,
+            }),
+            startup: Vec::new(),
+            has_own: true,
+            application: None,
+        };
+        instance.pool(&key, limits);
+    }
+    let series = parse(&encode(app.clone()).unwrap());
+    assert!(series.len() < 10_000, "{}", series.len());
+    let sum = |name: &str| -> f64 {
+        let of = series.iter().filter(|(label, _)| label.starts_with(name));
+        of.map(|(_, value)| value).sum()
+    };
+    assert!((sum("pgtenant_tenant_logins_total{") - 100_000.0).abs() < 0.5);
+    assert!((sum("pgtenant_pool_size{") - 2000.0).abs() < 0.5);
 }
