@@ -15,6 +15,7 @@ mod catalog_sql;
 mod catalogs;
 mod chaos;
 mod console;
+mod deploy;
 mod differential;
 mod dns;
 mod doctor;
