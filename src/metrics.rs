@@ -145,6 +145,10 @@ pub struct TenantMetrics {
     pub queries: Counter,
     /// Times a client was given a server connection.
     pub assignments: Counter,
+    /// Statements that ended without an error, and their rows, as `pg_stat_statements` counts calls
+    /// and rows.
+    pub executed: Counter,
+    pub rows: Counter,
     /// Times a server connection came back at a clean point (in session pooling: transactions too).
     pub transactions: Times,
     /// From what a client sent first, or the ReadyForQuery before where it had sent more by then,
@@ -220,6 +224,9 @@ pub struct ProxyMetrics {
     /// Reloads that took effect, and that did not.
     pub reloads: Counter,
     pub failed_reloads: Counter,
+    /// Attempts to write the file of usage that failed, and lines of it that are in no file.
+    pub usage_failures: Counter,
+    pub usage_lost: Counter,
     /// Which tenants have series of their own.
     pub busiest: Busiest,
     log: OnceLock<Arc<LogCounts>>,

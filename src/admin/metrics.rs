@@ -203,6 +203,20 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
     ] {
         out.number(MetricType::Counter, name, help, counter.get())?;
     }
+    for (name, help, counter) in [
+        (
+            "usage_write_failures",
+            "Attempts to write the file of usage that failed",
+            &metrics.usage_failures,
+        ),
+        (
+            "usage_lines_lost",
+            "Lines of usage that are in no file",
+            &metrics.usage_lost,
+        ),
+    ] {
+        out.number(MetricType::Counter, name, help, counter.get())?;
+    }
     if let Some(log) = metrics.log() {
         let lost = "Lines of the log that could not be written";
         out.number(MetricType::Counter, "log_lines_lost", lost, log.lost.get())?;

@@ -15,7 +15,7 @@
 //! both can be kept where the customers' data may not.
 
 mod event;
-mod file;
+pub mod file;
 mod writer;
 
 use std::io;

@@ -34,6 +34,7 @@ pub struct ConfigFile {
     pub admin: Option<AdminConsoleFile>,
     pub log: LogFile,
     pub audit: AuditFile,
+    pub usage: UsageFile,
     /// Threads that serve clients. Default: one for each core. Those of one server use more than
     /// one when one has too much to do.
     pub workers: Option<Count>,
@@ -170,6 +171,33 @@ impl Default for AuditFile {
             rate: Count(60),
             burst: Count(100),
             access: Access::Nothing,
+        }
+    }
+}
+
+/// `usage`.
+#[derive(Debug, Deserialize)]
+#[serde(default, expecting = "a mapping")]
+pub struct UsageFile {
+    /// Where it is written what each tenant has used in each hour, one JSON object a line. Default:
+    /// none.
+    pub file: Option<String>,
+    /// From one line of a tenant to the next within an hour; at least 1s. Default: 5m.
+    pub interval: Period,
+    /// A file that would grow beyond this is renamed to `<file>.1`, that one to `<file>.2` and so
+    /// on. Default: 100MB.
+    pub max_size: Size,
+    /// So many old files are kept. Default: 100.
+    pub keep: Count,
+}
+
+impl Default for UsageFile {
+    fn default() -> Self {
+        Self {
+            file: None,
+            interval: Period(Duration::from_secs(5 * 60)),
+            max_size: Size(100 << 20),
+            keep: Count(100),
         }
     }
 }

@@ -66,6 +66,7 @@ fn invite(file: &mut ConfigFile, guests: &Guests) -> [String; 2] {
     // What guests do is no attempt that anybody should hear of, and what the doctor finds is told
     // elsewhere.
     file.audit = Default::default();
+    file.usage = Default::default();
     file.doctor.enabled = false;
     file.limits.active = None;
     file.workers = Some(Count(1));

@@ -81,6 +81,7 @@ pub struct Config {
     pub stats_users: BTreeMap<String, Arc<Credential>>,
     pub log: Log,
     pub audit: Audit,
+    pub usage: Usage,
     /// OS threads that serve clients, each a runtime of its own.
     pub workers: usize,
     /// They send by io_uring, where the operating system lets them.
@@ -189,6 +190,18 @@ pub struct Audit {
     /// Events of one tenant that are written at once after a while without any.
     pub burst: u32,
     pub access: Access,
+}
+
+/// Where it is written what each tenant has used in each hour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    pub file: Option<PathBuf>,
+    /// From one line of a tenant to the next.
+    pub interval: Duration,
+    /// In bytes; a file that would be larger makes way for a new one.
+    pub max_size: u64,
+    /// Files that have made way and are kept.
+    pub keep: u32,
 }
 
 /// What is recorded of who acted for which tenant, in the file of the audit.

@@ -29,13 +29,13 @@ use sha2::{Digest, Sha256};
 
 use super::file::{
     AdminConsoleFile, AuditFile, By, ConfigFile, CredentialFile, DoctorFile, HttpFile,
-    IdentifyFile, LimitsFile, ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile,
+    IdentifyFile, LimitsFile, ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile, UsageFile,
 };
 use super::outline::{At, Mistakes};
 use super::units::{Count, Limit, Period};
 use super::{
     Access, Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake,
-    ScramVerifier, Secret, Server, Services, Sharded, TcpKeepalives, Tenant, Timeouts,
+    ScramVerifier, Secret, Server, Services, Sharded, TcpKeepalives, Tenant, Timeouts, Usage,
 };
 use crate::id::{self, ServerName, TenantId};
 pub use roster::{Change, Entry, Roster};
@@ -244,6 +244,7 @@ impl Resolver<'_, '_> {
         let slow = file.log.slow;
         let log = self.log(file.log);
         let audit = self.audit(file.audit);
+        let usage = self.usage(file.usage);
         let workers = self.workers(file.workers);
         let identify = self.identify(&file.identify);
         let limits_at = At::ROOT.key("limits");
@@ -311,6 +312,7 @@ impl Resolver<'_, '_> {
             stats_users,
             log: log?,
             audit: audit?,
+            usage: usage?,
             workers: workers?,
             io_uring: file.io_uring.unwrap_or(true),
             identify,
@@ -533,6 +535,24 @@ impl Resolver<'_, '_> {
             rate: rate?,
             burst: burst?,
             access: file.access,
+        })
+    }
+
+    fn usage(&mut self, file: UsageFile) -> Option<Usage> {
+        let at = At::ROOT.key("usage");
+        let keep = self.count(&at.key("keep"), file.keep, MAX_AUDIT_FILES);
+        if file.file.as_deref() == Some("") {
+            self.mistakes.add(&at.key("file"), "must not be empty");
+        }
+        if file.interval.0 < Duration::from_secs(1) {
+            self.mistakes
+                .add(&at.key("interval"), "must be at least 1s");
+        }
+        Some(Usage {
+            file: file.file.map(|path| self.path(&path)),
+            interval: file.interval.0,
+            max_size: file.max_size.0,
+            keep: u32::try_from(keep?).ok()?,
         })
     }
 

@@ -12,4 +12,5 @@ pub mod periods;
 pub mod seal;
 pub mod tenancy;
 pub mod timeouts;
+pub mod usage;
 pub mod warm;

@@ -46,6 +46,7 @@ use crate::metrics::TenantMetrics;
 use crate::net::silence::Silence;
 use crate::net::stream::Stream;
 use crate::protocol::buffer::Buffer;
+use crate::protocol::executed::Executed;
 use crate::protocol::frame::{FrontendTag, Header};
 use crate::protocol::reply;
 use crate::sql::fingerprint::Fingerprint;
@@ -173,6 +174,8 @@ pub struct Relay<'a> {
     now: Option<Instant>,
     /// ReadyForQuery messages that are not in the metrics yet, which other workers write, too.
     queries: u64,
+    /// The same of statements that have ended.
+    executed: Executed,
     /// The client was told the last word of its server connection.
     fatal_seen: bool,
     /// The server connection has ended, and the client needs nothing more of it.
@@ -275,6 +278,7 @@ impl<'a> Relay<'a> {
             statement_began: None,
             now: None,
             queries: 0,
+            executed: Executed::default(),
             fatal_seen: false,
             outlived: false,
             heard: false,

@@ -35,7 +35,7 @@ const fn times(
     TimesOf { name, help, read }
 }
 
-pub const COUNTERS: [CounterOf; 13] = [
+pub const COUNTERS: [CounterOf; 15] = [
     counter("tenant_logins", "Logins that succeeded", |t| t.logins.get()),
     counter(
         "tenant_refused",
@@ -46,6 +46,16 @@ pub const COUNTERS: [CounterOf; 13] = [
         "tenant_queries",
         "Simple queries and Syncs that were answered",
         |t| t.queries.get(),
+    ),
+    counter(
+        "tenant_statements",
+        "Statements that ended without an error, as pg_stat_statements counts calls",
+        |t| t.executed.get(),
+    ),
+    counter(
+        "tenant_rows",
+        "Rows of them, as pg_stat_statements counts rows",
+        |t| t.rows.get(),
     ),
     counter("tenant_errors", "Errors that servers answered", |t| {
         t.errors.get()

@@ -3,6 +3,7 @@
 //! can be fuzzed alone.
 
 pub mod buffer;
+pub mod executed;
 pub mod frame;
 pub mod reply;
 pub mod startup;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use crate::app::App;
 use crate::backend::dns::Resolver;
 use crate::config::Config;
+use crate::control::usage::{self, Usage};
 use crate::frontend::session::parking;
 use crate::timer;
 use threads::Threads;
@@ -22,6 +23,7 @@ pub struct Proxy {
     app: Arc<App>,
     addresses: Vec<SocketAddr>,
     http: Option<SocketAddr>,
+    usage: Arc<Usage>,
     /// None once it was stopped.
     threads: Option<Threads>,
 }
@@ -79,10 +81,13 @@ impl Proxy {
         control.spawn(crate::control::timeouts::watch(Arc::downgrade(&app)));
         control.spawn(crate::control::periods::watch(Arc::downgrade(&app)));
         control.spawn(crate::control::warm::watch(Arc::downgrade(&app)));
+        let usage = Arc::<Usage>::default();
+        control.spawn(usage::watch(Arc::downgrade(&app), usage.clone()));
         Ok(Self {
             app,
             addresses,
             http,
+            usage,
             threads: Some(threads),
         })
     }
@@ -130,6 +135,7 @@ impl Proxy {
         }
         self.app.close_servers().await;
         drop(self.threads.take());
+        self.usage.close(&self.app);
         self.app.audit.close();
         left == 0
     }
@@ -139,6 +145,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         drop(self.threads.take());
         self.app.abandon();
+        self.usage.close(&self.app);
         self.app.audit.close();
     }
 }

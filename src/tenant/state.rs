@@ -50,6 +50,8 @@ pub struct TenantState {
     /// When it was first seen.
     pub since: Instant,
     clients: AtomicUsize,
+    /// Most clients at once since it was asked for last.
+    peak: AtomicUsize,
     active: AtomicUsize,
     /// The levels that have a `limits.active` of their own and count what it has in use. Whoever
     /// changes `active` holds the lock.
@@ -88,6 +90,7 @@ impl TenantState {
             meter: Arc::default(),
             since: Instant::now(),
             clients: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
             names: Mutex::default(),
             active: AtomicUsize::new(0),
             levels: Mutex::default(),
@@ -263,6 +266,18 @@ impl TenantState {
         self.clients.load(Relaxed)
     }
 
+    /// Most clients at once since [`take_peak`](Self::take_peak) last.
+    pub fn peak(&self) -> usize {
+        self.peak.load(Relaxed)
+    }
+
+    /// The same; from now on, others count, and those that are there.
+    pub fn take_peak(&self) -> usize {
+        let peak = self.peak.swap(0, Relaxed);
+        self.peak.fetch_max(self.clients(), Relaxed);
+        peak
+    }
+
     /// Server connections in use now.
     pub fn active(&self) -> usize {
         self.active.load(Relaxed)
@@ -272,7 +287,11 @@ impl TenantState {
     pub fn admit(self: &Arc<Self>) -> Option<ClientGuard> {
         let before = self.clients.fetch_add(1, Relaxed);
         let guard = ClientGuard(self.clone());
-        (before < self.client_limit.load(Relaxed)).then_some(guard)
+        let is_admitted = before < self.client_limit.load(Relaxed);
+        if is_admitted {
+            self.peak.fetch_max(before + 1, Relaxed);
+        }
+        is_admitted.then_some(guard)
     }
 
     fn levels(&self) -> MutexGuard<'_, Vec<Arc<Level>>> {

@@ -65,6 +65,7 @@ mod timeouts;
 mod times;
 mod tls;
 mod tools;
+mod usage;
 mod waits;
 mod warm;
 mod weights;

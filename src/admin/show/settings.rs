@@ -146,6 +146,7 @@ fn globals(config: &Config) -> Vec<Setting> {
     let slow = config.log.slow.map_or_else(|| "0".to_owned(), period);
     settings.push(setting("log.slow", slow));
     settings.extend(audit(config));
+    settings.extend(usage(config));
     settings.push(fixed("workers", config.workers));
     settings.extend(identify(config));
     let limits = config.limits;
@@ -220,6 +221,18 @@ fn audit(config: &Config) -> Vec<Setting> {
         setting("audit.keep", audit.keep),
         setting("audit.rate", audit.rate),
         setting("audit.burst", audit.burst),
+    ]
+}
+
+fn usage(config: &Config) -> [Setting; 4] {
+    let usage = &config.usage;
+    let file = usage.file.as_deref().map(Path::display);
+    let file = file.map_or_else(String::new, |file| file.to_string());
+    [
+        setting("usage.file", file),
+        setting("usage.interval", period(usage.interval)),
+        setting("usage.max_size", format!("{}kB", usage.max_size >> 10)),
+        setting("usage.keep", usage.keep),
     ]
 }
 

@@ -10,7 +10,7 @@ use super::{
     HttpFile, IdentifyFile, LimitsFile, ListenFile, ListenTlsFile, LogFile, LoginFile, MetricsFile,
     PlacementFile, PlacementLimitsFile, PoolFile, ProvisionFile, SealFile, ServerAdminFile,
     ServerFile, ServerLimitsFile, TcpKeepalivesFile, TenantFile, TenantLimitsFile, TenantPoolFile,
-    TimeoutsFile,
+    TimeoutsFile, UsageFile,
 };
 
 use crate::config::units::{Count, RateParts};
@@ -53,6 +53,7 @@ pub fn known_settings(section: &[&str]) -> &'static [&'static str] {
         ["applications", _, "limits"] => fields::<ApplicationLimitsFile>(),
         ["log"] => fields::<LogFile>(),
         ["audit"] => fields::<AuditFile>(),
+        ["usage"] => fields::<UsageFile>(),
         ["identify"] => fields::<IdentifyFile>(),
         ["limits"] => fields::<LimitsFile>(),
         ["metrics"] => fields::<MetricsFile>(),

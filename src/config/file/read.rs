@@ -120,6 +120,7 @@ impl ConfigFile {
             admin: root.section("admin"),
             log: root.section("log").unwrap_or_default(),
             audit: root.section("audit").unwrap_or_default(),
+            usage: root.section("usage").unwrap_or_default(),
             workers: root.section("workers"),
             io_uring: root.section("io_uring"),
             identify: root.section("identify").unwrap_or_default(),

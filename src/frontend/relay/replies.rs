@@ -14,6 +14,7 @@ use crate::frontend::ledger::{Current, Reply};
 use crate::frontend::owed::{NO_PORTAL, Owed};
 use crate::frontend::standing::timed_out;
 use crate::frontend::statements::translate;
+use crate::protocol::executed::Executed;
 use crate::protocol::frame::{
     BackendTag, FrontendTag, HEADER, Header, frame, split_cstr, split_pair,
 };
@@ -51,6 +52,7 @@ impl Relay<'_> {
                     self.is_slowed = throttle.note_received(sent);
                 }
                 self.metrics.queries.add(std::mem::take(&mut self.queries));
+                self.count_executed();
                 if let Some(named) = self.ledger.take_counts() {
                     self.metrics.client_parses.add(named.client_parses.into());
                     self.metrics.server_parses.add(named.server_parses.into());
@@ -58,6 +60,19 @@ impl Relay<'_> {
                 }
                 Poll::Ready(passed.map(|()| true))
             }
+        }
+    }
+
+    /// Other workers write these counters, too: once for all that one read has brought.
+    fn count_executed(&mut self) {
+        let Executed {
+            statements, rows, ..
+        } = &mut self.executed;
+        if *statements > 0 {
+            self.metrics.executed.add(std::mem::take(statements));
+        }
+        if *rows > 0 {
+            self.metrics.rows.add(std::mem::take(rows));
         }
     }
 
@@ -176,7 +191,10 @@ impl Relay<'_> {
             }
             let reply = match tag {
                 BackendTag::DATA_ROW | BackendTag::COPY_DATA => match self.ledger.owes_rows() {
-                    true => Reply::Forward,
+                    true => {
+                        self.executed.row();
+                        Reply::Forward
+                    }
                     false => Reply::Unfit,
                 },
                 BackendTag::NOTICE_RESPONSE => self.pass_notice(run, size),
@@ -350,6 +368,8 @@ impl Relay<'_> {
             }
             BackendTag::COMMAND_COMPLETE => {
                 let command = bytes.get(HEADER..size - 1).unwrap_or_default();
+                // All that is owed to the client: the proxy's own statements are answered before.
+                self.executed.complete(command);
                 if let Some(choosing) = &mut self.client.choosing {
                     choosing.complete(command);
                 }
@@ -390,6 +410,9 @@ impl Relay<'_> {
                 if let Some(choosing) = &mut self.client.choosing {
                     choosing.complete(b"");
                 }
+                if tag == BackendTag::PORTAL_SUSPENDED {
+                    self.executed.suspend();
+                }
             }
             BackendTag::COPY_IN_RESPONSE
             | BackendTag::COPY_OUT_RESPONSE
@@ -408,6 +431,7 @@ impl Relay<'_> {
             }
             BackendTag::ERROR_RESPONSE => {
                 self.metrics.errors.add(1);
+                self.executed.fail();
                 let body = &bytes[HEADER..size.min(bytes.len())];
                 let fatal = is_fatal(body);
                 if fatal && is_done_with {
