@@ -840,3 +840,161 @@ tenants: { a: { placement: p, users: { app: { password: x } } } }\n";
         .await
         .fails("the catalog (s/c)");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_place_with_a_role_for_each_tenant_is_sealed_by_the_first_and_serves_all() {
+    let site = Site::new("verbs-sealed").await;
+    let admin = site.cluster.connect("postgres").await.unwrap();
+    for sql in [
+        "CREATE DATABASE vault",
+        "REVOKE ALL ON DATABASE vault FROM PUBLIC",
+        "CREATE ROLE vault_app NOLOGIN",
+    ] {
+        admin.batch_execute(sql).await.unwrap();
+    }
+    let yaml = site.yaml().replacen(
+        "  other: { ",
+        "  vault: { seal: { key: \"a key of more than thirty-two characters\" }, ",
+        1,
+    );
+    let yaml = yaml.replace("servers: [main, other]", "servers: [main, vault]").replace(
+        "placements:\n",
+        &format!(
+            "placements:
+  silo:
+    {{ tier: pool, server: vault, database: vault, posture: sealed, context: {{ app.tenant_id: \"{{tenant}}\" }},
+      login: {{ user: \"h_{{tenant}}\", password: \"{SECRET}-{{tenant}}\" }},
+      provision: {{ member_of: [vault_app] }} }}\n"
+        ),
+    );
+    // The placement that is spread over both servers is not of this test.
+    let yaml = yaml.replace("servers: [main, vault]", "server: main");
+    std::fs::write(site.config(), &yaml).unwrap();
+    let first = site
+        .tenant(&["create", "mercy", "--placement", "silo", "--json"])
+        .await
+        .is_done()
+        .json();
+    let rows = "CREATE TABLE items (tenant text NOT NULL, body text);
+        ALTER TABLE items ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY tenant ON items USING (tenant = (SELECT pgtenant.tenant_id()));
+        INSERT INTO items VALUES ('mercy', 'of mercy'), ('grace', 'of grace');
+        GRANT SELECT ON items TO vault_app";
+    site.cluster.run("vault", rows).await.unwrap();
+    let sealed = "SELECT xmin::text FROM pg_proc WHERE pronamespace = 'pgtenant'::regnamespace ORDER BY 1 DESC LIMIT 1";
+    let before = site.ask("vault", sealed).await;
+    let second = site
+        .tenant(&["create", "grace", "--placement", "silo", "--json"])
+        .await
+        .is_done()
+        .json();
+    assert_eq!(
+        site.ask("vault", sealed).await,
+        before,
+        "what is there is not made again"
+    );
+    let proxy = Process::serve(&yaml, Stdio::null()).await;
+    for (name, created) in [("mercy", first), ("grace", second)] {
+        let password = created["passwords"]["app"].as_str().unwrap();
+        let mut bodies = Vec::new();
+        eventually("the tenant answers", async || {
+            let Ok(client) = client(&proxy, name, password).await else {
+                return false;
+            };
+            let rows = client.query("SELECT body FROM items", &[]).await.unwrap();
+            bodies = rows.iter().map(|row| row.get::<_, String>(0)).collect();
+            true
+        })
+        .await;
+        assert_eq!(bodies, [format!("of {name}")]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_several_services_has_a_place_for_each() {
+    let site = Site::new("verbs-services").await;
+    let create = [
+        "create",
+        "acme",
+        "--service",
+        "core=free",
+        "--service",
+        "records=pro",
+        "--attribute",
+        "region=eu",
+    ];
+    site.tenant(&create).await.is_done();
+    assert_eq!(
+        site.made().await,
+        [
+            "role t_acme true",
+            "schema t_acme t_acme notes t_acme",
+            "row acme eu"
+        ]
+    );
+    let shown = site
+        .tenant(&["show", "acme", "--json"])
+        .await
+        .is_done()
+        .json();
+    let places: Vec<_> = shown["places"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|place| place["service"].as_str().unwrap())
+        .collect();
+    assert_eq!(places, ["core", "records"]);
+    site.tenant(&["delete", "acme"]).await.is_done();
+    site.tenant(&["purge", "acme", "--data", "--now"])
+        .await
+        .is_done();
+    assert!(site.made().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_who_is_no_superuser_makes_and_drops_places_of_each_tier() {
+    let site = Site::new("verbs-maker").await;
+    for (database, sql) in [
+        ("postgres", format!("CREATE ROLE maker LOGIN CREATEROLE CREATEDB PASSWORD '{SECRET}'; GRANT CONNECT ON DATABASE postgres TO maker")),
+        ("postgres", "ALTER DATABASE pro OWNER TO maker; ALTER DATABASE template_app OWNER TO maker; ALTER DATABASE shop OWNER TO maker".to_owned()),
+        ("template_app", "ALTER TABLE orders OWNER TO maker; ALTER FUNCTION total OWNER TO maker".to_owned()),
+        ("shop", "ALTER TABLE items OWNER TO maker; ALTER TABLE tenants OWNER TO maker".to_owned()),
+    ] {
+        site.cluster.run(database, &sql).await.unwrap();
+    }
+    let superuser = format!(
+        "admin: {{ user: postgres, password: {} }}",
+        site.cluster.superuser_password()
+    );
+    let maker = format!("admin: {{ user: maker, password: {SECRET} }}");
+    let yaml = site.yaml().replace(&superuser, &maker);
+    std::fs::write(site.config(), yaml).unwrap();
+    for (name, placement) in [("acme", "pro"), ("umbrella", "own"), ("globex", "free")] {
+        let create = [
+            "create",
+            name,
+            "--placement",
+            placement,
+            "--attribute",
+            "region=eu",
+        ];
+        site.tenant(&create).await.is_done();
+    }
+    assert_eq!(
+        site.made().await,
+        [
+            "database db_umbrella maker",
+            "role db_umbrella true",
+            "role t_acme true",
+            "schema t_acme t_acme notes t_acme",
+            "row globex eu",
+        ]
+    );
+    for name in ["acme", "umbrella", "globex"] {
+        site.tenant(&["delete", name]).await.is_done();
+        site.tenant(&["purge", name, "--data", "--now"])
+            .await
+            .is_done();
+    }
+    assert!(site.made().await.is_empty());
+}

@@ -317,8 +317,10 @@ impl<'c> Maker<'c> {
         let sql = sql + "COMMIT";
         let made = client.batch_execute(&sql).await;
         made.map_err(|error| self.failed(&database, &error))?;
-        // Who is no superuser has to be a member of the role to make what it owns.
-        let is_member = "SELECT pg_has_role($1, 'MEMBER')";
+        // Who is no superuser has to be a member of the role to make and drop what it owns. From
+        // PostgreSQL 16 on who makes a role is one that may not act as it.
+        let is_member = "SELECT pg_has_role($1, 'USAGE') AND pg_has_role($1, CASE WHEN \
+             current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)";
         let row = client.query_one(is_member, &[&self.role()]).await;
         let row = row.map_err(|error| self.failed(&database, &error))?;
         if !row.get::<_, bool>(0) {
