@@ -5,6 +5,7 @@
 //! Everything that is started is gone afterwards, also after an error or Ctrl-C.
 
 mod checks;
+mod made;
 mod sample;
 pub(super) mod table;
 #[cfg(test)]
@@ -89,6 +90,7 @@ async fn show(args: &Args) -> Result<Stage> {
     wrong.extend(stage.show_attempts().await?);
     wrong.extend(stage.show_turns().await?);
     wrong.extend(stage.show_application().await?);
+    wrong.extend(made::show(&stage.proxy).await?);
     if !wrong.is_empty() {
         let log = stage.proxy.log_tail();
         return Err(Error::new(format!(
@@ -399,6 +401,8 @@ impl Stage {
 
 const CONFIG_FILE: &str = "pgtenant.yaml";
 const LOG_FILE: &str = "pgtenant.log";
+/// As the config has it.
+const NEW_TENANT_FILE: &str = "new_tenant.sql";
 
 /// `pgtenant serve` as a child process.
 struct Proxy {
@@ -414,14 +418,9 @@ impl Proxy {
         let port = port.map_or_else(free_port, Ok)?;
         let http_port = free_port()?;
         let config = dir.path().join(CONFIG_FILE);
-        let written = private_file(&config).and_then(|mut file| {
-            std::io::Write::write_all(
-                &mut file,
-                sample::config(servers, port, http_port, secret).as_bytes(),
-            )
-        });
-        written
-            .map_err(|error| Error::new(format!("cannot write {}: {error}", config.display())))?;
+        let text = sample::config(servers, port, http_port, secret);
+        write(&config, &text)?;
+        write(&dir.path().join(NEW_TENANT_FILE), sample::NEW_TENANT)?;
         let log =
             private_file(&dir.path().join(LOG_FILE)).and_then(|file| Ok((file.try_clone()?, file)));
         let log =
@@ -533,6 +532,12 @@ impl Proxy {
                 ))
             })
     }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    let written = private_file(path)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
+    written.map_err(|error| Error::new(format!("cannot write {}: {error}", path.display())))
 }
 
 /// A new file that only we may read: the config has passwords.

@@ -5,13 +5,20 @@ use std::fmt::Write as _;
 use futures_util::future::try_join_all;
 
 use crate::cluster::{Binaries, Cluster, Error, Options, Result};
+use crate::control::catalog;
 
 const DATABASE: &str = include_str!("sql/database.sql");
 const POOL: &str = include_str!("sql/pool.sql");
 const SCHEMA: &str = include_str!("sql/schema.sql");
 const SCHEMA_VIEWS: &str = include_str!("sql/schema_views.sql");
 const OWN_DATABASE: &str = include_str!("sql/own_database.sql");
+/// What is made in the schema of a tenant that is new.
+pub const NEW_TENANT: &str = include_str!("sql/new_tenant.sql");
 const CONFIG: &str = include_str!("pgtenant.yaml");
+
+/// The database of the catalog, and the instance that has it.
+const CATALOG: &str = "catalog";
+const CATALOG_SERVER: &str = "eu-2";
 
 /// How a placement keeps its tenants apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,9 +268,29 @@ impl Servers {
     /// Makes every tenant's place, and writes the rows of those whose instance is known. `secret`
     /// is the password of all roles that the proxy logs in as.
     pub async fn fill(&self, secret: &str) -> Result<()> {
-        try_join_all(self.0.iter().map(|cluster| fill(cluster, secret)))
-            .await
-            .map(drop)
+        try_join_all(self.0.iter().map(|cluster| fill(cluster, secret))).await?;
+        self.make_catalog(secret).await
+    }
+
+    /// A catalog of tenants, without any, and who reads and changes it.
+    async fn make_catalog(&self, secret: &str) -> Result<()> {
+        let server = self.named(CATALOG_SERVER)?;
+        for statement in DATABASE
+            .replace("{database}", CATALOG)
+            .split_inclusive(";\n")
+        {
+            server.run("postgres", statement).await?;
+        }
+        server.run(CATALOG, catalog::SQL).await?;
+        for role in ["reader", "writer"] {
+            let sql = format!(
+                "CREATE ROLE catalog_{role} LOGIN PASSWORD '{secret}'; \
+                 GRANT pgtenant_catalog_{role} TO catalog_{role}; \
+                 GRANT CONNECT ON DATABASE {CATALOG} TO catalog_{role}"
+            );
+            server.run(CATALOG, &sql).await?;
+        }
+        Ok(())
     }
 
     pub async fn stop(self) -> Result<()> {
@@ -317,7 +344,9 @@ pub fn config(servers: &Servers, port: u16, http_port: u16, secret: &str) -> Str
         .replace("@HTTP_PORT@", &http_port.to_string());
     for cluster in servers.all() {
         let name = cluster.name().to_uppercase().replace('-', "_");
-        config = config.replace(&format!("@{name}_PORT@"), &cluster.port().to_string());
+        config = config
+            .replace(&format!("@{name}_PORT@"), &cluster.port().to_string())
+            .replace(&format!("@{name}_ADMIN@"), cluster.superuser_password());
     }
     config.push_str("\ntenants:\n");
     for tenant in TENANTS {
