@@ -309,6 +309,11 @@ impl App {
         tenants
     }
 
+    /// A tenant, if it has been seen since the start.
+    pub fn seen(&self, id: &TenantId) -> Option<Arc<TenantState>> {
+        self.tenants.get(id).map(|tenant| tenant.clone())
+    }
+
     pub fn seen_in_no_order(&self) -> Vec<Arc<TenantState>> {
         let tenants = self.tenants.iter();
         tenants.map(|tenant| tenant.value().clone()).collect()

@@ -4,6 +4,7 @@
 pub mod busiest;
 pub mod numbers;
 mod recent;
+pub mod sqlstates;
 mod totals;
 
 use std::ops::Deref;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use self::busiest::{Busiest, Busy};
 use self::recent::Recent;
+use self::sqlstates::Sqlstates;
 pub use self::totals::Totals;
 
 /// A number that only grows.
@@ -160,6 +162,8 @@ pub struct TenantMetrics {
     pub binds: Counter,
     /// ErrorResponses from servers.
     pub errors: Counter,
+    /// By their codes.
+    pub sqlstates: Sqlstates,
     /// Bytes from clients and to clients.
     pub received: Counter,
     pub sent: Counter,

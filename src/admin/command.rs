@@ -19,6 +19,8 @@ const SUSPEND_HINT: &str = "For a restart of a server use PAUSE and RESUME. For 
 #[derive(Debug, Clone)]
 pub enum Command {
     Show(&'static Show),
+    /// SHOW TENANT, and its name.
+    Tenant(String),
     /// A parameter of PostgreSQL that drivers ask for, and what they are told.
     Parameter(&'static (&'static str, &'static str)),
     Reload,
@@ -129,6 +131,11 @@ impl Command {
     /// None: it is no command.
     fn read(command: &Word, arguments: &[Word]) -> Result<Option<Self>> {
         if command.is("show") || command.is("select") {
+            if let [what, name] = arguments
+                && what.is("tenant")
+            {
+                return Ok(Some(Self::Tenant(name.text.clone())));
+            }
             let [what] = arguments else { return Ok(None) };
             return Ok(show::find(&what.text).map(Self::Show).or_else(|| {
                 let mut parameters = PARAMETERS.iter();
@@ -173,7 +180,7 @@ impl Command {
     pub fn is_for_watchers(&self) -> bool {
         match self {
             Self::Show(show) => !show.is_for_admins,
-            Self::Parameter(_) | Self::SetNothing | Self::Explain(_) => true,
+            Self::Tenant(_) | Self::Parameter(_) | Self::SetNothing | Self::Explain(_) => true,
             _ => false,
         }
     }

@@ -214,6 +214,17 @@ impl Answers {
                 let rows = off_thread(move || show.rows(&app)).await?;
                 table(show.columns, rows, formats, "SHOW")
             }
+            Command::Tenant(name) => {
+                let asked = name.clone();
+                let rows = off_thread(move || show::tenant::rows(&app, &asked)).await?;
+                let unknown = || refusal(&verbs::unknown("tenant", &name, "SHOW TENANTS"));
+                table(
+                    show::tenant::COLUMNS,
+                    rows.ok_or_else(unknown)?,
+                    formats,
+                    "SHOW",
+                )
+            }
             Command::Parameter((name, value)) => {
                 let column = [show::text(name)];
                 table(&column, vec![show::row![*value]], formats, "SHOW")
@@ -473,6 +484,7 @@ impl QueryParser for Parser {
         let formats = formats.unwrap_or(&Format::UnifiedText);
         match command {
             Command::Show(show) => fields(show.columns, formats),
+            Command::Tenant(_) => fields(show::tenant::COLUMNS, formats),
             Command::Parameter((name, _)) => fields(&[show::text(name)], formats),
             Command::Reload => fields(reloaded::COLUMNS, formats),
             Command::Explain(_) => fields(explain::COLUMNS, formats),

@@ -180,7 +180,7 @@ fn named(config: &Config, name: &str, may_be_gone: bool) -> Result<Scope> {
         })
 }
 
-fn unknown(what: &str, name: &str, listed: &str) -> Error {
+pub fn unknown(what: &str, name: &str, listed: &str) -> Error {
     Error::new(Kind::UndefinedObject, format!("no such {what}: {name}"))
         .with_hint(format!("{listed} has their names."))
 }

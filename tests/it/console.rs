@@ -2,6 +2,7 @@
 
 mod incidents;
 mod stats;
+mod tenant;
 mod verbs;
 
 use std::collections::BTreeMap;

@@ -20,6 +20,7 @@ mod servers;
 pub mod settings;
 mod sockets;
 mod stats;
+pub mod tenant;
 mod tenants;
 
 use std::collections::HashMap;
@@ -384,7 +385,11 @@ impl Show {
 }
 
 /// What is no SHOW. `name`: a row of `SHOW DATABASES`, or `TENANT x`, `PLACEMENT x`, `SERVER x`.
-const OTHERS: [(&str, &str); 13] = [
+const OTHERS: [(&str, &str); 14] = [
+    (
+        "SHOW TENANT name",
+        "one tenant: its place, state, clients, times, errors, findings, and how near its limits are",
+    ),
     (
         "PAUSE [name]",
         "new statements wait; answers when all transactions have ended",

@@ -55,7 +55,7 @@ pub const COLUMNS: &[Column] = &[
 ];
 
 /// Those that are told of times.
-const PERCENT: [u64; 3] = [50, 95, 99];
+pub const PERCENT: [u64; 3] = [50, 95, 99];
 
 pub const TOTALS_COLUMNS: &[Column] = &[text("name"), int("value")];
 

@@ -433,6 +433,7 @@ impl Relay<'_> {
                 self.metrics.errors.add(1);
                 self.executed.fail();
                 let body = &bytes[HEADER..size.min(bytes.len())];
+                self.metrics.sqlstates.count(body);
                 let fatal = is_fatal(body);
                 if fatal && is_done_with {
                     self.outlived = true;
