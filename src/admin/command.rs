@@ -24,6 +24,8 @@ pub enum Command {
     /// A parameter of PostgreSQL that drivers ask for, and what they are told.
     Parameter(&'static (&'static str, &'static str)),
     Reload,
+    /// EXPLAIN CONFIG FOR, and the tenant.
+    Effective(String),
     /// EXPLAIN ROUTE.
     Explain(Question),
     Set {
@@ -147,6 +149,13 @@ impl Command {
         if command.is("reload") {
             return Ok(arguments.is_empty().then_some(Self::Reload));
         }
+        if command.is("explain")
+            && let [config, word, tenant] = arguments
+            && config.is("config")
+            && word.is("for")
+        {
+            return Ok(Some(Self::Effective(tenant.text.clone())));
+        }
         if command.is("explain") {
             return Ok(explain(arguments).map(Self::Explain));
         }
@@ -180,7 +189,11 @@ impl Command {
     pub fn is_for_watchers(&self) -> bool {
         match self {
             Self::Show(show) => !show.is_for_admins,
-            Self::Tenant(_) | Self::Parameter(_) | Self::SetNothing | Self::Explain(_) => true,
+            Self::Tenant(_)
+            | Self::Effective(_)
+            | Self::Parameter(_)
+            | Self::SetNothing
+            | Self::Explain(_) => true,
             _ => false,
         }
     }

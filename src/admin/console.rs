@@ -29,7 +29,7 @@ use crate::admin::command::Command;
 use crate::admin::command::set;
 use crate::admin::inbox::Inbox;
 use crate::admin::show::{self, Cell, Column, ColumnKind, Row};
-use crate::admin::{explain, reloaded, verbs};
+use crate::admin::{effective, explain, reloaded, verbs};
 use crate::app::{App, OpenConsole};
 use crate::client::{Activity, Phase};
 use crate::config::Mistake;
@@ -235,6 +235,17 @@ impl Answers {
                     Ok(rows) => table(reloaded::COLUMNS, rows, formats, "RELOAD"),
                     Err(mistakes) => Err(not_reloaded(&mistakes)),
                 }
+            }
+            Command::Effective(name) => {
+                let asked = name.clone();
+                let rows = off_thread(move || effective::rows(&app, &asked)).await?;
+                let unknown = || refusal(&verbs::unknown("tenant", &name, "SHOW TENANTS"));
+                table(
+                    effective::COLUMNS,
+                    rows.ok_or_else(unknown)?,
+                    formats,
+                    "EXPLAIN",
+                )
             }
             Command::Explain(question) => {
                 let rows = off_thread(move || explain::rows(&app, &question)).await?;
@@ -487,6 +498,7 @@ impl QueryParser for Parser {
             Command::Tenant(_) => fields(show::tenant::COLUMNS, formats),
             Command::Parameter((name, _)) => fields(&[show::text(name)], formats),
             Command::Reload => fields(reloaded::COLUMNS, formats),
+            Command::Effective(_) => fields(effective::COLUMNS, formats),
             Command::Explain(_) => fields(explain::COLUMNS, formats),
             _ => Ok(Vec::new()),
         }

@@ -3,6 +3,7 @@
 
 mod command;
 pub mod console;
+mod effective;
 mod explain;
 pub mod http;
 mod inbox;

@@ -816,6 +816,9 @@ pub struct TenantFile {
     pub log: ClientLogFile,
     /// Default: the placement's.
     pub pooling: Option<Pooling>,
+    /// Run-time parameters with which its server connections begin. It shares them only with
+    /// tenants that have the same. Default: none.
+    pub settings: IndexMap<String, String>,
     /// What its logins and clients get. Default: active.
     pub state: State,
     /// Why, for whoever is refused. Default: none.

@@ -15,6 +15,7 @@ mod outline;
 mod provision;
 mod require_auth;
 mod resolve;
+pub mod said;
 mod seal;
 mod secret;
 mod sharded;
@@ -46,6 +47,7 @@ pub use verifier::{InvalidVerifier, MAX_ITERATIONS};
 
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::sql::choice::ChoosingFunction;
+use said::{Said, SaidAbove};
 
 /// One mistake in a config file: where, and what is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +104,8 @@ pub struct Config {
     pub servers: IndexMap<ServerName, Arc<Server>>,
     pub placements: IndexMap<PlacementName, Arc<Placement>>,
     pub tenants: Sharded<Arc<Tenant>>,
+    /// Which settings are said above the tenants, and where.
+    pub said: SaidAbove,
     /// Of tenants with several services: what is in `tenants` for each.
     pub services: Sharded<Arc<Services>>,
     /// Tenants whose pools have minimums of their own.
@@ -598,6 +602,10 @@ pub struct Tenant {
     /// What takes so long is in the slow log. None: nothing is.
     pub slow: Option<Duration>,
     pub own_timeouts: OwnTimeouts,
+    /// Run-time parameters of its own, by name; they are in `route.pool.startup`.
+    pub settings: Box<[(String, String)]>,
+    /// What it says itself of what other levels may say.
+    pub said: Said,
     pub route: Arc<Route>,
     pub lifecycle: Lifecycle,
     /// For templates, and for applications that choose by one of them.

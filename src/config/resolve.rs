@@ -7,6 +7,7 @@
 mod acts_for;
 mod application;
 mod catalog;
+mod own_settings;
 mod pem;
 mod placement;
 mod places;
@@ -32,6 +33,7 @@ use super::file::{
     IdentifyFile, LimitsFile, ListenFile, LogFile, TcpKeepalivesFile, TimeoutsFile, UsageFile,
 };
 use super::outline::{At, Mistakes};
+use super::said::SaidAbove;
 use super::units::{Count, Limit, Period};
 use super::{
     Access, Audit, ClientLimits, Config, Credential, Doctor, Identify, Listen, Log, Mistake,
@@ -235,6 +237,7 @@ impl Resolver<'_, '_> {
         reason = "one section of the file after the other"
     )]
     fn config(&mut self, file: ConfigFile) -> Option<(Config, Roster)> {
+        let said = SaidAbove::of(&file);
         self.has_catalog = file.catalog.is_some();
         let listen = self.listen(file.listen);
         let http = file.http.and_then(|http| self.http(http, &listen));
@@ -326,6 +329,7 @@ impl Resolver<'_, '_> {
             catalog: catalog.flatten().map(Arc::new),
             servers,
             placements: placements.collect(),
+            said,
             services: services(&tenants),
             own_minimums: roster::own_minimums(tenants.values()),
             tenants,

@@ -39,6 +39,7 @@ mod login_parameters;
 mod memory;
 mod negative;
 mod notices;
+mod own_settings;
 mod parking;
 mod passwords;
 mod policies;

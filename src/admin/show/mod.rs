@@ -385,7 +385,7 @@ impl Show {
 }
 
 /// What is no SHOW. `name`: a row of `SHOW DATABASES`, or `TENANT x`, `PLACEMENT x`, `SERVER x`.
-const OTHERS: [(&str, &str); 14] = [
+const OTHERS: [(&str, &str); 15] = [
     (
         "SHOW TENANT name",
         "one tenant: its place, state, clients, times, errors, findings, and how near its limits are",
@@ -423,6 +423,10 @@ const OTHERS: [(&str, &str); 14] = [
     (
         "RELOAD",
         "reads the config file again and says what has changed",
+    ),
+    (
+        "EXPLAIN CONFIG FOR name",
+        "each setting in force for a tenant, and which level of the config says so",
     ),
     (
         "SET key = value",

@@ -369,7 +369,7 @@ fn joined(items: &BTreeSet<impl ToString>) -> String {
 }
 
 /// As it can be written in the file.
-fn period(time: Duration) -> String {
+pub fn period(time: Duration) -> String {
     let seconds = time.as_secs();
     match time.subsec_millis() {
         0 if seconds >= 3600 && seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),

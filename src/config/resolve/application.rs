@@ -15,6 +15,7 @@ use crate::config::file::{
     ClientTimeoutsFile, FunctionScope, TenantFile, ThoseFile,
 };
 use crate::config::outline::At;
+use crate::config::said::Said;
 use crate::config::{
     Affixes, Application, Called, Choices, Lifecycle, Login, PoolKey, Pooling, Route, Secret,
     Sharded, Tenant, TenantLimits, Tier, Way,
@@ -141,6 +142,8 @@ impl Resolver<'_, '_> {
         let application = Application {
             home: home.map(|plan| plan.placement.name.clone()),
             login: Arc::new(Tenant {
+                settings: Box::default(),
+                said: Said::default(),
                 id,
                 users,
                 limits: TenantLimits {

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::config::file::TenantFile;
 use crate::config::outline::At;
+use crate::config::said::Said;
 use crate::config::template::is_name;
 use crate::config::units::{Count, Moment};
 use crate::config::{
@@ -81,6 +82,7 @@ impl Resolver<'_, '_> {
             None => self.users(&at.key("users"), &file.users, rules.identify.by_user),
         };
         self.attributes(&at.key("attributes"), file);
+        let settings = self.own_settings(&at.key("settings"), &file.settings);
         let lifecycle = self.lifecycle(at, file);
         let mut limits = self.tenant_limits(at, file, rules);
         let weight = file.weight;
@@ -97,6 +99,7 @@ impl Resolver<'_, '_> {
                 name,
                 service: service.as_ref(),
                 limits: &limits,
+                settings: &settings,
                 state: lifecycle.now(),
             };
             let Some(route) = self.route_of(&known, file, plan, places) else {
@@ -108,6 +111,8 @@ impl Resolver<'_, '_> {
                 [plan.timeouts, file.timeouts],
             );
             tenants.push(Tenant {
+                settings: settings.clone().into(),
+                said: Said::of_tenant(file),
                 id: known.id(),
                 users: users.clone(),
                 limits,
@@ -187,6 +192,13 @@ impl Resolver<'_, '_> {
             }
             _ => route.pool.clone(),
         };
+        // Not in the usual pool: it is not by having other settings that two tenants have nothing
+        // in common.
+        if !known.settings.is_empty() {
+            let mut pool = PoolKey::clone(&route.pool);
+            pool.startup.extend_from_slice(known.settings);
+            route.pool = places.pool(pool);
+        }
         self.claim((at, &known.id()), &route, &usual, places);
         Some(route)
     }
@@ -498,6 +510,8 @@ struct Known<'k> {
     name: &'k TenantId,
     service: Option<&'k (TenantId, Box<str>)>,
     limits: &'k TenantLimits,
+    /// Run-time parameters of its own.
+    settings: &'k [(String, String)],
     /// The state it is in now.
     state: State,
 }

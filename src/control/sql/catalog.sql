@@ -268,7 +268,7 @@ BEGIN
     END IF;
     SELECT key INTO bad FROM jsonb_object_keys(spec) key
         WHERE key <> ALL (ARRAY['placement', 'placements', 'server', 'attributes', 'users', 'limits', 'pool', 'weight',
-            'timeouts', 'log', 'pooling']) LIMIT 1;
+            'timeouts', 'log', 'pooling', 'settings']) LIMIT 1;
     IF FOUND THEN
         PERFORM pgtenant_catalog.refuse(format('spec.%s is not a setting of tenants', bad));
     END IF;
@@ -286,6 +286,9 @@ BEGIN
     END IF;
     IF spec ? 'attributes' AND spec->'attributes' <> '{}' AND NOT pgtenant_catalog.are_texts(spec->'attributes') THEN
         PERFORM pgtenant_catalog.refuse('spec.attributes must be a mapping of texts');
+    END IF;
+    IF spec ? 'settings' AND spec->'settings' <> '{}' AND NOT pgtenant_catalog.are_texts(spec->'settings') THEN
+        PERFORM pgtenant_catalog.refuse('spec.settings must be a mapping of texts');
     END IF;
     SELECT s.key INTO bad FROM jsonb_each(spec) s
         WHERE s.key = ANY (ARRAY['limits', 'pool', 'timeouts', 'log']) AND jsonb_typeof(s.value) <> 'object' LIMIT 1;

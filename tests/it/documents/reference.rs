@@ -231,6 +231,10 @@ async fn every_metric_table_and_command_is_in_the_reference() {
             "EXPLAIN ROUTE",
             format!("EXPLAIN ROUTE {}", tenant("t00").user()),
         ),
+        (
+            "EXPLAIN CONFIG FOR name",
+            "EXPLAIN CONFIG FOR t00".to_owned(),
+        ),
         ("RELOAD", "RELOAD".to_owned()),
     ];
     let shows = shows.map(|show| (&**show, show.clone()));
