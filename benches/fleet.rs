@@ -70,9 +70,9 @@ async fn fill(cluster: &Cluster, tenants: usize) {
             "catalog",
             format!(
                 "CREATE ROLE looker LOGIN PASSWORD 'x' IN ROLE pgtenant_catalog_reader;
-                 INSERT INTO pgtenant_catalog.tenants (tenant, state, spec, revision)
+                 INSERT INTO pgtenant_catalog.tenants (tenant, state, spec, revision, changed_by)
                  SELECT 't' || n, 'active', jsonb_build_object('placement', (ARRAY['free', 'safe', 'schema', 'own'])[1 + n % 100 / 97],
-                     'attributes', jsonb_build_object('region', 'eu'), 'users', jsonb_build_object('app', jsonb_build_object('scram', '{SCRAM}'))), n
+                     'attributes', jsonb_build_object('region', 'eu'), 'users', jsonb_build_object('app', jsonb_build_object('scram', '{SCRAM}'))), n, 'bench'
                  FROM generate_series(1, {tenants}) n;
                  UPDATE pgtenant_catalog.about SET revision = {tenants}; ANALYZE;"
             ),
