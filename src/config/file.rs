@@ -676,6 +676,8 @@ pub struct LoginFile {
 pub struct ProvisionFile {
     /// Tenants with these attributes are placed here when no placement is named. Default: none are.
     pub when: IndexMap<String, String>,
+    /// The schema that one of a tenant's own is copied from, without rows. Default: none.
+    pub template_schema: Option<String>,
     /// The database that one of a tenant's own is copied from. Default: template0.
     pub template_database: Option<String>,
     /// Files that are run in a schema or database of a tenant's own, as its role. Default: none.

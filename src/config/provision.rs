@@ -9,6 +9,8 @@ pub struct Provision {
     /// Tenants with all of these attributes are placed here when no placement is named; empty: none
     /// are.
     pub when: BTreeMap<String, String>,
+    /// What a schema of a tenant's own is copied from, without rows. None: it begins empty.
+    pub template_schema: Option<String>,
     /// What a database of a tenant's own is copied from. None: `template0`.
     pub template_database: Option<String>,
     /// Run in a schema or database of a tenant's own, as its role.

@@ -20,10 +20,13 @@ impl Resolver<'_, '_> {
             let message = format_args!("{name:?} cannot be the name of an attribute");
             self.mistakes.add(&at.key("when"), message);
         }
-        if let Some(template) = &provision.template_database
-            && let Some(mistake) = name_mistake(template)
-        {
-            self.mistakes.add(&at.key("template_database"), mistake);
+        for (key, template) in [
+            ("template_schema", &provision.template_schema),
+            ("template_database", &provision.template_database),
+        ] {
+            if let Some(mistake) = template.as_deref().and_then(name_mistake) {
+                self.mistakes.add(&at.key(key), mistake);
+            }
         }
         for (i, role) in provision.member_of.iter().enumerate() {
             if let Some(mistake) = name_mistake(role) {
@@ -38,6 +41,7 @@ impl Resolver<'_, '_> {
         }
         Provision {
             when: provision.when.clone().into_iter().collect(),
+            template_schema: provision.template_schema.clone(),
             template_database: provision.template_database.clone(),
             sql: provision.sql.iter().map(|path| self.path(path)).collect(),
             member_of: provision.member_of.clone(),
@@ -51,6 +55,10 @@ impl Resolver<'_, '_> {
         if provision.template_database.is_some() && tier != Tier::Database {
             let message = "has no meaning but in tier database";
             self.mistakes.add(&at.key("template_database"), message);
+        }
+        if provision.template_schema.is_some() && tier != Tier::Schema {
+            let message = "has no meaning but in tier schema";
+            self.mistakes.add(&at.key("template_schema"), message);
         }
         if !provision.sql.is_empty() && !matches!(tier, Tier::Schema | Tier::Database) {
             let message = "has no meaning but in tiers schema and database";
@@ -126,6 +134,9 @@ tenants: {{}}
         for (tier, provision, path) in [
             (pool, "template_database: t", "template_database"),
             (schema, "template_database: t", "template_database"),
+            (pool, "template_schema: t", "template_schema"),
+            ("database", "template_schema: t", "template_schema"),
+            (schema, "template_schema: ''", "template_schema"),
             (pool, "sql: [a]", "sql"),
             ("instance", "sql: [a]", "sql"),
             (schema, "delete: x", "delete"),

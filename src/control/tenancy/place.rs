@@ -63,6 +63,8 @@ const ONE_BY_ONE: &str = "SELECT pg_advisory_xact_lock(8101998763812345)";
 /// What a database holds, for a digest: columns, constraints, indexes, functions, views, triggers,
 /// policies and enumerations, but those of extensions and of the server.
 const CONTENT: &str = include_str!("sql/content.sql");
+/// The statements that make a schema like another.
+const COPY_SCHEMA: &str = include_str!("sql/copy_schema.sql");
 /// Makes a role the owner of what was copied.
 const HAND_OVER: &str = include_str!("sql/hand_over.sql");
 
@@ -418,16 +420,64 @@ impl<'c> Maker<'c> {
             Found::Nothing => {}
         }
         let files = self.files().await?;
-        let version = version("", &files);
         let (name, role) = (quoted(schema), quoted(self.role()));
         let sql = format!("CREATE SCHEMA {name} AUTHORIZATION {role}");
         client.batch_execute(&sql).await.map_err(failed)?;
+        let content = self.copy_schema(&client, schema).await?;
         self.run_files(&client, &files, &format!("{name}, pg_catalog, pg_temp"))
             .await?;
+        let version = version(&content, &files);
         let mark = literal(&self.mark(version.as_deref()));
         let sql = format!("COMMENT ON SCHEMA {name} IS {mark}; COMMIT");
         client.batch_execute(&sql).await.map_err(failed)?;
         Ok(Made { version })
+    }
+
+    /// The digest of what a schema holds, or the whole database if that is empty.
+    async fn content(&self, client: &Client, schema: &str) -> Result<String> {
+        let row = client.query_one(CONTENT, &[&schema]).await;
+        let row = row.map_err(|error| self.failed(self.database(), &error))?;
+        Ok(row.get(0))
+    }
+
+    /// Makes in a new schema what is in the template, if there is one, as the tenant's role, in a
+    /// transaction that is open. Returns the digest of what was copied: the template had it before
+    /// and has it after, and the copy has it.
+    async fn copy_schema(&self, client: &Client, schema: &str) -> Result<String> {
+        let Some(template) = self.provision().template_schema.as_deref() else {
+            return Ok(String::new());
+        };
+        let failed = |error| self.failed(self.database(), &error);
+        let refused = |why: &str| {
+            let message = format!("the template schema {template:?} {why}");
+            Err(Failure::new(Kind::Place, message))
+        };
+        let is_there = "SELECT FROM pg_namespace WHERE nspname = $1";
+        let found = client.query_opt(is_there, &[&template]).await;
+        if found.map_err(failed)?.is_none() {
+            return refused("is not there");
+        }
+        let before = self.content(client, template).await?;
+        let statements = client.query(COPY_SCHEMA, &[&template, &schema]).await;
+        let statements = statements.map_err(failed)?;
+        let role = quoted(self.role());
+        let sql = format!("SET LOCAL ROLE {role}; SET LOCAL check_function_bodies = off");
+        client.batch_execute(&sql).await.map_err(failed)?;
+        for statement in &statements {
+            let made = client.batch_execute(statement.get(0)).await;
+            made.map_err(failed)?;
+        }
+        let sql = "RESET ROLE; SET LOCAL check_function_bodies = on";
+        client.batch_execute(sql).await.map_err(failed)?;
+        if self.content(client, template).await? != before {
+            return refused("changed while it was copied");
+        }
+        match self.content(client, schema).await? == before {
+            true => Ok(before),
+            false => {
+                refused("has something that is not copied (policies, partitions, other types)")
+            }
+        }
     }
 
     /// A name for a database that is not ready, which no other has.
@@ -491,7 +541,7 @@ impl<'c> Maker<'c> {
         let failed = |error| self.failed(self.database(), &error);
         let template = match self.provision().template_database {
             None => String::new(),
-            Some(_) => client.query_one(CONTENT, &[]).await.map_err(failed)?.get(0),
+            Some(_) => self.content(&client, "").await?,
         };
         client.batch_execute("BEGIN").await.map_err(failed)?;
         let role = literal(self.role());
