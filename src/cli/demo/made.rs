@@ -17,7 +17,7 @@ const PLACEMENT: &str = "new";
 /// Between two logins while it is waited for the proxy to hear of a change.
 const PAUSE: Duration = Duration::from_millis(5);
 
-fn failed(failure: Failure) -> Error {
+fn failed(failure: &Failure) -> Error {
     Error::new(format!("tenant {NAME}: {}", failure.message))
 }
 
@@ -28,11 +28,14 @@ pub async fn show(proxy: &Proxy) -> Result<Vec<String>> {
     let mut table = Table::new(["what was done", "state", "what a login gets", "after"]);
     let path = proxy.dir.path().join(super::CONFIG_FILE);
     let open = Tenancy::open(&path, Access::Write, Some("demo".to_owned()));
-    let mut tenancy = open.await.map_err(failed)?;
+    let mut tenancy = open.await.map_err(|failure| failed(&failure))?;
     let begun = Instant::now();
-    let created = tenancy.create(&new()).await.map_err(failed)?;
+    let created = tenancy
+        .create(&new())
+        .await
+        .map_err(|failure| failed(&failure))?;
     if let Some(pending) = created.pending {
-        return Err(failed(pending));
+        return Err(failed(&pending));
     }
     let Some(password) = created.passwords.get("app") else {
         return Err(Error::new("the new tenant's user has no password"));
@@ -45,7 +48,7 @@ pub async fn show(proxy: &Proxy) -> Result<Vec<String>> {
         .password(password.expose())
         .dbname(NAME)
         .connect_timeout(READY);
-    let answer = until(&config, |answer| answer.is_ok()).await;
+    let answer = until(&config, Result::is_ok).await;
     match &answer {
         Ok(items) if items == "a welcome present" => {}
         other => wrong.push(format!("{NAME}, who is new, gets {other:?}")),
@@ -54,7 +57,7 @@ pub async fn show(proxy: &Proxy) -> Result<Vec<String>> {
     let begun = Instant::now();
     let reason = Some("the demo is over");
     let suspended = tenancy.set_state(NAME, State::Suspended, reason, None, None);
-    suspended.await.map_err(failed)?;
+    suspended.await.map_err(|failure| failed(&failure))?;
     let answer = until(&config, Result::is_err).await;
     if let Ok(items) = &answer {
         wrong.push(format!("{NAME}, who is suspended, gets {items:?}"));
