@@ -96,7 +96,8 @@ fn a_change_of_the_file_changes_what_it_must_and_nothing_else() {
         (
             "workers: 2",
             "workers: 2\ncatalog: { server: a, database: c, login: { user: r } }",
-            "restart [catalog]",
+            // Where tenants may come, a pool has its reserve.
+            "placement resized [own]; restart [catalog]",
         ),
         ("127.0.0.1:6432", "127.0.0.1:6433", "restart [listen]"),
         ("127.0.0.1:9187", "127.0.0.1:9188", "restart [http]"),

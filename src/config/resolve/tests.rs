@@ -1237,7 +1237,7 @@ fn every_setting_that_is_commented_out_in_the_reference_file_works() {
             line.replacen("# ", "", 1)
         })
         .collect();
-    assert_eq!(settings, 31);
+    assert_eq!(settings, 37);
     let text = lines
         .join("\n")
         .replace("by: [user, database]", "by: [user, database, sni, options]");
