@@ -1,5 +1,6 @@
-//! A catalog of many tenants: how long it takes to read, what it takes of memory, how long a look-up
-//! takes beside changes, and when a change is in force. `cargo bench --bench fleet -- --tenants N`.
+//! A catalog of many tenants: how long it takes to read, what it takes of memory, how long a
+//! look-up takes beside changes, and when a change is in force. `cargo bench --bench fleet -- --tenants
+//! N`.
 //!
 //! The proxy runs in this process, beside a private PostgreSQL; both take from the same cores.
 
@@ -189,7 +190,7 @@ fn lookups(app: &pgtenant::app::App, tenants: usize, how: &str) {
         let started = Instant::now();
         for name in &names {
             let config = app.config();
-            black_box(config.tenants.get(name).map(|tenant| tenant.limits));
+            black_box(config.tenants.get(name).map(|tenant| tenant.terms.limits));
         }
         means.push(started.elapsed() / 100);
     }

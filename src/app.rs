@@ -296,9 +296,9 @@ impl App {
     fn set_up(&self, config: &Config, state: &TenantState) {
         if let Some(tenant) = config.login(state.id.as_str()) {
             state.set_levels(self.levels_of(config, tenant));
-            state.set_limits(tenant.limits);
-            state.set_slow(tenant.slow);
-            state.set_timeouts(tenant.own_timeouts);
+            state.set_limits(tenant.terms.limits);
+            state.set_slow(tenant.terms.slow);
+            state.set_timeouts(tenant.terms.own_timeouts);
         }
     }
 

@@ -25,7 +25,7 @@ impl<'c> Levels<'c> {
         let of_server = said.servers.get(server).copied().unwrap_or_default();
         Self {
             levels: [
-                ("tenant", tenant.said),
+                ("tenant", tenant.terms.said),
                 ("placement", of_placement),
                 ("server", of_server),
                 ("file", said.file),
@@ -53,7 +53,7 @@ pub fn rows(app: &App, name: &str) -> Option<Vec<Row>> {
     place(&mut levels, tenant);
     limits(&mut levels, tenant);
     timeouts(&mut levels, &config, tenant);
-    for (name, value) in &tenant.settings {
+    for (name, value) in &tenant.terms.settings {
         levels.said(&format!("settings.{name}"), value, "tenant");
     }
     Some(levels.rows)
@@ -87,7 +87,7 @@ fn place(levels: &mut Levels<'_>, tenant: &Tenant) {
 
 /// Empty: there is none.
 fn limits(levels: &mut Levels<'_>, tenant: &Tenant) {
-    let limits = tenant.limits;
+    let limits = tenant.terms.limits;
     levels.add("weight", Setting::Weight, limits.weight);
     for (name, setting, limit) in [
         ("limits.clients", Setting::LimitClients, limits.clients),
@@ -115,8 +115,8 @@ fn limits(levels: &mut Levels<'_>, tenant: &Tenant) {
 
 /// 0: there is no limit.
 fn timeouts(levels: &mut Levels<'_>, config: &Config, tenant: &Tenant) {
-    let clients = tenant.timeouts;
-    let (own, all) = (tenant.own_timeouts, &config.timeouts);
+    let clients = tenant.terms.timeouts;
+    let (own, all) = (tenant.terms.own_timeouts, &config.timeouts);
     for (name, setting, time) in [
         ("statement", Setting::Statement, clients.statement),
         ("transaction", Setting::Transaction, clients.transaction),
@@ -141,7 +141,7 @@ fn timeouts(levels: &mut Levels<'_>, config: &Config, tenant: &Tenant) {
     ] {
         levels.add(&format!("timeouts.{name}"), setting, shown(time));
     }
-    levels.add("log.slow", Setting::Slow, shown(tenant.slow));
+    levels.add("log.slow", Setting::Slow, shown(tenant.terms.slow));
 }
 
 fn shown(time: Option<Duration>) -> String {

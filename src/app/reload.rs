@@ -313,7 +313,7 @@ impl App {
             }
             let credential = |config: &'_ Config| {
                 let tenant = config.login(id)?;
-                tenant.users.get(&*client.user).cloned()
+                tenant.users.get(&client.user).cloned()
             };
             let now = credential(new);
             let state = new.login(id).map(|tenant| tenant.lifecycle.now());

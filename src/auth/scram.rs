@@ -83,10 +83,10 @@ impl Offer {
             return Err(malformed());
         }
         let secret = ScramSecret::Verifier {
-            salt: verifier.salt.clone(),
+            salt: verifier.salt.to_vec(),
             iterations: verifier.iterations as usize,
-            stored_key: verifier.stored_key.clone(),
-            server_key: verifier.server_key.clone(),
+            stored_key: verifier.stored_key.to_vec(),
+            server_key: verifier.server_key.to_vec(),
         };
         let (first, waiting) = auth
             .on_client_first_message_with_secret(message, secret)
@@ -184,9 +184,9 @@ impl Verifiers {
         let random: [u8; 32] = rand::random();
         ScramVerifier {
             iterations: rounds(),
-            salt: self.salt(tenant, user),
-            stored_key: random.to_vec(),
-            server_key: random.to_vec(),
+            salt: self.salt(tenant, user).into(),
+            stored_key: random,
+            server_key: random,
         }
     }
 }
@@ -215,14 +215,16 @@ pub fn verifier(password: &str, salt: &[u8], iterations: u32) -> ScramVerifier {
             server_key,
             ..
         } => (stored_key, server_key),
-        // Not what the constructor makes; no proof fits an empty key.
+        // Not what the constructor makes.
         ScramSecret::SaltedPassword { .. } => Default::default(),
     };
+    // No proof fits a key that nobody knows.
+    let key = |key: Vec<u8>| key.try_into().unwrap_or_else(|_| rand::random());
     ScramVerifier {
         iterations,
-        salt: salt.to_vec(),
-        stored_key,
-        server_key,
+        salt: salt.into(),
+        stored_key: key(stored_key),
+        server_key: key(server_key),
     }
 }
 

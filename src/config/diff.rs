@@ -190,7 +190,7 @@ fn tenant_changes(old: &Tenant, new: &Tenant, diff: &mut Diff) {
     if old.users != new.users {
         diff.tenants_users_changed.push(new.id.clone());
     }
-    if old.limits != new.limits || old.route.pool_min != new.route.pool_min {
+    if old.terms.limits != new.terms.limits || old.route.pool_min != new.route.pool_min {
         diff.tenants_limits_changed.push(new.id.clone());
     }
 }

@@ -596,7 +596,20 @@ pub struct Tenant {
     pub id: TenantId,
     /// Whose service this is, and which. None: the tenant has one place.
     pub service: Option<(TenantId, Box<str>)>,
-    pub users: BTreeMap<String, Arc<Credential>>,
+    pub users: Users,
+    /// What many tenants have alike.
+    pub terms: Arc<Terms>,
+    pub route: Arc<Route>,
+    pub lifecycle: Arc<Lifecycle>,
+    /// For templates, and for applications that choose by one of them.
+    pub attributes: Box<[(Arc<str>, Box<str>)]>,
+    /// Where it stands in the catalog. None: it is in the file.
+    pub listed: Option<Listed>,
+}
+
+/// How much a tenant may use, and for how long: with many tenants, few of these are different.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
     pub limits: TenantLimits,
     pub timeouts: ClientTimeouts,
     /// What takes so long is in the slow log. None: nothing is.
@@ -606,12 +619,44 @@ pub struct Tenant {
     pub settings: Box<[(String, String)]>,
     /// What it says itself of what other levels may say.
     pub said: Said,
-    pub route: Arc<Route>,
-    pub lifecycle: Lifecycle,
-    /// For templates, and for applications that choose by one of them.
-    pub attributes: Box<[(Arc<str>, Box<str>)]>,
-    /// Where it stands in the catalog. None: it is in the file.
-    pub listed: Option<Listed>,
+}
+
+/// Who may log in, in the order of their names. Most tenants have one user, and many have few.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Users(Box<[(Box<str>, Arc<Credential>)]>);
+
+impl Users {
+    pub fn get(&self, name: &str) -> Option<&Arc<Credential>> {
+        let found = self.0.binary_search_by(|(own, _)| (**own).cmp(name)).ok()?;
+        self.0.get(found).map(|(_, credential)| credential)
+    }
+
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| &**name)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<BTreeMap<String, Arc<Credential>>> for Users {
+    fn from(users: BTreeMap<String, Arc<Credential>>) -> Self {
+        let users = users.into_iter();
+        Self(
+            users
+                .map(|(name, credential)| (name.into(), credential))
+                .collect(),
+        )
+    }
 }
 
 /// The entry of a tenant in the catalog.
@@ -829,13 +874,16 @@ pub enum Credential {
     Verifier(ScramVerifier),
 }
 
+/// Bytes of a key of SCRAM-SHA-256: those of the hash.
+pub const SCRAM_KEY: usize = 32;
+
 /// The parts of a SCRAM-SHA-256 verifier (RFC 5803).
 #[derive(Clone, PartialEq, Eq)]
 pub struct ScramVerifier {
     pub iterations: u32,
-    pub salt: Vec<u8>,
-    pub stored_key: Vec<u8>,
-    pub server_key: Vec<u8>,
+    pub salt: Box<[u8]>,
+    pub stored_key: [u8; SCRAM_KEY],
+    pub server_key: [u8; SCRAM_KEY],
 }
 
 impl fmt::Debug for ScramVerifier {
@@ -858,7 +906,7 @@ pub struct Route {
     /// Variables set before any statement of the tenant runs, in this order: name, value.
     pub context: Vec<(String, String)>,
     /// In posture sealed: what the context is sealed with.
-    pub seal: Option<Seal>,
+    pub seal: Option<Box<Seal>>,
     pub pooling: Pooling,
 }
 

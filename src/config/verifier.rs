@@ -6,13 +6,10 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::ScramVerifier;
+use super::{SCRAM_KEY, ScramVerifier};
 
 /// Most iterations accepted. A client computes them all at login; PostgreSQL's default is 4096.
 pub const MAX_ITERATIONS: u32 = 1_000_000;
-
-/// Length of StoredKey and ServerKey: SHA-256's.
-const KEY: usize = 32;
 
 /// Why a text is not a verifier. It does not repeat the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +23,7 @@ pub enum InvalidVerifier {
     Iterations,
     #[error("has a salt that is empty or not base64")]
     Salt,
-    #[error("has a StoredKey or ServerKey that is not the base64 of {KEY} bytes")]
+    #[error("has a StoredKey or ServerKey that is not the base64 of {SCRAM_KEY} bytes")]
     Key,
 }
 
@@ -53,7 +50,7 @@ impl ScramVerifier {
         }
         Ok(Self {
             iterations,
-            salt,
+            salt: salt.into(),
             stored_key: key(stored_key)?,
             server_key: key(server_key)?,
         })
@@ -66,17 +63,17 @@ impl ScramVerifier {
             "SCRAM-SHA-256${}:{}${}:{}",
             self.iterations,
             STANDARD.encode(&self.salt),
-            STANDARD.encode(&self.stored_key),
-            STANDARD.encode(&self.server_key),
+            STANDARD.encode(self.stored_key),
+            STANDARD.encode(self.server_key),
         )
     }
 }
 
-fn key(text: &str) -> Result<Vec<u8>, InvalidVerifier> {
+fn key(text: &str) -> Result<[u8; SCRAM_KEY], InvalidVerifier> {
     STANDARD
         .decode(text)
         .ok()
-        .filter(|key| key.len() == KEY)
+        .and_then(|key| key.try_into().ok())
         .ok_or(InvalidVerifier::Key)
 }
 

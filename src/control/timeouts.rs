@@ -82,7 +82,7 @@ impl Watched {
                 return;
             };
             let progress = client.progress();
-            let limit = tenant.timeouts.shortest();
+            let limit = tenant.terms.timeouts.shortest();
             if limit.is_none() && progress.phase == Phase::Idle {
                 return;
             }
@@ -103,7 +103,7 @@ impl Watched {
             }
             if client.waiting().is_none()
                 && !seen.is_told
-                && let Some(reason) = verdict(&tenant.timeouts, progress.phase, pinned, times)
+                && let Some(reason) = verdict(&tenant.terms.timeouts, progress.phase, pinned, times)
             {
                 seen.is_told = true;
                 end(app, client, reason);

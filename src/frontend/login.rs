@@ -280,7 +280,7 @@ impl Prepared {
         let registered = app.register(handle);
         let config = app.config();
         let now = config.login(tenant.id.as_str());
-        let still = now.filter(|now| now.users.get(&*registered.user) == Some(&credential));
+        let still = now.filter(|now| now.users.get(&registered.user) == Some(&credential));
         let Some(tenant) = still else {
             return Err((stream, moved()));
         };
@@ -326,7 +326,7 @@ async fn log_in(
     let claim = identify(&config, &mut startup, sni);
     if let Claim::Tenant { tenant, .. } = &claim {
         *whose = Some(tenant.id.clone());
-        limit.set(tenant.own_timeouts.login);
+        limit.set(tenant.terms.own_timeouts.login);
     }
     let (scope, user, credential) = credential_of(&config, &claim, &startup);
     let verifiers = &app.verifiers;

@@ -270,7 +270,7 @@ impl Client {
             .tenants
             .get(self.tenant.id.as_str())
             .ok_or_else(moved)?;
-        let credential = tenant.users.get(&*self.registered.user);
+        let credential = tenant.users.get(&self.registered.user);
         let now = config.servers.get(&self.route.pool.server);
         let stays = credential == Some(&self.credential)
             && tenant.route.pool == self.route.pool

@@ -127,7 +127,7 @@ impl Standing {
         // An application's client may be served for another now.
         let own = self.registered.tenant.as_str();
         let tenant = config.login(own).ok_or_else(moved)?;
-        let credential = tenant.users.get(&*self.registered.user).ok_or_else(moved)?;
+        let credential = tenant.users.get(&self.registered.user).ok_or_else(moved)?;
         if *credential != self.credential {
             return Err(moved());
         }

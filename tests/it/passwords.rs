@@ -179,7 +179,7 @@ async fn a_password_is_hashed_as_postgresql_hashes_it() {
     let mut others = Vec::new();
     for password in passwords {
         let kept = kept(&client, "hashed", &password).await;
-        let salt = kept.salt.clone().try_into().unwrap();
+        let salt = kept.salt.clone().to_vec().try_into().unwrap();
         let made = verifier(&password, salt, kept.iterations);
         if made.to_text().to_string() != kept.to_text().to_string() {
             others.push(password.escape_unicode().to_string());

@@ -22,7 +22,7 @@ pub fn rows(view: &View) -> Vec<Row> {
         .map(|application| {
             let login = &application.login;
             let seen = view.seen.get(&login.id);
-            let users: Vec<&str> = login.users.keys().map(String::as_str).collect();
+            let users: Vec<&str> = login.users.keys().collect();
             let home = application.has_home().then(|| &login.route.placement.name);
             let tenants = match &application.tenants {
                 Some(known) => known.len(),
@@ -37,7 +37,7 @@ pub fn rows(view: &View) -> Vec<Row> {
                 seen.map_or(0, |tenant| tenant.clients()),
                 seen.map_or(0, |tenant| tenant.active()),
                 seen.map_or(0, |tenant| tenant.metrics.waiting.get()),
-                login.limits.clients,
+                login.terms.limits.clients,
             ]
         })
         .collect()

@@ -60,9 +60,9 @@ pub fn rows(view: &View) -> Vec<Row> {
             lifetime,
             route.pooling.to_string(),
             None::<String>,
-            tenant.limits.active.unwrap_or(0),
+            tenant.terms.limits.active.unwrap_or(0),
             seen.map_or(0, |tenant| tenant.active()),
-            tenant.limits.clients.unwrap_or(0),
+            tenant.terms.limits.clients.unwrap_or(0),
             seen.map_or(0, |tenant| tenant.clients()),
             u64::from(view.app.paused_by(&tenant.id).is_some()),
             u64::from(view.app.disabled_by(&tenant.id).is_some()),
@@ -100,10 +100,10 @@ pub fn users(view: &View) -> Vec<Row> {
     let mut rows = Vec::new();
     for tenant in tenants {
         for user in tenant.users.keys() {
-            let count = counts.get(&(&tenant.id, user.as_str()));
+            let count = counts.get(&(&tenant.id, user));
             let (clients, servers) = count.copied().unwrap_or_default();
             rows.push(row![
-                user.as_str(),
+                user,
                 "",
                 "",
                 None::<String>,

@@ -104,9 +104,9 @@ fn place(page: &mut Page, tenant: &Tenant) {
     for (name, value) in &route.context {
         page.add(&format!("context {name}"), value);
     }
-    let users: Vec<_> = tenant.users.keys().map(String::as_str).collect();
+    let users: Vec<_> = tenant.users.keys().collect();
     page.add("users", users.join(","));
-    page.add("weight", tenant.limits.weight);
+    page.add("weight", tenant.terms.limits.weight);
 }
 
 fn state(page: &mut Page, app: &App, id: &TenantId, known: Option<&Tenant>) {
@@ -171,7 +171,7 @@ fn lifecycle(page: &mut Page, known: &Tenant) {
 /// Its clients, and those of applications that are served for it.
 fn clients(page: &mut Page, app: &App, seen: &TenantState, known: Option<&Tenant>) {
     page.begin("clients");
-    let limits = known.map(|known| known.limits);
+    let limits = known.map(|known| known.terms.limits);
     let most = limits.and_then(|limits| limits.clients);
     page.limited("logged_in", seen.clients(), most);
     let most = limits.and_then(|limits| limits.waiting);
@@ -194,7 +194,7 @@ fn clients(page: &mut Page, app: &App, seen: &TenantState, known: Option<&Tenant
         page.add(activity, count);
     }
     page.add("of_applications", of_applications);
-    let most = known.and_then(|known| known.timeouts.idle_in_transaction);
+    let most = known.and_then(|known| known.terms.timeouts.idle_in_transaction);
     page.limited(
         "longest_idle_in_transaction_seconds",
         idle_longest.as_secs(),
@@ -204,7 +204,7 @@ fn clients(page: &mut Page, app: &App, seen: &TenantState, known: Option<&Tenant
 
 fn connections(page: &mut Page, app: &App, seen: &TenantState, known: &Tenant) {
     page.begin("connections");
-    page.limited("in_use", seen.active(), known.limits.active);
+    page.limited("in_use", seen.active(), known.terms.limits.active);
     let instances = app.instances();
     let Some(instance) = instances.get(&known.route.pool.server) else {
         return;
@@ -245,7 +245,9 @@ fn work(page: &mut Page, app: &App, metrics: &TenantMetrics, known: Option<&Tena
         let span = Instant::now().saturating_duration_since(periods.older);
         totals.averages(&metrics.before(), span)
     };
-    let rates = known.map(|known| known.limits.rates).unwrap_or_default();
+    let rates = known
+        .map(|known| known.terms.limits.rates)
+        .unwrap_or_default();
     let most = |rate: Option<Rate>| rate.map(|rate| rate.per_second);
     page.limited("avg_query_count", averages.queries, most(rates.statements));
     page.add("avg_xact_count", averages.transactions);

@@ -40,9 +40,9 @@ pub fn rows(view: &View) -> Vec<Row> {
         .into_iter()
         .map(|tenant| {
             let route = &tenant.route;
-            let rates = tenant.limits.rates;
+            let rates = tenant.terms.limits.rates;
             let seen = view.seen.get(&tenant.id);
-            let users: Vec<&str> = tenant.users.keys().map(String::as_str).collect();
+            let users: Vec<&str> = tenant.users.keys().collect();
             row![
                 tenant.id.as_str(),
                 route.placement.name.as_str(),
@@ -55,10 +55,11 @@ pub fn rows(view: &View) -> Vec<Row> {
                 seen.map_or(0, |tenant| tenant.clients()),
                 seen.map_or(0, |tenant| tenant.active()),
                 seen.map_or(0, |tenant| tenant.metrics.waiting.get()),
-                tenant.limits.clients,
-                tenant.limits.active,
+                tenant.terms.limits.clients,
+                tenant.terms.limits.active,
                 users.join(","),
                 tenant
+                    .terms
                     .slow
                     .map(|slow| u64::try_from(slow.as_millis()).unwrap_or(u64::MAX)),
                 rates.statements.map(|rate| rate.per_second),

@@ -17,8 +17,8 @@ use crate::config::file::{
 use crate::config::outline::At;
 use crate::config::said::Said;
 use crate::config::{
-    Affixes, Application, Called, Choices, Lifecycle, Login, PoolKey, Pooling, Route, Secret,
-    Sharded, Tenant, TenantLimits, Tier, Way,
+    Affixes, Application, Called, Choices, Login, PoolKey, Pooling, Route, Secret, Sharded, Tenant,
+    TenantLimits, Terms, Tier, Way,
 };
 use crate::id::TenantId;
 use crate::sql::choice::ChoosingFunction;
@@ -142,20 +142,22 @@ impl Resolver<'_, '_> {
         let application = Application {
             home: home.map(|plan| plan.placement.name.clone()),
             login: Arc::new(Tenant {
-                settings: Box::default(),
-                said: Said::default(),
                 id,
-                users,
-                limits: TenantLimits {
-                    clients,
-                    ..TenantLimits::default()
-                },
-                timeouts,
-                slow,
-                own_timeouts,
+                users: users.into(),
+                terms: Arc::new(Terms {
+                    limits: TenantLimits {
+                        clients,
+                        ..TenantLimits::default()
+                    },
+                    timeouts,
+                    slow,
+                    own_timeouts,
+                    settings: Box::default(),
+                    said: Said::default(),
+                }),
                 route: Arc::new(route),
                 service: None,
-                lifecycle: Lifecycle::default(),
+                lifecycle: Arc::default(),
                 attributes: Box::default(),
                 listed: None,
             }),

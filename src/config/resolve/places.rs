@@ -2,14 +2,16 @@
 //! by mistake. Tenants may come and go: what one takes it gives back.
 
 use std::collections::hash_map::{Entry, RandomState};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher as _, Hash};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 
 use crate::config::file::TenantFile;
-use crate::config::{Login, PoolKey, Route, SealKey, Secret, Server, ServerSeal, Tenant, Tier};
+use crate::config::{
+    Lifecycle, Login, PoolKey, Route, SealKey, Secret, Server, ServerSeal, Tenant, Terms, Tier,
+};
 use crate::id::{PlacementName, ServerName, TenantId};
 
 /// Whether the context tells the tenant from others in its database.
@@ -65,6 +67,9 @@ pub(super) struct Places {
     seal_keys: HashMap<(ServerName, String), SealKey>,
     /// Names of attributes.
     names: HashSet<Arc<str>>,
+    /// Terms and states that the tenants before had.
+    terms: Recent<Terms>,
+    lifecycles: Recent<Lifecycle>,
     /// Settings of tenants of the catalog, by what they are.
     settings: HashMap<String, Arc<TenantFile>>,
     databases: HashMap<(ServerName, String), DatabaseUse>,
@@ -127,6 +132,16 @@ impl Places {
         let name: Arc<str> = name.into();
         self.names.insert(name.clone());
         name
+    }
+
+    /// One `Arc` of equal terms, if they are not too many.
+    pub fn terms(&mut self, terms: Terms) -> Arc<Terms> {
+        self.terms.one_of(terms)
+    }
+
+    /// The same of states.
+    pub fn lifecycle(&mut self, lifecycle: Lifecycle) -> Arc<Lifecycle> {
+        self.lifecycles.one_of(lifecycle)
     }
 
     /// The settings of a tenant of the catalog without what is its own alone.
@@ -271,6 +286,31 @@ impl Places {
             }
         }
         usual
+    }
+}
+
+/// The last values of a kind that were asked for, each once.
+#[derive(Debug)]
+struct Recent<T>(VecDeque<Arc<T>>);
+
+/// So many of a kind are looked through.
+const RECENT: usize = 32;
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<T: PartialEq> Recent<T> {
+    fn one_of(&mut self, value: T) -> Arc<T> {
+        if let Some(known) = self.0.iter().find(|known| ***known == value) {
+            return known.clone();
+        }
+        let value = Arc::new(value);
+        self.0.push_front(value.clone());
+        self.0.truncate(RECENT);
+        value
     }
 }
 

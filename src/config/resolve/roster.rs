@@ -8,12 +8,12 @@ use super::acts_for::says_otherwise;
 use super::application::own_names;
 use super::places::Places;
 use super::tenant::Rules;
-use super::{Resolver, Users, services};
+use super::{Resolver, services};
 use crate::config::file::{ConfigFile, TenantFile};
 use crate::config::outline::{At, Mistakes};
 use crate::config::units::Moment;
 use crate::config::{
-    Called, Config, Lifecycle, Listed, Mistake, PoolKey, Services, Sharded, State, Tenant,
+    Called, Config, Lifecycle, Listed, Mistake, PoolKey, Services, Sharded, State, Tenant, Users,
 };
 use crate::id::TenantId;
 
@@ -289,7 +289,7 @@ impl Resolver<'_, '_> {
                     let message = format_args!(
                         "is a user of application {name}, too, and the login would be both's"
                     );
-                    self.mistakes.add(&at.key("users").key(&**user), message);
+                    self.mistakes.add(&at.key("users").key(user), message);
                 }
             }
             if !acts_for.covers(tenant) {

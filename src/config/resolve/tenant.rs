@@ -10,8 +10,8 @@ use super::placement::{Password, Plan, PlanLogin, Plans};
 use super::places::{Conflict, Places};
 use super::timeouts::Layers;
 use super::{
-    MAX_CONNECTIONS, MAX_CONTEXT_VALUE, NO_MINIMUM, Resolver, Users, name_mistake,
-    password_mistake, rendezvous,
+    MAX_CONNECTIONS, MAX_CONTEXT_VALUE, NO_MINIMUM, Resolver, name_mistake, password_mistake,
+    rendezvous,
 };
 use crate::config::file::TenantFile;
 use crate::config::outline::At;
@@ -20,7 +20,7 @@ use crate::config::template::is_name;
 use crate::config::units::{Count, Moment};
 use crate::config::{
     Identify, Lifecycle, Login, PoolKey, Route, Seal, Secret, Sharded, State, Template, Tenant,
-    TenantLimits,
+    TenantLimits, Terms, Users,
 };
 use crate::id::{PlacementName, ServerName, TenantId};
 use crate::sql::quoted_if_needed;
@@ -79,7 +79,10 @@ impl Resolver<'_, '_> {
         let Some(file) = file else { return Vec::new() };
         let users = match users {
             Some(users) => users,
-            None => self.users(&at.key("users"), &file.users, rules.identify.by_user),
+            None => {
+                let separator = rules.identify.by_user;
+                self.users(&at.key("users"), &file.users, separator).into()
+            }
         };
         self.attributes(&at.key("attributes"), file);
         let settings = self.own_settings(&at.key("settings"), &file.settings);
@@ -110,18 +113,21 @@ impl Resolver<'_, '_> {
                 route.placement.tier,
                 [plan.timeouts, file.timeouts],
             );
-            tenants.push(Tenant {
-                settings: settings.clone().into(),
-                said: Said::of_tenant(file),
-                id: known.id(),
-                users: users.clone(),
+            let terms = Terms {
                 limits,
                 timeouts,
                 slow: (rules.layers).slow(route.pool.server.as_str(), [plan.log, file.log]),
                 own_timeouts,
+                settings: settings.clone().into(),
+                said: Said::of_tenant(file),
+            };
+            tenants.push(Tenant {
+                id: known.id(),
+                users: users.clone(),
+                terms: places.terms(terms),
                 route: Arc::new(route),
                 service,
-                lifecycle: lifecycle.clone(),
+                lifecycle: places.lifecycle(lifecycle.clone()),
                 attributes: places.attributes(file),
                 listed: None,
             });
@@ -417,11 +423,11 @@ impl Resolver<'_, '_> {
             server, database, ..
         } = &*route.pool;
         let seal = places.seals.get(server)?.clone();
-        route.seal = Some(Seal {
+        route.seal = Some(Box::new(Seal {
             tenant,
             key: places.seal_key(server, &seal, database),
             lifetime: seal.lifetime,
-        });
+        }));
         Some(route)
     }
 

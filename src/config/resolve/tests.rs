@@ -665,7 +665,10 @@ fn waits_are_those_of_the_nearest_level_that_says_any() {
             checkout,
             connect,
         };
-        assert_eq!(config.tenants[tenant].own_timeouts, expected, "{tenant}");
+        assert_eq!(
+            config.tenants[tenant].terms.own_timeouts, expected,
+            "{tenant}"
+        );
     }
     let [login, checkout, connect] = [1, 2, 3].map(Duration::from_secs);
     let of_all = &config.timeouts;
@@ -709,7 +712,7 @@ fn rates_are_given_at_every_level_as_a_number_or_with_a_burst() {
     assert_eq!(config.servers["s1"].rates, bytes(rate(1 << 20, 1 << 20)));
     assert_eq!(config.servers["s2"].rates, Rates::default());
     assert_eq!(config.placements["free"].rates, statements(rate(70, 7)));
-    let own = |tenant| config.tenants[tenant].limits.rates;
+    let own = |tenant| config.tenants[tenant].terms.limits.rates;
     assert_eq!(own("f1"), bytes(rate(100 << 10, 64 << 10)));
     assert_eq!(own("f2"), Rates::default());
 }
@@ -1285,7 +1288,7 @@ fn the_slow_log_of_a_tenant_is_that_of_what_is_nearest() {
         c: { placement: c, users: { u: { password: p } } }\n";
     let slow = |text: &str, name: &str| {
         let config = load_text(text, Path::new(""), &|_| None).unwrap();
-        config.tenants[name].slow
+        config.tenants[name].terms.slow
     };
     let seconds = |seconds| Some(Duration::from_secs(seconds));
     for (name, expected) in [("a", 2), ("b", 3), ("c", 1)] {
@@ -1565,7 +1568,7 @@ fn a_tenant_may_have_a_place_for_each_of_its_services() {
     );
     assert_eq!(records.route.schema.as_deref(), Some("t_corp"));
     assert_eq!(
-        (core.limits.clients, records.name().as_str()),
+        (core.terms.limits.clients, records.name().as_str()),
         (Some(7), "corp")
     );
     let web = config.applications.values().next().unwrap();

@@ -221,7 +221,7 @@ fn tenant_locks(tenant: &Tenant) -> Option<u64> {
     let connections = placement
         .pool
         .size
-        .min(tenant.limits.active.unwrap_or(usize::MAX));
+        .min(tenant.terms.limits.active.unwrap_or(usize::MAX));
     let each = u64::from(limits.savepoints?) + u64::from(limits.objects?);
     Some(each.saturating_mul(connections as u64))
 }

@@ -176,7 +176,7 @@ impl Listing {
             server: Some(first.route.pool.server.to_string()),
             row: None,
             places: tenants.iter().map(|tenant| Place::of(tenant)).collect(),
-            users: first.users.keys().cloned().collect(),
+            users: first.users.keys().map(str::to_owned).collect(),
             steps: Vec::new(),
             mistake: None,
         })
