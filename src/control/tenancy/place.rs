@@ -502,6 +502,10 @@ impl<'c> Maker<'c> {
         client.batch_execute(&sql).await.map_err(failed)?;
         let files = self.files().await?;
         self.copy_template(&client, &unfinished).await?;
+        // Whoever connected before it has its name would see what it is made of, and keep it from
+        // getting the name.
+        let sql = format!("REVOKE ALL ON DATABASE {unfinished} FROM PUBLIC");
+        client.batch_execute(&sql).await.map_err(failed)?;
         let version = self.fill_database(&files).await?;
         let (name, role) = (quoted(self.database()), quoted(self.role()));
         let mark = literal(&self.mark(version.as_deref()));
