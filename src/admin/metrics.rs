@@ -54,6 +54,7 @@ impl Collector for AppCollector {
     fn encode(&self, encoder: DescriptorEncoder) -> fmt::Result {
         let mut out = Output(encoder);
         proxy(&self.0, &mut out)?;
+        usage(&self.0, &mut out)?;
         workers(&self.0, &mut out)?;
         audit(&self.0, &mut out)?;
         tenants(&self.0, &mut out)?;
@@ -203,6 +204,17 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
     ] {
         out.number(MetricType::Counter, name, help, counter.get())?;
     }
+    if let Some(log) = metrics.log() {
+        let lost = "Lines of the log that could not be written";
+        out.number(MetricType::Counter, "log_lines_lost", lost, log.lost.get())?;
+        let panics = "Tasks that panicked, each by a mistake in pgtenant";
+        out.number(MetricType::Counter, "panics", panics, log.panics.get())?;
+    }
+    Ok(())
+}
+
+fn usage(app: &App, out: &mut Output) -> fmt::Result {
+    let metrics = &app.metrics;
     for (name, help, counter) in [
         (
             "usage_write_failures",
@@ -216,12 +228,6 @@ fn proxy(app: &App, out: &mut Output) -> fmt::Result {
         ),
     ] {
         out.number(MetricType::Counter, name, help, counter.get())?;
-    }
-    if let Some(log) = metrics.log() {
-        let lost = "Lines of the log that could not be written";
-        out.number(MetricType::Counter, "log_lines_lost", lost, log.lost.get())?;
-        let panics = "Tasks that panicked, each by a mistake in pgtenant";
-        out.number(MetricType::Counter, "panics", panics, log.panics.get())?;
     }
     Ok(())
 }
