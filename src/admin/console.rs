@@ -199,6 +199,17 @@ struct Answers {
 }
 
 impl Answers {
+    /// What is to be told of the tenant of this name.
+    async fn of_tenant(
+        &self,
+        name: String,
+        rows: fn(&App, &str) -> Option<Vec<Row>>,
+    ) -> PgWireResult<Vec<Row>> {
+        let (app, asked) = (self.app.clone(), name.clone());
+        let rows = off_thread(move || rows(&app, &asked)).await?;
+        rows.ok_or_else(|| refusal(&verbs::unknown("tenant", &name, "SHOW TENANTS")))
+    }
+
     async fn answer(&self, command: Command, formats: &Format) -> PgWireResult<Response> {
         let app = self.app.clone();
         let is_admin = app.config().admin_users.contains_key(&self.user);
@@ -215,15 +226,8 @@ impl Answers {
                 table(show.columns, rows, formats, "SHOW")
             }
             Command::Tenant(name) => {
-                let asked = name.clone();
-                let rows = off_thread(move || show::tenant::rows(&app, &asked)).await?;
-                let unknown = || refusal(&verbs::unknown("tenant", &name, "SHOW TENANTS"));
-                table(
-                    show::tenant::COLUMNS,
-                    rows.ok_or_else(unknown)?,
-                    formats,
-                    "SHOW",
-                )
+                let rows = self.of_tenant(name, show::tenant::rows).await?;
+                table(show::tenant::COLUMNS, rows, formats, "SHOW")
             }
             Command::Parameter((name, value)) => {
                 let column = [show::text(name)];
@@ -237,15 +241,8 @@ impl Answers {
                 }
             }
             Command::Effective(name) => {
-                let asked = name.clone();
-                let rows = off_thread(move || effective::rows(&app, &asked)).await?;
-                let unknown = || refusal(&verbs::unknown("tenant", &name, "SHOW TENANTS"));
-                table(
-                    effective::COLUMNS,
-                    rows.ok_or_else(unknown)?,
-                    formats,
-                    "EXPLAIN",
-                )
+                let rows = self.of_tenant(name, effective::rows).await?;
+                table(effective::COLUMNS, rows, formats, "EXPLAIN")
             }
             Command::Explain(question) => {
                 let rows = off_thread(move || explain::rows(&app, &question)).await?;

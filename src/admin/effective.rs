@@ -40,6 +40,7 @@ impl<'c> Levels<'c> {
         self.said(name, value, from);
     }
 
+    #[allow(clippy::needless_pass_by_value)] // numbers, names and literals alike
     fn said(&mut self, name: &str, value: impl ToString, from: &str) {
         self.rows.push(row![name, value.to_string(), from]);
     }

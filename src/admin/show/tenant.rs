@@ -33,6 +33,7 @@ impl Page {
         self.limited(key, value, None::<u64>);
     }
 
+    #[allow(clippy::needless_pass_by_value)] // numbers, names and literals alike
     fn limited(&mut self, key: &str, value: impl ToString, limit: Option<impl ToString>) {
         let limit = limit.map(|limit| limit.to_string());
         self.rows
