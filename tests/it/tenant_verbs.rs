@@ -46,7 +46,7 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
     }
 
-    fn is_done(self) -> Self {
+    fn succeeded(self) -> Self {
         assert_eq!(self.code, 0, "{}{}", self.out, self.err);
         self
     }
@@ -252,7 +252,7 @@ async fn a_tenant_of_each_tier_is_made_from_nothing_and_answers_through_the_prox
     ] {
         let begun = Instant::now();
         let arguments = [&["create", name, "--json"], arguments].concat();
-        let created = site.tenant(&arguments).await.is_done().json();
+        let created = site.tenant(&arguments).await.succeeded().json();
         assert_eq!(created["state"], "active");
         let password = created["passwords"]["app"].as_str().unwrap().to_owned();
         let mut answered = Vec::new();
@@ -289,11 +289,11 @@ async fn a_tenant_of_each_tier_is_made_from_nothing_and_answers_through_the_prox
     );
     site.tenant(&["suspend", "globex", "--reason", "unpaid"])
         .await
-        .is_done();
+        .succeeded();
     let row = site
         .tenant(&["show", "globex", "--json"])
         .await
-        .is_done()
+        .succeeded()
         .json();
     assert_eq!(
         (&row["state"], &row["catalog"]["reason"]),
@@ -385,7 +385,7 @@ async fn a_creation_whose_connections_are_ended_stays_provisioning_and_goes_on()
     stop.send(true).unwrap();
     killer.await.unwrap();
     if site.states().await != ["acme active"] {
-        site.tenant(&CREATE_ACME).await.is_done();
+        site.tenant(&CREATE_ACME).await.succeeded();
     }
     assert_eq!(
         site.made().await,
@@ -441,7 +441,7 @@ async fn tenants_that_are_made_while_the_template_changes_are_wholly_of_one_vers
                 let placement = if n % 2 == 0 { "pro" } else { "own" };
                 site.tenant(&["create", &name, "--placement", placement])
                     .await
-                    .is_done();
+                    .succeeded();
             });
             futures_util::future::join_all(all).await;
         }
@@ -507,14 +507,14 @@ async fn a_place_that_does_not_keep_a_tenant_apart_lets_nobody_in() {
     site.tenant(&["activate", "globex"])
         .await
         .fails("is not ready");
-    let steps = site.tenant(&["show", "globex"]).await.is_done().out;
+    let steps = site.tenant(&["show", "globex"]).await.succeeded().out;
     assert!(steps.contains("create, check: failed: "), "{steps}");
     site.tenant(&["create", "globex", "--placement", "pro"])
         .await
         .fails("another placement");
     let close = "ALTER TABLE public.items ENABLE ROW LEVEL SECURITY";
     site.cluster.run("shop", close).await.unwrap();
-    site.tenant(&["create", "globex"]).await.is_done();
+    site.tenant(&["create", "globex"]).await.succeeded();
     assert_eq!(site.states().await, ["globex active"]);
 }
 
@@ -550,13 +550,13 @@ async fn what_is_somebody_elses_is_neither_taken_over_nor_dropped() {
         .fails("is not there");
     site.tenant(&["adopt", "umbrella", "--placement", "own"])
         .await
-        .is_done();
-    site.tenant(&["delete", "umbrella"]).await.is_done();
+        .succeeded();
+    site.tenant(&["delete", "umbrella"]).await.succeeded();
     let purge = ["purge", "umbrella", "--data", "--now"];
     site.tenant(&purge).await.fails("was not made by pgtenant");
     site.tenant(&["purge", "umbrella", "--keep-data", "--now"])
         .await
-        .is_done();
+        .succeeded();
     let left = "SELECT datname::text FROM pg_database WHERE datname = 'db_umbrella'";
     assert_eq!(site.ask("postgres", left).await, ["db_umbrella"]);
 }
@@ -578,7 +578,7 @@ async fn a_tenant_is_deleted_first_and_its_data_is_dropped_by_a_second_step() {
             "--attribute",
             attribute,
         ];
-        site.tenant(&arguments).await.is_done();
+        site.tenant(&arguments).await.succeeded();
     }
     let rows = "INSERT INTO items VALUES ('globex', 'a'), ('initech', 'b')";
     site.cluster.run("shop", rows).await.unwrap();
@@ -588,7 +588,7 @@ async fn a_tenant_is_deleted_first_and_its_data_is_dropped_by_a_second_step() {
             .fails("only one that is deleted");
         site.tenant(&["delete", name, "--reason", "left"])
             .await
-            .is_done();
+            .succeeded();
         site.tenant(&["purge", name, "--data"])
             .await
             .fails("stays until");
@@ -596,7 +596,7 @@ async fn a_tenant_is_deleted_first_and_its_data_is_dropped_by_a_second_step() {
         assert!(before.iter().any(|line| line.contains(name)), "{before:?}");
         site.tenant(&["purge", name, "--data", "--now"])
             .await
-            .is_done();
+            .succeeded();
         site.tenant(&["show", name])
             .await
             .fails("there is no tenant");
@@ -607,14 +607,14 @@ async fn a_tenant_is_deleted_first_and_its_data_is_dropped_by_a_second_step() {
     assert_eq!(left, ["initech"]);
     site.tenant(&["create", "acme", "--placement", "pro"])
         .await
-        .is_done();
+        .succeeded();
     // What is deleted may come back until its purge has begun.
-    site.tenant(&["delete", "acme"]).await.is_done();
-    site.tenant(&["suspend", "acme"]).await.is_done();
-    site.tenant(&["activate", "acme"]).await.is_done();
+    site.tenant(&["delete", "acme"]).await.succeeded();
+    site.tenant(&["suspend", "acme"]).await.succeeded();
+    site.tenant(&["activate", "acme"]).await.succeeded();
     let spread = ["create", "wide", "--placement", "spread"];
-    site.tenant(&spread).await.is_done();
-    site.tenant(&["delete", "wide"]).await.is_done();
+    site.tenant(&spread).await.succeeded();
+    site.tenant(&["delete", "wide"]).await.succeeded();
     site.tenant(&["purge", "wide", "--data", "--now"])
         .await
         .fails("provision.delete is not set");
@@ -638,13 +638,13 @@ async fn settings_states_and_lists_are_what_the_verbs_say() {
         "--password-file",
         file,
     ];
-    let created = site.tenant(&create).await.is_done();
+    let created = site.tenant(&create).await.succeeded();
     assert!(!created.out.contains("password"), "{}", created.out);
     for n in 0..4 {
         let name = format!("w{n}");
         site.tenant(&["create", &name, "--placement", "spread"])
             .await
-            .is_done();
+            .succeeded();
     }
     // The least used server each time.
     let servers = "SELECT spec->>'server' || count(*) FROM pgtenant_catalog.tenants \
@@ -718,7 +718,7 @@ async fn settings_states_and_lists_are_what_the_verbs_say() {
         "ada",
     ])
     .await
-    .is_done();
+    .succeeded();
     site.tenant(&[
         "set",
         "globex",
@@ -730,7 +730,7 @@ async fn settings_states_and_lists_are_what_the_verbs_say() {
         "30 days",
     ])
     .await
-    .is_done();
+    .succeeded();
     let spec = "SELECT (spec - 'users' || jsonb_build_object('users', (SELECT jsonb_agg(k) FROM jsonb_object_keys(spec->'users') k)))::text
         FROM pgtenant_catalog.tenants WHERE tenant = 'globex'";
     let spec: Value = serde_json::from_str(&site.ask("catalog", spec).await[0]).unwrap();
@@ -749,27 +749,27 @@ async fn settings_states_and_lists_are_what_the_verbs_say() {
         ("drain", "draining"),
         ("activate", "active"),
     ] {
-        site.tenant(&[verb, "globex"]).await.is_done();
+        site.tenant(&[verb, "globex"]).await.succeeded();
         let shown = site
             .tenant(&["show", "globex", "--json"])
             .await
-            .is_done()
+            .succeeded()
             .json();
         assert_eq!(shown["state"], state, "{verb}");
     }
     site.tenant(&["pause", "globex", "--until", "2000-01-01T00:00:00Z"])
         .await
-        .is_done();
+        .succeeded();
     let shown = site
         .tenant(&["show", "globex", "--json"])
         .await
-        .is_done()
+        .succeeded()
         .json();
     assert_eq!(
         (&shown["state"], &shown["catalog"]["state"]),
         (&"active".into(), &"paused".into())
     );
-    let list = site.tenant(&["list", "--json"]).await.is_done().out;
+    let list = site.tenant(&["list", "--json"]).await.succeeded().out;
     let names: Vec<String> = list
         .lines()
         .map(|line| {
@@ -781,7 +781,7 @@ async fn settings_states_and_lists_are_what_the_verbs_say() {
     let spread = site
         .tenant(&["list", "--placement", "spread", "--limit", "2"])
         .await
-        .is_done()
+        .succeeded()
         .out;
     assert_eq!(spread.lines().count(), 2, "{spread}");
     assert!(spread.starts_with("w0\tactive\tspread\t"), "{spread}");
@@ -810,9 +810,9 @@ async fn without_a_catalog_or_a_writer_tenants_are_listed_and_not_changed() {
     let yaml = "servers: { s: { host: 127.0.0.1, port: 1, max_connections: 9 } }
 placements: { p: { tier: database, server: s, database: 'd_{tenant}', login: { user: u } } }
 tenants: { a: { placement: p, users: { app: { password: x } } } }\n";
-    let listed = run(yaml, &["list"]).await.is_done().out;
+    let listed = run(yaml, &["list"]).await.succeeded().out;
     assert_eq!(listed, "a\tactive\tp\ts\tfile\t-\n");
-    let shown = run(yaml, &["show", "a"]).await.is_done().out;
+    let shown = run(yaml, &["show", "a"]).await.succeeded().out;
     assert!(shown.contains("database d_a, login u"), "{shown}");
     run(yaml, &["show", "b"])
         .await
@@ -874,7 +874,7 @@ async fn a_sealed_place_with_a_role_for_each_tenant_is_sealed_by_the_first_and_s
     let first = site
         .tenant(&["create", "mercy", "--placement", "silo", "--json"])
         .await
-        .is_done()
+        .succeeded()
         .json();
     let rows = "CREATE TABLE items (tenant text NOT NULL, body text);
         ALTER TABLE items ENABLE ROW LEVEL SECURITY;
@@ -887,7 +887,7 @@ async fn a_sealed_place_with_a_role_for_each_tenant_is_sealed_by_the_first_and_s
     let second = site
         .tenant(&["create", "grace", "--placement", "silo", "--json"])
         .await
-        .is_done()
+        .succeeded()
         .json();
     assert_eq!(
         site.ask("vault", sealed).await,
@@ -924,7 +924,7 @@ async fn a_tenant_with_several_services_has_a_place_for_each() {
         "--attribute",
         "region=eu",
     ];
-    site.tenant(&create).await.is_done();
+    site.tenant(&create).await.succeeded();
     assert_eq!(
         site.made().await,
         [
@@ -936,7 +936,7 @@ async fn a_tenant_with_several_services_has_a_place_for_each() {
     let shown = site
         .tenant(&["show", "acme", "--json"])
         .await
-        .is_done()
+        .succeeded()
         .json();
     let places: Vec<_> = shown["places"]
         .as_array()
@@ -945,10 +945,10 @@ async fn a_tenant_with_several_services_has_a_place_for_each() {
         .map(|place| place["service"].as_str().unwrap())
         .collect();
     assert_eq!(places, ["core", "records"]);
-    site.tenant(&["delete", "acme"]).await.is_done();
+    site.tenant(&["delete", "acme"]).await.succeeded();
     site.tenant(&["purge", "acme", "--data", "--now"])
         .await
-        .is_done();
+        .succeeded();
     assert!(site.made().await.is_empty());
 }
 
@@ -979,7 +979,7 @@ async fn an_admin_who_is_no_superuser_makes_and_drops_places_of_each_tier() {
             "--attribute",
             "region=eu",
         ];
-        site.tenant(&create).await.is_done();
+        site.tenant(&create).await.succeeded();
     }
     assert_eq!(
         site.made().await,
@@ -992,10 +992,10 @@ async fn an_admin_who_is_no_superuser_makes_and_drops_places_of_each_tier() {
         ]
     );
     for name in ["acme", "umbrella", "globex"] {
-        site.tenant(&["delete", name]).await.is_done();
+        site.tenant(&["delete", name]).await.succeeded();
         site.tenant(&["purge", name, "--data", "--now"])
             .await
-            .is_done();
+            .succeeded();
     }
     assert!(site.made().await.is_empty());
 }
@@ -1035,7 +1035,7 @@ async fn a_schema_is_copied_from_a_template_whole_or_not_at_all() {
     for name in ["acme", "Odd-one"] {
         site.tenant(&["create", name, "--placement", "pro"])
             .await
-            .is_done();
+            .succeeded();
         let client = site.cluster.connect("pro").await.unwrap();
         let sql = format!(
             "SET ROLE \"t_{name}\"; SET search_path = \"t_{name}\"; INSERT INTO people (name) VALUES ('x'); INSERT INTO \"Odd Orders\" (person) VALUES (1)"

@@ -12,7 +12,8 @@ fn cell<'a>(show: &Show, rows: &'a [Row], key: (&str, &str), column: &str) -> &'
 }
 
 /// Tables that have no rows without clients.
-const MAY_BE_EMPTY: [&str; 12] = [
+const MAY_BE_EMPTY: [&str; 13] = [
+    "CATALOG",
     "CLIENTS",
     "SOCKETS",
     "ACTIVE_SOCKETS",
