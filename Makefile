@@ -35,7 +35,7 @@ lint: ## Formatting, clippy, licences and advisories
 # are played against the first only: what is owed at each point is modelled as up to PostgreSQL 17, where a Query ends
 # the messages before it that have no Sync.
 # What does not depend on PostgreSQL's version runs once.
-RUN_ONCE := chaos:: crowd:: weights:: rates:: limits:: warm:: log:: dns:: console:: audit:: examples:: layers:: tidy:: workers:: documents::
+RUN_ONCE := chaos:: deploy:: crowd:: weights:: rates:: limits:: warm:: log:: dns:: console:: audit:: examples:: layers:: tidy:: workers:: documents::
 
 test: lint ## Everything that CI runs
 	@scripts/install test

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::config::Mistake;
 
@@ -57,6 +57,16 @@ pub struct View {
     pub losses: u64,
     /// Why the copy on disk cannot be written.
     pub copy_error: Option<String>,
+}
+
+impl View {
+    /// How long ago it was known that there is nothing newer. None: it never was.
+    pub fn age(&self) -> Option<Duration> {
+        match self.copied_at {
+            Some(at) => at.elapsed().ok(),
+            None => self.current_at.map(|at| at.elapsed()),
+        }
+    }
 }
 
 /// See the module.

@@ -18,6 +18,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::app::App;
+use crate::catalog::Source;
 use crate::audit::Kind;
 use crate::backend::PoolCounts;
 use crate::backend::health::State;
@@ -60,6 +61,7 @@ impl Collector for AppCollector {
         tenants(&self.0, &mut out)?;
         servers(&self.0, &mut out)?;
         doctor(&self.0, &mut out)?;
+        catalog(&self.0, &mut out)?;
         pools(&self.0, &mut out)
     }
 }
@@ -87,10 +89,24 @@ impl Output<'_> {
 
     /// A counter or gauge without labels.
     fn number(&mut self, kind: MetricType, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.some(kind, name, help, Some(value))
+    }
+
+    /// The same, or only that there may be one.
+    fn some(
+        &mut self,
+        kind: MetricType,
+        name: &str,
+        help: &str,
+        value: Option<u64>,
+    ) -> fmt::Result {
         let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
-        match kind {
-            MetricType::Counter => metric.encode_counter::<NoLabelSet, _, u64>(&value, None),
-            _ => metric.encode_gauge(&value),
+        match (value, kind) {
+            (None, _) => Ok(()),
+            (Some(value), MetricType::Counter) => {
+                metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
+            }
+            (Some(value), _) => metric.encode_gauge(&value),
         }
     }
 
@@ -413,6 +429,41 @@ fn doctor(app: &App, out: &mut Output) -> fmt::Result {
             .iter()
             .map(|(placement, (_, failed))| ([("placement", *placement)], *failed)),
     )
+}
+
+/// Without a catalog there are no numbers of it.
+fn catalog(app: &App, out: &mut Output) -> fmt::Result {
+    let has_one = app.config().catalog.is_some();
+    let known = app.catalog.view();
+    let age = known.age().map_or(0, |age| age.as_secs());
+    let is_reached = u64::from(known.source == Source::Catalog);
+    for (name, help, value) in [
+        (
+            "catalog_reached",
+            "1 while the catalog of tenants can be read",
+            is_reached,
+        ),
+        (
+            "catalog_revision",
+            "The last change of the catalog that is in force",
+            known.revision,
+        ),
+        (
+            "catalog_age_seconds",
+            "Since it was known that the catalog has nothing newer",
+            age,
+        ),
+        (
+            "catalog_refused",
+            "Entries of the catalog that are not in force because of a mistake",
+            known.refused.len() as u64,
+        ),
+    ] {
+        out.some(MetricType::Gauge, name, help, has_one.then_some(value))?;
+    }
+    let help = "Connections to the catalog that were lost";
+    let losses = has_one.then_some(known.losses);
+    out.some(MetricType::Counter, "catalog_losses", help, losses)
 }
 
 type PoolNumbers = (PoolCounts, usize);

@@ -94,7 +94,10 @@ pub fn load(path: &Path) -> Result<Config, Vec<Mistake>> {
 /// # Errors
 /// As there, and what is wrong with the others.
 pub fn load_with_roster(path: &Path, extras: &Extras) -> Result<(Config, Roster), Vec<Mistake>> {
-    load_whole(path, &mut |file, mistakes| file.add(extras, mistakes))
+    let environment = |name: &str| std::env::var(name).ok();
+    load_whole(path, &mut |file, mistakes| {
+        file.add(extras, mistakes, &environment);
+    })
 }
 
 /// Servers and placements beside those of the file, which count where both have one of a name: by

@@ -22,10 +22,7 @@ pub fn rows(view: &View) -> Vec<Row> {
     let known = view.app.catalog.view();
     let tenants = view.config.tenants.values();
     let listed = tenants.filter(|tenant| tenant.listed.is_some()).count();
-    let age = match known.copied_at {
-        Some(at) => at.elapsed().ok(),
-        None => known.current_at.map(|at| at.elapsed()),
-    };
+    let age = known.age();
     let problem = known.error.or_else(|| {
         let error = known.copy_error?;
         Some(format!("the copy cannot be written: {error}"))

@@ -87,29 +87,41 @@ impl ConfigFile {
         }
     }
 
-    /// Adds servers and placements that stand in a catalog. Those of the file count.
-    pub fn add(&mut self, extras: &Extras, mistakes: &mut Mistakes<'_>) {
+    /// Adds servers and placements that stand in a catalog. Those of the file count. Variables in
+    /// them are replaced as in the file.
+    pub fn add(
+        &mut self,
+        extras: &Extras,
+        mistakes: &mut Mistakes<'_>,
+        environment: Environment<'_>,
+    ) {
         fn add<T: DeserializeOwned>(
             mine: &mut Option<IndexMap<String, Option<T>>>,
             section: &'static str,
             others: &BTreeMap<String, String>,
-            mistakes: &mut Mistakes<'_>,
+            reader: &mut Reader<'_, '_>,
         ) {
             let at = At::ROOT.key(section);
             for (name, json) in others {
                 let mine = mine.get_or_insert_default();
                 if !mine.contains_key(name) {
-                    let read = read_json(mistakes, &at.key(&**name), json);
+                    let at = at.key(&**name);
+                    let value = json_value(reader.mistakes, &at, json);
+                    let read = value.and_then(|value| reader.read(value, &at));
                     mine.insert(name.clone(), read);
                 }
             }
         }
-        add(&mut self.servers, "servers", &extras.servers, mistakes);
+        let reader = &mut Reader {
+            environment,
+            mistakes,
+        };
+        add(&mut self.servers, "servers", &extras.servers, reader);
         add(
             &mut self.placements,
             "placements",
             &extras.placements,
-            mistakes,
+            reader,
         );
     }
 
@@ -153,19 +165,19 @@ fn read_json<T: DeserializeOwned>(
     if let (Ok(read), true) = (read, is_known) {
         return Some(read);
     }
-    match serde_json::from_str::<FirstKeyWins>(json) {
-        Ok(FirstKeyWins(value)) => {
-            let mut reader = Reader {
-                environment: &|_| None,
-                mistakes,
-            };
-            reader.read_expanded(value, at, true)
-        }
-        Err(error) => {
-            mistakes.add(at, format_args!("is not JSON: {error}"));
-            None
-        }
-    }
+    let value = json_value(mistakes, at, json)?;
+    let mut reader = Reader {
+        environment: &|_| None,
+        mistakes,
+    };
+    reader.read_expanded(value, at, true)
+}
+
+fn json_value(mistakes: &mut Mistakes<'_>, at: &At<'_>, json: &str) -> Option<Value> {
+    let read = serde_json::from_str::<FirstKeyWins>(json);
+    let read =
+        read.map_err(|error| mistakes.add(at, format_args!("is not JSON: {error}")));
+    read.ok().map(|FirstKeyWins(value)| value)
 }
 
 /// The top level of the file, taken apart section by section.
