@@ -703,6 +703,10 @@ async fn tenants_with_places_of_their_own_do_not_reach_each_other() {
         "REVOKE ALL ON DATABASE d_a, d_b FROM PUBLIC",
         "GRANT CONNECT ON DATABASE d_a TO d_a",
         "GRANT CONNECT ON DATABASE d_b TO d_b",
+        "CREATE DATABASE tenants",
+        "REVOKE ALL ON DATABASE tenants FROM PUBLIC",
+        "CREATE ROLE pgtenant_catalog_reader",
+        "CREATE ROLE pgtenant_catalog_writer",
     ] {
         cluster.run("postgres", statement).await.unwrap();
     }
@@ -711,7 +715,8 @@ async fn tenants_with_places_of_their_own_do_not_reach_each_other() {
     cluster.run("bridge", schemas).await.unwrap();
     let config = |login: &str| {
         format!(
-            "{}placements:\n  pro: {{ tier: schema, server: main, database: bridge, schema: \"t_{{tenant}}\", \
+            "catalog: {{ server: main, database: tenants, login: {{ user: looker }} }}\n{}placements:\n\
+             \x20 pro: {{ tier: schema, server: main, database: bridge, schema: \"t_{{tenant}}\", \
              login: {{ user: \"{login}\", password: secret }} }}\n  business: {{ tier: database, server: main, \
              database: \"d_{{letter}}\", login: {{ user: \"d_{{letter}}\", password: secret }} }}\ntenants:\n{}",
             server(&cluster, true),
@@ -757,6 +762,22 @@ async fn tenants_with_places_of_their_own_do_not_reach_each_other() {
         (
             "GRANT CONNECT ON DATABASE d_a TO d_b",
             "warning database-connect",
+        ),
+        (
+            "GRANT CONNECT ON DATABASE tenants TO PUBLIC",
+            "warning catalog-connect",
+        ),
+        (
+            "GRANT CONNECT ON DATABASE tenants TO d_a",
+            "warning catalog-connect",
+        ),
+        (
+            "GRANT pgtenant_catalog_reader TO r_a",
+            "critical catalog-role",
+        ),
+        (
+            "GRANT pgtenant_catalog_writer TO d_b",
+            "critical catalog-role",
         ),
     ] {
         cluster.run("bridge", sql).await.unwrap();

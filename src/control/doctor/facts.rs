@@ -210,6 +210,8 @@ pub struct Neighbours {
     pub schemas: Vec<String>,
     /// Logins of other tenants that can connect to this database.
     pub connect: Vec<String>,
+    /// The roles can connect to the catalog of tenants.
+    pub catalog: bool,
 }
 
 /// A type of the users' own.
@@ -275,7 +277,7 @@ async fn ask(client: &Client, target: &Target, names: Vec<&str>) -> Result<Facts
     let neighbours: Vec<Neighbours> = rows(
         client,
         include_str!("sql/neighbours.sql"),
-        &[&ids, login, &schemas, &logins],
+        &[&ids, login, &schemas, &logins, &target.catalog],
     )
     .await?;
     facts.neighbours = neighbours.into_iter().next().unwrap_or_default();

@@ -5,6 +5,9 @@ use crate::config::Tier;
 use crate::findings::Severity::{Critical, Warning};
 use crate::findings::{Finding, Step};
 
+/// The roles that `pgtenant sql catalog` makes.
+const CATALOG_ROLES: [&str; 2] = ["pgtenant_catalog_reader", "pgtenant_catalog_writer"];
+
 pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let target = case.target;
@@ -70,7 +73,41 @@ pub fn judge(case: &Case<'_>) -> Vec<Finding> {
     if target.tier == Tier::Database {
         connect(case, &mut findings);
     }
+    findings.extend(catalog(case));
     findings
+}
+
+/// Whether a tenant's role reaches the catalog of tenants: their verifiers stand in it, and where
+/// each of them lives.
+fn catalog(case: &Case<'_>) -> Option<Finding> {
+    let database = case.target.catalog.as_ref()?;
+    let login = &case.target.place.login;
+    let mut roles = case.facts.roles.iter();
+    let member = roles.find(|role| CATALOG_ROLES.contains(&&*role.name));
+    if let Some(role) = member {
+        let found = finding(
+            Critical,
+            "catalog-role",
+            format!("role {login}"),
+            format!("it has the rights of {}", role.name),
+            "it reads the verifiers of all tenants, or says where they live and who may log in",
+        );
+        let revoke = format!("REVOKE {} FROM {}", quoted(&role.name), case.login());
+        return Some(found.fix(Step::Grants, [revoke]));
+    }
+    let found = finding(
+        Warning,
+        "catalog-connect",
+        format!("database {database}"),
+        format!("role {login} can connect to the catalog of tenants"),
+        "it gets in, and is stopped by what was granted inside alone",
+    );
+    let revoke = format!(
+        "REVOKE CONNECT ON DATABASE {} FROM {}",
+        quoted(database),
+        case.grantees()
+    );
+    (case.facts.neighbours.catalog).then(|| found.fix(Step::Grants, [revoke]))
 }
 
 fn connect(case: &Case<'_>, findings: &mut Vec<Finding>) {

@@ -32,6 +32,8 @@ pub struct Target {
     pub tolerated: BTreeSet<String>,
     /// The config has applications, which may be served there.
     pub serves_applications: bool,
+    /// The database of the catalog of tenants, if that is on the same server.
+    pub catalog: Option<String>,
     neighbourhood: Arc<Neighbourhood>,
 }
 
@@ -103,6 +105,9 @@ impl Plan {
                 .unwrap_or_default();
             let mut target = target(tenant, place.clone(), server.clone(), neighbourhood);
             target.serves_applications = !config.applications.is_empty();
+            let catalog = config.catalog.as_ref();
+            let here = catalog.filter(|catalog| catalog.server == tenant.route.pool.server);
+            target.catalog = here.map(|catalog| catalog.database.clone());
             found.insert((place, name.to_owned()), target);
         }
         for name in config.placements.keys() {
@@ -209,6 +214,7 @@ fn target(
         shares_connections: route.placement.shares_role && !route.has_connections_of_their_own(),
         tolerated: route.placement.tolerate.clone(),
         serves_applications: false,
+        catalog: None,
         neighbourhood,
         place,
     }
