@@ -2,6 +2,7 @@
 //! What changed, and nothing else, is touched.
 
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -33,11 +34,25 @@ impl App {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is needed to put the catalog's tenants into the configuration that is in force. To be
-    /// called once, before they come.
-    pub fn set_roster(&self, roster: Roster, extras: Extras) {
-        *self.extras.lock().unwrap_or_else(PoisonError::into_inner) = extras;
-        *self.roster() = Some(roster);
+    /// Makes it possible to put tenants of the catalog into the configuration that is in force. To
+    /// be called once, before they come.
+    ///
+    /// # Errors
+    /// Every mistake in the file, which has changed since the start then.
+    pub fn expect_tenants(&self) -> Result<(), Vec<Mistake>> {
+        let (config, roster) = config::load_with_roster(self.config_path()?, &Extras::default())?;
+        let mut current = self.roster();
+        if config != *self.config() {
+            let changed = self.put_in_force(config);
+            changed.map_err(|error| whole_file(error.to_string()))?;
+        }
+        *current = Some(roster);
+        Ok(())
+    }
+
+    fn config_path(&self) -> Result<&Path, Vec<Mistake>> {
+        let path = self.config_path.as_deref();
+        path.ok_or_else(|| whole_file("the proxy was not started from a file".to_owned()))
     }
 
     /// Reads the config file again and puts it in force, with the tenants of the catalog that there
@@ -73,10 +88,7 @@ impl App {
     }
 
     fn try_reload(&self, extras: &Extras) -> Result<Diff, Vec<Mistake>> {
-        let path = self.config_path.as_ref();
-        let path =
-            path.ok_or_else(|| whole_file("the proxy was not started from a file".to_owned()))?;
-        let (mut config, mut roster) = config::load_with_roster(path, extras)?;
+        let (mut config, mut roster) = config::load_with_roster(self.config_path()?, extras)?;
         if let Some(mistake) = descriptors::too_few(&config) {
             return Err(vec![mistake]);
         }

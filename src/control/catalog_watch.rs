@@ -119,7 +119,7 @@ struct Reader {
 impl Reader {
     /// Makes the tenants known for the first time.
     async fn begin(&mut self, app: &Arc<App>) {
-        if let Err(mistakes) = app.reload_with(&Extras::default()) {
+        if let Err(mistakes) = app.expect_tenants() {
             tracing::error!(?mistakes, "the catalog cannot be used");
             return;
         }
