@@ -18,11 +18,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::app::App;
-use crate::catalog::Source;
 use crate::audit::Kind;
 use crate::backend::PoolCounts;
 use crate::backend::health::State;
 use crate::backend::instance::Instance;
+use crate::catalog::Source;
 use crate::findings::Severity;
 use crate::metrics::LATENCY_BOUNDS_US;
 use crate::metrics::numbers::{COUNTERS, TIMES};

@@ -175,8 +175,7 @@ fn read_json<T: DeserializeOwned>(
 
 fn json_value(mistakes: &mut Mistakes<'_>, at: &At<'_>, json: &str) -> Option<Value> {
     let read = serde_json::from_str::<FirstKeyWins>(json);
-    let read =
-        read.map_err(|error| mistakes.add(at, format_args!("is not JSON: {error}")));
+    let read = read.map_err(|error| mistakes.add(at, format_args!("is not JSON: {error}")));
     read.ok().map(|FirstKeyWins(value)| value)
 }
 
