@@ -95,6 +95,11 @@ impl App {
         let mut current = self.roster();
         if config.catalog.is_some() {
             for tenant in self.config().tenants.values() {
+                // All services of a tenant are put with the first.
+                let known = config.tenants.get(tenant.id.as_str());
+                if known.is_some_and(|known| known.listed.is_some()) {
+                    continue;
+                }
                 if let Err(mistakes) = roster.put_again(&mut config, tenant) {
                     let name = tenant.name();
                     tracing::error!(tenant = %name, ?mistakes, "a tenant of the catalog is lost");

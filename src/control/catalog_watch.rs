@@ -165,7 +165,7 @@ impl Reader {
         }
         self.link = None;
         let session = door::config(&catalog.login, &catalog.database, "pgtenant catalog");
-        let connecting = door::connect_to_hear(server.clone(), &session, self.heard.clone());
+        let connecting = door::connect_to_hear(&server, &session, self.heard.clone());
         let connected = timer::timeout(PATIENCE, connecting).await;
         let (client, task) = connected.map_err(|_| Failure::Silence)??;
         let link = Link {

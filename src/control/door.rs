@@ -93,12 +93,7 @@ pub struct Door(pub Arc<Server>);
 impl Connect for Door {
     fn connect(&self, config: &Config) -> Pin<Box<dyn Future<Output = Connected> + Send + '_>> {
         let config = config.clone();
-        Box::pin(async move {
-            match dial::open(&self.0, &[]).await {
-                Ok(stream) => start(&config, Gate::new(stream, &self.0)).await,
-                Err(error) => start(&config, Broken(error.to_string())).await,
-            }
-        })
+        Box::pin(async move { open(&self.0, &config, None).await })
     }
 }
 
@@ -106,39 +101,41 @@ impl Connect for Door {
 ///
 /// # Errors
 /// As tokio-postgres says, and why the socket could not be had.
-pub async fn connect_to_hear(
-    server: Arc<Server>,
-    config: &Config,
-    heard: Arc<Notify>,
-) -> Connected {
-    let stream = match dial::open(&server, &[]).await {
-        Ok(stream) => Gate::new(stream, &server),
-        Err(error) => return start(config, Broken(error.to_string())).await,
-    };
-    let (client, mut connection) = config.connect_raw(stream, NoTls).await?;
-    let task = tokio::spawn(async move {
-        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-            if matches!(message, AsyncMessage::Notification(_)) {
-                heard.notify_one();
-            }
-        }
-        // Its end is seen by the next question.
-        heard.notify_one();
-    });
-    Ok((client, task))
+pub async fn connect_to_hear(server: &Server, config: &Config, heard: Arc<Notify>) -> Connected {
+    open(server, config, Some(heard)).await
 }
 
 /// A client, and the task that moves its messages.
 pub type Connected = Result<(Client, JoinHandle<()>), tokio_postgres::Error>;
 
+async fn open(server: &Server, config: &Config, heard: Option<Arc<Notify>>) -> Connected {
+    match dial::open(server, &[]).await {
+        Ok(stream) => start(config, Gate::new(stream, server), heard).await,
+        Err(error) => start(config, Broken(error.to_string()), heard).await,
+    }
+}
+
 async fn start(
     config: &Config,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    heard: Option<Arc<Notify>>,
 ) -> Connected {
     // TLS, if any, is done.
-    let (client, connection) = config.connect_raw(stream, NoTls).await?;
+    let (client, mut connection) = config.connect_raw(stream, NoTls).await?;
     // Its end is seen, and logged, by the next question.
-    let task = tokio::spawn(async move { drop(connection.await) });
+    let task = tokio::spawn(async move {
+        let Some(heard) = heard else {
+            drop(connection.await);
+            return;
+        };
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if matches!(message, AsyncMessage::Notification(_)) {
+                heard.notify_one();
+            }
+        }
+        // Whoever listens asks, and sees the end.
+        heard.notify_one();
+    });
     Ok((client, task))
 }
 

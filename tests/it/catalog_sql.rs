@@ -295,7 +295,7 @@ async fn a_spec_that_no_proxy_could_read_or_that_holds_a_secret_is_refused() {
         ),
         (
             "placement",
-            r#"{ "read_only": { "user": "a", "password": "x${A}" } }"#,
+            r#"{ "read_only_login": { "user": "a", "password": "x${A}" } }"#,
         ),
     ] {
         let sql = format!("SELECT pgtenant_catalog.put_{function}('x', '{spec}')");

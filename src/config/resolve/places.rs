@@ -67,11 +67,10 @@ pub(super) struct Places {
     seal_keys: HashMap<(ServerName, String), SealKey>,
     /// Names of attributes.
     names: HashSet<Arc<str>>,
-    /// Terms and states that the tenants before had.
+    /// What the tenants before had, of which many have the same.
     terms: Recent<Terms>,
     lifecycles: Recent<Lifecycle>,
-    /// Settings of tenants of the catalog, by what they are.
-    settings: HashMap<String, Arc<TenantFile>>,
+    settings: Recent<TenantFile>,
     databases: HashMap<(ServerName, String), DatabaseUse>,
     pools: HashMap<Arc<PoolKey>, PoolUse>,
     pub sizes_differ: HashSet<(PlacementName, PlacementName)>,
@@ -148,9 +147,7 @@ impl Places {
     pub fn settings(&mut self, mut file: TenantFile) -> Arc<TenantFile> {
         file.users.clear();
         file.attributes.clear();
-        let key = format!("{file:?}");
-        let known = self.settings.entry(key);
-        known.or_insert_with(|| Arc::new(file)).clone()
+        self.settings.one_of(file)
     }
 
     /// Whether nobody uses this pool.

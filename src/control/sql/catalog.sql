@@ -712,7 +712,7 @@ BEGIN
         PERFORM pgtenant_catalog.refuse('the spec must be a JSON object');
     END IF;
     PERFORM pgtenant_catalog.check_secret(put_placement.spec, '{login,password}');
-    PERFORM pgtenant_catalog.check_secret(put_placement.spec, '{read_only,password}');
+    PERFORM pgtenant_catalog.check_secret(put_placement.spec, '{read_only_login,password}');
     PERFORM pgtenant_catalog.lock_catalog();
     SELECT p.revision INTO known FROM pgtenant_catalog.placements p
         WHERE p.placement = put_placement.placement AND p.spec IS NOT NULL;
