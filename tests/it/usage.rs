@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgtenant::cluster::{Cluster, Options};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 
 use crate::harness::{Running, SECRET, cluster, eventually};
@@ -80,31 +82,18 @@ async fn client(proxy: &Running, tenant: &str, database: &str) -> Wire {
     wire
 }
 
-/// Knuth's MMIX generator.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).expect("small") % most
-    }
-}
-
 /// What a client sends in one go, up to a ReadyForQuery.
 ///
 /// `at`: which of two clients it is. Each has tables of its own, so that none waits for the other.
-fn batch(random: &mut Random, version: u32, at: usize, is_open: &mut bool) -> Vec<u8> {
-    let n = random.below(50);
+fn batch(random: &mut StdRng, version: u32, at: usize, is_open: &mut bool) -> Vec<u8> {
+    let n = random.random_range(0..50);
     let select = format!("SELECT generate_series(1, {n})");
     let insert = format!("INSERT INTO items{at} SELECT g, 'x' FROM generate_series(1, {n}) g");
     let update = format!("UPDATE items{at} SET name = 'y' WHERE id < {n}");
     let delete = format!("DELETE FROM items{at} WHERE id > {n} RETURNING id");
     let failure = "SELECT 1 / 0".to_owned();
     let plain = [&select, &insert, &update, &delete, &failure];
-    let one = plain[random.below(plain.len())];
+    let one = plain[random.random_range(0..plain.len())];
     let run = |sql: &str| [parse("", sql), bind("", "", &[]), execute("", 0)].concat();
     // PostgreSQL forgets a SELECT that it has answered whose portal is open when its transaction
     // fails.
@@ -112,7 +101,7 @@ fn batch(random: &mut Random, version: u32, at: usize, is_open: &mut bool) -> Ve
         true => [close(b'P', ""), sync()].concat(),
         false => sync(),
     };
-    match random.below(17) {
+    match random.random_range(0..17) {
         0 | 1 => query(one),
         2 => query(&format!("{select}; {update};; {insert}")),
         3 => query(&format!("{select}; {failure}; {insert}")),
@@ -120,7 +109,7 @@ fn batch(random: &mut Random, version: u32, at: usize, is_open: &mut bool) -> Ve
             *is_open = !*is_open;
             match *is_open {
                 true => query("BEGIN"),
-                false => query(["COMMIT", "ROLLBACK"][random.below(2)]),
+                false => query(["COMMIT", "ROLLBACK"][random.random_range(0..2)]),
             }
         }
         5 => query(""),
@@ -141,7 +130,8 @@ fn batch(random: &mut Random, version: u32, at: usize, is_open: &mut bool) -> Ve
         11 | 12 => [run(one), end].concat(),
         13 => {
             // A pipeline, which may fail in the middle.
-            let parts = (0..1 + random.below(5)).map(|_| run(plain[random.below(plain.len())]));
+            let parts = (0..1 + random.random_range(0..5))
+                .map(|_| run(plain[random.random_range(0..plain.len())]));
             [parts.collect::<Vec<_>>().concat(), end].concat()
         }
         14 => [
@@ -240,7 +230,7 @@ async fn statements_and_rows_are_those_of_pg_stat_statements() {
     // Another tenant of the same pool: connections change hands, which is on nobody's bill.
     let mut other = client(&proxy, "other", "app").await;
     for (position, (tenant, role, database)) in TENANTS.into_iter().enumerate() {
-        let mut random = Random(position as u64);
+        let mut random = StdRng::seed_from_u64(position as u64);
         let mut wires = [
             client(&proxy, tenant, database).await,
             client(&proxy, tenant, database).await,

@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 
 use super::*;
@@ -62,19 +64,6 @@ fn tenant(app: &App, name: &str) -> Arc<TenantState> {
     app.tenant(&TenantId::new(name).unwrap())
 }
 
-/// Knuth's MMIX generator.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % most
-    }
-}
-
 /// Processes that come and go at any time, killed or stopped: all lines together have what was done
 /// by each one's last look, hour by hour, and lines that are read twice change nothing.
 #[tokio::test]
@@ -83,7 +72,7 @@ async fn whatever_ends_when_the_lines_add_up_to_what_was_done() {
     for seed in 0..20 {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("usage.jsonl");
-        let mut random = Random(seed);
+        let mut random = StdRng::seed_from_u64(seed);
         let mut now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let mut truth: HashMap<(String, String), [u64; 6]> = HashMap::new();
         for _ in 0..4 {
@@ -92,13 +81,13 @@ async fn whatever_ends_when_the_lines_add_up_to_what_was_done() {
             let app = recording(&file);
             let mut recorder = Recorder::default();
             recorder.look(&app, now, End::None);
-            for _ in 0..random.below(30) {
+            for _ in 0..random.random_range(0..30) {
                 // What comes now is of the hour of the look before.
                 let hour = recorder.hour.unwrap();
                 let hour = rfc3339(UNIX_EPOCH + Duration::from_secs(hour * HOUR));
-                for _ in 0..random.below(5) {
-                    let name = names[random.below(3) as usize];
-                    let amount = 1 + random.below(10_000);
+                for _ in 0..random.random_range(0..5) {
+                    let name = names[random.random_range(0..3) as usize];
+                    let amount = 1 + random.random_range(0..10_000);
                     work(&tenant(&app, name), amount);
                     let sums = truth.entry((name.to_owned(), hour.clone())).or_default();
                     for (sum, more) in
@@ -108,10 +97,10 @@ async fn whatever_ends_when_the_lines_add_up_to_what_was_done() {
                         *sum += more;
                     }
                 }
-                now += Duration::from_secs(random.below(1500));
+                now += Duration::from_secs(random.random_range(0..1500));
                 recorder.look(&app, now, End::None);
             }
-            if random.below(2) == 0 {
+            if random.random_range(0..2) == 0 {
                 recorder.look(&app, now, End::Process);
             }
         }

@@ -1,5 +1,8 @@
 use std::collections::HashSet;
 
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
 use super::*;
 use crate::metrics::numbers::COUNTERS;
 
@@ -20,26 +23,13 @@ fn parts(tenant: &Tenant) -> (&TenantId, &TenantMetrics) {
     (&tenant.id, &tenant.metrics)
 }
 
-/// Knuth's MMIX generator.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % most
-    }
-}
-
-fn work(tenant: &Tenant, us: u64, random: &mut Random) {
+fn work(tenant: &Tenant, us: u64, random: &mut StdRng) {
     let metrics = &tenant.metrics;
     metrics.queries.add(1);
     metrics.statements.record(Duration::from_micros(us));
     metrics.transactions.record(Duration::from_micros(2 * us));
-    metrics.sent.add(random.below(5000));
-    metrics.errors.add(random.below(2));
+    metrics.sent.add(random.random_range(0..5000));
+    metrics.errors.add(random.random_range(0..2));
 }
 
 /// What the last look told, by the label; the rest is "".
@@ -71,28 +61,28 @@ fn increase(before: &Told, now: &Told) -> Numbers {
 fn increases_of_all_series_are_the_truth_at_each_scrape_and_nothing_goes_back() {
     let mut changes = 0;
     for seed in 0..60 {
-        let mut random = Random(seed);
-        let all = tenants(2 + random.below(30) as usize);
+        let mut random = StdRng::seed_from_u64(seed);
+        let all = tenants(2 + random.random_range(0..30) as usize);
         let busiest = Busiest::default();
-        let mut most = 1 + random.below(6) as usize;
+        let mut most = 1 + random.random_range(0..6) as usize;
         let mut now = Instant::now();
         // Tenants are seen from their first login on.
         let mut seen = 1;
         let mut before: Option<Told> = None;
         let mut last: Vec<Numbers> = Vec::new();
         for _ in 0..120 {
-            now += Duration::from_secs(random.below(900));
-            seen = (seen + random.below(2) as usize).min(all.len());
-            if random.below(20) == 0 {
-                most = 1 + random.below(6) as usize;
+            now += Duration::from_secs(random.random_range(0..900));
+            seen = (seen + random.random_range(0..2) as usize).min(all.len());
+            if random.random_range(0..20) == 0 {
+                most = 1 + random.random_range(0..6) as usize;
             }
-            let favourite = random.below(seen as u64);
-            for _ in 0..random.below(40) {
-                let at = match random.below(2) {
+            let favourite = random.random_range(0..seen as u64);
+            for _ in 0..random.random_range(0..40) {
+                let at = match random.random_range(0..2) {
                     0 => favourite,
-                    _ => random.below(seen as u64),
+                    _ => random.random_range(0..seen as u64),
                 };
-                let us = 1 << random.below(22);
+                let us = 1 << random.random_range(0..22);
                 work(&all[at as usize], us, &mut random);
             }
             let look = busiest.look(most, now, &all[..seen], parts);
@@ -132,7 +122,7 @@ fn while_nobody_has_changed_places_all_values_sum_up_to_the_truth() {
     let all = tenants(5);
     let busiest = Busiest::default();
     let now = Instant::now();
-    let mut random = Random(1);
+    let mut random = StdRng::seed_from_u64(1);
     for _ in 0..20 {
         for (tenant, us) in all.iter().zip([900, 800, 3, 2, 1]) {
             work(tenant, us, &mut random);
@@ -162,7 +152,7 @@ fn who_becomes_busy_is_listed_and_who_is_a_little_busier_has_to_wait() {
     let all = tenants(4);
     let busiest = Busiest::default();
     let mut now = Instant::now();
-    let mut random = Random(1);
+    let mut random = StdRng::seed_from_u64(1);
     let mut listed = |works: &[(usize, u64)], now: Instant| {
         for (at, us) in works {
             work(&all[*at], *us, &mut random);
@@ -186,13 +176,13 @@ fn a_fleet_without_favourites_hardly_changes_its_list() {
     let all = tenants(1000);
     let busiest = Busiest::default();
     let mut now = Instant::now();
-    let mut random = Random(3);
+    let mut random = StdRng::seed_from_u64(3);
     let (mut entered, mut before) = (0, HashSet::new());
     // Four hours, a scrape each minute.
     for _ in 0..240 {
         now += Duration::from_secs(60);
         for tenant in &all {
-            work(tenant, random.below(2000), &mut random);
+            work(tenant, random.random_range(0..2000), &mut random);
         }
         let look = busiest.look(100, now, &all, parts);
         let ids: HashSet<_> = look.named.iter().map(|(t, _)| t.id.clone()).collect();
@@ -206,7 +196,7 @@ fn a_fleet_without_favourites_hardly_changes_its_list() {
 fn a_tenant_that_is_forgotten_takes_nothing_back() {
     let all = tenants(6);
     let busiest = Busiest::default();
-    let mut random = Random(5);
+    let mut random = StdRng::seed_from_u64(5);
     let now = Instant::now();
     all.iter().for_each(|tenant| work(tenant, 50, &mut random));
     let before = busiest.look(2, now, &all, parts).rest.unwrap();
